@@ -1,0 +1,49 @@
+"""Runs: one attempt at a session's work, from its checkpoint, with every failure turned into words for the user."""
+
+import logging
+from dataclasses import dataclass
+
+from app.domain.errors import ModelFailure, NotFound, StoreUnavailable, Superseded
+from app.domain.external.sandbox import SandboxProvider
+from app.domain.external.search import SearchEngine
+from app.domain.services.flows.plan_act import FlowParts, PlanActFlow
+from app.domain.services.tools.base import ToolContext
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunService:
+    """The `RunWorker` that queues call."""
+
+    parts: FlowParts
+    sandboxes: SandboxProvider
+    engine: SearchEngine
+
+    async def work(self, session_id: str, reason: str) -> None:
+        """See `RunWorker.work`. The root of a run: whatever else goes wrong ends here, logged, as an `error`."""
+        flow = self._flow(session_id)
+        try:
+            await flow.run(reason)
+        except (Superseded, StoreUnavailable):
+            raise
+        except NotFound:
+            log.info("the session was deleted under its run")
+        except ModelFailure as error:
+            log.warning("the model failed", extra={"error": str(error)})
+            await flow.fail(str(error))
+        except Exception:
+            log.exception("a run failed")
+            await flow.fail("something went wrong inside the service; send a message to try again")
+
+    async def abort(self, session_id: str, *, everything: bool) -> None:
+        """See `RunWorker.abort`."""
+        await self._flow(session_id).abort(everything=everything)
+
+    async def stop(self, session_id: str, *, upto: int) -> None:
+        """See `RunWorker.stop`."""
+        await self._flow(session_id).stop(upto=upto)
+
+    def _flow(self, session_id: str) -> PlanActFlow:
+        context = ToolContext(session_id=session_id, sandboxes=self.sandboxes, engine=self.engine)
+        return PlanActFlow(self.parts, context)

@@ -1,0 +1,54 @@
+"""Following a session: the journal by position, woken by the feed."""
+
+from collections.abc import AsyncGenerator, Sequence
+
+from app.domain.external.feed import Feed
+from app.domain.models.event import EventRecord, TextDelta
+from app.domain.repositories.journal import Journal
+
+PAGE = 500
+"""Events read at once: what bounds the memory of a reader that is far behind."""
+
+StreamItem = Sequence[EventRecord] | TextDelta
+
+
+class EventStreams:
+    """Any number of readers see the same events in the same order, each at its own pace."""
+
+    def __init__(self, journal: Journal, feed: Feed) -> None:
+        self._journal = journal
+        self._feed = feed
+
+    async def follow(self, session_id: str, *, after: int) -> AsyncGenerator[StreamItem, None]:
+        """Everything with a number above `after`, in order, then what comes, for as long as the session lives.
+
+        An empty batch says that the reader has caught up and the stream is about to wait.
+        """
+        position = after
+        async with self._feed.subscribe(session_id) as subscription:
+            behind = True
+            while True:
+                records = subscription.since(position)
+                if records is None or (behind and not records):
+                    records = await self._journal.read(session_id, after=position, limit=PAGE)
+                if records:
+                    position = records[-1].number
+                    yield records
+                    continue
+                behind = False
+                if delta := subscription.text():
+                    yield delta
+                    continue
+                yield ()
+                if not await subscription.changed():
+                    return
+
+    async def replay(self, session_id: str, *, after: int, upto: int) -> AsyncGenerator[Sequence[EventRecord], None]:
+        """The stored events with `after` < number <= `upto`, a page at a time."""
+        position = after
+        while position < upto:
+            records = await self._journal.read(session_id, after=position, limit=min(PAGE, upto - position))
+            if not records:
+                return
+            position = records[-1].number
+            yield records

@@ -1,0 +1,118 @@
+"""The file toolkit: text files in the session's sandbox."""
+
+from pydantic import Field
+
+from app.domain.models.tool import ToolResult
+from app.domain.services.tools.base import Tool, ToolContext, ToolInput, clip, function_tool
+
+
+class _File(ToolInput):
+    file: str = Field(min_length=1, description="Path; relative ones are below ~")
+    sudo: bool = Field(False, description="As root")
+
+
+class _Read(_File):
+    start_line: int | None = Field(None, ge=0, description="First line, from 0")
+    end_line: int | None = Field(None, ge=0, description="Line to stop before")
+
+
+class _Write(_File):
+    content: str
+    append: bool = Field(False, description="Add at the end instead of replacing")
+    leading_newline: bool = False
+    trailing_newline: bool = False
+
+
+class _Replace(_File):
+    old_str: str = Field(min_length=1)
+    new_str: str
+
+
+class _Search(_File):
+    regex: str = Field(min_length=1)
+
+
+class _Find(ToolInput):
+    path: str = Field(min_length=1, description="Directory")
+    glob: str = Field(min_length=1, description="e.g. **/*.py")
+
+
+async def _read(args: _Read, context: ToolContext) -> ToolResult:
+    sandbox = await context.sandbox()
+    found = await sandbox.file_read(args.file, start=args.start_line, end=args.end_line, sudo=args.sudo)
+    text = clip(found.content)
+    cut = found.truncated or len(found.content) > len(text)
+    note = f"\n[cut; {found.line_count} lines in all: use start_line and end_line]" if cut else ""
+    return ToolResult(
+        success=True,
+        text=(text + note) or "[the file is empty]",
+        data={"file": found.file, "content": text, "line_count": found.line_count, "truncated": cut},
+        content={"content": text},
+    )
+
+
+async def _write(args: _Write, context: ToolContext) -> ToolResult:
+    sandbox = await context.sandbox()
+    text = ("\n" if args.leading_newline else "") + args.content + ("\n" if args.trailing_newline else "")
+    written = await sandbox.file_write(args.file, text, append=args.append, sudo=args.sudo)
+    message = f"{'appended' if args.append else 'wrote'} {written} bytes"
+    return ToolResult(
+        success=True,
+        text=message,
+        message=message,
+        data={"file": args.file, "bytes_written": written},
+        content={"content": clip(text)},
+    )
+
+
+async def _replace(args: _Replace, context: ToolContext) -> ToolResult:
+    sandbox = await context.sandbox()
+    count = await sandbox.file_replace(args.file, args.old_str, args.new_str, sudo=args.sudo)
+    message = f"replaced {count} {'occurrence' if count == 1 else 'occurrences'}"
+    return ToolResult(
+        success=True,
+        text=message,
+        message=message,
+        data={"file": args.file, "replaced_count": count},
+        content={"content": clip(args.new_str)},
+    )
+
+
+async def _search(args: _Search, context: ToolContext) -> ToolResult:
+    sandbox = await context.sandbox()
+    found = await sandbox.file_search(args.file, args.regex, sudo=args.sudo)
+    lines = [f"{number}: {line}" for number, line in zip(found.line_numbers, found.matches, strict=True)]
+    more = "\n[more lines match]" if found.truncated else ""
+    text = clip("\n".join(lines)) + more if lines else "[no line matches]"
+    return ToolResult(
+        success=True,
+        text=text,
+        message=f"{len(lines)} lines match",
+        data={"file": found.file, "matches": list(found.matches), "line_numbers": list(found.line_numbers)},
+        content={"content": text},
+    )
+
+
+async def _find(args: _Find, context: ToolContext) -> ToolResult:
+    sandbox = await context.sandbox()
+    found = await sandbox.file_find(args.path, args.glob)
+    more = "\n[there are more]" if found.truncated else ""
+    text = clip("\n".join(found.files)) + more if found.files else "[nothing found]"
+    return ToolResult(
+        success=True,
+        text=text,
+        message=f"{len(found.files)} files",
+        data={"path": found.path, "files": list(found.files)},
+        content={"content": text},
+    )
+
+
+TOOLS: tuple[Tool, ...] = (
+    function_tool("file_read", "file", "Read a text file.", _Read, _read, parallel=True),
+    function_tool("file_write", "file", "Write or append to a text file; makes folders.", _Write, _write),
+    function_tool("file_str_replace", "file", "Replace every occurrence of a text in a file.", _Replace, _replace),
+    function_tool(
+        "file_find_in_content", "file", "Find the lines of a file that match a regex.", _Search, _search, parallel=True
+    ),
+    function_tool("file_find_by_name", "file", "Find files by name below a directory.", _Find, _find, parallel=True),
+)

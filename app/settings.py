@@ -1,0 +1,118 @@
+"""Every setting of the service: environment variables or `.env`, typed and frozen. See `.env.example`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+NOT_YET = ("MONGODB_URL", "REDIS_URL", "API_TOKENS", "MCP_CONFIG", "RUN_TOKEN_BUDGET")
+"""Settings of the contract that this version cannot honour: better not to start than to ignore one quietly."""
+
+
+class Settings(BaseSettings):
+    """The configuration of one process. Names and defaults are those of the contract."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    api_key: SecretStr = SecretStr("")
+    api_base: str = "https://api.openai.com/v1"
+    model_name: str = "gpt-4o"
+    temperature: float = Field(0.7, ge=0, le=2)
+    max_tokens: int = Field(2000, ge=1)
+    llm_provider: Literal["openai", "demo"] | None = None
+    llm_timeout_seconds: float = Field(120, gt=0)
+    """How long the model may stay silent: before its answer begins, and between two pieces of it."""
+    model_context_tokens: int = Field(128_000, ge=1_000)
+    run_token_budget: int = Field(0, ge=0)
+
+    search_provider: Literal["auto", "google", "ddgs"] = "auto"
+    google_search_api_key: SecretStr = SecretStr("")
+    google_search_engine_id: str = ""
+
+    sandbox_provider: Literal["auto", "docker", "local", "remote"] = "auto"
+    sandbox_address: str = ""
+    sandbox_token: SecretStr = SecretStr("")
+    """The token of the sandbox at `SANDBOX_ADDRESS`; one for each session is made otherwise."""
+    sandbox_image: str = "simpleyyt/anker-sandbox"
+    sandbox_name_prefix: str = "sandbox"
+    sandbox_ttl_minutes: int = Field(30, ge=1)
+    sandbox_network: str = "anker-network"
+    sandbox_pool_size: int = Field(0, ge=0)
+    sandbox_memory: str = "1g"
+    sandbox_cpus: float = Field(1, gt=0)
+    sandbox_egress: str = "open"
+    sandbox_sudo: bool = False
+    sandbox_runtime: str = ""
+
+    mongodb_url: SecretStr = SecretStr("")
+    mongodb_database: str = "anker"
+    redis_url: SecretStr = SecretStr("")
+    data_dir: Path = Path("./data")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    api_tokens: SecretStr = SecretStr("")
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    mcp_config: str = ""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_base", "sandbox_address")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _usable(self) -> "Settings":
+        for name in NOT_YET:
+            value: object = getattr(self, name.lower())
+            if value.get_secret_value() if isinstance(value, SecretStr) else value:
+                raise ValueError(f"{name}: not supported by this version yet; leave it empty")
+        if self.sandbox_provider == "remote" and not (self.sandbox_address and self.sandbox_token.get_secret_value()):
+            raise ValueError("SANDBOX_ADDRESS: SANDBOX_PROVIDER=remote needs it, and SANDBOX_TOKEN")
+        if self.llm_provider == "openai" and not self.api_key.get_secret_value():
+            raise ValueError("API_KEY: LLM_PROVIDER=openai needs it")
+        if self.search_provider == "google" and not self.has_google_keys:
+            raise ValueError("GOOGLE_SEARCH_API_KEY: SEARCH_PROVIDER=google needs it, and GOOGLE_SEARCH_ENGINE_ID")
+        return self
+
+    @property
+    def has_google_keys(self) -> bool:
+        """Whether Google Custom Search can be used."""
+        return bool(self.google_search_api_key.get_secret_value() and self.google_search_engine_id)
+
+    @property
+    def model_provider(self) -> Literal["openai", "demo"]:
+        """The provider in force: `demo` when nothing is said and there is no `API_KEY`."""
+        return self.llm_provider or ("openai" if self.api_key.get_secret_value() else "demo")
+
+
+class UnusableSetting(ValueError):
+    """A setting cannot be used; the text is one line that begins with the variable's name."""
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings from the environment and `.env`, with `overrides` on top.
+
+    Raises:
+        UnusableSetting: naming the first variable that cannot be used; the value itself is never repeated.
+    """
+    try:
+        return Settings(**overrides)  # pyright: ignore[reportArgumentType] - names are checked by pydantic
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        name = str(first["loc"][0]).upper() if first["loc"] else ""
+        raise UnusableSetting(f"{name}: {reason}" if name else reason) from None

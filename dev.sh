@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The same as run.sh, started anew whenever the code changes.
+set -euo pipefail
+cd "$(dirname "$0")"
+. scripts/venv.sh
+prepare_venv requirements.txt sandbox/requirements.txt constraints.txt
+exec .venv/bin/python -m app --reload "$@"

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Set up what the service needs (once) and run it. Settings: environment variables or .env; see .env.example.
+set -euo pipefail
+cd "$(dirname "$0")"
+. scripts/venv.sh
+prepare_venv requirements.txt sandbox/requirements.txt constraints.txt
+exec .venv/bin/python -m app "$@"

@@ -1,0 +1,84 @@
+"""What the model's arguments are checked for, and what it is told."""
+
+import json
+
+import pytest
+
+from app.domain.services.tools.base import BadArguments, RunCall, ToolContext, clip
+from app.domain.services.tools.registry import EXECUTING
+from tests.fakes.fake_search import FakeSearch
+from tests.fakes.memory_sandbox import MemorySandboxProvider
+
+
+@pytest.fixture
+def context() -> ToolContext:
+    return ToolContext(session_id="s", sandboxes=MemorySandboxProvider(), engine=FakeSearch())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ('{"id": "a", "exec_dir": "~"', "not valid JSON"),
+        ("[]", "object"),
+        ('{"id": "a", "exec_dir": "~"}', "argument `command` is missing"),
+        ('{"id": "a", "exec_dir": "~", "command": "ls", "cwd": "/"}', "there is no argument `cwd`"),
+        ('{"id": "a", "exec_dir": "~", "command": ["ls"]}', "argument `command`"),
+        ('{"id": "", "exec_dir": "~", "command": "ls"}', "argument `id`"),
+        ("", "argument `id` is missing"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_with_words_that_name_the_problem(
+    context: ToolContext, arguments: str, said: str
+) -> None:
+    with pytest.raises(BadArguments, match=said):
+        EXECUTING["shell_exec"].bind(arguments, context)
+
+
+def test_arguments_in_a_call_are_those_that_the_model_gave_and_no_defaults(context: ToolContext) -> None:
+    bound = EXECUTING["file_read"].bind('{"file": "a.txt", "start_line": "3"}', context)
+    assert isinstance(bound, RunCall)
+    assert bound.args == {"file": "a.txt", "start_line": 3}
+
+
+def test_schemas_hold_no_references_titles_or_nulls_that_a_server_may_not_understand() -> None:
+    for tool in EXECUTING.values():
+        text = json.dumps(tool.spec.parameters)
+        assert '"$ref"' not in text
+        assert '"$defs"' not in text
+        assert '"title"' not in text
+        assert '"null"' not in text
+
+
+def test_functions_and_parameters_are_those_of_the_contract() -> None:
+    offered = {
+        name: (sorted(tool.spec.parameters["properties"]), sorted(tool.spec.parameters.get("required", [])))  # type: ignore[call-overload]
+        for name, tool in EXECUTING.items()
+    }
+    text, file = (["text"], ["text"]), ["file"]
+    assert offered == {
+        "shell_exec": (["command", "exec_dir", "id"], ["command", "exec_dir", "id"]),
+        "shell_view": (["id"], ["id"]),
+        "shell_wait": (["id", "seconds"], ["id"]),
+        "shell_write_to_process": (["id", "input", "press_enter"], ["id", "input", "press_enter"]),
+        "shell_kill_process": (["id"], ["id"]),
+        "file_read": (["end_line", "file", "start_line", "sudo"], file),
+        "file_write": (
+            ["append", "content", "file", "leading_newline", "sudo", "trailing_newline"],
+            ["content", "file"],
+        ),
+        "file_str_replace": (["file", "new_str", "old_str", "sudo"], ["file", "new_str", "old_str"]),
+        "file_find_in_content": (["file", "regex", "sudo"], ["file", "regex"]),
+        "file_find_by_name": (["glob", "path"], ["glob", "path"]),
+        "info_search_web": (["date_range", "query"], ["query"]),
+        "message_notify_user": text,
+        "message_ask_user": text,
+        "complete_step": (["plan_changes", "result", "success"], ["result", "success"]),
+    }
+
+
+def test_clipped_text_keeps_both_ends_and_says_how_much_is_missing() -> None:
+    clipped = clip("a" * 50 + "b" * 50, limit=30)
+    assert clipped.startswith("a" * 20)
+    assert clipped.endswith("b" * 10)
+    assert "70 characters left out" in clipped
+    assert clip("short", limit=30) == "short"
