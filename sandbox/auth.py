@@ -1,0 +1,74 @@
+"""The two gates before the routes, as plain ASGI: who may ask, and how much may be sent."""
+
+import hmac
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandbox.envelope import refusal
+
+MIB = 1024 * 1024
+
+
+class BearerAuth:
+    """Lets through only requests, WebSockets included, with `Authorization: Bearer <token>`; others get 401."""
+
+    def __init__(self, app: ASGIApp, *, token: str) -> None:
+        self._app = app
+        self._expected = f"bearer {token}".encode("latin-1")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] == "lifespan" or self._allowed(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+            prefix = "" if scope["type"] == "http" else "websocket.http."
+
+            async def send_prefixed(message: Message) -> None:
+                kind = message["type"].removeprefix("http.").removeprefix("websocket.http.")
+                await send({**message, "type": f"{prefix or 'http.'}{kind}"})
+
+            response = refusal(401, "no or wrong token", {"WWW-Authenticate": "Bearer"})
+            # The response is sent as plain HTTP; for a WebSocket only the messages' names differ.
+            await response({**scope, "type": "http"}, receive, send_prefixed)
+        else:
+            # A server without the denial extension answers a close before the handshake with 403.
+            await send({"type": "websocket.close", "code": 1008, "reason": "no or wrong token"})
+
+    def _allowed(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = f"{scheme.lower()} {token.strip()}".encode("latin-1", "replace")
+        return hmac.compare_digest(given, self._expected)
+
+
+class BodyLimit:
+    """Ends a request whose body is longer than allowed with 413, by its declared and by its real length."""
+
+    def __init__(self, app: ASGIApp, *, default: int, by_path: dict[str, int]) -> None:
+        self._app = app
+        self._default = default
+        self._by_path = by_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._by_path.get(scope["path"], self._default)
+        message = f"the body is larger than {limit // MIB} MiB"
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            await refusal(413, message, {"Connection": "close"})(scope, receive, send)
+            return
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            event = await receive()
+            seen += len(event.get("body", b""))
+            if seen > limit:
+                raise HTTPException(413, message)
+            return event
+
+        await self._app(scope, bounded, send)

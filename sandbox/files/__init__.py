@@ -1,0 +1,1 @@
+"""The workspace's files: plain blocking functions that the routes run in threads."""

@@ -1,0 +1,107 @@
+"""From what a caller writes to the place it means: home, alias, allowed folders."""
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from sandbox.envelope import Failure
+from sandbox.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NO_SUDO = "there is no sudo in this sandbox: leave out `sudo`"
+
+_CLEAR: dict[int, tuple[int, str]] = {
+    errno.ENOENT: (404, "no such file"),
+    errno.ENOTDIR: (400, "part of the path is not a folder"),
+    errno.EISDIR: (400, "is a folder"),
+    errno.EACCES: (400, "permission denied"),
+    errno.EPERM: (400, "permission denied"),
+    errno.ELOOP: (400, "too many symbolic links"),
+    errno.ENAMETOOLONG: (400, "the name is too long"),
+    errno.ENOSPC: (409, "the disk is full"),
+    errno.EDQUOT: (409, "the disk quota is used up"),
+    errno.EROFS: (409, "the file system is read-only"),
+    errno.EFBIG: (413, "the file would be too large"),
+    errno.EAGAIN: (400, "cannot be read without waiting"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """`shown`: the absolute path as the caller would write it; `real`: the same with all symlinks resolved."""
+
+    shown: str
+    real: str
+
+
+class Paths:
+    """Resolves paths by the settings. Its methods raise Failure."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._home = str(settings.home)
+        self._alias = str(settings.home_alias).rstrip("/") if settings.home_alias else ""
+        self._roots = tuple(str(root) for root in settings.roots)
+
+    def absolute(self, path: str) -> str:
+        """The absolute path meant by `path`: absolute, `~`, `~/x` or relative to the home, or below the alias."""
+        if "\0" in path:
+            raise Failure(400, "a path cannot hold a NUL character")
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError as error:
+            raise Failure(400, "the path is not valid text") from error
+        if path == "~" or path.startswith("~/"):
+            path = self._home + path[1:]
+        elif self._alias and (path == self._alias or path.startswith(f"{self._alias}/")):
+            path = self._home + path[len(self._alias) :]
+        return os.path.normpath(os.path.join(self._home, path)) if ".." not in path else self._dotted(path)
+
+    def place(self, path: str) -> Place:
+        """The place of a file that may or may not exist. Blocking."""
+        if not path:
+            raise Failure(400, "the path is empty")
+        shown = self.absolute(path)
+        real = os.path.realpath(shown)
+        if self._roots and not any(real == root or real.startswith(f"{root.rstrip('/')}/") for root in self._roots):
+            raise Failure(400, f"not allowed: {path} is outside the folders of this sandbox: {', '.join(self._roots)}")
+        return Place(shown, real)
+
+    async def folder_to_run_in(self, path: str) -> str:
+        """The absolute folder for a command, "" for where the shell is; Failure 404 when there is none."""
+        return await asyncio.to_thread(self._existing_folder, path) if path else ""
+
+    async def use(self, path: str, sudo: bool | None, work: Callable[[Place], T]) -> T:
+        """Runs `work` on the place in a thread; what the operating system refuses becomes a Failure."""
+        if sudo:
+            raise Failure(400, NO_SUDO)
+        return await asyncio.to_thread(self._guarded, path, work)
+
+    def _guarded(self, path: str, work: Callable[[Place], T]) -> T:
+        try:
+            return work(self.place(path))
+        except OSError as error:
+            raise explained(error, path) from error
+
+    def _existing_folder(self, path: str) -> str:
+        folder = self.absolute(path)
+        if not os.path.isdir(folder):
+            raise Failure(404, f"no such folder: {path}")
+        if not os.access(folder, os.X_OK):
+            raise Failure(400, f"permission denied: {path}")
+        return folder
+
+    def _dotted(self, path: str) -> str:
+        # `link/..` is not where the link is but above what it points to, so `..` is left to the file system.
+        whole = os.path.join(self._home, path)
+        return os.path.realpath(whole) if ".." in whole.split("/") else os.path.normpath(whole)
+
+
+def explained(error: OSError, path: str) -> Failure:
+    """The operating system's refusal in words, with its HTTP status."""
+    status, words = _CLEAR.get(error.errno or 0, (400, (error.strerror or "input/output error").lower()))
+    return Failure(status, f"{words}: {path}")

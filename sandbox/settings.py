@@ -1,0 +1,73 @@
+"""Every setting of the sandbox service, read once from the environment."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def default_output_dir() -> Path:
+    """The folder for whole command outputs when none is set: one a user, in the system's temporary folder."""
+    return Path(tempfile.gettempdir()) / f"anker-shell-{os.getuid()}"
+
+
+class Settings(BaseSettings):
+    """Settings from `SANDBOX_*`; a wrong value raises pydantic's `ValidationError` (see `complaint`)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SANDBOX_", frozen=True, populate_by_name=True, hide_input_in_errors=True
+    )
+
+    token: str = Field(min_length=1, pattern=r"^[\x21-\x7e]+$")
+    """What every request must carry as `Authorization: Bearer <token>`."""
+    host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside; the token guards it
+    port: int = Field(default=8080, ge=0, le=65535)
+    fd: int | None = Field(default=None, ge=0)
+    """An inherited listening socket, used instead of host and port."""
+    home: Path = Field(default_factory=Path.home)
+    """The workspace: where shells start and what relative paths start from."""
+    home_alias: Path | None = None
+    """Paths at or below it mean the same path below `home`."""
+    roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """When set, the file API stays below these folders."""
+    output_dir: Path = Field(default_factory=default_output_dir)
+    lifeline_fd: int | None = Field(default=None, ge=0)
+    """A pipe's read end; at its end of file the parent is gone."""
+    exec_seconds: float = Field(default=10, ge=0, le=300)
+    """How long exec waits for a command to end."""
+    instance: str = Field(default="", validation_alias="ANKER_SANDBOX")
+    """Handed on to every shell as ANKER_SANDBOX, so that leftovers can be found by it."""
+
+    @field_validator("fd", "home_alias", "lifeline_fd", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("roots")
+    @classmethod
+    def _resolve_roots(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(Path(os.path.realpath(root)) for root in value)
+
+    @field_validator("home")
+    @classmethod
+    def _resolve_home(cls, value: Path) -> Path:
+        # The kernel reports a shell's folder without symlinks, so the home it is compared with has none either.
+        return Path(os.path.realpath(value))
+
+
+def complaint(error: ValidationError) -> str:
+    """One line that names each variable that cannot be used and why; never its value."""
+    parts: list[str] = []
+    for problem in error.errors(include_input=False, include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else "settings"
+        variable = name if name == "ANKER_SANDBOX" else f"SANDBOX_{name.upper()}"
+        parts.append(f"{variable}: {problem['msg'].lower()}")
+    return "; ".join(parts)

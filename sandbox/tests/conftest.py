@@ -1,0 +1,84 @@
+"""A real application with real shells, called through ASGI; nothing here is a fake."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sandbox.lifeline import take_signals_back
+from sandbox.main import create_app
+from sandbox.settings import Settings
+
+TOKEN = "test-token"
+
+
+class Box:
+    """Calls one sandbox's API and unpacks the envelope."""
+
+    def __init__(self, client: httpx.AsyncClient, home: Path) -> None:
+        self.client = client
+        self.home = home
+
+    async def call(self, path: str, status: int = 200, /, **body):
+        response = await self.client.post(f"/api/v1{path}", json=body)
+        answer = response.json()
+        assert response.status_code == status, answer
+        assert set(answer) == {"success", "message", "data"}
+        assert answer["success"] is (status == 200)
+        return answer["data"] if status == 200 else answer["message"]
+
+    async def run(self, command: str, id: str = "a", exec_dir: str = "", status: int = 200):
+        return await self.call("/shell/exec", status, id=id, exec_dir=exec_dir, command=command)
+
+    async def file(self, name: str, status: int = 200, /, **body):
+        return await self.call(f"/file/{name}", status, **body)
+
+    async def until(self, text: str, id: str = "a") -> None:
+        """Waits (in the service, not by sleeping here) until the console shows `text`."""
+        for _ in range(100):
+            if text in (await self.call("/shell/view", id=id))["output"]:
+                return
+            await self.call("/shell/wait", id=id, seconds=0.05)
+        raise AssertionError(f"{text!r} never came")
+
+
+@pytest.fixture
+def make_box(tmp_path):
+    opened = []
+
+    async def make(**options) -> Box:
+        home = tmp_path / f"home{len(opened)}"
+        home.mkdir()
+        defaults = {"token": TOKEN, "home": home, "output_dir": tmp_path / f"out{len(opened)}", "exec_seconds": 5}
+        app = create_app(Settings(**(defaults | options)))
+        client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app, raise_app_exceptions=False),
+            base_url="http://sandbox",
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            timeout=30,
+        )
+        opened.append((app, client))
+        return Box(client, home)
+
+    make.opened = opened
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    take_signals_back()
+
+
+@pytest.fixture
+async def box(make_box) -> AsyncIterator[Box]:
+    yield await make_box()
+    for app, client in make_box.opened:
+        await client.aclose()
+        await app.state.shells.close()
+
+
+@pytest.fixture
+async def quick(make_box, box) -> Box:
+    """A sandbox whose exec does not wait, for commands that are meant to go on."""
+    return await make_box(exec_seconds=0.05)

@@ -1,0 +1,59 @@
+"""Where the file API may go: allowed folders, the alias, uploads."""
+
+import os
+
+
+async def test_roots_confine_the_file_api_with_links_resolved(make_box, box, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("x")
+    inner = await make_box(roots=(tmp_path / "home1",))
+    (inner.home / "link").symlink_to(outside)
+    (inner.home / "file").symlink_to(outside / "secret")
+    for path in (
+        str(outside / "secret"),
+        "../outside/secret",
+        "link/secret",
+        "file",
+        "/etc/passwd",
+        "link/../outside/x",
+    ):
+        message = await inner.file("read", 400, file=path)
+        assert "not allowed" in message and str(inner.home) in message
+        assert "not allowed" in await inner.file("replace", 400, file=path, old_str="x", new_str="y")
+        assert (await inner.client.get("/api/v1/file/download", params={"path": path})).status_code == 400
+    for path in ("link/new", "link/new/deep", "file", f"{inner.home}-evil/x"):
+        assert "not allowed" in await inner.file("write", 400, file=path, content="y")
+    assert "not allowed" in await inner.file("list", 400, path="link")
+    assert "not allowed" in await inner.file("find", 400, path="/", glob="*")
+    assert (outside / "secret").read_text() == "x" and os.listdir(outside) == ["secret"]
+    await inner.file("write", file="fine", content="y")
+
+
+async def test_the_alias_means_the_home(make_box, box):
+    other = await make_box(home_alias="/home/ubuntu")
+    await other.file("write", file="/home/ubuntu/d/f", content="x")
+    assert (other.home / "d" / "f").read_text() == "x"
+    assert (await other.file("list", path="/home/ubuntu"))["path"] == str(other.home)
+    assert (await other.run("pwd", exec_dir="/home/ubuntu/d"))["output"] == f"{other.home}/d\n"
+    assert "no such file" in await other.file("read", 404, file="/home/ubuntu2/f")
+
+
+async def test_a_large_upload_is_streamed_and_replaces_at_once(box):
+    block = os.urandom(1024 * 1024)
+
+    def body():
+        yield b'--x\r\nContent-Disposition: form-data; name="path"\r\n\r\nbig\r\n'
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="b"\r\n\r\n'
+        for _ in range(40):
+            yield block
+        yield b"\r\n--x--\r\n"
+
+    async def pieces():
+        for piece in body():
+            yield piece
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    response = await box.client.post("/api/v1/file/upload", content=pieces(), headers=headers)
+    assert response.json()["data"]["size"] == 40 * 1024 * 1024
+    assert os.listdir(box.home) == ["big"]

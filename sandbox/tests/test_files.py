@@ -1,0 +1,275 @@
+"""The file API on real files."""
+
+import os
+import socket
+import stat
+import time
+
+import pytest
+
+
+async def test_a_file_is_written_read_and_found_at_its_absolute_path(box):
+    data = await box.file("write", file="a/b/notes.txt", content="one\ntwo\nthree")
+    assert data == {"file": f"{box.home}/a/b/notes.txt", "bytes_written": 13}
+    data = await box.file("read", file="~/a/b/notes.txt")
+    assert data == {
+        "content": "one\ntwo\nthree",
+        "line_count": 3,
+        "file": f"{box.home}/a/b/notes.txt",
+        "truncated": False,
+        "encoding": "utf-8",
+    }
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "content"),
+    [(0, 1, "l0\n"), (1, 3, "l1\nl2\n"), (2, None, "l2\nl3\n"), (9, None, ""), (3, 99, "l3\n"), (1, 1, "")],
+)
+async def test_line_ranges_start_at_zero_and_exclude_the_end(box, start, end, content):
+    await box.file("write", file="f", content="l0\nl1\nl2\nl3\n")
+    data = await box.file("read", file="f", start_line=start, end_line=end)
+    assert (data["content"], data["line_count"]) == (content, 4)
+
+
+async def test_line_ranges_are_right_across_chunks(box):
+    (box.home / "f").write_text("".join(f"line {n:07d}\n" for n in range(200_000)))
+    for start in (0, 20163, 21845, 199_999):
+        data = await box.file("read", file="f", start_line=start, end_line=start + 3)
+        assert data["content"].splitlines()[0] == f"line {start:07d}" and data["line_count"] == 200_000
+        assert len(data["content"].splitlines()) == min(3, 200_000 - start)
+
+
+async def test_leading_and_trailing_newlines_and_append(box):
+    await box.file("write", file="f", content="a", trailing_newline=True)
+    await box.file("write", file="f", content="b", append=True, leading_newline=True, trailing_newline=True)
+    assert (box.home / "f").read_text() == "a\n\nb\n"
+
+
+async def test_a_large_file_is_given_in_parts(box):
+    (box.home / "f").write_text("".join(f"{n:099d}\n" for n in range(30_000)))
+    start, seen = 0, ""
+    for _ in range(10):
+        response = await box.client.post("/api/v1/file/read", json={"file": "f", "start_line": start})
+        data, message = response.json()["data"], response.json()["message"]
+        assert len(data["content"]) <= 1024 * 1024
+        seen += data["content"]
+        if not data["truncated"]:
+            break
+        start = int(message.rpartition("=")[2])
+    assert seen == (box.home / "f").read_text()
+
+
+async def test_a_huge_file_costs_no_memory_and_little_time(box):
+    with open(box.home / "huge", "wb") as file:
+        file.write(b"first\n")
+        file.truncate(10 * 1024**3)
+    began = time.monotonic()
+    assert "binary file" in await box.file("read", 400, file="huge")
+    with open(box.home / "huge", "wb") as file:
+        for _ in range(3):
+            file.write((b"x" * 99 + b"\n") * 300_000)
+    data = await box.file("read", file="huge", start_line=5, end_line=6)
+    assert data["line_count"] is None and len(data["content"]) == 100
+    assert time.monotonic() - began < 3
+
+
+async def test_one_endless_line_is_cut(box):
+    (box.home / "f").write_text("x" * 3_000_000)
+    data = await box.file("read", file="f")
+    assert data["truncated"] and len(data["content"]) == 1024 * 1024
+
+
+TEXT = "Grüße aus Köln, schöne Mädchen - übermäßig große Äpfel\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "latin-1"])
+async def test_encodings_are_told_and_kept_by_replace(box, encoding):
+    text = TEXT * 3
+    (box.home / "f").write_bytes(text.encode(encoding))
+    assert (await box.file("read", file="f"))["content"] == text
+    assert (await box.file("replace", file="f", old_str="Köln", new_str="Düren"))["replaced_count"] == 3
+    assert (box.home / "f").read_bytes() == text.replace("Köln", "Düren").encode(encoding)
+
+
+async def test_a_short_latin_1_word_and_shift_jis_are_told(box):
+    (box.home / "f").write_bytes("caf\u00e9\n".encode("latin-1"))
+    assert (await box.file("read", file="f"))["content"] == "caf\u00e9\n"
+    japanese = "これは日本語の文章です。文字コードを判定します。\n" * 4
+    (box.home / "j").write_bytes(japanese.encode("shift_jis"))
+    assert (await box.file("read", file="j"))["content"] == japanese
+
+
+async def test_crlf_is_hidden_from_the_reader_and_kept_by_replace(box):
+    (box.home / "f").write_bytes(b"one\r\ntwo\r\nthree\r\n")
+    assert (await box.file("read", file="f"))["content"] == "one\ntwo\nthree\n"
+    await box.file("replace", file="f", old_str="one\ntwo", new_str="1\n2\n2b")
+    assert (box.home / "f").read_bytes() == b"1\r\n2\r\n2b\r\nthree\r\n"
+
+
+async def test_replace_says_how_often_and_complains_when_it_does_not_match(box):
+    await box.file("write", file="f", content="a b a")
+    assert (await box.file("replace", file="f", old_str="a", new_str="aa"))["replaced_count"] == 2
+    assert "does not occur" in await box.file("replace", 404, file="f", old_str="zz", new_str="")
+    assert "empty" in await box.file("replace", 400, file="f", old_str="", new_str="x")
+    (box.home / "bad").write_bytes(b"good \xff\xfe\n" + "é".encode())
+    await box.file("replace", file="bad", old_str="good", new_str="fine")
+    assert (box.home / "bad").read_bytes() == b"fine \xff\xfe\n" + "é".encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + b"\x00" * 12000, "PNG image, 12 kB"),
+        (b"\x7fELF\x02\x00\x00", "ELF"),
+        (b"a\x00b\x00\x00c", "6 bytes"),
+        (bytes(range(1, 32)) * 50 + b"\xff", "binary"),
+    ],
+)
+async def test_binary_files_are_refused_with_a_clear_word(box, data, word):
+    (box.home / "f").write_bytes(data)
+    for name, more in (("read", {}), ("replace", {"old_str": "a", "new_str": "b"}), ("search", {"regex": "a"})):
+        message = await box.file(name, 400, file="f", **more)
+        assert "binary file" in message and word in message
+
+
+async def test_pipes_devices_sockets_and_folders_do_not_hang(box):
+    os.mkfifo(box.home / "pipe")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(box.home / "sock"))
+    for name in ("pipe", "/dev/zero", "sock", "/usr"):
+        await box.file("read", 400, file=name)
+        await box.file("write", 400, file=name, content="x")
+        await box.file("write", 400, file=name, content="x", append=True)
+        assert (await box.client.get("/api/v1/file/download", params={"path": name})).status_code == 400
+    listener.close()
+    assert "Linux" in (await box.file("read", file="/proc/version"))["content"]
+
+
+async def test_what_cannot_be_done_is_said_clearly(box):
+    assert await box.file("read", 404, file="no.txt") == "no such file: no.txt"
+    assert "is a folder" in await box.file("read", 400, file="/usr")
+    await box.file("write", file="f", content="x")
+    assert "not a folder" in await box.file("write", 400, file="f/g", content="x")
+    assert "too long" in await box.file("write", 400, file="x" * 300, content="x")
+    assert "NUL" in await box.file("read", 400, file="a\0b")
+    assert "empty" in await box.file("read", 400, file="")
+    assert "end_line" in await box.file("read", 400, file="f", start_line=3, end_line=1)
+    assert "sudo" in await box.file("read", 400, file="f", sudo=True)
+    assert (await box.file("read", file="f", sudo=False))["content"] == "x"
+
+
+async def test_a_write_is_atomic_keeps_the_mode_and_leaves_no_traces(box):
+    script = box.home / "run.sh"
+    script.write_text("old")
+    script.chmod(0o754)
+    reader = script.open()
+    await box.file("write", file="run.sh", content="new")
+    assert reader.read() == "old"
+    assert stat.S_IMODE(script.stat().st_mode) == 0o754
+    assert os.listdir(box.home) == ["run.sh"]
+
+
+async def test_writing_through_a_link_replaces_its_target(box):
+    (box.home / "target").write_text("old")
+    (box.home / "link").symlink_to("target")
+    await box.file("write", file="link", content="new")
+    assert (box.home / "link").is_symlink() and (box.home / "target").read_text() == "new"
+
+
+async def test_search_gives_lines_and_numbers(box):
+    await box.file("write", file="f", content="alpha\nbeta\r\ngamma\nalphabet\n")
+    data = await box.file("search", file="f", regex="^alpha|beta$")
+    assert (data["matches"], data["line_numbers"]) == (["alpha", "beta", "alphabet"], [0, 1, 3])
+    assert "not a valid regex" in await box.file("search", 400, file="f", regex="(")
+
+
+async def test_search_is_bounded(box):
+    await box.file("write", file="f", content=("x" * 5000 + "needle" + "y" * 5000 + "\n") * 300)
+    data = await box.file("search", file="f", regex="needle")
+    assert len(data["matches"]) == 200 and data["truncated"]
+    assert "needle" in data["matches"][0] and len(data["matches"][0]) < 600
+
+
+async def test_a_catastrophic_regex_ends_and_blocks_nobody(box, monkeypatch):
+    import asyncio
+
+    from sandbox.files import search
+
+    monkeypatch.setattr(search, "SECONDS", 1.0)
+    await box.file("write", file="f", content="a" * 5000 + "b\n")
+    slow = asyncio.create_task(box.file("search", 400, file="f", regex="(a|aa)+$"))
+    others = 0
+    while not slow.done():
+        began = time.monotonic()
+        await box.file("list", path="~")
+        others += 1
+        assert time.monotonic() - began < 0.5
+    message = slow.exception() or slow.result()
+    assert others > 5 and "did not finish" in str(message)
+
+
+async def test_find_matches_names_and_paths_and_does_not_follow_loops(box):
+    for name in ("a.py", "d/b.py", "d/e/c.py", "d/e/c.txt", ".hidden/h.py"):
+        await box.file("write", file=name, content="")
+    (box.home / "d" / "loop").symlink_to("..")
+
+    async def found(glob: str) -> list[str]:
+        data = await box.file("find", path="~", glob=glob)
+        return sorted(file.removeprefix(f"{box.home}/") for file in data["files"])
+
+    assert await found("*.py") == [".hidden/h.py", "a.py", "d/b.py", "d/e/c.py"]
+    assert await found("d/*.py") == ["d/b.py"]
+    assert await found("d/**/*.py") == ["d/b.py", "d/e/c.py"]
+    assert await found("**/e/**") == ["d/e/", "d/e/c.py", "d/e/c.txt"]
+    assert await found("e") == ["d/e/"]
+    assert await found("[ab].p?") == ["a.py", "d/b.py"]
+    assert await found("a*a*a*a*a*a*a*a*b") == []
+    assert "no such folder" in await box.file("find", 404, path="nowhere", glob="*")
+
+
+async def test_find_and_list_are_bounded(box):
+    (box.home / "many").mkdir()
+    for number in range(1100):
+        (box.home / "many" / f"{number:04d}").touch()
+    data = await box.file("find", path="many", glob="*")
+    assert len(data["files"]) == 1000 and data["truncated"]
+    data = await box.file("list", path="many")
+    assert len(data["entries"]) == 1000 and data["truncated"] and data["entries"][0]["name"] == "0000"
+
+
+async def test_list_tells_kinds_and_sizes(box):
+    await box.file("write", file="f", content="four")
+    (box.home / "d").mkdir()
+    (box.home / "l").symlink_to("f")
+    os.mkfifo(box.home / "p")
+    data = await box.file("list", path="~")
+    assert [(entry["name"], entry["kind"]) for entry in data["entries"]] == [
+        ("d", "directory"),
+        ("f", "file"),
+        ("l", "link"),
+        ("p", "other"),
+    ]
+    assert data["entries"][1]["size"] == 4 and abs(data["entries"][1]["modified"] - time.time()) < 60
+    assert "no such" in await box.file("list", 404, path="nowhere")
+    assert "not a folder" in await box.file("list", 400, path="f")
+
+
+async def test_upload_and_download_give_the_same_bytes(box):
+    content = os.urandom(3_000_000)
+    response = await box.client.post(
+        "/api/v1/file/upload", files={"file": ("x.bin", content)}, data={"path": "up/größe 1.bin"}
+    )
+    assert response.json()["data"] == {"file": f"{box.home}/up/größe 1.bin", "size": len(content)}
+    response = await box.client.get("/api/v1/file/download", params={"path": "up/größe 1.bin"})
+    assert response.content == content
+    assert (
+        "attachment" in response.headers["content-disposition"]
+        and "%201.bin" in response.headers["content-disposition"]
+    )
+    response = await box.client.get("/api/v1/file/download", params={"path": "none"})
+    assert (response.status_code, response.json()["message"]) == (404, "no such file: none")
+
+
+async def test_names_that_are_not_text_are_listed(box):
+    (box.home / os.fsdecode(b"bad\xff")).touch()
+    assert len((await box.file("list", path="~"))["entries"]) == 1

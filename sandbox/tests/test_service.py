@@ -1,0 +1,251 @@
+"""HTTP manners, and the program as a real process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from sandbox.auth import BearerAuth
+
+ROOT = Path(__file__).parents[2]
+
+
+async def test_every_request_needs_the_token(box):
+    for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic test-token"}):
+        for path in ("/api/v1/status", "/nowhere"):
+            response = await box.client.get(path, headers=headers)
+            assert response.status_code == 401
+            assert response.json() == {"success": False, "message": "no or wrong token", "data": None}
+
+
+async def test_a_websocket_without_the_token_is_denied_with_401():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def never(*_):
+        raise AssertionError("let through")
+
+    gate = BearerAuth(never, token="t")
+    await gate({"type": "websocket", "headers": [], "extensions": {"websocket.http.response": {}}}, never, send)
+    assert sent[0]["type"] == "websocket.http.response.start" and sent[0]["status"] == 401
+    assert sent[1]["type"] == "websocket.http.response.body"
+    sent.clear()
+    await gate({"type": "websocket", "headers": []}, never, send)
+    assert sent[0]["type"] == "websocket.close"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "word"),
+    [
+        ("POST", "/api/v1/shell/exec", b"{", 400, "not valid JSON"),
+        ("POST", "/api/v1/shell/exec", b"[]", 400, ""),
+        ("POST", "/api/v1/shell/exec", b'{"id": "a"}', 400, "command"),
+        ("POST", "/api/v1/shell/exec", b'{"id": 1, "command": "x"}', 400, "id"),
+        ("POST", "/api/v1/shell/exec", b'{"id": "a", "exec_dir": "", "command": "x", "more": 1}', 400, "more"),
+        ("POST", "/api/v1/file/read", b'{"file": "\\ud800"}', 400, ""),
+        ("POST", "/api/v1/nothing", b"{}", 404, "no such route"),
+        ("GET", "/api/v1/shell/exec", b"", 405, "not allowed"),
+        ("GET", "/docs", b"", 404, "no such route"),
+        ("POST", "/api/v1/browser/restart", b"{}", 409, "no browser"),
+        ("POST", "/api/v1/file/upload", b"", 400, ""),
+        ("GET", "/api/v1/file/download", b"", 400, "path"),
+    ],
+)
+async def test_bad_requests_get_the_envelope(box, method, path, body, status, word):
+    response = await box.client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == status, response.text
+    answer = response.json()
+    assert answer["success"] is False and answer["data"] is None and word in answer["message"] and answer["message"]
+
+
+async def test_bodies_are_bounded_by_declared_and_by_real_length(box):
+    big = b'{"file": "f", "content": "' + b"x" * (33 * 1024 * 1024)
+    response = await box.client.post("/api/v1/file/write", content=big)
+    assert (response.status_code, response.json()["message"]) == (413, "the body is larger than 32 MiB")
+
+    async def pieces():
+        for _ in range(33):
+            yield b"x" * 1024 * 1024
+
+    response = await box.client.post("/api/v1/file/write", content=pieces())
+    assert (response.status_code, response.json()["success"]) == (413, False)
+
+
+async def test_a_fault_is_an_envelope_without_a_trace(box, monkeypatch):
+    from sandbox.files import reading
+
+    def broken(*_):
+        raise ZeroDivisionError("inner words")
+
+    monkeypatch.setattr(reading, "read", broken)
+    response = await box.client.post("/api/v1/file/read", json={"file": "x"})
+    assert response.status_code == 500 and "inner words" not in response.text
+    assert response.json()["success"] is False
+
+
+async def test_status_says_what_is_there(box):
+    data = (await box.client.get("/api/v1/status")).json()["data"]
+    assert data["shell"] == {"ready": True, "reason": ""}
+    assert data["browser"] == data["desktop"] == {"ready": False, "reason": "not installed"}
+
+
+class Service:
+    """A real `python -m sandbox` on an inherited socket, with a lifeline."""
+
+    def __init__(self, tmp_path: Path, **env: str) -> None:
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen(16)
+        reading, self.lifeline = os.pipe()
+        settings = {
+            "SANDBOX_TOKEN": "t",
+            "SANDBOX_HOME": str(tmp_path / "home"),
+            "SANDBOX_OUTPUT_DIR": str(tmp_path / "out"),
+            "SANDBOX_FD": str(self.socket.fileno()),
+            "SANDBOX_LIFELINE_FD": str(reading),
+            "SANDBOX_EXEC_SECONDS": "0.2",
+        }
+        fds = (self.socket.fileno(), reading)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sandbox"], cwd=ROOT, env={**os.environ, **settings, **env}, pass_fds=fds
+        )
+        os.close(reading)
+        port = self.socket.getsockname()[1]
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}/api/v1", headers={"Authorization": "Bearer t"}, timeout=20
+        )
+
+    def run(self, command: str, id: str = "a") -> dict:
+        body = {"id": id, "exec_dir": "", "command": command}
+        return self.client.post("/shell/exec", json=body).json()["data"]
+
+    def stop(self) -> None:
+        self.client.close()
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+        os.close(self.lifeline) if self.lifeline >= 0 else None
+
+
+@pytest.fixture
+def service(tmp_path):
+    service = Service(tmp_path, ANKER_SANDBOX=f"test-{os.getpid()}-{time.monotonic_ns()}")
+    yield service
+    service.stop()
+
+
+DAEMONS = "sleep 711 & setsid sleep 711 & (setsid sh -c 'trap \"\" TERM HUP; sleep 711; sleep 711' &) ; sleep 711"
+
+
+def sleepers() -> int:
+    count = 0
+    for process in psutil.process_iter(["cmdline", "status"]):
+        ours = (process.info["cmdline"] or [])[:2] == ["sleep", "711"]
+        count += ours and process.info["status"] != psutil.STATUS_ZOMBIE
+    return count
+
+
+def begun(count: int) -> None:
+    """Waits until so many sleepers are there: what runs in the background may begin after its command's end."""
+    deadline = time.monotonic() + 5
+    while sleepers() != count:
+        assert time.monotonic() < deadline, f"{sleepers()} instead of {count} began"
+
+
+def test_sigterm_ends_everything_quickly(service, tmp_path):
+    service.run(DAEMONS)
+    begun(4)
+    began = time.monotonic()
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(5) == 0
+    assert time.monotonic() - began < 1.0
+    assert sleepers() == 0 and list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_end_of_the_lifeline_ends_everything(service):
+    service.run(DAEMONS)
+    begun(4)
+    os.close(service.lifeline)
+    service.lifeline = -1
+    assert service.process.wait(5) == 0
+    assert sleepers() == 0
+
+
+def test_kill_9_leaves_no_process(service):
+    service.run(DAEMONS)
+    begun(4)
+    victims = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == ["sleep", "711"]]
+    assert len(victims) == 4
+    service.process.kill()
+    service.process.wait()
+    assert psutil.wait_procs(victims, timeout=3)[1] == []
+
+
+def test_orphans_are_adopted_and_reaped(service):
+    service.run("(sleep 0.1 &) ; (setsid sleep 711 &)")
+    begun(1)
+    parents = [p.ppid() for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "711"]]
+    assert parents == [service.process.pid]
+    assert service.client.post("/shell/kill", json={"id": "a"}).json()["success"]
+    assert sleepers() == 0
+    gone = psutil.wait_procs(psutil.Process(service.process.pid).children(recursive=True), timeout=0)[1]
+    deadline = time.monotonic() + 5
+    while len(gone) > 2 and time.monotonic() < deadline:
+        _, gone = psutil.wait_procs(gone, timeout=0.2)
+    assert sorted(process.name() for process in gone) == ["bash", "sh"]  # a shell and the guardian
+
+
+def test_shells_get_no_descriptor_and_no_variable_of_the_service(service):
+    data = service.run("ls -l /proc/$$/fd; env; echo done")
+    assert "done" in data["output"] and "SANDBOX_" not in data["output"].replace("ANKER_SANDBOX", "")
+    assert "socket:" not in data["output"] and "ANKER_SANDBOX=test-" in data["output"]
+
+
+def test_a_waiting_request_is_answered_at_shutdown(service):
+    service.run("sleep 711")
+    with httpx.Client(timeout=10) as client:
+        import threading
+
+        answers = []
+        headers = dict(service.client.headers)
+        url = f"{service.client.base_url}shell/wait"
+
+        def ask():
+            answers.append(client.post(url, json={"id": "a", "seconds": 60}, headers=headers).json())
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        service.run("echo x", id="b")
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(5)
+        thread.join(5)
+    assert not thread.is_alive() and answers[0]["data"]["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        ({"SANDBOX_TOKEN": ""}, "SANDBOX_TOKEN"),
+        ({"SANDBOX_TOKEN": "t", "SANDBOX_PORT": "x"}, "SANDBOX_PORT"),
+        ({"SANDBOX_TOKEN": "t", "SANDBOX_EXEC_SECONDS": "-1"}, "SANDBOX_EXEC_SECONDS"),
+        ({}, "SANDBOX_TOKEN"),
+        ({"SANDBOX_TOKEN": "t", "SANDBOX_HOME": "/dev/null/x"}, "SANDBOX_HOME"),
+    ],
+)
+def test_an_unusable_setting_stops_the_start_with_one_line(env, name):
+    base = {key: value for key, value in os.environ.items() if not key.startswith("SANDBOX_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "sandbox"], cwd=ROOT, env=base | env, capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith(name)
+    assert "Traceback" not in json.dumps(done.stderr)

@@ -1,0 +1,258 @@
+"""Shells as a model uses them."""
+
+import asyncio
+import os
+import time
+
+import psutil
+
+
+async def test_a_command_gives_output_status_and_exit_code(box):
+    data = await box.run("echo hi; (exit 7)")
+    assert (data["output"], data["status"], data["returncode"], data["truncated"]) == ("hi\n", "completed", 7, False)
+    assert data["session_id"] == "a" and data["command"] == "echo hi; (exit 7)"
+    assert [row["output"] for row in data["console"]] == ["hi\n"]
+    with open(data["output_file"]) as whole:
+        assert whole.read() == "hi\n"
+
+
+async def test_folder_variables_functions_and_arrays_persist(box):
+    await box.run("mkdir d; cd d; export X=1; y=2; f() { echo f$1; }; declare -A m; m[k]=v; alias q='echo aliased'")
+    data = await box.run("pwd; echo $X $y; f 3; echo ${m[k]}; q; bash -c 'echo $X'")
+    assert data["output"].split() == [f"{box.home}/d", "1", "2", "f3", "v", "aliased", "1"]
+    assert data["console"][0]["ps1"].endswith(":~/d $")
+
+
+async def test_the_last_exit_code_is_there_for_the_next_command(box):
+    await box.run("false")
+    assert (await box.run("echo $?"))["output"] == "1\n"
+
+
+async def test_exec_dir_is_absolute_relative_to_home_a_tilde_or_empty(box):
+    (box.home / "sub dir").mkdir()
+    assert (await box.run("pwd", exec_dir="/usr"))["output"] == "/usr\n"
+    assert (await box.run("pwd"))["output"] == "/usr\n"
+    assert (await box.run("pwd", exec_dir="sub dir"))["output"] == f"{box.home}/sub dir\n"
+    assert (await box.run("pwd", exec_dir="~"))["output"] == f"{box.home}\n"
+    assert (await box.run("pwd", exec_dir="~/sub dir"))["output"] == f"{box.home}/sub dir\n"
+
+
+async def test_a_missing_exec_dir_is_refused_and_nothing_runs(box):
+    assert await box.run("touch ran", exec_dir="nowhere", status=404) == "no such folder: nowhere"
+    assert not (box.home / "ran").exists()
+
+
+async def test_the_shell_has_a_clean_environment(make_box, box, monkeypatch):
+    monkeypatch.setenv("SANDBOX_TOKEN", "secret")
+    monkeypatch.setenv("API_KEY", "secret")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://index")
+    other = await make_box(instance="box-7")
+    names = dict(line.split("=", 1) for line in (await other.run("env"))["output"].splitlines())
+    assert "secret" not in str(names) and names["PIP_INDEX_URL"] == "http://index"
+    assert names["ANKER_SANDBOX"] == "box-7" and names["HOME"] == str(other.home) and names["LANG"] == "C.UTF-8"
+    assert (await other.run("ls /proc/self/fd | wc -l"))["output"].strip() == "4"
+
+
+async def test_a_long_command_reports_running_and_wait_gives_only_what_is_new(quick):
+    data = await quick.run("echo one; read x; echo two; read x; echo three")
+    assert (data["status"], data["returncode"]) == ("running", None)
+    await quick.until("one")
+    data = await quick.call("/shell/write", id="a", input="go", press_enter=True)
+    assert "two" in data["output"] and "one" not in data["output"]
+    await quick.call("/shell/write", id="a", input="", press_enter=True)
+    data = await quick.call("/shell/wait", id="a", seconds=5)
+    assert data["status"] == "completed" and "two" not in data["output"]
+    assert (await quick.call("/shell/wait", id="a"))["output"] == ""
+
+
+async def test_wait_returns_as_soon_as_the_command_ends(quick):
+    await quick.run("sleep 0.3; echo end")
+    began = time.monotonic()
+    data = await quick.call("/shell/wait", id="a", seconds=60)
+    assert time.monotonic() - began < 2
+    assert (data["output"], data["returncode"]) == ("end\n", 0)
+
+
+async def test_wait_returns_after_its_seconds_while_the_command_goes_on(quick):
+    await quick.run("sleep 60")
+    assert (await quick.call("/shell/wait", id="a", seconds=0))["status"] == "running"
+    assert "less than or equal to 300" in await quick.call("/shell/wait", 400, id="a", seconds=301)
+
+
+async def test_a_busy_shell_refuses_another_command_and_says_what_runs(quick):
+    await quick.run("sleep 60")
+    message = await quick.run("echo no", status=409)
+    assert "sleep 60" in message and "shell_wait" in message and "shell_kill_process" in message
+    assert (await quick.run("echo yes; sleep 0", id="b"))["returncode"] in (0, None)
+
+
+async def test_two_commands_at_the_same_instant_never_share_a_shell(box):
+    bodies = [{"id": "a", "exec_dir": "", "command": f"echo {n}; sleep 0.2"} for n in range(5)]
+    answers = await asyncio.gather(*(box.client.post("/api/v1/shell/exec", json=body) for body in bodies))
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409]
+
+
+async def test_two_shells_run_at_the_same_time(box):
+    began = time.monotonic()
+    one, two = await asyncio.gather(box.run("sleep 0.5; echo 1", id="a"), box.run("sleep 0.5; echo 2", id="b"))
+    assert (one["output"], two["output"]) == ("1\n", "2\n")
+    assert time.monotonic() - began < 0.95
+
+
+async def test_read_takes_what_is_written(quick):
+    await quick.run("read -p 'name? ' x; echo hello $x")
+    await quick.until("name?")
+    data = await quick.call("/shell/write", id="a", input="Ada", press_enter=True)
+    assert data["output"].endswith("hello Ada\n") and data["returncode"] == 0
+
+
+async def test_a_python_prompt_can_be_talked_to(quick):
+    await quick.run("python3 -q")
+    await quick.until(">>>")
+    data = await quick.call("/shell/write", id="a", input="print(6 * 7)", press_enter=True)
+    assert "42" in data["output"] and data["status"] == "running"
+    await quick.call("/shell/write", id="a", input="exit()", press_enter=True)
+    assert (await quick.call("/shell/wait", id="a"))["status"] == "completed"
+
+
+async def test_ctrl_c_ends_the_whole_command_and_the_shell_goes_on(quick):
+    await quick.run("x=kept; sleep 60; echo after")
+    await quick.call("/shell/write", id="a", input="\u0003", press_enter=False)
+    data = await quick.call("/shell/wait", id="a")
+    assert (data["status"], data["returncode"]) == ("completed", 130)
+    assert (await quick.run("echo $x"))["output"] == "kept\n"
+    assert "after" not in (await quick.call("/shell/view", id="a"))["output"].replace("echo after", "")
+
+
+async def test_ctrl_c_ends_a_loop_in_bash_itself(quick):
+    await quick.run("x=kept; while :; do :; done")
+    await quick.call("/shell/write", id="a", input="\u0003", press_enter=False)
+    assert (await quick.call("/shell/wait", id="a"))["returncode"] == 130
+    assert (await quick.run("echo $x"))["output"] == "kept\n"
+
+
+async def test_what_a_program_leaves_unread_is_not_run(quick):
+    await quick.run("sleep 0.3")
+    await quick.call("/shell/write", id="a", input="touch oops", press_enter=True)
+    await quick.call("/shell/wait", id="a")
+    data = await quick.run("read -t 0.05 x; echo [$x]")
+    assert "[]" in data["output"] or (await quick.call("/shell/wait", id="a"))["output"] == "[]\n"
+    assert not (quick.home / "oops").exists()
+
+
+async def test_a_line_written_to_an_idle_shell_is_run(box):
+    await box.run("x=5")
+    data = await box.call("/shell/write", id="a", input="echo $x", press_enter=True)
+    assert (data["output"], data["status"]) == ("5\n", "completed")
+    await box.call("/shell/write", id="a", input="echo typed", press_enter=False)
+    assert (await box.call("/shell/write", id="a", input=" later", press_enter=True))["output"] == "typed later\n"
+    await box.call("/shell/write", id="a", input="\u0003", press_enter=True)
+    assert (await box.run("echo fine"))["output"] == "fine\n"
+
+
+async def test_background_jobs_live_on_and_their_output_is_seen(box):
+    data = await box.run("(read _ < fifo; echo from-behind) & mkfifo fifo; echo front; jobs -p")
+    assert data["status"] == "completed" and "front" in data["output"]
+    await box.run("mkfifo fifo 2>/dev/null; jobs")
+    await box.run("sleep 60 & echo $!")
+    pid = int((await box.run("echo $!"))["output"])
+    assert psutil.pid_exists(pid)
+    await box.run("(sleep 0.1; echo late) &")
+    await box.until("late")
+
+
+async def test_view_shows_the_console_apart(box):
+    await box.run("echo one")
+    await box.run("cd /usr; echo two")
+    data = await box.call("/shell/view", id="a")
+    assert [(row["command"], row["output"]) for row in data["console"]] == [
+        ("echo one", "one\n"),
+        ("cd /usr; echo two", "two\n"),
+    ]
+    assert data["console"][0]["ps1"].endswith("~ $")
+    assert data["output"].endswith("echo one\none\n" + data["console"][1]["ps1"] + " cd /usr; echo two\ntwo\n")
+    assert (data["status"], data["returncode"]) == ("completed", 0)
+
+
+async def test_view_keeps_the_last_hundred_commands(box):
+    for number in range(105):
+        await box.run(f"echo {number}")
+    data = await box.call("/shell/view", id="a")
+    assert len(data["console"]) == 100 and data["console"][0]["output"] == "5\n"
+    assert data["console"][-1]["output"] == "104\n"
+
+
+async def test_progress_bars_and_colours_are_resolved(box):
+    command = r"for i in 1 2 3; do printf '\r\033[32m%s0%%\033[0m' $i; done; printf '\r\033[Kdone\n'; printf 'ab\bc\n'"
+    assert (await box.run(command))["output"] == "done\nac\n"
+
+
+async def test_multi_line_commands_and_here_documents_work(box):
+    assert (await box.run("cat <<'X'\n$HOME 'q\nX\nfor i in 1 2\ndo\n  echo $i # note\ndone # end"))["output"] == (
+        "$HOME 'q\n1\n2\n"
+    )
+
+
+async def test_a_command_of_ten_kilobytes_in_one_line_works(box):
+    word = "x" * 10_000
+    assert (await box.run(f"echo {word} | wc -c"))["output"].strip() == "10001"
+
+
+async def test_large_output_is_bounded_and_whole_in_the_file(box):
+    data = await box.run("seq 1 200000")
+    assert data["truncated"] and len(data["output"]) < 17_000
+    assert data["output"].startswith("1\n2\n") and data["output"].endswith("199999\n200000\n")
+    assert data["output_file"] in data["output"] and "characters cut here" in data["output"]
+    assert os.path.getsize(data["output_file"]) == len("".join(f"{n}\n" for n in range(1, 200001)))
+    assert len((await box.call("/shell/view", id="a"))["output"]) < 17_000
+
+
+async def test_a_medium_output_is_cut_in_the_middle(box):
+    data = await box.run("seq 1 5000")
+    assert data["truncated"] and data["output"].startswith("1\n2\n") and data["output"].endswith("5000\n")
+    await box.run("true")
+    assert len((await box.call("/shell/view", id="a"))["console"][0]["output"]) < 5000
+
+
+async def test_endless_output_starves_nobody_and_can_be_killed(quick):
+    await quick.run("yes")
+    slowest = 0.0
+    for _ in range(20):
+        began = time.monotonic()
+        await quick.run("echo hi", id="b")
+        slowest = max(slowest, time.monotonic() - began)
+    assert slowest < 0.5
+    assert (await quick.call("/shell/kill", id="a"))["status"] == "completed"
+    assert (await quick.run("echo well"))["output"].endswith("well\n")
+
+
+async def test_binary_output_does_no_harm(box):
+    data = await box.run("head -c 100000 /dev/urandom; echo; echo end")
+    assert data["output"].endswith("end\n")
+    assert (await box.run("echo fine"))["output"] == "fine\n"
+
+
+async def test_an_unknown_shell_and_a_bad_id_are_named(box):
+    for path, more in (("view", {}), ("wait", {}), ("kill", {}), ("write", {"input": "x", "press_enter": True})):
+        assert "no such shell: zz" in await box.call(f"/shell/{path}", 404, id="zz", **more)
+    for bad in ("", "a b", "x" * 129, "../x"):
+        assert "shell id" in await box.run("true", id=bad, status=400)
+
+
+async def test_shells_are_limited_and_a_killed_one_makes_room(box):
+    for number in range(64):
+        await box.run("true", id=f"s{number}")
+    assert "shell_kill_process" in await box.run("true", id="more", status=409)
+    await box.call("/shell/kill", id="s3")
+    assert (await box.run("echo in", id="more"))["output"] == "in\n"
+    assert "no such shell" in await box.call("/shell/view", 404, id="s3")
+
+
+async def test_a_short_command_is_quick(box):
+    await box.run("true")
+    times = []
+    for _ in range(30):
+        began = time.perf_counter()
+        await box.run("echo hi")
+        times.append(time.perf_counter() - began)
+    assert sorted(times)[15] < 0.010

@@ -1,0 +1,105 @@
+"""Kill: everything that was begun is gone, quickly."""
+
+import time
+
+import psutil
+import pytest
+
+SPREAD = (
+    "sleep 611 & setsid sleep 612 & (trap '' TERM INT HUP; sleep 613; sleep 614) & "
+    "setsid sh -c 'sleep 615 & sleep 616' & sleep 617"
+)
+
+
+def sleepers() -> list[str]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = process.info["cmdline"] or []
+        if command[:1] == ["sleep"] and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(command[1])
+    return [seconds for seconds in found if seconds.startswith("61")]
+
+
+def begun(*seconds: str) -> None:
+    """Waits until these sleepers are there: what runs in the background may begin after its command's end."""
+    deadline = time.monotonic() + 5
+    while not set(seconds) <= set(sleepers()):
+        assert time.monotonic() < deadline, f"only {sleepers()} began"
+
+
+async def test_kill_ends_the_whole_tree_and_leaves_bash_alive(quick):
+    await quick.run("x=kept")
+    await quick.run(SPREAD)
+    assert (await quick.call("/shell/wait", id="a", seconds=0.2))["status"] == "running"
+    begun("611", "612", "613", "615", "616", "617")
+    began = time.monotonic()
+    data = await quick.call("/shell/kill", id="a")
+    assert time.monotonic() - began < 0.6
+    assert data["status"] == "completed" and data["returncode"] != 0
+    assert sleepers() == []
+    assert (await quick.run("echo $x"))["output"].endswith("kept\n")
+
+
+async def test_kill_does_not_let_the_rest_of_the_command_run(quick):
+    await quick.run("(trap '' INT TERM; sleep 611); touch ran; sleep 612; touch ran2")
+    await quick.call("/shell/kill", id="a")
+    assert (await quick.run("ls"))["output"] == ""
+    assert sleepers() == []
+
+
+@pytest.mark.parametrize(
+    "command", ["while :; do :; done", "while true; do sleep 0.01; done", "read x", "exec sleep 611"]
+)
+async def test_kill_ends_what_keeps_bash_itself_busy(quick, command):
+    await quick.run(command)
+    assert (await quick.call("/shell/kill", id="a"))["status"] == "completed"
+    assert (await quick.run("echo fine"))["output"].endswith("fine\n")
+    assert sleepers() == []
+
+
+async def test_kill_ends_a_stubborn_bash(quick):
+    await quick.run("trap '' INT TERM HUP RTMAX-3; while :; do :; done")
+    assert (await quick.call("/shell/kill", id="a"))["status"] == "completed"
+    assert (await quick.run("echo fine"))["output"].endswith("fine\n")
+
+
+async def test_kill_of_an_idle_shell_is_idempotent_and_ends_background_jobs(box):
+    await box.run("sleep 611 & sleep 612 & disown; (setsid nohup sleep 613 >/dev/null 2>&1 &)")
+    begun("611", "612", "613")
+    for _ in range(2):
+        assert (await box.call("/shell/kill", id="a"))["status"] == "completed"
+        assert sleepers() == []
+    assert (await box.run("echo fine"))["output"].endswith("fine\n")
+
+
+async def test_kill_ends_a_stopped_job(quick):
+    await quick.run("sleep 611")
+    await quick.call("/shell/write", id="a", input="\u001a", press_enter=False)
+    assert (await quick.call("/shell/wait", id="a"))["returncode"] == 148
+    await quick.call("/shell/kill", id="a")
+    assert sleepers() == []
+
+
+async def test_kill_ends_what_an_ended_shell_left(box):
+    await box.run("nohup sleep 611 >/dev/null 2>&1 & exit 0")
+    begun("611")
+    await box.call("/shell/kill", id="a")
+    assert sleepers() == []
+
+
+async def test_kill_all_takes_the_shells_with_a_prefix(quick):
+    for name in ("run1-a", "run1-b", "run2-a"):
+        await quick.run("sleep 611", id=name)
+    assert sorted((await quick.call("/shell/kill_all", prefix="run1-"))["killed"]) == ["run1-a", "run1-b"]
+    assert len(sleepers()) == 1
+    assert (await quick.call("/shell/kill_all"))["killed"] == ["run1-a", "run1-b", "run2-a"]
+    assert sleepers() == []
+
+
+async def test_wait_returns_when_the_command_is_killed(quick):
+    import asyncio
+
+    await quick.run("sleep 611")
+    waiting = asyncio.create_task(quick.call("/shell/wait", id="a", seconds=60))
+    await quick.call("/shell/kill", id="a")
+    assert (await asyncio.wait_for(waiting, 2))["status"] == "completed"

@@ -1,0 +1,114 @@
+"""Commands that break a lesser shell."""
+
+import asyncio
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["echo 'abc", 'echo "abc', "foo(", "if true; then", "echo $(", "for", "case x in", "{", "echo `x", "a <<X\n$("],
+)
+async def test_unfinished_commands_end_with_an_error(box, command):
+    data = await box.run(command)
+    assert data["status"] == "completed"
+    assert data["returncode"] != 0 or "warning" in data["output"]
+    assert (await box.run("echo fine"))["output"] == "fine\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "unset PROMPT_COMMAND PS1",
+        "PS1='x$ '; PROMPT_COMMAND=",
+        "PROMPT_COMMAND=; PS1=; break 99",
+        "set -e",
+        "set -u; true",
+        "set -x",
+        "set -euxo pipefail",
+        "set -n; set -v",
+        "set -f -C; set +m",
+        "exec 1>/dev/null",
+        "exec 0</dev/null 1>&- 2>&-",
+        "trap 'echo debug' DEBUG; trap 'echo err' ERR; trap 'echo return' RETURN; trap 'echo int' INT",
+        "break; continue",
+        "return 4",
+        "stty -echo raw",
+        "IFS=x; LC_ALL=C; unset HOME PATH; PATH=/usr/bin:/bin",
+        "read() { :; }; printf() { :; }; eval() { :; }; cd() { :; }",
+        "alias echo=echo; alias builtin=false",
+        "printf '\\033]7717;x;1;E;0\\007'",
+        "set",
+        "tput smcup; printf '\\033[?25l\\033[2J'",
+        "kill -INT $$",
+        "mkdir gone; cd gone; rmdir ../gone",
+    ],
+)
+async def test_the_next_command_works_after(box, command):
+    assert (await box.run(command))["status"] == "completed"
+    data = await box.run("echo fine")
+    assert (data["output"], data["returncode"], data["status"]) == ("fine\n", 0, "completed")
+
+
+async def test_exit_ends_the_shell_with_its_code_and_the_next_command_gets_a_new_one(box):
+    await box.run("x=1; cd /usr")
+    data = await box.run("exit 3")
+    assert (data["status"], data["returncode"]) == ("completed", 3)
+    answer = await box.client.post("/api/v1/shell/exec", json={"id": "a", "exec_dir": "", "command": "echo [$x]; pwd"})
+    assert answer.json()["data"]["output"] == "[]\n/usr\n"
+    assert "new one was started" in answer.json()["message"]
+
+
+async def test_exec_replaces_the_shell_until_its_program_ends(box):
+    assert (await box.run("exec sh -c 'echo in; exit 5'"))["returncode"] == 5
+    assert (await box.run("echo back"))["output"] == "back\n"
+
+
+async def test_errexit_ends_the_shell_as_in_any_bash(box):
+    data = await box.run("set -e; false; echo not reached")
+    assert (data["returncode"], data["output"]) == (1, "")
+    assert (await box.run("echo fine"))["output"] == "fine\n"
+
+
+async def test_a_removed_private_folder_gives_a_new_shell(box, tmp_path):
+    await box.run("true")
+    await box.run(f"rm -rf {tmp_path}/out0/*/shell-*")
+    assert (await box.run("echo fine"))["output"] == "fine\n"
+    rows = (await box.call("/shell/view", id="a"))["console"]
+    assert [row["command"] for row in rows if row["command"] == "echo fine"] == ["echo fine"]
+
+
+async def test_a_bashrc_that_breaks_the_shell_is_left_out(box):
+    (box.home / ".bashrc").write_text("exit 1\n")
+    assert (await box.run("echo fine"))["output"] == "fine\n"
+
+
+async def test_the_bashrc_of_the_home_is_read(box):
+    (box.home / ".bashrc").write_text("export FROM_RC=yes\necho noise\n")
+    assert (await box.run("echo $FROM_RC"))["output"] == "yes\n"
+
+
+async def test_a_nul_in_a_command_is_refused(box):
+    assert "NUL" in await box.run("echo a\0b", status=400)
+
+
+async def test_any_command_leaves_the_shell_usable(box):
+    words = st.sampled_from([*list("'\"`$(){}[]|&;<>\\#!*~ \n\t="), "x", "if", "do", "<<E", "$((", "é", "\x1b["])
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(words, max_size=12).map("".join))
+    def build(command: str) -> None:
+        commands.append(command)
+
+    commands: list[str] = []
+    await asyncio.to_thread(build)
+    for command in commands:
+        # Stars would name files and `&` leaves jobs; neither can do harm in an empty home.
+        data = await box.run(command, id="fuzz")
+        if data["status"] == "running":  # it reads its input
+            await box.call("/shell/kill", id="fuzz")
+        assert "7717" not in data["output"] and "\x1b" not in data["output"]
+        fine = await box.run("echo fine", id="fuzz")
+        assert fine["output"].endswith("fine\n") and fine["returncode"] == 0, command
