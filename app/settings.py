@@ -1,5 +1,6 @@
 """Every setting of the service: environment variables or `.env`, typed and frozen. See `.env.example`."""
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -76,6 +77,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _usable(self) -> "Settings":
+        if self.sandbox_provider == "docker":
+            raise ValueError("SANDBOX_PROVIDER: docker is not supported by this version yet")
         for name in NOT_YET:
             value: object = getattr(self, name.lower())
             if value.get_secret_value() if isinstance(value, SecretStr) else value:
@@ -87,6 +90,16 @@ class Settings(BaseSettings):
         if self.search_provider == "google" and not self.has_google_keys:
             raise ValueError("GOOGLE_SEARCH_API_KEY: SEARCH_PROVIDER=google needs it, and GOOGLE_SEARCH_ENGINE_ID")
         return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs on this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def has_google_keys(self) -> bool:

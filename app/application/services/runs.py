@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+from app.application import context
 from app.domain.errors import ModelFailure, NotFound, StoreUnavailable, Superseded
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
@@ -22,6 +23,7 @@ class RunService:
 
     async def work(self, session_id: str, reason: str) -> None:
         """See `RunWorker.work`. The root of a run: whatever else goes wrong ends here, logged, as an `error`."""
+        context.session_id.set(session_id)
         flow = self._flow(session_id)
         try:
             await flow.run(reason)
@@ -45,5 +47,5 @@ class RunService:
         await self._flow(session_id).stop(upto=upto)
 
     def _flow(self, session_id: str) -> PlanActFlow:
-        context = ToolContext(session_id=session_id, sandboxes=self.sandboxes, engine=self.engine)
-        return PlanActFlow(self.parts, context)
+        reach = ToolContext(session_id=session_id, sandboxes=self.sandboxes, engine=self.engine)
+        return PlanActFlow(self.parts, reach)

@@ -26,16 +26,14 @@ class EventStreams:
         """
         position = after
         async with self._feed.subscribe(session_id) as subscription:
-            behind = True
             while True:
                 records = subscription.since(position)
-                if records is None or (behind and not records):
+                if records is None:
                     records = await self._journal.read(session_id, after=position, limit=PAGE)
                 if records:
                     position = records[-1].number
                     yield records
                     continue
-                behind = False
                 if delta := subscription.text():
                     yield delta
                     continue

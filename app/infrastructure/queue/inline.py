@@ -26,6 +26,11 @@ class _Run:
     stop_upto: int | None = None
     stopped: list["asyncio.Future[None]"] = field(default_factory=list["asyncio.Future[None]"])
 
+    @property
+    def ending(self) -> bool:
+        """Whether a stop or a cancellation has been asked for."""
+        return self.cancelled or self.stop_upto is not None
+
     def cut(self) -> None:
         """Cut the current attempt short, so that the driver looks at what was asked."""
         if self.attempt is not None:
@@ -125,7 +130,7 @@ class InlineRunQueue:
             case None:
                 return CRASHED
             case asyncio.CancelledError():
-                if not run.cancelled and run.stop_upto is None:
+                if not run.ending:
                     await self._abort(session_id, everything=False)
                 return INTERRUPTED
             case Superseded():
@@ -134,7 +139,8 @@ class InlineRunQueue:
             case StoreUnavailable():
                 log.warning("the store is away; the run rests", extra={"error": str(error)})
                 run.woken = True
-                await self._attempt(run, asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]))
+                if not run.ending:
+                    await self._attempt(run, asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]))
                 return CRASHED
             case _:
                 log.error("an attempt failed in an unforeseen way", exc_info=error)

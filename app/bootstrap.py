@@ -1,0 +1,149 @@
+"""The composition root: the one place that sees every layer, chooses the adapters, opens and closes them."""
+
+import logging
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from app.application.services.chat import ChatService
+from app.application.services.runs import RunService
+from app.application.services.sessions import SessionService
+from app.application.services.streams import EventStreams
+from app.domain.external.llm import LLM
+from app.domain.external.run_queue import RunQueue
+from app.domain.external.sandbox import SandboxProvider
+from app.domain.external.search import SearchEngine
+from app.domain.services.flows.plan_act import FlowParts
+from app.domain.services.tools.base import Tool
+from app.domain.services.tools.registry import EXECUTING
+from app.infrastructure.llm.demo import DemoModel
+from app.infrastructure.llm.openai import OpenAIModel
+from app.infrastructure.persistence.sqlite.store import SqliteStore
+from app.infrastructure.queue.inline import InlineRunQueue
+from app.infrastructure.sandbox.detect import docker_answers
+from app.infrastructure.sandbox.local import LocalSandboxes
+from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSandboxes
+from app.infrastructure.sandbox.remote import RemoteSandboxes
+from app.infrastructure.search.ddgs import DdgsSearch
+from app.infrastructure.search.google import GoogleSearch
+from app.infrastructure.streams.memory.feed import MemoryFeed
+from app.interfaces.api.services import Services
+from app.interfaces.wire import encode_event
+from app.settings import Settings, UnusableSetting
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """Parts that a test, or an embedding program, brings itself. None: chosen by the settings."""
+
+    model: LLM | None = None
+    sandboxes: SandboxProvider | None = None
+    engine: SearchEngine | None = None
+    tools: Mapping[str, Tool] | None = None
+    heartbeat: float = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """Everything that is open while the service runs."""
+
+    services: Services
+    queue: RunQueue
+    description: str
+    """What is used, in words for the operator."""
+
+
+@asynccontextmanager
+async def open_container(settings: Settings, overrides: Overrides) -> AsyncGenerator[Container, None]:
+    """Open the parts in the order in which they need each other; close them the other way round, runs before stores.
+
+    Raises:
+        StoreUnavailable: the store cannot be opened.
+    """
+    async with AsyncExitStack() as stack:
+        feed = MemoryFeed()
+        store = await stack.enter_async_context(
+            SqliteStore(settings.data_dir, encode=encode_event, on_committed=feed.publish)
+        )
+        model, model_words = _model(settings, overrides)
+        stack.push_async_callback(model.close)
+        sandboxes, sandbox_words = await _sandboxes(settings, overrides)
+        stack.push_async_callback(sandboxes.close)
+        engine = await _engine(settings, overrides, stack)
+        parts = FlowParts(journal=store.journal, feed=feed, model=model, tools=overrides.tools or EXECUTING)
+        queue = InlineRunQueue(RunService(parts=parts, sandboxes=sandboxes, engine=engine))
+        stack.push_async_callback(queue.close)
+        stack.callback(feed.close)
+        streams = EventStreams(store.journal, feed)
+        sessions = SessionService(
+            sessions=store.sessions, journal=store.journal, streams=streams, feed=feed, queue=queue, sandboxes=sandboxes
+        )
+        chat = ChatService(sessions=store.sessions, journal=store.journal, streams=streams, queue=queue)
+        services = Services(
+            chat=chat,
+            sessions=sessions,
+            checks={"store": store.sessions.check, "sandbox": sandboxes.check},
+            end_streams=feed.close,
+            heartbeat=overrides.heartbeat,
+        )
+        for session_id in await store.sessions.active():
+            log.info("a run that was cut short goes on", extra={"session_id": session_id})
+            await queue.wake(session_id)
+        words = f"store: SQLite in {settings.data_dir}; sandbox: {sandbox_words}; model: {model_words}"
+        yield Container(services=services, queue=queue, description=words)
+
+
+def _model(settings: Settings, overrides: Overrides) -> tuple[LLM, str]:
+    if overrides.model is not None:
+        return overrides.model, "given"
+    if settings.model_provider == "demo":
+        return DemoModel(), "the demo, scripted and offline (set API_KEY for a real one)"
+    model = OpenAIModel(
+        api_key=settings.api_key.get_secret_value(),
+        base_url=settings.api_base,
+        model=settings.model_name,
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        timeout_seconds=settings.llm_timeout_seconds,
+    )
+    model.warm_up()
+    return model, f"{settings.model_name} at {settings.api_base}"
+
+
+async def _sandboxes(settings: Settings, overrides: Overrides) -> tuple[SandboxProvider, str]:
+    if overrides.sandboxes is not None:
+        return overrides.sandboxes, "given"
+    match settings.sandbox_provider:
+        case "remote":
+            remote = RemoteSandboxes(settings.sandbox_address, settings.sandbox_token.get_secret_value())
+            return remote, f"one for all, at {settings.sandbox_address}"
+        case "local":
+            log.warning("SANDBOX_PROVIDER=local: the model's commands run on this machine as your user, unisolated")
+        case "docker":
+            raise UnusableSetting("SANDBOX_PROVIDER: docker is not supported by this version yet")
+        case "auto":
+            if settings.model_provider != "demo":
+                log.warning(REAL_MODEL_UNISOLATED)
+                return RefusedSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
+            if not await docker_answers(os.environ):
+                log.warning("no Docker here: the demo model's commands run on this machine as your user, unisolated")
+    local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
+    await local.start()
+    return local, "processes on this machine, unisolated"
+
+
+async def _engine(settings: Settings, overrides: Overrides, stack: AsyncExitStack) -> SearchEngine:
+    if overrides.engine is not None:
+        return overrides.engine
+    if settings.search_provider == "google" or (settings.search_provider == "auto" and settings.has_google_keys):
+        client = await stack.enter_async_context(httpx.AsyncClient())
+        key = settings.google_search_api_key.get_secret_value()
+        return GoogleSearch(client, api_key=key, engine_id=settings.google_search_engine_id)
+    engine = DdgsSearch()
+    stack.push_async_callback(engine.close)
+    return engine

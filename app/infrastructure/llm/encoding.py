@@ -1,0 +1,140 @@
+"""The body of a request to `/chat/completions`, encoded once a message instead of once a turn.
+
+The SDK's own path walks the whole history at every call; here a turn costs what it adds. Wire format:
+https://platform.openai.com/docs/api-reference/chat/create
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+from weakref import WeakKeyDictionary
+
+import orjson
+
+from app.domain.external.llm import ModelRequest
+from app.domain.models.message import (
+    AssistantMessage,
+    Message,
+    SystemMessage,
+    ToolMessage,
+    Transcript,
+    UserMessage,
+)
+from app.domain.models.tool import ToolSpec
+
+MAX_TOOL_SETS = 64
+"""Sets of functions that are kept encoded. The service has a handful; the bound is against a caller that makes new
+tuples all the time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """What this server takes; learnt from its refusals."""
+
+    usage_in_stream: bool = True
+    temperature: bool = True
+    completion_limit: bool = False
+    """Whether the limit is called `max_completion_tokens` (o-series) instead of `max_tokens`."""
+
+
+class RequestEncoder:
+    """Encodes requests of one model; remembers what it has encoded."""
+
+    def __init__(self, *, model: str, temperature: float, max_tokens: int) -> None:
+        self._model = model
+        self._temperature = temperature
+        self._max_tokens = max_tokens
+        self._transcripts: WeakKeyDictionary[Transcript, tuple[int, bytearray]] = WeakKeyDictionary()
+        self._tools: dict[int, tuple[Sequence[ToolSpec], bytes]] = {}
+        self._head: tuple[Dialect, bytes] | None = None
+
+    def encode(self, request: ModelRequest, dialect: Dialect) -> bytes:
+        """The whole JSON body."""
+        messages = self._encode_messages(request.transcript)
+        return b"".join((self._encode_head(dialect), self._encode_tools(request.tools), messages, b"]}"))
+
+    def _encode_head(self, dialect: Dialect) -> bytes:
+        if self._head is None or self._head[0] != dialect:
+            values: dict[str, object] = {"model": self._model, "stream": True}
+            if dialect.usage_in_stream:
+                values["stream_options"] = {"include_usage": True}
+            if dialect.temperature:
+                values["temperature"] = self._temperature
+            values["max_completion_tokens" if dialect.completion_limit else "max_tokens"] = self._max_tokens
+            self._head = (dialect, orjson.dumps(values)[:-1])
+        return self._head[1]
+
+    def _encode_tools(self, tools: Sequence[ToolSpec]) -> bytes:
+        if not tools:
+            return b',"messages":['
+        known = self._tools.get(id(tools))
+        if known is not None:
+            return known[1]
+        encoded = b',"tools":' + orjson.dumps([_tool(spec) for spec in tools], default=_plain) + b',"messages":['
+        if isinstance(tools, tuple):  # a list may change and keep its identity
+            if len(self._tools) >= MAX_TOOL_SETS:
+                self._tools.clear()
+            # The tuple is kept beside its encoding, so that its id cannot be given to another one.
+            self._tools[id(tools)] = (tools, encoded)
+        return encoded
+
+    def _encode_messages(self, transcript: Transcript) -> bytearray:
+        count, encoded = self._transcripts.get(transcript) or (0, bytearray())
+        added = transcript.since(count)
+        for message in added:
+            if encoded:
+                encoded += b","
+            encoded += _encode_message(message)
+        if added:
+            self._transcripts[transcript] = (count + len(added), encoded)
+        return encoded
+
+
+def _plain(value: object) -> dict[object, object]:
+    if isinstance(value, Mapping):
+        return dict(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - any mapping at all
+    raise TypeError(f"cannot be sent as JSON: {type(value).__name__}")
+
+
+def _tool(spec: ToolSpec) -> dict[str, object]:
+    function = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
+    return {"type": "function", "function": function}
+
+
+def _encode_message(message: Message) -> bytes:
+    wire = _message(message)
+    try:
+        return orjson.dumps(wire)
+    except orjson.JSONEncodeError:
+        # Half a surrogate pair, from a broken file name or a cut text, has no UTF-8 form.
+        return orjson.dumps(_repair(wire))
+
+
+def _message(message: Message) -> dict[str, object]:
+    match message:
+        case SystemMessage() | UserMessage():
+            return {"role": message.role, "content": message.content}
+        case ToolMessage():
+            return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}
+        case AssistantMessage(tool_calls=()):
+            return {"role": "assistant", "content": message.content}
+        case AssistantMessage():
+            calls = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in message.tool_calls
+            ]
+            return {"role": "assistant", "content": message.content or None, "tool_calls": calls}
+        case _:
+            assert_never(message)
+
+
+def _repair(value: object) -> object:
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case dict():
+            return {key: _repair(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        case list():
+            return [_repair(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        case _:
+            return value

@@ -1,0 +1,1 @@
+"""Stores: where sessions, their events and their memory are kept."""

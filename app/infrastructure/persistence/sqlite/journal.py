@@ -1,0 +1,109 @@
+"""The journal over SQLite."""
+
+import sqlite3
+from collections.abc import Sequence
+from itertools import starmap
+
+import orjson
+
+from app.domain.errors import NotFound
+from app.domain.models.event import EventRecord
+from app.domain.models.message import Message
+from app.domain.models.run import RunState, Thread
+from app.domain.repositories.journal import Change, Receipt, UserWords
+from app.infrastructure.persistence.sqlite.codec import decode_messages, decode_run
+from app.infrastructure.persistence.sqlite.database import Database
+from app.infrastructure.persistence.sqlite.ledger import Ledger
+from app.infrastructure.persistence.sqlite.rows import LAST_NUMBER, USER, event_key, transcript_key
+from app.infrastructure.persistence.sqlite.writer import Writer, Written
+
+_NUMBER = f"key & {LAST_NUMBER}"
+_READ = f"SELECT {_NUMBER}, type, data FROM events WHERE key > ? AND key <= ? ORDER BY key LIMIT ?"  # noqa: S608
+_NEWEST = f"SELECT {_NUMBER}, type, data FROM events WHERE key > ? AND key <= ? ORDER BY key DESC LIMIT ?"  # noqa: S608
+_WORDS = f"SELECT {_NUMBER}, data FROM events WHERE speaker = ? AND key > ? AND key <= ? ORDER BY key"  # noqa: S608
+
+
+class SqliteJournal:
+    """A `Journal` (see there). Writes go through the one writer, reads through a connection of their own."""
+
+    def __init__(self, reader: Database, writer: Writer) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def commit(self, session_id: str, change: Change) -> Sequence[EventRecord]:
+        """See `Journal.commit`."""
+
+        def work(ledger: Ledger, connection: sqlite3.Connection) -> Written[Sequence[EventRecord]]:
+            records = ledger.commit(connection, session_id, change)
+            return Written(records, session_id, records)
+
+        return await self._writer.write(work)
+
+    async def receive(self, session_id: str, content: str, *, at: int, key: str | None) -> Receipt:
+        """See `Journal.receive`."""
+
+        def work(ledger: Ledger, connection: sqlite3.Connection) -> Written[Receipt]:
+            receipt, records = ledger.receive(connection, session_id, content, at, key)
+            return Written(receipt, session_id, records)
+
+        return await self._writer.write(work)
+
+    async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
+        """See `Journal.read`."""
+
+        def work(connection: sqlite3.Connection) -> Sequence[EventRecord]:
+            return _events(connection, _READ, _ordinal(connection, session_id), after, limit)
+
+        return await self._reader.run(work)
+
+    async def newest(self, session_id: str, *, limit: int) -> Sequence[EventRecord]:
+        """See `Journal.newest`."""
+
+        def work(connection: sqlite3.Connection) -> Sequence[EventRecord]:
+            return _events(connection, _NEWEST, _ordinal(connection, session_id), 0, limit)[::-1]
+
+        return await self._reader.run(work)
+
+    async def unread_words(self, session_id: str, *, after: int) -> Sequence[UserWords]:
+        """See `Journal.unread_words`."""
+
+        def work(connection: sqlite3.Connection) -> Sequence[UserWords]:
+            ordinal = _ordinal(connection, session_id)
+            span = (event_key(ordinal, after), event_key(ordinal, LAST_NUMBER))
+            rows = connection.execute(_WORDS, (USER, *span))
+            return [UserWords(number=number, content=orjson.loads(data)["content"]) for number, data in rows]
+
+        return await self._reader.run(work)
+
+    async def run_state(self, session_id: str) -> RunState:
+        """See `Journal.run_state`."""
+
+        def work(connection: sqlite3.Connection) -> RunState:
+            ordinal = _ordinal(connection, session_id)
+            row = connection.execute("SELECT state FROM runs WHERE session = ?", (ordinal,)).fetchone()
+            return RunState() if row is None else decode_run(row[0])
+
+        return await self._reader.run(work)
+
+    async def transcript(self, session_id: str, thread: Thread) -> Sequence[Message]:
+        """See `Journal.transcript`."""
+
+        def work(connection: sqlite3.Connection) -> Sequence[Message]:
+            ordinal = _ordinal(connection, session_id)
+            span = (transcript_key(ordinal, thread, 0), transcript_key(ordinal, thread, LAST_NUMBER))
+            rows = connection.execute("SELECT data FROM transcripts WHERE key BETWEEN ? AND ? ORDER BY key", span)
+            return decode_messages([data for (data,) in rows])
+
+        return await self._reader.run(work)
+
+
+def _ordinal(connection: sqlite3.Connection, session_id: str) -> int:
+    row = connection.execute("SELECT ordinal FROM sessions WHERE id = ?", (session_id,)).fetchone()
+    if row is None:
+        raise NotFound("no such session")
+    return int(row[0])
+
+
+def _events(connection: sqlite3.Connection, query: str, ordinal: int, after: int, limit: int) -> list[EventRecord]:
+    span = (event_key(ordinal, after), event_key(ordinal, LAST_NUMBER))
+    return list(starmap(EventRecord, connection.execute(query, (*span, limit)).fetchall()))

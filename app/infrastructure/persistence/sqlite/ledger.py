@@ -1,0 +1,199 @@
+"""What a transaction can do: the writing half of both ports, in plain synchronous SQL on the writing thread."""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+
+from app.domain.errors import Conflict, NotFound, Superseded
+from app.domain.models.event import Event, EventRecord, MessageEvent
+from app.domain.models.session import changes_of
+from app.domain.repositories.journal import Change, Receipt
+from app.infrastructure.persistence.listing import check_time, preview, well_formed
+from app.infrastructure.persistence.sqlite.codec import encode_message, encode_run
+from app.infrastructure.persistence.sqlite.heads import Head, Heads, save
+from app.infrastructure.persistence.sqlite.rows import ASSISTANT, LAST_NUMBER, event_key, speaker_of, transcript_key
+
+Encode = Callable[[Event, int, int], bytes]
+"""An event, its number and its time (seconds since the epoch) to the JSON that is stored and sent."""
+
+_INSERT_EVENT = "INSERT INTO events (key, type, speaker, data) VALUES (?, ?, ?, ?)"
+_INSERT_SAID = "INSERT INTO transcripts (key, data) VALUES (?, ?)"
+_PUT_RUN = "INSERT INTO runs (session, state) VALUES (?, ?) ON CONFLICT DO UPDATE SET state = excluded.state"
+_INSERT_SESSION = "INSERT INTO sessions (id, owner, created_at, touched) VALUES (?, ?, ?, ?)"
+_COUNT_UNREAD = "SELECT count(*) FROM events WHERE speaker = ? AND key > ? AND key <= ?"
+
+
+class Ledger:
+    """One connection's transactions, one at a time: `begin`, any number of operations, then `end` or `undo`.
+
+    An operation checks and encodes everything before it writes anything, so that one that is refused leaves nothing
+    behind and the others of its transaction go on.
+    """
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._heads = Heads()
+        self._touched: set[str] = set()
+        self._changed: dict[str, Head] = {}
+
+    def begin(self, connection: sqlite3.Connection) -> None:
+        """Start a transaction."""
+        connection.execute("BEGIN IMMEDIATE")
+
+    def end(self, connection: sqlite3.Connection) -> None:
+        """Write what is still only in memory, and commit: on return it is on the disk."""
+        if self._changed:
+            save(connection, self._changed.values())
+        connection.execute("COMMIT")
+        self._changed.clear()
+        self._touched.clear()
+        self._heads.trim()
+
+    def undo(self, connection: sqlite3.Connection) -> None:
+        """Roll back, and forget what memory knew of the sessions concerned."""
+        for session_id in self._touched:
+            self._heads.forget(session_id)
+        self._changed.clear()
+        self._touched.clear()
+        if connection.in_transaction:
+            connection.rollback()
+
+    def commit(self, connection: sqlite3.Connection, session_id: str, change: Change) -> Sequence[EventRecord]:
+        """See `Journal.commit`."""
+        check_time(change.at)
+        head = self._head(connection, session_id)
+        if change.ends_after is not None and head.last_words > change.ends_after:
+            raise Superseded("a newer message is waiting to be read")
+        records = self._records(head, change.events, change.at)
+        said, lengths = _said_rows(head, change)
+        state = None if change.run is None else encode_run(change.run)
+        self._insert(connection, head, change.events, records)
+        if said:
+            connection.executemany(_INSERT_SAID, said)
+            head.talk, head.work = lengths
+        if state is not None:
+            connection.execute(_PUT_RUN, (head.ordinal, state))
+        if change.usage is not None:
+            head.usage += change.usage
+        if change.events:
+            _fold(head, change.events, change.at)
+        if change.events or said or change.usage is not None:
+            self._changed[session_id] = head
+        return records
+
+    def receive(
+        self, connection: sqlite3.Connection, session_id: str, content: str, at: int, key: str | None
+    ) -> tuple[Receipt, Sequence[EventRecord]]:
+        """See `Journal.receive`; the records are empty when the key was known."""
+        check_time(at)
+        head = self._head(connection, session_id)
+        if key is not None:
+            key = well_formed(key)
+            known = connection.execute(
+                "SELECT number FROM keys WHERE session = ? AND key = ?", (head.ordinal, key)
+            ).fetchone()
+            if known is not None:
+                return Receipt(number=known[0], fresh=False), ()
+        events = (MessageEvent(role="user", content=content),)
+        records = self._records(head, events, at)
+        number = records[0].number
+        self._insert(connection, head, events, records)
+        if key is not None:
+            connection.execute("INSERT INTO keys (session, key, number) VALUES (?, ?, ?)", (head.ordinal, key, number))
+        _fold(head, events, at)
+        self._changed[session_id] = head
+        return Receipt(number=number, fresh=True), records
+
+    def create(self, connection: sqlite3.Connection, session_id: str, owner: str, at: int) -> None:
+        """See `SessionRepository.create`."""
+        check_time(at)
+        if connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session_id,)).fetchone():
+            raise Conflict("there is a session of this id")
+        connection.execute(_INSERT_SESSION, (session_id, owner, at, at))
+
+    def mark_delivered(self, connection: sqlite3.Connection, session_id: str, number: int) -> bool:
+        """See `SessionRepository.mark_delivered`."""
+        head = self._head(connection, session_id)
+        delivered = min(number, head.head)
+        if head.unread == 0 or delivered <= head.delivered:
+            return False
+        unread = 0
+        if delivered < head.head:
+            span = (event_key(head.ordinal, delivered), event_key(head.ordinal, LAST_NUMBER))
+            unread = connection.execute(_COUNT_UNREAD, (ASSISTANT, *span)).fetchone()[0]
+        if unread == head.unread:
+            return False  # no message in between: the old mark says the same
+        head.delivered, head.unread = delivered, unread
+        self._changed[session_id] = head
+        return True
+
+    def delete(self, connection: sqlite3.Connection, session_id: str, owner: str) -> None:
+        """See `SessionRepository.delete`."""
+        head = self._head(connection, session_id)
+        if head.owner != owner:
+            raise NotFound("no such session")
+        ordinal = head.ordinal
+        connection.execute("DELETE FROM events WHERE key BETWEEN ? AND ?", (ordinal << 32, ordinal + 1 << 32))
+        connection.execute("DELETE FROM transcripts WHERE key BETWEEN ? AND ?", (ordinal << 33, ordinal + 1 << 33))
+        connection.execute("DELETE FROM runs WHERE session = ?", (ordinal,))
+        connection.execute("DELETE FROM keys WHERE session = ?", (ordinal,))
+        connection.execute("DELETE FROM sessions WHERE ordinal = ?", (ordinal,))
+        self._heads.forget(session_id)
+        self._changed.pop(session_id, None)
+
+    def probe(self, connection: sqlite3.Connection) -> None:
+        """Write something that changes nothing, to see whether writing works."""
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        connection.execute(f"PRAGMA user_version = {version}")
+
+    def _head(self, connection: sqlite3.Connection, session_id: str) -> Head:
+        self._touched.add(session_id)
+        return self._heads.get(connection, session_id)
+
+    def _records(self, head: Head, events: Sequence[Event], at: int) -> list[EventRecord]:
+        first = head.head + 1
+        return [
+            EventRecord(number, event.type, self._encode(event, number, at))
+            for number, event in enumerate(events, start=first)
+        ]
+
+    def _insert(
+        self, connection: sqlite3.Connection, head: Head, events: Sequence[Event], records: Sequence[EventRecord]
+    ) -> None:
+        connection.executemany(
+            _INSERT_EVENT,
+            [
+                (event_key(head.ordinal, record.number), record.type, speaker_of(event), record.data)
+                for event, record in zip(events, records, strict=True)
+            ],
+        )
+
+
+def _fold(head: Head, events: Sequence[Event], at: int) -> None:
+    """Bring the summary up to date with `events`, which follow the head."""
+    changes = changes_of(events)
+    if changes.user_messages:
+        users = (index for index, event in enumerate(reversed(events)) if _is_users(event))
+        head.last_words = head.head + len(events) - next(users)
+    head.head += len(events)
+    head.unread += changes.assistant_messages
+    if changes.title is not None:
+        head.title, head.summary_changed = well_formed(changes.title), True
+    if changes.status is not None and changes.status != head.status:
+        head.status, head.summary_changed = changes.status, True
+    if changes.latest_message is not None:
+        head.latest_message, head.latest_message_at = preview(changes.latest_message), at
+        head.touched, head.summary_changed = at, True
+
+
+def _is_users(event: Event) -> bool:
+    return isinstance(event, MessageEvent) and event.role == "user"
+
+
+def _said_rows(head: Head, change: Change) -> tuple[list[tuple[int, bytes]], tuple[int, int]]:
+    """The rows of what was said, and the lengths of both transcripts after it."""
+    lengths = {"talk": head.talk, "work": head.work}
+    rows: list[tuple[int, bytes]] = []
+    for thread, message in change.said:
+        lengths[thread] += 1
+        rows.append((transcript_key(head.ordinal, thread, lengths[thread]), encode_message(message)))
+    return rows, (lengths["talk"], lengths["work"])

@@ -1,0 +1,1 @@
+"""Sandbox providers: where a session's shells and files live."""

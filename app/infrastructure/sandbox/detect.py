@@ -1,0 +1,30 @@
+"""Whether a Docker engine answers: what `SANDBOX_PROVIDER=auto` goes by."""
+
+import asyncio
+from collections.abc import Mapping
+
+import httpx
+
+DEFAULT_SOCKET = "unix:///var/run/docker.sock"
+PING_SECONDS = 1.0
+
+
+async def docker_answers(environment: Mapping[str, str]) -> bool:
+    """Whether the engine at `DOCKER_HOST` of `environment`, or at its usual socket, answers a ping within a second.
+
+    `unix://` and `tcp://` addresses are asked; for any other kind (`ssh://`) the answer is False.
+    """
+    address = environment.get("DOCKER_HOST") or DEFAULT_SOCKET
+    scheme, _, place = address.partition("://")
+    if scheme == "unix":
+        transport, url = httpx.AsyncHTTPTransport(uds=place, verify=False), "http://docker/_ping"
+    elif scheme in ("tcp", "http"):
+        transport, url = httpx.AsyncHTTPTransport(verify=False), f"http://{place.rstrip('/')}/_ping"
+    else:
+        return False
+    try:
+        async with asyncio.timeout(PING_SECONDS), httpx.AsyncClient(transport=transport) as client:
+            answer = await client.get(url)
+    except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, OSError):
+        return False
+    return answer.is_success

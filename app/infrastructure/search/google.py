@@ -1,0 +1,121 @@
+"""Google Custom Search: https://developers.google.com/custom-search/v1/reference/rest/v1/cse/list."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import cast
+
+import httpx
+import orjson
+
+from app.domain.errors import SearchFailure
+from app.domain.external.search import DateRange, SearchHit
+
+BASE_URL = "https://customsearch.googleapis.com"
+SEARCH_SECONDS = 10.0
+MOST_HITS = 10
+"""As many as one request may ask for."""
+
+_DATE_RESTRICT: Mapping[DateRange, str] = {
+    "past_hour": "d1",  # a day is the shortest there is
+    "past_day": "d1",
+    "past_week": "w1",
+    "past_month": "m1",
+    "past_year": "y1",
+}
+_QUOTA_REASONS = frozenset({"dailyLimitExceeded", "quotaExceeded", "rateLimitExceeded", "userRateLimitExceeded"})
+_LONGEST_REASON = 300
+TOO_MANY_REQUESTS = 429
+
+JsonObject = Mapping[str, object]
+
+
+class GoogleSearch:
+    """`SearchEngine` over the service's shared HTTP client, which it does not own.
+
+    The key goes in a header: a URL would carry it into logs and errors.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, *, api_key: str, engine_id: str, base_url: str = BASE_URL) -> None:
+        self._client = client
+        self._key = api_key
+        self._engine_id = engine_id
+        self._url = base_url.rstrip("/") + "/customsearch/v1"
+
+    async def search(self, query: str, date_range: DateRange) -> list[SearchHit]:
+        """At most ten hits, best first.
+
+        Raises:
+            SearchFailure: quota, a refused key, no answer within ten seconds, or one that makes no sense.
+        """
+        parameters = {"cx": self._engine_id, "q": query, "num": str(MOST_HITS)}
+        if restriction := _DATE_RESTRICT.get(date_range):
+            parameters["dateRestrict"] = restriction
+        try:
+            async with asyncio.timeout(SEARCH_SECONDS):
+                answer = await self._client.get(
+                    self._url, params=parameters, headers={"X-Goog-Api-Key": self._key}, timeout=SEARCH_SECONDS
+                )
+        except (TimeoutError, httpx.TimeoutException):
+            raise SearchFailure(f"Google did not answer within {SEARCH_SECONDS:g} s.") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise SearchFailure(f"Google cannot be reached ({type(error).__name__}).") from None
+        except UnicodeEncodeError:
+            raise SearchFailure("The query is not valid Unicode: it holds half a surrogate pair.") from None
+        body = _object(answer.content)
+        if not answer.is_success:
+            raise SearchFailure(self._why(answer.status_code, body))
+        return _hits(body)
+
+    async def close(self) -> None:
+        """Nothing: whoever opened the client closes it."""
+
+    def _why(self, status: int, body: JsonObject | None) -> str:
+        """The refusal in words for the model, or for whoever set the keys; never the key."""
+        error = _mapping((body or {}).get("error"))
+        said = error.get("message")
+        words = said.replace(self._key, "***")[:_LONGEST_REASON] if isinstance(said, str) else ""
+        if status == TOO_MANY_REQUESTS or _reasons(error) & _QUOTA_REASONS:
+            return f"Google's search quota is used up for now. {words}".rstrip()
+        if status in (400, 401, 403):
+            return f"Google refused the search; GOOGLE_SEARCH_API_KEY or _ENGINE_ID may be wrong. {words}".rstrip()
+        return f"Google's search failed (HTTP {status}). {words}".rstrip()
+
+
+def _reasons(error: JsonObject) -> set[str]:
+    reasons = [_mapping(each).get("reason") for each in _list(error.get("errors"))]
+    return {reason for reason in reasons if isinstance(reason, str)}
+
+
+def _hits(body: JsonObject | None) -> list[SearchHit]:
+    if body is None:
+        raise SearchFailure("Google gave an answer that makes no sense.")
+    # With nothing found there is no `items` at all.
+    hits = [_hit(_mapping(item)) for item in _list(body.get("items"))]
+    return [hit for hit in hits if hit is not None][:MOST_HITS]
+
+
+def _hit(item: JsonObject) -> SearchHit | None:
+    title, link, snippet = item.get("title"), item.get("link"), item.get("snippet")
+    if not isinstance(link, str) or not link:
+        return None
+    return SearchHit(title=_line(title) or link, link=link, snippet=_line(snippet))
+
+
+def _line(value: object) -> str:
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
+
+def _object(content: bytes) -> JsonObject | None:
+    try:
+        body: object = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    return cast("dict[str, object]", body) if isinstance(body, dict) else None
+
+
+def _mapping(value: object) -> JsonObject:
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []

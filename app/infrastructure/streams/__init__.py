@@ -1,0 +1,1 @@
+"""Feeds: how whoever follows a session hears that there is something new."""

@@ -1,0 +1,39 @@
+"""Everything that this service answers over HTTP, put into an application."""
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
+
+from app.interfaces.api import chat, health, sandbox, sessions
+from app.interfaces.api.document import install_document
+from app.interfaces.errors import install_error_handlers
+from app.interfaces.guard import Guard
+from app.interfaces.request_log import RequestLog
+
+ROUTERS = (sessions.router, chat.router, sandbox.router, health.router)
+
+
+def install(app: FastAPI, *, allowed_origins: Sequence[str] = ()) -> None:
+    """Routes, error handlers, middleware and the OpenAPI document. `provide` gives the routes what they call.
+
+    `allowed_origins`: the origins whose pages may call the service; none means its own only.
+    """
+    app.router.redirect_slashes = False  # a redirect would be an answer without the envelope
+    for router in ROUTERS:
+        app.include_router(router)
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    install_error_handlers(app, routes)
+    install_document(app)
+    # From the inside out: the last one added sees a request first.
+    app.add_middleware(Guard)
+    if allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(allowed_origins),
+            allow_methods=["GET", "PUT", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID"],
+        )
+    app.add_middleware(RequestLog)

@@ -1,0 +1,37 @@
+"""What the routes call."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from fastapi import FastAPI, Request
+
+from app.application.services.chat import ChatService
+from app.application.services.sessions import SessionService
+
+Check = Callable[[], Awaitable[str | None]]
+"""Looks at one dependency: why it cannot be used now, None when it can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The use cases of one process, and what its streams need to know."""
+
+    chat: ChatService
+    sessions: SessionService
+    checks: Mapping[str, Check]
+    """What `/ready` asks, by the name of the dependency that is configured."""
+    end_streams: Callable[[], None]
+    """Makes every open stream end soon; called, perhaps more than once, when the server begins to shut down."""
+    heartbeat: float = 15.0
+    """Seconds between two comments on a stream."""
+
+
+def provide(app: FastAPI, services: Services) -> None:
+    """Give `app` its services; before the first request."""
+    app.state.services = services
+
+
+def services_of(request: Request) -> Services:
+    """The services of the application that answers `request`."""
+    return cast("Services", request.app.state.services)

@@ -1,0 +1,35 @@
+"""The application: routes, error handlers and the lifespan that opens everything and closes it again."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app.bootstrap import Overrides, open_container
+from app.infrastructure.logging import configure_logging
+from app.interfaces.api.install import install
+from app.interfaces.api.services import provide
+from app.interfaces.origin import OriginGuard
+from app.settings import Settings, load_settings
+
+
+def create_app(settings: Settings | None = None, overrides: Overrides | None = None) -> FastAPI:
+    """The service as an ASGI application. `settings`: from the environment when None.
+
+    Raises:
+        UnusableSetting: a setting cannot be used.
+    """
+    chosen = settings or load_settings()
+    configure_logging(chosen.log_level)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        async with open_container(chosen, overrides or Overrides()) as container:
+            app.state.container = container
+            provide(app, container.services)
+            yield
+
+    app = FastAPI(title="Anker", version="0.1.0", lifespan=lifespan)
+    install(app, allowed_origins=chosen.allowed_origins)
+    app.add_middleware(OriginGuard, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)
+    return app

@@ -1,0 +1,57 @@
+"""What the sandbox contract runs on: the fake, and the real sandbox as a process on this machine."""
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from app.domain.external.sandbox import Sandbox, SandboxProvider
+from app.infrastructure.sandbox.local import LocalSandboxes
+from tests.fakes.memory_sandbox import MemorySandboxProvider
+
+_numbers = itertools.count()
+
+
+@dataclass
+class Bench:
+    """A provider, and sandboxes of it that know the commands of the contract."""
+
+    provider: SandboxProvider
+    make_session: Callable[[], str]
+    _next: str = ""
+
+    async def sandbox(self) -> Sandbox:
+        """A new session's sandbox; the one after it starts meanwhile, to save time."""
+        session, self._next = self._next or self.make_session(), self.make_session()
+        sandbox = await self.provider.acquire(session)
+        self.provider.warm(self._next)
+        return sandbox
+
+
+def _memory() -> Bench:
+    provider = MemorySandboxProvider()
+
+    def session() -> str:
+        name = f"s{next(_numbers)}"
+        sandbox = provider.prepare(name)
+        sandbox.script("echo hello", "hello\n")
+        sandbox.script("echo more", "more\n")
+        sandbox.script("false", returncode=1)
+        for command in ("sleep 60", "cat"):
+            sandbox.script(command, runs=True)
+        return name
+
+    return Bench(provider, session)
+
+
+@pytest_asyncio.fixture(params=["memory", "local"], scope="module", loop_scope="module")
+async def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    if request.param == "memory":
+        bench = _memory()
+        yield bench
+        await bench.provider.close()
+    else:
+        async with LocalSandboxes(tmp_path_factory.mktemp("data"), exec_seconds=0.3) as provider:
+            yield Bench(provider, lambda: f"s{next(_numbers)}")

@@ -1,0 +1,157 @@
+"""What every sandbox and every provider of them does: the fake behaves as the real one where it matters."""
+
+import asyncio
+
+import pytest
+
+from app.domain.errors import SandboxFailure
+from app.domain.models.sandbox import ConsoleRecord
+from tests.contract.sandbox.conftest import Bench
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_a_command_that_ends_answers_its_output_and_its_exit_status(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    done = await sandbox.shell_exec("main", "", "echo hello")
+    assert (done.session_id, done.status, done.returncode, done.output) == ("main", "completed", 0, "hello\n")
+    assert [(record.command, record.output) for record in done.console] == [("echo hello", "hello\n")]
+    assert (await sandbox.shell_exec("main", "", "false")).returncode == 1
+
+
+async def test_a_shell_may_be_called_anything(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    names = ("", "my shell", "日本語", "a/../b", "x" * 500, "x" * 501, ":", "a.b:c-d_e", "my:20shell", "\ud800")
+    for number, name in enumerate(names):
+        await sandbox.shell_exec(name, "", "echo hello")
+        if number:
+            await sandbox.shell_exec(name, "", "echo more")
+    for number, name in enumerate(names):
+        view = await sandbox.shell_view(name)
+        assert view.session_id == name
+        assert [record.command for record in view.console] == ["echo hello", "echo more"][: 1 + bool(number)]
+
+
+async def test_a_shell_that_was_never_used_does_not_exist(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    for call in (
+        sandbox.shell_view("none of them"),
+        sandbox.shell_wait("none of them", 1),
+        sandbox.shell_write("none of them", "x", press_enter=True),
+        sandbox.shell_kill("none of them"),
+    ):
+        with pytest.raises(SandboxFailure, match="no such shell: none of them") as caught:
+            await call
+        assert caught.value.status == 404
+
+
+async def test_the_console_keeps_every_command_apart(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.shell_exec("main", "", "echo hello")
+    await sandbox.shell_exec("main", "", "echo more")
+    view = await sandbox.shell_view("main")
+    assert [(record.command, record.output) for record in view.console] == [
+        ("echo hello", "hello\n"),
+        ("echo more", "more\n"),
+    ]
+    assert all(isinstance(record, ConsoleRecord) and record.ps1 for record in view.console)
+    assert "hello" in view.output and "more" in view.output
+
+
+async def test_a_long_command_goes_on_until_it_is_killed(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    assert (await sandbox.shell_exec("main", "", "sleep 60")).status == "running"
+    waited = await sandbox.shell_wait("main", 0)
+    assert (waited.status, waited.returncode) == ("running", None)
+    with pytest.raises(SandboxFailure) as caught:
+        await sandbox.shell_exec("main", "", "echo hello")
+    assert caught.value.status == 409
+    killed = await sandbox.shell_kill("main")
+    assert killed.status == "completed" and killed.returncode
+    assert (await sandbox.shell_exec("main", "", "echo hello")).output == "hello\n"
+
+
+async def test_what_is_typed_shows_up_once(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.shell_exec("main", "", "cat")
+    written = await sandbox.shell_write("main", "typed", press_enter=True)
+    assert written.status == "running" and "typed\n" in written.output
+    assert (await sandbox.shell_wait("main", 0)).output == ""
+
+
+async def test_kill_all_ends_what_runs_in_every_shell(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.shell_exec("one", "", "sleep 60")
+    await sandbox.shell_exec("my two", "", "cat")
+    await sandbox.kill_all()
+    for shell in ("one", "my two"):
+        assert (await sandbox.shell_wait(shell, 0)).status == "completed"
+
+
+async def test_a_file_is_read_as_it_was_written(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    assert await sandbox.file_write("notes/a.txt", "one\ntwo\nthrée\n", append=False, sudo=False) == 15
+    assert await sandbox.file_write("notes/a.txt", "four\n", append=True, sudo=False) == 5
+    whole = await sandbox.file_read("notes/a.txt", start=None, end=None, sudo=False)
+    assert (whole.content, whole.line_count, whole.truncated) == ("one\ntwo\nthrée\nfour\n", 4, False)
+    assert (await sandbox.file_read("~/notes/a.txt", start=1, end=3, sudo=False)).content == "two\nthrée\n"
+    assert (await sandbox.file_read("/home/ubuntu/notes/a.txt", start=3, end=None, sudo=False)).content == "four\n"
+
+
+async def test_replacing_says_how_often_and_refuses_what_is_not_there(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.file_write("a.txt", "a b a\n", append=False, sudo=False)
+    assert await sandbox.file_replace("a.txt", "a", "c", sudo=False) == 2
+    assert (await sandbox.file_read("a.txt", start=None, end=None, sudo=False)).content == "c b c\n"
+    with pytest.raises(SandboxFailure, match="does not occur"):
+        await sandbox.file_replace("a.txt", "nothing like it", "x", sudo=False)
+
+
+async def test_searching_answers_lines_with_their_numbers(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.file_write("a.txt", "one\ntwo\nthree\n", append=False, sudo=False)
+    found = await sandbox.file_search("a.txt", "^t", sudo=False)
+    assert (found.matches, found.line_numbers) == (("two", "three"), (1, 2))
+    with pytest.raises(SandboxFailure, match="not a valid regex"):
+        await sandbox.file_search("a.txt", "(", sudo=False)
+
+
+async def test_finding_answers_absolute_paths(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.file_write("a.py", "", append=False, sudo=False)
+    await sandbox.file_write("b.txt", "", append=False, sudo=False)
+    found = await sandbox.file_find("~", "*.py")
+    assert found.files == (f"{found.path}/a.py",) and found.path.startswith("/")
+    assert (await sandbox.file_find("~", "*.rs")).files == ()
+
+
+async def test_a_missing_file_is_told_apart_from_other_refusals(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    with pytest.raises(SandboxFailure, match=r"no such file: none\.txt") as caught:
+        await sandbox.file_read("none.txt", start=None, end=None, sudo=False)
+    assert caught.value.status == 404
+
+
+async def test_a_session_has_one_sandbox_until_it_is_destroyed(bench: Bench) -> None:
+    provider, session = bench.provider, bench.make_session()
+    assert await provider.check() is None
+    assert await provider.find(session) is None
+    provider.warm(session)
+    first, second = await asyncio.gather(provider.acquire(session), provider.acquire(session))
+    assert first is second and await provider.find(session) is first
+    await first.file_write("a.txt", "x", append=False, sudo=False)
+    await provider.destroy(session)
+    await provider.destroy(session)
+    assert await provider.find(session) is None
+    with pytest.raises(SandboxFailure):
+        await (await provider.acquire(session)).file_read("a.txt", start=None, end=None, sudo=False)
+
+
+async def test_sessions_do_not_see_each_others_shells_or_files(bench: Bench) -> None:
+    one, other = await bench.sandbox(), await bench.sandbox()
+    await one.shell_exec("main", "", "echo hello")
+    await one.file_write("a.txt", "x", append=False, sudo=False)
+    with pytest.raises(SandboxFailure):
+        await other.shell_view("main")
+    with pytest.raises(SandboxFailure):
+        await other.file_read("a.txt", start=None, end=None, sudo=False)

@@ -1,0 +1,263 @@
+"""The `Feed` port, on the feed of a single process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.domain.external.feed import Feed
+from app.domain.models.event import EventRecord, TextDelta
+from app.infrastructure.streams.memory import MemoryFeed
+from app.infrastructure.streams.memory.feed import _TAIL_BYTES, _TAIL_RECORDS
+
+
+@pytest.fixture
+async def feed() -> AsyncIterator[Feed]:
+    feed = MemoryFeed()
+    yield feed
+    feed.close()
+
+
+def record(number: int, kind: str = "step", size: int = 10) -> EventRecord:
+    return EventRecord(number, kind, b"x" * size)
+
+
+def records(first: int, last: int) -> list[EventRecord]:
+    return [record(number) for number in range(first, last + 1)]
+
+
+async def waiting(call: "asyncio.Task[object]") -> bool:
+    """Whether `call` still waits after it had every chance to go on."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return not call.done()
+
+
+async def test_a_follower_of_a_session_that_nobody_spoke_of_must_ask_the_journal(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        assert subscription.since(0) is None
+        assert subscription.since(7) is None
+
+
+async def test_records_published_while_following_are_at_hand(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        feed.publish("s", records(4, 6))
+        assert subscription.since(2) is None
+        assert list(subscription.since(3) or ()) == records(4, 6)
+        assert list(subscription.since(5) or ()) == records(6, 6)
+        assert subscription.since(6) == ()
+
+
+async def test_who_comes_later_knows_whether_it_is_up_to_date(feed: Feed) -> None:
+    feed.publish("s", records(1, 3))
+    async with feed.subscribe("s") as subscription:
+        assert subscription.since(2) is None
+        assert subscription.since(3) == ()
+        feed.publish("s", records(4, 4))
+        assert list(subscription.since(3) or ()) == records(4, 4)
+
+
+async def test_what_was_kept_goes_with_the_last_follower(feed: Feed) -> None:
+    async with feed.subscribe("s") as first:
+        async with feed.subscribe("s"):
+            feed.publish("s", records(1, 3))
+        assert list(first.since(0) or ()) == records(1, 3)
+    async with feed.subscribe("s") as later:
+        assert later.since(0) is None
+
+
+async def test_the_tail_is_bounded_in_number(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        for number in range(1, _TAIL_RECORDS + 101):
+            feed.publish("s", [record(number)])
+        assert subscription.since(99) is None
+        assert len(subscription.since(100) or ()) == _TAIL_RECORDS
+        feed.publish("s", records(_TAIL_RECORDS + 101, 3 * _TAIL_RECORDS + 100))
+        assert subscription.since(2 * _TAIL_RECORDS + 99) is None
+        assert len(subscription.since(2 * _TAIL_RECORDS + 100) or ()) == _TAIL_RECORDS
+
+
+async def test_the_tail_is_bounded_in_bytes(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        for number in range(1, 11):
+            feed.publish("s", [record(number, size=_TAIL_BYTES // 4)])
+        assert subscription.since(5) is None
+        assert [r.number for r in subscription.since(6) or ()] == [7, 8, 9, 10]
+        feed.publish("s", [record(11, size=_TAIL_BYTES + 1)])
+        assert subscription.since(10) is None
+        assert subscription.since(11) == ()
+        feed.publish("s", [record(12)])
+        assert subscription.since(10) is None
+        assert list(subscription.since(11) or ()) == [record(12)]
+
+
+async def test_a_gap_sends_followers_to_the_journal(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        feed.publish("s", records(1, 3))
+        feed.publish("s", records(5, 6))
+        assert subscription.since(3) is None
+        assert list(subscription.since(4) or ()) == records(5, 6)
+
+
+async def test_followers_wake_when_records_come_and_only_theirs(feed: Feed) -> None:
+    async with feed.subscribe("s") as mine, feed.subscribe("t") as other:
+        mine_changed, other_changed = asyncio.create_task(mine.changed()), asyncio.create_task(other.changed())
+        assert await waiting(mine_changed)
+        feed.publish("s", records(1, 1))
+        assert await mine_changed is True
+        assert await waiting(other_changed)
+        other_changed.cancel()
+
+
+async def test_what_comes_between_a_look_and_the_wait_is_not_missed(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        assert not subscription.since(0)
+        feed.publish("s", records(1, 1))
+        assert await subscription.changed() is True
+        again = asyncio.create_task(subscription.changed())
+        assert await waiting(again)
+        again.cancel()
+
+
+async def test_a_hundred_followers_see_the_same_records_in_the_same_order(feed: Feed) -> None:
+    async def follow() -> list[int]:
+        seen: list[int] = []
+        async with feed.subscribe("s") as subscription:
+            started.append(subscription)
+            while len(seen) < 200:
+                seen += [found.number for found in subscription.since(seen[-1] if seen else 0) or ()]
+                if len(seen) < 200:
+                    assert await subscription.changed()
+        return seen
+
+    started: list[object] = []
+    followers = [asyncio.create_task(follow()) for _ in range(100)]
+    while len(started) < 100:
+        await asyncio.sleep(0)
+    for number in range(1, 201):
+        feed.publish("s", [record(number)])
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    assert all(seen == list(range(1, 201)) for seen in await asyncio.gather(*followers))
+
+
+async def test_text_comes_in_pieces_joined_for_who_is_slow(feed: Feed) -> None:
+    async with feed.subscribe("s") as quick, feed.subscribe("s") as slow:
+        assert quick.text() is None
+        feed.write("s", TextDelta("m", "Hel"))
+        assert await quick.changed()
+        assert quick.text() == TextDelta("m", "Hel")
+        assert quick.text() is None
+        feed.write("s", TextDelta("m", "lo"))
+        feed.write("s", TextDelta("m", "!"))
+        assert quick.text() == TextDelta("m", "lo!")
+        assert slow.text() == TextDelta("m", "Hello!")
+
+
+async def test_who_comes_in_the_middle_gets_the_whole_text_so_far(feed: Feed) -> None:
+    feed.write("s", TextDelta("m", "Once "))
+    feed.write("s", TextDelta("m", "upon"))
+    async with feed.subscribe("s") as subscription:
+        assert subscription.text() == TextDelta("m", "Once upon")
+        feed.write("s", TextDelta("m", " a time"))
+        assert subscription.text() == TextDelta("m", " a time")
+
+
+async def test_a_new_message_starts_afresh(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        feed.write("s", TextDelta("m1", "never read"))
+        feed.write("s", TextDelta("m2", "new"))
+        assert subscription.text() == TextDelta("m2", "new")
+        feed.retract("s")
+        assert subscription.text() is None
+        feed.write("s", TextDelta("m2", "again"))
+        assert subscription.text() == TextDelta("m2", "again")
+
+
+async def test_retracted_text_is_not_delivered(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        feed.write("s", TextDelta("m", "given up"))
+        feed.retract("s")
+        assert subscription.text() is None
+    feed.retract("nobody")
+
+
+async def test_text_that_a_broken_run_left_behind_goes_with_its_end(feed: Feed) -> None:
+    feed.write("s", TextDelta("m", "half"))
+    feed.publish("s", [record(1, "error")])
+    async with feed.subscribe("s") as subscription:
+        assert subscription.text() is None
+
+
+async def test_followers_of_a_deleted_session_end_and_others_go_on(feed: Feed) -> None:
+    async with feed.subscribe("s") as gone, feed.subscribe("t") as other:
+        changed = asyncio.create_task(gone.changed())
+        assert await waiting(changed)
+        feed.drop("s")
+        assert await changed is False
+        assert await gone.changed() is False
+        feed.publish("t", records(1, 1))
+        assert await other.changed() is True
+    feed.drop("nobody")
+
+
+async def test_at_shutdown_every_follower_ends_also_who_comes_too_late(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        changed = asyncio.create_task(subscription.changed())
+        listing = asyncio.create_task(feed.sessions_changed(10**6))
+        assert await waiting(changed)
+        feed.close()
+        assert await changed is False
+        assert await listing is None
+    async with feed.subscribe("s") as late:
+        assert await late.changed() is False
+    assert await feed.sessions_changed(0) is None
+
+
+async def test_the_first_look_at_the_list_does_not_wait(feed: Feed) -> None:
+    assert await feed.sessions_changed(0) is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "wakes"),
+    [
+        ("message", True),
+        ("title", True),
+        ("wait", True),
+        ("error", True),
+        ("done", True),
+        ("step", False),
+        ("plan", False),
+        ("tool", False),
+    ],
+)
+async def test_the_list_changes_with_the_events_that_it_shows(feed: Feed, kind: str, wakes: bool) -> None:
+    seen = await feed.sessions_changed(0)
+    assert seen is not None
+    followers = [asyncio.create_task(feed.sessions_changed(seen)) for _ in range(3)]
+    assert await waiting(followers[0])
+    feed.publish("s", [record(1, kind)])
+    assert await waiting(followers[0]) is not wakes
+    feed.touch()
+    versions = await asyncio.gather(*followers)
+    assert all(version is not None and version > seen for version in versions)
+
+
+async def test_changes_of_the_list_that_come_faster_than_they_are_read_join(feed: Feed) -> None:
+    seen = await feed.sessions_changed(0)
+    assert seen is not None
+    for _ in range(5):
+        feed.touch()
+    latest = await feed.sessions_changed(seen)
+    assert latest is not None
+    call = asyncio.create_task(feed.sessions_changed(latest))
+    assert await waiting(call)
+    call.cancel()
+
+
+async def test_publishing_nothing_wakes_nobody(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        feed.publish("s", [])
+        call = asyncio.create_task(subscription.changed())
+        assert await waiting(call)
+        call.cancel()

@@ -1,0 +1,236 @@
+"""The `Journal` port, on the fake and on SQLite."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from app.domain.errors import InvalidInput, NotFound, Superseded
+from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent, ToolCallingEvent, WaitEvent
+from app.domain.models.message import (
+    AssistantMessage,
+    Message,
+    SystemMessage,
+    ToolCall,
+    ToolMessage,
+    Usage,
+    UserMessage,
+)
+from app.domain.models.plan import Plan, Step
+from app.domain.models.run import RunState
+from app.domain.models.tool import OpenCall
+from app.domain.repositories.journal import Change, Receipt, UserWords
+from app.interfaces.wire import encode_event
+from tests.contract.conftest import Harness
+from tests.unit.golden.events_v1 import AT, EVENTS
+
+SAID: tuple[Message, ...] = (
+    SystemMessage(content="s"),
+    UserMessage(content="u ünï"),
+    AssistantMessage(content="", tool_calls=(ToolCall(id="c", name="f", arguments='{"a": 1}'),)),
+    ToolMessage(tool_call_id="c", content="r"),
+)
+STATE = RunState(
+    phase="executing",
+    consumed=3,
+    plan=Plan(goal="g", steps=(Step(id="1", description="d", status="running", result="r"),)),
+    open_calls=(OpenCall(id="c", toolkit="shell", function="f", args={"x": [1, {"y": None}]}),),
+    asked="q",
+    turns=4,
+)
+
+
+def says(content: str) -> MessageEvent:
+    return MessageEvent(role="assistant", content=content)
+
+
+async def fill(store: Harness, count: int) -> None:
+    await store.journal.commit("s", Change(at=1, events=[says(str(n)) for n in range(1, count + 1)]))
+
+
+async def test_a_commit_numbers_its_events_from_one_without_gaps(store: Harness) -> None:
+    first = await store.journal.commit("s", Change(at=AT, events=EVENTS))
+    second = await store.journal.commit("s", Change(at=AT, events=(DoneEvent(),)))
+    assert [record.number for record in (*first, *second)] == list(range(1, len(EVENTS) + 2))
+
+
+async def test_what_is_read_is_what_the_encoder_made_byte_for_byte_even_after_a_restart(store: Harness) -> None:
+    stored = await store.journal.commit("s", Change(at=AT, events=EVENTS))
+    expected = [(event.type, encode_event(event, number, AT)) for number, event in enumerate(EVENTS, start=1)]
+    assert [(record.type, record.data) for record in stored] == expected
+    await store.close()
+    await store.open()
+    assert list(await store.journal.read("s", after=0, limit=100)) == list(stored)
+
+
+async def test_a_page_holds_at_most_its_limit_of_what_comes_after_a_number(store: Harness) -> None:
+    await fill(store, 10)
+    assert [record.number for record in await store.journal.read("s", after=3, limit=4)] == [4, 5, 6, 7]
+    assert [record.number for record in await store.journal.read("s", after=8, limit=4)] == [9, 10]
+    assert list(await store.journal.read("s", after=10, limit=4)) == []
+    assert list(await store.journal.read("s", after=10**15, limit=4)) == []
+
+
+async def test_the_newest_page_is_in_order(store: Harness) -> None:
+    await fill(store, 10)
+    assert [record.number for record in await store.journal.newest("s", limit=3)] == [8, 9, 10]
+    assert len(await store.journal.newest("s", limit=30)) == 10
+
+
+async def test_sessions_do_not_see_each_others_rows(store: Harness) -> None:
+    await store.sessions.create("t", owner="me", at=100)
+    await store.journal.commit("s", Change(at=1, events=(says("s"),), said=(("work", SAID[0]),), run=STATE))
+    await store.journal.commit("t", Change(at=1, events=(says("t"),), said=(("talk", SAID[1]),)))
+    assert [record.number for record in await store.journal.read("t", after=0, limit=9)] == [1]
+    assert list(await store.journal.transcript("s", "talk")) == []
+    assert list(await store.journal.transcript("t", "talk")) == [SAID[1]]
+    assert await store.journal.run_state("t") == RunState()
+
+
+async def test_transcripts_and_run_state_come_back_as_they_were_said_even_after_a_restart(store: Harness) -> None:
+    assert await store.journal.run_state("s") == RunState()
+    await store.journal.commit("s", Change(at=1, said=[("talk", SAID[0]), ("work", SAID[2])], run=RunState(turns=1)))
+    await store.journal.commit("s", Change(at=1, said=[("work", SAID[3]), ("talk", SAID[1])], run=STATE))
+    await store.close()
+    await store.open()
+    await store.journal.commit("s", Change(at=1, said=[("talk", SAID[2])]))
+    assert list(await store.journal.transcript("s", "talk")) == [SAID[0], SAID[1], SAID[2]]
+    assert list(await store.journal.transcript("s", "work")) == [SAID[2], SAID[3]]
+    assert await store.journal.run_state("s") == STATE
+
+
+async def test_a_receipt_tells_the_number_and_the_same_key_is_the_same_message(store: Harness) -> None:
+    assert await store.journal.receive("s", "a", at=1, key="k") == Receipt(number=1, fresh=True)
+    assert await store.journal.receive("s", "b", at=1, key=None) == Receipt(number=2, fresh=True)
+    await store.close()
+    await store.open()
+    assert await store.journal.receive("s", "a", at=1, key="k") == Receipt(number=1, fresh=False)
+    await store.sessions.create("t", owner="me", at=100)
+    assert await store.journal.receive("t", "a", at=1, key="k") == Receipt(number=1, fresh=True)
+    assert [session for session, _ in store.committed] == ["s", "s", "t"]
+
+
+async def test_unread_words_are_the_users_messages_after_a_number(store: Harness) -> None:
+    await store.journal.receive("s", "one", at=1, key=None)
+    await fill(store, 2)
+    await store.journal.receive("s", "two \ud83d", at=1, key=None)
+    assert await store.journal.unread_words("s", after=0) == [
+        UserWords(number=1, content="one"),
+        UserWords(number=4, content="two \ufffd"),
+    ]
+    assert [words.number for words in await store.journal.unread_words("s", after=1)] == [4]
+    assert list(await store.journal.unread_words("s", after=4)) == []
+
+
+async def test_fifty_messages_at_once_get_fifty_numbers_without_a_gap(store: Harness) -> None:
+    receipts = await asyncio.gather(*(store.journal.receive("s", str(n), at=1, key=str(n)) for n in range(50)))
+    assert sorted(receipt.number for receipt in receipts) == list(range(1, 51))
+    assert all(receipt.fresh for receipt in receipts)
+
+
+async def test_the_same_key_fifty_times_at_once_is_one_message(store: Harness) -> None:
+    receipts = await asyncio.gather(*(store.journal.receive("s", "once", at=1, key="k") for _ in range(50)))
+    assert {receipt.number for receipt in receipts} == {1}
+    assert sum(receipt.fresh for receipt in receipts) == 1
+    assert (await store.sessions.get("s", owner="me")).head == 1
+
+
+async def test_a_run_may_not_end_over_words_that_it_has_not_read(store: Harness) -> None:
+    await store.journal.receive("s", "one", at=1, key=None)
+    await store.journal.receive("s", "two", at=1, key=None)
+    ending = Change(
+        at=1, events=(DoneEvent(),), said=[("talk", SAID[0])], run=STATE, usage=Usage(calls=1), ends_after=1
+    )
+    with pytest.raises(Superseded):
+        await store.journal.commit("s", ending)
+    assert (await store.sessions.get("s", owner="me")).head == 2
+    assert list(await store.journal.transcript("s", "talk")) == []
+    assert await store.journal.run_state("s") == RunState()
+    assert await store.sessions.usage("s") == Usage()
+    ends = Change(at=1, events=(DoneEvent(),), ends_after=2)
+    assert [record.number for record in await store.journal.commit("s", ends)] == [3]
+
+
+async def test_one_refused_change_does_not_disturb_others_of_the_same_moment(store: Harness) -> None:
+    await store.journal.receive("s", "one", at=1, key=None)
+    results = await asyncio.gather(
+        store.journal.commit("s", Change(at=1, events=(says("a"),))),
+        store.journal.commit("nobody", Change(at=1, events=(says("b"),))),
+        store.journal.commit("s", Change(at=1, events=(DoneEvent(),), ends_after=0)),
+        store.journal.commit("s", Change(at=-1, events=(says("x"),))),
+        store.journal.commit("s", Change(at=2**80, events=(says("x"),))),
+        store.journal.commit("s", Change(at=1, events=(says("c"),))),
+        return_exceptions=True,
+    )
+    kinds = [type(result) if isinstance(result, BaseException) else "stored" for result in results]
+    assert kinds == ["stored", NotFound, Superseded, InvalidInput, InvalidInput, "stored"]
+    assert [record.number for record in await store.journal.read("s", after=0, limit=9)] == [1, 2, 3]
+
+
+async def test_followers_hear_of_every_stored_event_in_order_before_the_caller_goes_on(store: Harness) -> None:
+    heard_by_caller: list[bool] = []
+
+    async def call(n: int) -> None:
+        records = await store.journal.commit("s", Change(at=n, events=(says(str(n)), says("again"))))
+        heard_by_caller.append(("s", records) in store.committed)
+
+    await asyncio.gather(*(call(n) for n in range(30)))
+    await store.journal.commit("s", Change(at=1, said=[("talk", SAID[0])]))
+    numbers = [record.number for _, records in store.committed for record in records]
+    assert numbers == list(range(1, 61))
+    assert all(heard_by_caller)
+    assert all(records for _, records in store.committed)
+
+
+async def test_a_cancelled_caller_does_not_undo_the_write(store: Harness) -> None:
+    task = asyncio.create_task(store.journal.receive("s", "stays", at=1, key=None))
+    await asyncio.sleep(0)  # one turn of the loop: the write is on its way
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await store.journal.commit("s", Change(at=1, events=(WaitEvent(),)))
+    assert [record.type for record in await store.journal.read("s", after=0, limit=9)] == ["message", "wait"]
+    assert [records[0].type for _, records in store.committed] == ["message", "wait"]
+
+
+async def test_nothing_is_found_of_a_session_that_does_not_exist(store: Harness) -> None:
+    journal = store.journal
+    for call in (
+        journal.commit("no", Change(at=1)),
+        journal.receive("no", "x", at=1, key=None),
+        journal.read("no", after=0, limit=1),
+        journal.newest("no", limit=1),
+        journal.unread_words("no", after=0),
+        journal.run_state("no"),
+        journal.transcript("no", "talk"),
+    ):
+        with pytest.raises(NotFound):
+            await call
+
+
+async def test_what_a_model_sends_at_its_worst_is_stored_and_read_back(store: Harness) -> None:
+    call = OpenCall(id="c", toolkit="shell", function="f", args={"a": "\ud800 \ud83d\ude00", "n": 2**70, "x": [{}]})
+    events: list[Event] = [ToolCallingEvent(call=call), TitleEvent(title="t\udc00"), says("m\ud800")]
+    records = await store.journal.commit(
+        "s", Change(at=1, events=events, said=[("work", ToolMessage(tool_call_id="c", content="é"))])
+    )
+    await store.journal.commit("s", Change(at=1, run=RunState(open_calls=(call,), turns=7)))
+    assert list(await store.journal.read("s", after=0, limit=9)) == list(records)
+    assert (await store.journal.run_state("s")).turns == 7
+    session = await store.sessions.get("s", owner="me")
+    assert (session.title, session.latest_message) == ("t\ufffd", "m\ufffd")
+
+
+async def test_usage_adds_up(store: Harness) -> None:
+    assert await store.sessions.usage("s") == Usage()
+    for _ in range(3):
+        usage = Usage(prompt_tokens=10, cached_tokens=5, completion_tokens=2, calls=1)
+        await store.journal.commit("s", Change(at=1, usage=usage))
+    await store.close()
+    await store.open()
+    expected = Usage(prompt_tokens=30, cached_tokens=15, completion_tokens=6, calls=3)
+    assert await store.sessions.usage("s") == expected
+
+
+def test_the_golden_files_are_where_the_tests_look() -> None:
+    golden = Path(__file__).parents[1] / "unit" / "golden"
+    assert {path.name for path in golden.iterdir()} >= {"events_v1.jsonl", "store_v1.sql"}

@@ -1,0 +1,182 @@
+"""The `SessionRepository` port, on the fake and on SQLite."""
+
+import asyncio
+
+import pytest
+
+from app.domain.errors import Conflict, InvalidInput, NotFound
+from app.domain.models.event import DoneEvent, ErrorEvent, Event, MessageEvent, StepEvent, TitleEvent, WaitEvent
+from app.domain.models.session import Session
+from app.domain.repositories.journal import Change
+from app.infrastructure.persistence.listing import PREVIEW_CHARS
+from tests.contract.conftest import Harness
+
+
+def says(content: str) -> MessageEvent:
+    return MessageEvent(role="assistant", content=content)
+
+
+async def listed(store: Harness, *, owner: str = "me", limit: int = 100) -> list[str]:
+    return [session.id for session in (await store.sessions.page(owner=owner, limit=limit, cursor=None)).sessions]
+
+
+async def unread(store: Harness, session_id: str = "s") -> int:
+    return (await store.sessions.get(session_id, owner="me")).unread
+
+
+async def test_a_new_session_is_pending_and_empty(store: Harness) -> None:
+    assert await store.sessions.get("s", owner="me") == Session(
+        id="s",
+        owner="me",
+        title="",
+        status="pending",
+        latest_message="",
+        latest_message_at=None,
+        unread=0,
+        created_at=100,
+        head=0,
+    )
+
+
+async def test_an_id_is_given_out_once(store: Harness) -> None:
+    with pytest.raises(Conflict):
+        await store.sessions.create("s", owner="other", at=1)
+
+
+async def test_somebody_elses_session_does_not_exist(store: Harness) -> None:
+    with pytest.raises(NotFound):
+        await store.sessions.get("s", owner="other")
+    with pytest.raises(NotFound):
+        await store.sessions.delete("s", owner="other")
+    assert await listed(store, owner="other") == []
+    assert await listed(store) == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        ([MessageEvent(role="user", content="u")], "active"),
+        ([MessageEvent(role="user", content="u"), WaitEvent()], "waiting"),
+        ([MessageEvent(role="user", content="u"), DoneEvent()], "completed"),
+        ([ErrorEvent(error="e")], "completed"),
+        ([DoneEvent(), MessageEvent(role="user", content="u")], "active"),
+        ([TitleEvent(title="t"), StepEvent(id="1", description="d", status="running")], "pending"),
+    ],
+)
+async def test_events_move_the_status(store: Harness, events: list[Event], status: str) -> None:
+    await store.journal.commit("s", Change(at=1, events=events))
+    assert (await store.sessions.get("s", owner="me")).status == status
+    assert list(await store.sessions.active()) == (["s"] if status == "active" else [])
+
+
+async def test_the_summary_follows_the_events_and_survives_a_restart(store: Harness) -> None:
+    await store.journal.receive("s", "hello", at=150, key=None)
+    await store.journal.commit("s", Change(at=160, events=(TitleEvent(title="T"), says("first"), says("x" * 5000))))
+    await store.journal.commit("s", Change(at=170, events=(StepEvent(id="1", description="d", status="running"),)))
+    await store.close()
+    await store.open()
+    session = await store.sessions.get("s", owner="me")
+    assert (session.title, session.status, session.head, session.unread) == ("T", "active", 5, 2)
+    assert (session.latest_message, session.latest_message_at) == ("x" * PREVIEW_CHARS, 160)
+    assert (await store.sessions.page(owner="me", limit=1, cursor=None)).sessions == (session,)
+
+
+async def test_the_list_is_ordered_by_activity_and_the_newest_comes_first_within_a_second(store: Harness) -> None:
+    for name in ("a", "b", "c"):
+        await store.sessions.create(name, owner="me", at=100)
+    assert await listed(store) == ["c", "b", "a", "s"]
+    await store.journal.receive("a", "x", at=101, key=None)
+    await store.journal.receive("s", "x", at=101, key=None)
+    assert await listed(store) == ["a", "s", "c", "b"]
+    await store.journal.commit("b", Change(at=500, events=(TitleEvent(title="no message"),)))
+    assert await listed(store) == ["a", "s", "c", "b"]
+
+
+async def test_pages_join_without_gap_or_repeat(store: Harness) -> None:
+    for n in range(10):
+        await store.sessions.create(f"x{n}", owner="me", at=100 + n // 4)
+    await store.sessions.create("foreign", owner="other", at=100)
+    found: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = await store.sessions.page(owner="me", limit=4, cursor=cursor)
+        found.extend(session.id for session in page.sessions)
+        if (cursor := page.next_cursor) is None:
+            break
+    assert found == await listed(store)
+    assert len(found) == 11
+
+
+async def test_a_page_that_is_just_full_is_the_last(store: Harness) -> None:
+    assert (await store.sessions.page(owner="me", limit=1, cursor=None)).next_cursor is None
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "1", "1-", "-1-2", "1-2-3", "1-2\n", "٣-1", "9" * 40 + "-1", "'; --"])
+async def test_a_cursor_that_is_none_of_ours_is_refused(store: Harness, cursor: str) -> None:
+    with pytest.raises(InvalidInput):
+        await store.sessions.page(owner="me", limit=10, cursor=cursor)
+
+
+async def test_unread_counts_the_assistants_messages_that_were_not_delivered(store: Harness) -> None:
+    await store.journal.receive("s", "u", at=1, key=None)
+    await store.journal.commit("s", Change(at=1, events=(says("2"), TitleEvent(title="3"), says("4"), says("5"))))
+    assert await unread(store) == 3
+    assert await store.sessions.mark_delivered("s", number=4) is True
+    assert await unread(store) == 1
+    assert await store.sessions.mark_delivered("s", number=2) is False
+    assert await store.sessions.mark_delivered("s", number=4) is False
+    assert await unread(store) == 1
+    await store.close()
+    await store.open()
+    assert await store.sessions.mark_delivered("s", number=5) is True
+    assert await unread(store) == 0
+
+
+async def test_a_mark_beyond_the_newest_event_does_not_count_for_later_ones(store: Harness) -> None:
+    await store.journal.commit("s", Change(at=1, events=(says("1"),)))
+    assert await store.sessions.mark_delivered("s", number=10**15) is True
+    await store.journal.commit("s", Change(at=1, events=(says("2"),)))
+    assert await unread(store) == 1
+
+
+async def test_a_mark_over_events_that_are_no_messages_changes_nothing(store: Harness) -> None:
+    await store.journal.commit("s", Change(at=1, events=(TitleEvent(title="t"), says("2"))))
+    assert await store.sessions.mark_delivered("s", number=1) is False
+    assert await unread(store) == 1
+
+
+async def test_deleting_leaves_nothing_and_the_id_starts_afresh(store: Harness) -> None:
+    await store.journal.receive("s", "u", at=1, key="k")
+    await store.sessions.delete("s", owner="me")
+    for call in (
+        store.sessions.delete("s", owner="me"),
+        store.sessions.get("s", owner="me"),
+        store.sessions.usage("s"),
+        store.sessions.mark_delivered("s", number=1),
+        store.journal.commit("s", Change(at=1, events=(says("late"),))),
+        store.journal.read("s", after=0, limit=1),
+    ):
+        with pytest.raises(NotFound):
+            await call
+    assert await listed(store) == []
+    assert list(await store.sessions.active()) == []
+    await store.sessions.create("s", owner="me", at=1)
+    assert (await store.journal.receive("s", "u", at=1, key="k")).fresh
+    assert [record.number for record in await store.journal.read("s", after=0, limit=9)] == [1]
+
+
+async def test_writes_that_queue_around_a_delete_either_come_before_it_or_fail(store: Harness) -> None:
+    results = await asyncio.gather(
+        *(store.journal.receive("s", "before", at=1, key=None) for _ in range(3)),
+        store.sessions.delete("s", owner="me"),
+        *(store.journal.receive("s", "after", at=1, key=None) for _ in range(3)),
+        return_exceptions=True,
+    )
+    assert all(isinstance(result, NotFound) for result in results[4:])
+    assert not any(isinstance(result, BaseException) for result in results[:4])
+    with pytest.raises(NotFound):
+        await store.journal.read("s", after=0, limit=1)
+
+
+async def test_a_store_that_works_has_nothing_to_complain_of(store: Harness) -> None:
+    assert await store.sessions.check() is None

@@ -1,0 +1,268 @@
+"""What only a store on a disk can get wrong: crashes, a full disk, a second process, files of other versions."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.domain.errors import StoreUnavailable
+from app.domain.models.event import MessageEvent, WaitEvent
+from app.domain.models.message import AssistantMessage, SystemMessage, ToolCall, ToolMessage, Usage, UserMessage
+from app.domain.models.plan import Plan, Step
+from app.domain.models.run import RunState
+from app.domain.models.tool import OpenCall
+from app.domain.repositories.journal import Change, Receipt, UserWords
+from app.infrastructure.persistence.sqlite.migrations import MIGRATIONS
+from tests.contract.conftest import SqliteHarness
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "unit" / "golden"
+
+APPENDER = """
+import asyncio, sys
+from pathlib import Path
+from app.domain.models.event import MessageEvent
+from app.domain.repositories.journal import Change
+from app.infrastructure.persistence.sqlite import SqliteStore
+from app.interfaces.wire import encode_event
+
+async def main():
+    async with SqliteStore(Path(sys.argv[1]), encode=encode_event, on_committed=lambda session, records: None) as store:
+        await store.sessions.create("s", owner="me", at=1)
+        async def append(n):
+            while True:
+                records = await store.journal.commit(
+                    "s", Change(at=1, events=[MessageEvent(role="user", content="x" * 500)] * 3)
+                )
+                print(records[-1].number, flush=True)
+        await asyncio.gather(*(append(n) for n in range(3)))
+
+asyncio.run(main())
+"""
+
+
+def big(content: str = "x") -> Change:
+    return Change(at=1, events=(MessageEvent(role="assistant", content=content * 20_000),), run=RunState(turns=9))
+
+
+async def pages(store: SqliteHarness, maximum: int | None) -> None:
+    """Bound the database's size to `maximum` pages, None for what it has now: a disk that is full."""
+
+    def work(connection: sqlite3.Connection) -> None:
+        count = connection.execute("PRAGMA page_count").fetchone()[0] if maximum is None else maximum
+        connection.execute(f"PRAGMA max_page_count = {count}").fetchone()
+
+    await store.store._database.run(work)
+
+
+def load_golden(data_dir: Path) -> None:
+    data_dir.mkdir()
+    connection = sqlite3.connect(data_dir / "anker.db")
+    connection.executescript((GOLDEN / "store_v1.sql").read_text())
+    connection.close()
+
+
+async def test_everything_acknowledged_before_a_kill_is_there_after_it(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", APPENDER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        acknowledged = [int(child.stdout.readline()) for _ in range(120)]
+        os.kill(child.pid, signal.SIGKILL)
+        acknowledged += [int(line) for line in child.stdout if line.endswith("\n")]
+    store = SqliteHarness(tmp_path)
+    await store.open()
+    try:
+        numbers = [record.number for record in await store.journal.read("s", after=0, limit=10**6)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert max(acknowledged) <= len(numbers)
+        session = await store.sessions.get("s", owner="me")
+        assert session.head == len(numbers)
+        assert await store.journal.receive("s", "on", at=1, key=None) == Receipt(number=len(numbers) + 1, fresh=True)
+    finally:
+        await store.close()
+
+
+async def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_works_when_there_is_room(
+    sqlite: SqliteHarness,
+) -> None:
+    await sqlite.journal.receive("s", "before", at=1, key=None)
+    await pages(sqlite, None)
+    failed = await asyncio.gather(
+        *(sqlite.journal.commit("s", big()) for _ in range(5)),
+        sqlite.journal.receive("s", "small", at=1, key="k"),
+        return_exceptions=True,
+    )
+    assert all(isinstance(failure, StoreUnavailable) for failure in failed)
+    assert str(failed[0]) == "the store does not work now: the disk is full"
+    assert len({id(failure) for failure in failed}) == len(failed)
+    assert [record.number for record in await sqlite.journal.read("s", after=0, limit=9)] == [1]
+    assert await sqlite.journal.run_state("s") == RunState()
+    assert len(sqlite.committed) == 1
+    await pages(sqlite, 10**6)
+    assert [record.number for record in await sqlite.journal.commit("s", big())] == [2]
+    assert await sqlite.journal.receive("s", "small", at=1, key="k") == Receipt(number=3, fresh=True)
+    assert (await sqlite.sessions.get("s", owner="me")).head == 3
+
+
+async def test_a_store_in_trouble_says_so_until_writing_works_again(sqlite: SqliteHarness) -> None:
+    await sqlite.store._database.run(lambda connection: connection.execute("PRAGMA query_only = ON"))
+    with pytest.raises(StoreUnavailable):
+        await sqlite.journal.commit("s", big())
+    assert await sqlite.sessions.check() == "the store does not work now: the database may not be written"
+    await sqlite.store._database.run(lambda connection: connection.execute("PRAGMA query_only = OFF"))
+    assert await sqlite.sessions.check() is None
+
+
+async def test_a_second_store_on_the_same_directory_is_refused_in_one_line(
+    sqlite: SqliteHarness, tmp_path: Path
+) -> None:
+    second = SqliteHarness(tmp_path / "data")
+    with pytest.raises(StoreUnavailable, match=rf"^DATA_DIR: .* is in use by another process \({os.getpid()}\)$"):
+        await second.open()
+    await sqlite.close()
+    await second.open()
+    await second.close()
+    await sqlite.open()
+
+
+async def test_a_directory_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreUnavailable, match=r"^DATA_DIR: .* cannot be used: .*$"):
+        await SqliteHarness(tmp_path / "file").open()
+
+
+async def test_a_file_that_is_no_database_is_refused_and_the_lock_let_go(tmp_path: Path) -> None:
+    (tmp_path / "anker.db").write_bytes(b"not a database, but long enough to look at" * 100)
+    with pytest.raises(StoreUnavailable, match="no database of ours"):
+        await SqliteHarness(tmp_path).open()
+    (tmp_path / "anker.db").unlink()
+    store = SqliteHarness(tmp_path)
+    await store.open()
+    await store.close()
+
+
+async def test_a_file_of_a_newer_program_is_refused_untouched(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "anker.db")
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(StoreUnavailable, match="use a newer program"):
+        await SqliteHarness(tmp_path).open()
+
+
+async def test_a_file_of_version_1_loads_whole_and_goes_on(tmp_path: Path) -> None:
+    load_golden(tmp_path / "data")
+    store = SqliteHarness(tmp_path / "data")
+    await store.open()
+    try:
+        session = await store.sessions.get("golden", owner="me")
+        assert (session.title, session.status, session.unread, session.head) == ("Golden", "waiting", 1, 4)
+        assert await store.sessions.usage("golden") == Usage(
+            prompt_tokens=10, cached_tokens=4, completion_tokens=5, calls=2
+        )
+        assert await store.journal.unread_words("golden", after=0) == [UserWords(number=1, content="Hello")]
+        assert list(await store.journal.transcript("golden", "talk")) == [
+            SystemMessage(content="s"),
+            UserMessage(content="Hello"),
+        ]
+        assert list(await store.journal.transcript("golden", "work")) == [
+            AssistantMessage(
+                content="c", tool_calls=(ToolCall(id="c1", name="shell_exec", arguments='{"id":"main"}'),)
+            ),
+            ToolMessage(tool_call_id="c1", content="done"),
+        ]
+        call = OpenCall(
+            id="call_1",
+            toolkit="shell",
+            function="shell_exec",
+            args={"id": "main", "exec_dir": "/home/ubuntu", "command": "printf 'a\\nb'"},
+        )
+        assert await store.journal.run_state("golden") == RunState(
+            phase="waiting",
+            consumed=1,
+            plan=Plan(goal="greet", steps=(Step(id="1", description="Say hi", status="completed", result="said"),)),
+            open_calls=(call,),
+            asked="c2",
+            words="Hello",
+            turns=3,
+        )
+        assert not (await store.journal.receive("golden", "Hello", at=1, key="k1")).fresh
+        assert [r.number for r in await store.journal.commit("golden", Change(at=1, events=(WaitEvent(),)))] == [5]
+    finally:
+        await store.close()
+
+
+async def test_events_of_version_1_are_read_back_unchanged(sqlite: SqliteHarness) -> None:
+    lines = (GOLDEN / "events_v1.jsonl").read_bytes().splitlines()
+    raw = [(line.split(b'"', 4)[3].decode(), line[line.index(b'"data":') + 7 : -1]) for line in lines]
+    rows = [(1 << 32 | number, kind, data) for number, (kind, data) in enumerate(raw, start=1)]
+    insert = "INSERT INTO events (key, type, data) VALUES (?, ?, ?)"
+    await sqlite.store._database.run(lambda connection: connection.executemany(insert, rows))
+    records = await sqlite.journal.read("s", after=0, limit=100)
+    assert [(record.type, record.data) for record in records] == raw
+
+
+def test_the_first_migration_is_what_it_was() -> None:
+    golden, fresh = sqlite3.connect(":memory:"), sqlite3.connect(":memory:")
+    golden.executescript((GOLDEN / "store_v1.sql").read_text())
+    for statement in MIGRATIONS[0]:
+        fresh.execute(statement)
+    schema = "SELECT name, sql FROM sqlite_schema ORDER BY name"
+    assert golden.execute(schema).fetchall() == fresh.execute(schema).fetchall()
+
+
+async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(tmp_path: Path) -> None:
+    store = SqliteHarness(tmp_path)
+    await store.open()
+    await store.sessions.create("s", owner="me", at=1)
+    queued = [asyncio.create_task(store.journal.commit("s", Change(at=1, events=(WaitEvent(),)))) for _ in range(20)]
+    await asyncio.sleep(0)  # one turn of the loop: they are in the queue
+    await store.close()
+    assert [(await write)[0].number for write in queued] == list(range(1, 21))
+    with pytest.raises(StoreUnavailable):
+        await store.journal.commit("s", Change(at=1))
+    with pytest.raises(StoreUnavailable):
+        await store.journal.read("s", after=0, limit=1)
+    assert await store.sessions.check() == "the store is closed"
+    await store.open()
+    assert len(await store.journal.read("s", after=0, limit=100)) == 20
+    await store.close()
+
+
+async def test_a_fault_in_a_follower_does_not_hurt_the_writer(tmp_path: Path) -> None:
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    store = SqliteHarness(tmp_path)
+    await store.open()
+    try:
+        store.committed = None  # type: ignore[assignment]  # its `append` fails from now on
+        await store.sessions.create("s", owner="me", at=1)
+        for number in (1, 2):
+            assert [record.number for record in await store.journal.commit("s", big())] == [number]
+        assert len(faults) == 2
+    finally:
+        await store.close()
+
+
+async def test_what_cannot_be_encoded_fails_alone(sqlite: SqliteHarness) -> None:
+    class Unencodable(MessageEvent):
+        @property
+        def content(self) -> str:  # type: ignore[override]
+            raise ValueError("never")
+
+    bad = object.__new__(Unencodable)
+    object.__setattr__(bad, "role", "user")
+    object.__setattr__(bad, "type", "message")
+    results = await asyncio.gather(
+        sqlite.journal.commit("s", Change(at=1, events=(WaitEvent(),))),
+        sqlite.journal.commit("s", Change(at=1, events=(WaitEvent(), bad))),
+        sqlite.journal.commit("s", Change(at=1, events=(WaitEvent(),))),
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], ValueError)
+    assert [record.number for record in await sqlite.journal.read("s", after=0, limit=9)] == [1, 2]

@@ -1,0 +1,129 @@
+"""Whatever is done to them, the fake and SQLite show the same."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.domain.errors import AnkerError
+from app.domain.models.event import DoneEvent, MessageEvent, TitleEvent, WaitEvent
+from app.domain.models.message import Usage, UserMessage
+from app.domain.models.run import RunState
+from app.domain.repositories.journal import Change
+from tests.contract.conftest import Harness, MemoryHarness, SqliteHarness
+
+SESSIONS = ("a", "b", "c")
+OWNERS = ("me", "you")
+
+events = st.lists(
+    st.one_of(
+        st.builds(MessageEvent, role=st.sampled_from(["user", "assistant"]), content=st.text(max_size=5)),
+        st.builds(TitleEvent, title=st.text(max_size=5)),
+        st.builds(WaitEvent),
+        st.builds(DoneEvent),
+    ),
+    max_size=4,
+)
+times = st.integers(1, 5)
+ids = st.sampled_from(SESSIONS)
+numbers = st.integers(-1, 12)
+commits = st.tuples(st.just("commit"), ids, events, times, st.none() | numbers, st.integers(0, 2))
+receives = st.tuples(st.just("receive"), ids, st.text(max_size=5), times, st.none() | st.sampled_from("xyz"))
+marks = st.tuples(st.just("mark"), ids, numbers)
+creates = st.tuples(st.just("create"), ids, st.sampled_from(OWNERS), times)
+deletes = st.tuples(st.just("delete"), ids, st.sampled_from(OWNERS))
+reopens = st.tuples(st.just("reopen"))
+steps = st.lists(st.one_of(commits, commits, receives, receives, marks, creates, deletes, reopens), max_size=25)
+
+
+async def do(store: Harness, step: tuple[object, ...]) -> object:
+    match step:
+        case ("commit", str(session), list(batch), int(at), ends_after, int(turns)):
+            said = [("talk", UserMessage(content=str(turns)))] * turns
+            change = Change(
+                at=at,
+                events=batch,
+                said=said,  # type: ignore[arg-type]
+                run=RunState(turns=turns) if turns else None,
+                usage=Usage(calls=turns) if turns else None,
+                ends_after=ends_after,  # type: ignore[arg-type]
+            )
+            return list(await store.journal.commit(session, change))
+        case ("receive", str(session), str(content), int(at), key):
+            return await store.journal.receive(session, content, at=at, key=key)  # type: ignore[arg-type]
+        case ("mark", str(session), int(number)):
+            return await store.sessions.mark_delivered(session, number=number)
+        case ("create", str(session), str(owner), int(at)):
+            return await store.sessions.create(session, owner=owner, at=at)
+        case ("delete", str(session), str(owner)):
+            return await store.sessions.delete(session, owner=owner)
+        case _:
+            await store.close()
+            return await store.open()
+
+
+async def outcome(call: object) -> object:
+    try:
+        return await call  # type: ignore[misc]
+    except AnkerError as error:
+        return type(error), str(error)
+
+
+async def observed(store: Harness) -> list[object]:
+    journal, sessions = store.journal, store.sessions
+    seen: list[object] = [list(await sessions.active())]
+    for owner in OWNERS:
+        first = await sessions.page(owner=owner, limit=2, cursor=None)
+        seen.append(first)
+        if first.next_cursor:
+            seen.append(await sessions.page(owner=owner, limit=2, cursor=first.next_cursor))
+    for session in SESSIONS:
+        for call in (
+            journal.read(session, after=2, limit=5),
+            journal.newest(session, limit=3),
+            journal.unread_words(session, after=1),
+            journal.transcript(session, "talk"),
+        ):
+            found = await outcome(call)
+            seen.append(found if isinstance(found, tuple) else list(found))  # type: ignore[call-overload]
+        seen.append(await outcome(journal.run_state(session)))
+        seen.append(await outcome(sessions.usage(session)))
+    return seen
+
+
+def same_story(batches: list[list[tuple[object, ...]]], *, together: bool) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            stores: list[Harness] = [MemoryHarness(Path(folder)), SqliteHarness(Path(folder))]
+            told: list[list[object]] = []
+            for store in stores:
+                await store.open()
+                results: list[object] = [await outcome(do(store, ("create", "a", "me", 1)))]
+                for batch in batches:
+                    if together:
+                        results.append(await asyncio.gather(*(outcome(do(store, step)) for step in batch)))
+                    else:
+                        results.append([await outcome(do(store, step)) for step in batch])
+                results += [await observed(store), store.committed]
+                await store.close()
+                told.append(results)
+            assert told[0] == told[1]
+
+    asyncio.run(run())
+
+
+many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@many
+@given(steps)
+def test_one_after_the_other_they_tell_the_same_story(story: list[tuple[object, ...]]) -> None:
+    same_story([[step] for step in story], together=False)
+
+
+@many
+@given(st.lists(st.lists(st.one_of(commits, receives, marks, creates, deletes), max_size=12), max_size=3))
+def test_all_at_once_they_tell_the_same_story(batches: list[list[tuple[object, ...]]]) -> None:
+    same_story(batches, together=True)

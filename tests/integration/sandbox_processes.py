@@ -1,0 +1,47 @@
+"""Helpers of the tests with real sandbox processes."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Ledger
+
+
+def marked(data_dir: Path, session_id: str | None = None) -> list[psutil.Process]:
+    """The living processes that carry the mark of this data folder, or of one of its sessions."""
+    mark = Ledger(data_dir / "sandboxes").mark(session_id or "")
+    return [
+        process
+        for process in psutil.process_iter()
+        if (carried := _mark(process)) == mark or (session_id is None and carried.startswith(mark))
+    ]
+
+
+def commands(processes: list[psutil.Process]) -> list[str]:
+    """Their command lines, sorted."""
+    lines: list[str] = []
+    for process in processes:
+        try:
+            lines.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return sorted(lines)
+
+
+async def eventually(true: Callable[[], object], *, seconds: float = 5) -> float:
+    """Wait for something outside this process to become true; how long it took."""
+    started = time.monotonic()
+    while not await asyncio.to_thread(true):
+        assert time.monotonic() - started < seconds, "it did not become true in time"
+        await asyncio.sleep(0.02)
+    return time.monotonic() - started
+
+
+def _mark(process: psutil.Process) -> str:
+    try:
+        return process.environ().get(MARK_VARIABLE, "")
+    except (psutil.Error, OSError):
+        return ""

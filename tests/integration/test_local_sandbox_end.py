@@ -1,0 +1,257 @@
+"""Local sandboxes, with real processes: every way in which they end, and that nothing is left behind."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.domain.errors import SandboxFailure, SandboxUnavailable
+from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Ledger
+from app.infrastructure.sandbox.local import LocalSandboxes
+from app.infrastructure.sandbox.workspace import remove_tree
+from tests.integration.sandbox_processes import commands, eventually, marked
+
+EXEC_SECONDS = 0.3
+STRAYS = "sleep 1000 & (nohup sleep 1000 &) ; setsid sleep 1000 & sleep 1000"
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_destroy_ends_every_process_and_deletes_every_file(tmp_path: Path) -> None:
+    async with LocalSandboxes(tmp_path, exec_seconds=EXEC_SECONDS) as provider:
+        kept = await provider.acquire("other")
+        sandbox = await provider.acquire("s1")
+        await kept.shell_exec("main", "", "sleep 1000")
+        await sandbox.shell_exec("main", "", "mkdir -p a/b; touch a/b/c; chmod -R a-w a; ln -s / root")
+        await sandbox.shell_exec("main", "", STRAYS)
+        await sandbox.shell_exec("writer", "", "while true; do mkdir -p d; date > d/$RANDOM; done")
+        assert len([line for line in commands(marked(tmp_path, "s1")) if line == "sleep 1000"]) == 4
+        started = time.monotonic()
+        await asyncio.gather(provider.destroy("s1"), provider.destroy("s1"))
+        assert time.monotonic() - started < 2
+        assert commands(marked(tmp_path, "s1")) == []
+        assert sorted(each.name for each in (tmp_path / "sandboxes").iterdir()) == [".owner", "other"]
+        assert "sleep 1000" in commands(marked(tmp_path, "other"))
+        await provider.destroy("s1")
+        await provider.destroy("never existed")
+
+
+async def test_destroy_ends_a_start_that_is_under_way(tmp_path: Path) -> None:
+    async with LocalSandboxes(tmp_path) as provider:
+        waiting = asyncio.create_task(provider.acquire("s1"))
+        await eventually(lambda: marked(tmp_path, "s1"))
+        await provider.destroy("s1")
+        with pytest.raises(SandboxUnavailable, match="ended while it started"):
+            await waiting
+        assert commands(marked(tmp_path)) == []
+        assert not (tmp_path / "sandboxes" / "s1").exists()
+
+
+async def test_who_asks_while_a_sandbox_is_destroyed_gets_a_new_one(tmp_path: Path) -> None:
+    async with LocalSandboxes(tmp_path) as provider:
+        old = await provider.acquire("s1")
+        await old.file_write("a.txt", "x", append=False, sudo=False)
+        ending = asyncio.create_task(provider.destroy("s1"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        new = await provider.acquire("s1")
+        await ending
+        assert new is not old and await provider.find("s1") is new
+        with pytest.raises(SandboxFailure, match="no such file"):
+            await new.file_read("a.txt", start=None, end=None, sudo=False)
+
+
+async def test_destroy_goes_on_when_its_caller_is_cancelled(tmp_path: Path) -> None:
+    async with LocalSandboxes(tmp_path) as provider:
+        await provider.acquire("s1")
+        caller = asyncio.create_task(provider.destroy("s1"))
+        await asyncio.sleep(0)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await eventually(lambda: not (tmp_path / "sandboxes" / "s1").exists())
+
+
+async def test_a_call_under_way_ends_when_its_sandbox_is_destroyed(tmp_path: Path) -> None:
+    async with LocalSandboxes(tmp_path, exec_seconds=30) as provider:
+        sandbox = await provider.acquire("s1")
+        call = asyncio.create_task(sandbox.shell_exec("main", "", "sleep 1000"))
+        await eventually(lambda: "sleep 1000" in commands(marked(tmp_path)))
+        await provider.destroy("s1")
+        async with asyncio.timeout(1):
+            (outcome,) = await asyncio.gather(call, return_exceptions=True)
+        # The sandbox may still have told how the command ended.
+        assert isinstance(outcome, SandboxUnavailable | SandboxFailure) or outcome.status == "completed"
+
+
+async def test_an_idle_sandbox_ends_and_comes_back_with_its_files(tmp_path: Path) -> None:
+    clock = Clock()
+    async with LocalSandboxes(tmp_path, ttl_minutes=30, clock=clock, exec_seconds=EXEC_SECONDS) as provider:
+        sandbox = await provider.acquire("s1")
+        await sandbox.file_write("a.txt", "x", append=False, sudo=False)
+        clock.now += 29 * 60
+        assert await provider.expire() == 0
+        await sandbox.shell_exec("main", "", "sleep 1000")
+        clock.now += 29 * 60
+        assert await provider.expire() == 0
+        await provider.acquire("s1")
+        clock.now += 29 * 60
+        assert await provider.expire() == 0
+        clock.now += 60
+        assert await provider.expire() == 1
+        assert await provider.find("s1") is None and commands(marked(tmp_path)) == []
+        again = await provider.acquire("s1")
+        assert (await again.file_read("a.txt", start=None, end=None, sudo=False)).content == "x"
+
+
+async def test_a_sandbox_with_a_call_under_way_is_not_idle(tmp_path: Path) -> None:
+    clock = Clock()
+    async with LocalSandboxes(tmp_path, ttl_minutes=30, clock=clock, exec_seconds=30) as provider:
+        sandbox = await provider.acquire("s1")
+        call = asyncio.create_task(sandbox.shell_exec("main", "", "sleep 1000"))
+        await eventually(lambda: "sleep 1000" in commands(marked(tmp_path)))
+        clock.now += 3600
+        assert await provider.expire() == 0
+        await sandbox.shell_kill("main")
+        assert (await call).status == "completed"
+        clock.now += 1800
+        assert await provider.expire() == 1
+
+
+async def test_the_reaper_looks_by_itself_and_clears_up_after_a_crash(tmp_path: Path) -> None:
+    async with LocalSandboxes(tmp_path, reap_seconds=0.02, exec_seconds=EXEC_SECONDS) as provider:
+        sandbox = await provider.acquire("s1")
+        await sandbox.shell_exec("main", "", STRAYS)
+        service = next(each for each in marked(tmp_path) if each.cmdline()[-1] == "sandbox")
+        os.kill(service.pid, signal.SIGKILL)
+        await eventually(lambda: marked(tmp_path) == [])
+
+
+async def test_close_ends_all_in_about_two_seconds_even_those_that_hang(tmp_path: Path) -> None:
+    async with LocalSandboxes(tmp_path, exec_seconds=EXEC_SECONDS) as provider:
+        sandboxes = await asyncio.gather(*(provider.acquire(f"s{n}") for n in range(4)))
+        await asyncio.gather(*(each.shell_exec("main", "", STRAYS) for each in sandboxes))
+        # One whose service is stopped and whose stray carries no mark.
+        await sandboxes[0].shell_exec("bare", "", "env -i setsid sleep 1002")
+        hanging = next(each for each in marked(tmp_path, "s0") if each.cmdline()[-1] == "sandbox")
+        os.kill(hanging.pid, signal.SIGSTOP)
+        provider.warm("s9")
+        started = time.monotonic()
+        await provider.close()
+        took = time.monotonic() - started
+    assert took < 2.5
+    assert commands(marked(tmp_path)) == []
+    assert not [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "1002"]]
+    assert (tmp_path / "sandboxes" / "s1" / "workspace").is_dir()
+    with pytest.raises(SandboxUnavailable, match="shutting down"):
+        await provider.acquire("s1")
+    provider.warm("s1")
+    await provider.close()
+
+
+SERVICE = """
+import asyncio, sys
+from pathlib import Path
+from app.infrastructure.sandbox.local import LocalSandboxes
+
+async def main():
+    async with LocalSandboxes(Path(sys.argv[1]), exec_seconds=0.3) as provider:
+        sandbox = await provider.acquire("s1")
+        await sandbox.shell_exec("main", "", sys.argv[2])
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_service_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    service = subprocess.Popen(
+        [sys.executable, "-c", SERVICE, tmp_path, STRAYS], cwd=root, stdout=subprocess.PIPE, text=True
+    )
+    assert service.stdout is not None
+    try:
+        assert (await asyncio.to_thread(service.stdout.readline)) == "ready\n"
+        assert len([line for line in commands(marked(tmp_path)) if line == "sleep 1000"]) == 4
+    finally:
+        service.kill()
+        service.wait()
+        service.stdout.close()
+    assert await eventually(lambda: marked(tmp_path) == []) < 2
+
+
+async def test_a_start_ends_what_a_killed_service_left_and_nothing_of_others(tmp_path: Path) -> None:
+    def stray(data_dir: Path) -> subprocess.Popen[bytes]:
+        mark = Ledger(data_dir / "sandboxes").mark("s1")
+        return subprocess.Popen(["sleep", "1003"], env={MARK_VARIABLE: mark, "PATH": os.environ["PATH"]})
+
+    ours, others = stray(tmp_path / "ours"), stray(tmp_path / "others")
+    (tmp_path / "ours" / "sandboxes" / ".trash-1" / "deep").mkdir(parents=True)
+    try:
+        async with LocalSandboxes(tmp_path / "ours"):
+            assert ours.wait(1) == -signal.SIGKILL
+            assert others.poll() is None
+            assert not (tmp_path / "ours" / "sandboxes" / ".trash-1").exists()
+    finally:
+        for each in (ours, others):
+            each.kill()
+            each.wait()
+
+
+async def test_a_second_service_on_the_same_folder_leaves_the_firsts_sandboxes_alone(tmp_path: Path) -> None:
+    async with LocalSandboxes(tmp_path) as first:
+        sandbox = await first.acquire("s1")
+        async with LocalSandboxes(tmp_path) as second:
+            await second.acquire("s2")
+        assert (await sandbox.shell_exec("main", "", "echo hi")).output == "hi\n"
+
+
+async def test_sweep_deletes_the_workspaces_of_sessions_that_are_no_more(tmp_path: Path) -> None:
+    for name in ("gone", "known"):
+        (tmp_path / "sandboxes" / name / "workspace").mkdir(parents=True)
+    async with LocalSandboxes(tmp_path) as provider:
+        await provider.acquire("running")
+        assert await provider.sweep({"known"}) == 1
+        left = {each.name for each in (tmp_path / "sandboxes").iterdir()}
+        assert left == {".owner", "known", "running"}
+        assert await provider.find("running") is not None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody who may not do everything")
+def test_read_only_folders_are_deleted_by_somebody_who_is_not_root() -> None:
+    with tempfile.TemporaryDirectory() as base:
+        os.chmod(base, 0o777)
+        script = (
+            "import os, sys; from pathlib import Path; from app.infrastructure.sandbox.workspace import remove_tree\n"
+            "os.setuid(65534); tree = Path(sys.argv[1]); (tree / 'a' / 'b').mkdir(parents=True)\n"
+            "(tree / 'a' / 'b' / 'c').touch(); (tree / 'a' / 'b').chmod(0o500); (tree / 'a').chmod(0o000)\n"
+            "tree.chmod(0o500); sys.exit(0 if remove_tree(tree) else 1)"
+        )
+        done = subprocess.run([sys.executable, "-c", script, Path(base) / "tree"], cwd=Path(__file__).parents[2])
+        assert done.returncode == 0
+        assert not (Path(base) / "tree").exists()
+
+
+def test_a_symlink_is_deleted_and_not_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").touch()
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "link").symlink_to(tmp_path / "outside")
+    assert remove_tree(tmp_path / "tree")
+    assert (tmp_path / "outside" / "precious").exists()

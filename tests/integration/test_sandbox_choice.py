@@ -1,0 +1,63 @@
+"""What the choice of a sandbox provider goes by, and the provider that refuses."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from app.domain.errors import SandboxUnavailable
+from app.infrastructure.sandbox import detect
+from app.infrastructure.sandbox.detect import docker_answers
+from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSandboxes
+
+
+@asynccontextmanager
+async def engine(path: Path, answer: bytes) -> AsyncIterator[None]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /_ping HTTP/1.1\r\n")
+        writer.write(answer)
+        if not answer:
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+async def test_docker_answers_when_its_socket_does(tmp_path: Path) -> None:
+    path = tmp_path / "docker.sock"
+    environment = {"DOCKER_HOST": f"unix://{path}"}
+    assert not await docker_answers(environment)
+    async with engine(path, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"):
+        assert await docker_answers(environment)
+    assert not await docker_answers(environment)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", b"SSH-2.0\r\n\r\n", b""])
+async def test_something_else_at_the_socket_is_no_docker(
+    answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "PING_SECONDS", 0.1)
+    async with engine(tmp_path / "docker.sock", answer):
+        assert not await docker_answers({"DOCKER_HOST": f"unix://{tmp_path}/docker.sock"})
+
+
+@pytest.mark.parametrize("host", ["tcp://127.0.0.1:1", "ssh://user@host", "nonsense", "tcp://[", "unix://"])
+async def test_an_address_that_is_no_engine_is_no_failure(host: str) -> None:
+    assert not await docker_answers({"DOCKER_HOST": host})
+
+
+async def test_a_refusing_provider_says_why_and_what_to_do() -> None:
+    provider = RefusedSandboxes(REAL_MODEL_UNISOLATED)
+    provider.warm("s1")
+    with pytest.raises(SandboxUnavailable, match="SANDBOX_PROVIDER=local"):
+        await provider.acquire("s1")
+    assert await provider.find("s1") is None
+    assert await provider.check() == REAL_MODEL_UNISOLATED
+    await provider.destroy("s1")
+    await provider.close()

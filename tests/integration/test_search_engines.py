@@ -1,0 +1,196 @@
+"""Search engines against scripted servers and libraries: whatever happens becomes hits or words."""
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Callable
+from typing import get_args
+
+import httpx
+import pytest
+from ddgs.exceptions import DDGSException, RatelimitException, TimeoutException
+from primp import PrimpError
+
+from app.domain.errors import SearchFailure
+from app.domain.external.search import DateRange, SearchHit
+from app.infrastructure.search import google
+from app.infrastructure.search.ddgs import DdgsSearch
+from app.infrastructure.search.google import GoogleSearch
+
+KEY = "AIza-very-secret"
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def engine(handler: Handler) -> tuple[GoogleSearch, httpx.AsyncClient]:
+    client = httpx.AsyncClient(transport=httpx.MockTransport(handler))
+    return GoogleSearch(client, api_key=KEY, engine_id="cx1", base_url="http://google.test/"), client
+
+
+async def google_answers(status: int, body: object) -> list[SearchHit]:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    search, client = engine(lambda _: httpx.Response(status, content=content))
+    async with client:
+        return await search.search("cats", "all")
+
+
+async def test_google_is_asked_with_the_key_in_a_header_only(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    asked: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json={})
+
+    search, client = engine(handler)
+    async with client:
+        assert await search.search("black cats", "past_week") == []
+        for date_range in get_args(DateRange):
+            await search.search("x", date_range)
+    request = asked[0]
+    assert dict(request.url.params) == {"cx": "cx1", "q": "black cats", "num": "10", "dateRestrict": "w1"}
+    assert request.url.path == "/customsearch/v1" and request.headers["x-goog-api-key"] == KEY
+    restrictions = [each.url.params.get("dateRestrict") for each in asked[1:]]
+    assert restrictions == [None, "d1", "d1", "w1", "m1", "y1"]
+    assert KEY not in str(request.url) and KEY not in caplog.text
+
+
+async def test_google_hits_come_in_order_without_line_breaks_and_at_most_ten() -> None:
+    items: list[object] = [{"title": "A\n  cat", "link": "http://a", "snippet": "so\nnice"}, {"link": "http://b"}]
+    items += ["junk", {"title": "no link"}, *({"title": "x", "link": f"http://{n}"} for n in range(20))]
+    hits = await google_answers(200, {"items": items})
+    assert hits[:2] == [
+        SearchHit(title="A cat", link="http://a", snippet="so nice"),
+        SearchHit(title="http://b", link="http://b", snippet=""),
+    ]
+    assert len(hits) == 10
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (429, {"error": {"message": "Quota exceeded"}}, "quota is used up"),
+        (403, {"error": {"errors": [{"reason": "dailyLimitExceeded"}], "message": "Limit"}}, "quota is used up"),
+        (403, {"error": {"errors": [{"reason": "forbidden"}], "message": "blocked"}}, "may be wrong. blocked"),
+        (400, {"error": {"message": f"API key not valid: {KEY}"}}, "API key not valid: \\*\\*\\*"),
+        (400, [], "may be wrong"),
+        (500, b"<html>oops", "HTTP 500"),
+        (302, b"", "HTTP 302"),
+        (200, b"<html>", "makes no sense"),
+        (200, b"[]", "makes no sense"),
+        (429, {"error": "x"}, "quota is used up"),
+        (403, {"error": {"errors": [None, {"reason": []}]}}, "may be wrong"),
+    ],
+)
+async def test_a_refusal_of_google_becomes_words_without_the_key(status: int, body: object, words: str) -> None:
+    with pytest.raises(SearchFailure, match=words) as caught:
+        await google_answers(status, body)
+    assert KEY not in str(caught.value)
+
+
+async def test_google_out_of_reach_becomes_words_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError(f"no route for {request.headers}")
+
+    search, client = engine(unreachable)
+    async with client:
+        with pytest.raises(SearchFailure, match="cannot be reached") as caught:
+            await search.search("cats", "all")
+        assert KEY not in repr(caught.value) and caught.value.__cause__ is None
+        with pytest.raises(SearchFailure, match="not valid Unicode"):
+            await search.search("\ud800", "all")
+
+    async def silent(request: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(google, "SEARCH_SECONDS", 0.02)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(silent)) as client:
+        with pytest.raises(SearchFailure, match="did not answer"):
+            await GoogleSearch(client, api_key=KEY, engine_id="cx1").search("cats", "all")
+
+
+async def test_ddgs_hits_come_with_the_librarys_time_limits() -> None:
+    limits: list[str | None] = []
+
+    def ask(query: str, limit: str | None) -> list[dict[str, object]]:
+        limits.append(limit)
+        assert threading.current_thread() is not threading.main_thread()
+        return [{"title": "A\ncat", "href": "http://a", "body": "so  nice"}, {"title": "none"}, {"href": "http://b"}]
+
+    search = DdgsSearch(ask)
+    hits = [await search.search("cats", date_range) for date_range in get_args(DateRange)]
+    await search.close()
+    assert limits == [None, "d", "d", "w", "m", "y"]
+    assert hits[0] == [
+        SearchHit(title="A cat", link="http://a", snippet="so nice"),
+        SearchHit(title="http://b", link="http://b", snippet=""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RatelimitException("202"), "try again in a minute"),
+        (TimeoutException("timed out"), "in time"),
+        (DDGSException("ConnectError: http://secret-proxy"), "cannot be reached, or refused"),
+        (PrimpError("bad proxy"), "The search failed"),
+        (OSError("no route"), "The search failed"),
+    ],
+)
+async def test_what_ddgs_raises_becomes_words(error: Exception, words: str) -> None:
+    def ask(query: str, limit: str | None) -> list[dict[str, object]]:
+        raise error
+
+    search = DdgsSearch(ask)
+    with pytest.raises(SearchFailure, match=words) as caught:
+        await search.search("cats", "all")
+    await search.close()
+    assert "secret-proxy" not in str(caught.value)
+
+
+async def test_nothing_found_is_no_failure() -> None:
+    def ask(query: str, limit: str | None) -> list[dict[str, object]]:
+        raise DDGSException("No results found.")
+
+    search = DdgsSearch(ask)
+    assert await search.search("qwxzy", "past_day") == []
+    with pytest.raises(SearchFailure, match="empty"):
+        await search.search("  ", "all")
+    await search.close()
+
+
+async def test_a_search_that_hangs_is_given_up_and_never_blocks_the_others() -> None:
+    released = threading.Event()
+
+    def ask(query: str, limit: str | None) -> list[dict[str, object]]:
+        released.wait(20)
+        return []
+
+    search = DdgsSearch(ask, seconds=0.05)
+    outcomes = await asyncio.gather(*(search.search("cats", "all") for _ in range(8)), return_exceptions=True)
+    assert all(isinstance(each, SearchFailure) and "longer than 0.05 s" in str(each) for each in outcomes)
+    await search.close()
+    released.set()
+
+
+async def test_the_real_library_is_asked_in_the_way_that_it_understands(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ddgs.ddgs
+    from ddgs.results import TextResult
+
+    class Engine:
+        name = provider = "scripted"
+        priority = 1
+
+        def __init__(self, **options: object) -> None:
+            assert options["timeout"]
+
+        def search(self, query: str, **options: object) -> list[object]:
+            assert (query, options["timelimit"]) == ("cats", "w")
+            return [TextResult(title="A cat", href="http://a.example/", body="nice")]
+
+    monkeypatch.setattr(ddgs.ddgs, "ENGINES", {"text": {"scripted": Engine}})
+    search = DdgsSearch()
+    hits = await search.search("cats", "past_week")
+    await search.close()
+    assert [hit.link for hit in hits] == ["http://a.example/"]

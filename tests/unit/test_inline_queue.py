@@ -1,0 +1,204 @@
+"""The run queue of one process: one run at a time, nothing asked is missed, stop and cancel really end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.domain.errors import NotFound, StoreUnavailable, Superseded
+from app.domain.services.flows.plan_act import CRASHED, INTERRUPTED, STOPPED
+from app.infrastructure.queue import inline
+from app.infrastructure.queue.inline import InlineRunQueue
+
+
+class Worker:
+    """A `RunWorker` whose attempts last until they are let go, and which writes down what happens."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.reasons: list[str] = []
+        self.started = asyncio.Semaphore(0)
+        self.let_go = asyncio.Semaphore(0)
+        self.running = 0
+        self.most = 0
+        self.failures: list[Exception] = []
+        self.stop_failures: list[Exception] = []
+
+    async def work(self, session_id: str, reason: str) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.reasons.append(reason)
+        self.log.append("work")
+        self.started.release()
+        try:
+            if self.failures:
+                raise self.failures.pop(0)
+            await self.let_go.acquire()
+            self.log.append("ended")
+        except asyncio.CancelledError:
+            self.log.append("cut")
+            raise
+        finally:
+            self.running -= 1
+
+    async def abort(self, session_id: str, *, everything: bool) -> None:
+        self.log.append(f"abort {'all' if everything else 'open'}")
+
+    async def stop(self, session_id: str, *, upto: int) -> None:
+        self.log.append(f"stop {upto}")
+        if self.stop_failures:
+            raise self.stop_failures.pop(0)
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+@pytest.fixture
+async def queue(worker: Worker) -> AsyncIterator[InlineRunQueue]:
+    queue = InlineRunQueue(worker)
+    yield queue
+    await queue.close()
+
+
+async def idle(queue: InlineRunQueue) -> None:
+    """Until no run is left."""
+    async with asyncio.timeout(5):
+        while queue._runs:
+            await asyncio.wait([run.driver for run in queue._runs.values() if run.driver])
+
+
+async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: InlineRunQueue, worker: Worker) -> None:
+    await queue.wake("s")
+    await worker.started.acquire()
+    await queue.wake("s")
+    await worker.started.acquire()
+    worker.let_go.release()
+    await idle(queue)
+    assert worker.log == ["work", "cut", "abort open", "work", "ended"]
+    assert worker.reasons == [CRASHED, INTERRUPTED]
+
+
+async def test_a_hundred_wakes_at_once_never_run_side_by_side(queue: InlineRunQueue, worker: Worker) -> None:
+    await asyncio.gather(*(queue.wake("s") for _ in range(100)))
+    await worker.started.acquire()
+    await asyncio.gather(*(queue.wake("s") for _ in range(100)))
+    for _ in range(10):
+        worker.let_go.release()
+    await idle(queue)
+    assert worker.most == 1
+    assert worker.log[-1] == "ended"
+
+
+async def test_sessions_run_beside_each_other(queue: InlineRunQueue, worker: Worker) -> None:
+    for name in "abc":
+        await queue.wake(name)
+    for _ in "abc":
+        await worker.started.acquire()
+    assert worker.running == 3
+
+
+async def test_stop_cuts_the_run_kills_everything_and_returns_when_it_is_written(
+    queue: InlineRunQueue, worker: Worker
+) -> None:
+    await queue.wake("s")
+    await worker.started.acquire()
+    await queue.stop("s", upto=7)
+    assert worker.log == ["work", "cut", "abort all", "stop 7"]
+    await idle(queue)
+
+
+async def test_stop_works_for_a_run_that_rests(queue: InlineRunQueue, worker: Worker) -> None:
+    await queue.stop("s", upto=3)
+    assert worker.log == ["abort all", "stop 3"]
+
+
+async def test_words_that_come_after_a_stop_are_worked_on(queue: InlineRunQueue, worker: Worker) -> None:
+    await queue.wake("s")
+    await worker.started.acquire()
+    worker.stop_failures.append(Superseded("newer words"))
+    await queue.stop("s", upto=1)
+    await worker.started.acquire()
+    assert worker.reasons == [CRASHED, STOPPED]
+
+
+async def test_many_stops_at_once_all_return(queue: InlineRunQueue, worker: Worker) -> None:
+    await queue.wake("s")
+    await worker.started.acquire()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(queue.stop("s", upto=n) for n in range(20)))
+
+
+async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(
+    queue: InlineRunQueue, worker: Worker
+) -> None:
+    await queue.wake("s")
+    await worker.started.acquire()
+    worker.stop_failures.append(StoreUnavailable("full"))
+    with pytest.raises(StoreUnavailable):
+        await queue.stop("s", upto=1)
+    await worker.started.acquire()
+
+
+async def test_cancel_ends_the_run_without_a_word(queue: InlineRunQueue, worker: Worker) -> None:
+    await queue.wake("s")
+    await worker.started.acquire()
+    await queue.cancel("s")
+    assert worker.log == ["work", "cut"]
+    assert not queue._runs
+
+
+async def test_a_run_that_was_overtaken_by_new_words_starts_again(queue: InlineRunQueue, worker: Worker) -> None:
+    worker.failures.append(Superseded("newer words"))
+    worker.let_go.release()
+    await queue.wake("s")
+    await idle(queue)
+    assert worker.reasons == [CRASHED, INTERRUPTED]
+
+
+async def test_a_run_rests_while_the_store_is_away_and_goes_on_by_itself(
+    queue: InlineRunQueue, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inline, "_RETRY_SECONDS", (0.0, 0.0))
+    worker.failures.extend(StoreUnavailable("away") for _ in range(5))
+    worker.let_go.release()
+    await queue.wake("s")
+    await idle(queue)
+    assert worker.log == ["work"] * 6 + ["ended"]
+
+
+async def test_stop_does_not_wait_for_the_store_to_come_back(queue: InlineRunQueue, worker: Worker) -> None:
+    worker.failures.append(StoreUnavailable("away"))
+    await queue.wake("s")
+    await worker.started.acquire()
+    async with asyncio.timeout(0.15):
+        await queue.stop("s", upto=1)
+
+
+async def test_a_session_deleted_under_its_stop_is_no_fault(queue: InlineRunQueue, worker: Worker) -> None:
+    worker.stop_failures.append(NotFound("gone"))
+    await queue.stop("s", upto=1)
+
+
+async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run(
+    queue: InlineRunQueue, worker: Worker
+) -> None:
+    worker.failures.append(RuntimeError("bug"))
+    await queue.wake("s")
+    await idle(queue)
+    worker.let_go.release()
+    await queue.wake("s")
+    await idle(queue)
+    assert worker.log == ["work", "work", "ended"]
+
+
+async def test_close_cuts_every_run_short(worker: Worker) -> None:
+    queue = InlineRunQueue(worker)
+    for name in "ab":
+        await queue.wake(name)
+        await worker.started.acquire()
+    await queue.close()
+    assert worker.running == 0
+    await queue.wake("a")
+    assert worker.running == 0

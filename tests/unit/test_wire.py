@@ -1,0 +1,104 @@
+"""Events on the wire: one line of JSON, the same everywhere."""
+
+import json
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from app.domain.errors import InvalidInput
+from app.domain.models.event import Event, EventRecord, MessageEvent, TextDelta, ToolCalledEvent
+from app.domain.models.tool import OpenCall, ToolResult
+from app.interfaces.wire import (
+    delta_frame,
+    encode_event,
+    event_id,
+    event_number,
+    history_item,
+    sse_frame,
+    sse_frames,
+)
+from tests.unit.golden.events_v1 import AT, EVENTS
+
+GOLDEN = Path(__file__).parent / "golden" / "events_v1.jsonl"
+
+
+def record(event: Event, number: int = 1) -> EventRecord:
+    return EventRecord(number, event.type, encode_event(event, number, AT))
+
+
+def called(**data: object) -> Event:
+    call = OpenCall(id="c", toolkit="mcp", function="f")
+    return ToolCalledEvent(call=call, result=ToolResult(success=True, text="", data=data))
+
+
+def test_the_encoder_still_writes_what_version_1_wrote() -> None:
+    today = [history_item(record(event, number)) for number, event in enumerate(EVENTS, start=1)]
+    assert today == GOLDEN.read_bytes().splitlines()
+
+
+def test_the_golden_file_has_every_type_of_event() -> None:
+    assert {type(event) for event in EVENTS} == set(Event.__args__)
+
+
+def test_ids_grow_as_strings_too_and_lead_back_to_their_numbers() -> None:
+    numbers = [1, 9, 10, 99, 100, 12345, 10**9]
+    ids = [event_id(number) for number in numbers]
+    assert sorted(ids) == ids
+    assert [event_number(text) for text in ids] == numbers
+    assert event_number("42") == 42
+
+
+@pytest.mark.parametrize("text", ["", "0", "000000000000", "-1", "+1", " 1", "1\n", "1.0", "1e3", "٣", "x", "9" * 19])
+def test_an_id_that_we_never_gave_out_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        event_number(text)
+
+
+def test_a_frame_has_id_event_and_one_line_of_data() -> None:
+    one = record(MessageEvent(role="user", content="a\nb\r\u2028c"), 7)
+    frame = sse_frame(one)
+    assert frame == b"id: 000000000007\nevent: message\ndata: " + one.data + b"\n\n"
+    assert len(frame[:-2].splitlines()) == 3
+    assert sse_frames([one, one]) == frame * 2
+
+
+def test_a_delta_has_no_id() -> None:
+    assert delta_frame(TextDelta("m", "a\nb")) == b'event: message_delta\ndata: {"message_id":"m","delta":"a\\nb"}\n\n'
+    assert delta_frame(TextDelta("m", "\ud83d")).endswith('"\ufffd"}\n\n'.encode())
+
+
+def test_history_wraps_the_very_bytes_of_the_stream() -> None:
+    one = record(EVENTS[0])
+    assert history_item(one) == b'{"event":"message","data":' + one.data + b"}"
+
+
+def test_a_plan_keeps_the_steps_results_to_itself() -> None:
+    for event, number in zip(EVENTS, range(1, 20), strict=False):
+        assert b"for the model only" not in encode_event(event, number, AT)
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("a\ud800b", "a\ufffdb"),
+        ("\ud83d\ude00", "😀"),
+        (2**70, 2**70),
+        (float("nan"), None),
+        (["\udc00", float("inf"), -float("inf")], ["\ufffd", None, None]),
+        ({1: "x\n\ud800"}, {"1": "x\n\ufffd"}),
+        (MappingProxyType({"a": (1, 2)}), {"a": [1, 2]}),
+        (Path("/x"), "/x"),
+    ],
+)
+def test_what_a_tool_sends_at_its_worst_is_one_line_of_valid_json(sent: object, shown: object) -> None:
+    data = encode_event(called(value=sent), 1, AT)
+    assert len(data.splitlines()) == 1
+    assert json.loads(data, parse_constant=pytest.fail)["result"]["data"] == {"value": shown}
+
+
+def test_deep_nesting_is_no_obstacle() -> None:
+    nested: object = "bottom"
+    for _ in range(400):
+        nested = [nested]
+    assert b"bottom" in encode_event(called(value=nested), 1, AT)
