@@ -66,16 +66,7 @@ def shell_routes(shells: Shells, paths: Paths, settings: Settings) -> APIRouter:
         shell = await shells.get_or_make(body.id)
         record, note = await shell.run(body.command, folder)
         await shell.ended(settings.exec_seconds)
-        shown = await _first_report(record)
-        data = {
-            **_state(shell, record),
-            "command": record.command,
-            "output": shown.text,
-            "truncated": shown.truncated,
-            "output_file": os.fspath(record.output.path),
-            "console": [await row(record)],
-        }
-        return answer(data, _message(record, note, settings.exec_seconds))
+        return await _ran(shell, record, _message(record, note, settings.exec_seconds))
 
     @router.post("/view")
     async def view(body: ShellId) -> Response:
@@ -111,6 +102,20 @@ def shell_routes(shells: Shells, paths: Paths, settings: Settings) -> APIRouter:
 
     _ = (execute, view, wait, write, kill, kill_all)
     return router
+
+
+async def _ran(shell: Shell, record: Record, message: str) -> Response:
+    """What `exec` answers: this command only, its output so far and where the whole of it is."""
+    shown = await _first_report(record)
+    data = {
+        **_state(shell, record),
+        "command": record.command,
+        "output": shown.text,
+        "truncated": shown.truncated,
+        "output_file": os.fspath(record.output.path),
+        "console": [await row(record)],
+    }
+    return answer(data, message)
 
 
 def _state(shell: Shell, record: Record | None) -> dict[str, object]:

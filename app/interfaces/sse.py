@@ -33,7 +33,7 @@ BURST = 8
 a stream rests that long after each and takes what came meanwhile as one chunk: in a storm of events a send for each
 would cost more than everything else together."""
 
-PAUSE = 0.004
+PAUSE = 0.01
 
 _HELLO = b": open\n\n"
 _PING = ServerSentEvent(comment="ping", sep="\n")

@@ -197,6 +197,23 @@ async def test_a_file_of_version_1_loads_whole_and_goes_on(tmp_path: Path) -> No
         await store.close()
 
 
+async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    load_golden(tmp_path / "data")
+    connection = sqlite3.connect(tmp_path / "data" / "anker.db")
+    connection.execute("CREATE TABLE leaving (in_the_way INTEGER)")
+    connection.commit()
+    with pytest.raises(StoreUnavailable):
+        await SqliteHarness(tmp_path / "data").open()
+    assert connection.execute("PRAGMA user_version").fetchone()[0] == 1
+    connection.execute("DROP TABLE leaving")
+    connection.commit()
+    connection.close()
+    store = SqliteHarness(tmp_path / "data")
+    await store.open()
+    await store.sessions.delete("golden", owner="me")
+    await store.close()
+
+
 async def test_events_of_version_1_are_read_back_unchanged(sqlite: SqliteHarness) -> None:
     lines = (GOLDEN / "events_v1.jsonl").read_bytes().splitlines()
     raw = [(line.split(b'"', 4)[3].decode(), line[line.index(b'"data":') + 7 : -1]) for line in lines]
@@ -232,6 +249,47 @@ async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(tmp_pat
     await store.open()
     assert len(await store.journal.read("s", after=0, limit=100)) == 20
     await store.close()
+
+
+async def rows(store: SqliteHarness) -> dict[str, int]:
+    tables = ("sessions", "events", "transcripts", "runs", "keys", "leaving")
+    counts = {}
+    for table in tables:
+        count = await store.store._reader.run(lambda c, t=table: c.execute(f"SELECT count(*) FROM {t}").fetchone()[0])
+        counts[table] = count
+    return counts
+
+
+async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanwhile(sqlite: SqliteHarness) -> None:
+    long = Change(
+        at=1,
+        events=[MessageEvent(role="assistant", content="x")] * 9000,
+        said=[("work", UserMessage(content="x"))] * 5000,
+        run=RunState(turns=1),
+    )
+    await sqlite.journal.commit("s", long)
+    await sqlite.journal.receive("s", "u", at=1, key="k")
+    await sqlite.sessions.create("other", owner="me", at=1)
+    delete = asyncio.create_task(sqlite.sessions.delete("s", owner="me"))
+    while (await rows(sqlite))["leaving"] == 0 and not delete.done():
+        await asyncio.sleep(0)
+    await sqlite.journal.receive("other", "meanwhile", at=1, key=None)
+    assert not delete.done()
+    await delete
+    assert await rows(sqlite) == {"sessions": 1, "events": 1, "transcripts": 0, "runs": 0, "keys": 0, "leaving": 0}
+
+
+async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(sqlite: SqliteHarness) -> None:
+    await sqlite.journal.commit("s", Change(at=1, events=[WaitEvent()] * 5000, run=RunState(turns=1)))
+
+    def cut_short(connection: sqlite3.Connection) -> None:
+        connection.execute("DELETE FROM sessions")
+        connection.execute("INSERT INTO leaving VALUES (1)")
+
+    await sqlite.store._database.run(cut_short)
+    await sqlite.close()
+    await sqlite.open()
+    assert set((await rows(sqlite)).values()) == {0}
 
 
 async def test_a_fault_in_a_follower_does_not_hurt_the_writer(tmp_path: Path) -> None:

@@ -82,10 +82,12 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class Raw:
-    """A stream byte for byte: each element is sent as one piece. `cut` drops the connection instead of ending it."""
+    """A stream byte for byte: each element is sent as one piece. At its end the connection is dropped with `cut`, and
+    left open in silence with `hang`."""
 
     pieces: Sequence[bytes]
     cut: bool = False
+    hang: bool = False
     content_type: str = "text/event-stream"
 
 
@@ -245,6 +247,8 @@ async def _play(answer: Answer, asked: Asked, number: int, receive: Any, send: A
                 await asyncio.sleep(0)  # so that each piece becomes a packet of its own
             if answer.cut:
                 raise _Cut
+            if answer.hang and await _pause(None, asked, receive):
+                return
             await send({"type": "http.response.body", "body": b""})
         case Reply() if answer.plain or not asked.body.get("stream"):
             await _start(send, 200, "application/json")

@@ -130,9 +130,7 @@ async def test_many_stops_at_once_all_return(queue: InlineRunQueue, worker: Work
         await asyncio.gather(*(queue.stop("s", upto=n) for n in range(20)))
 
 
-async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(
-    queue: InlineRunQueue, worker: Worker
-) -> None:
+async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(queue: InlineRunQueue, worker: Worker) -> None:
     await queue.wake("s")
     await worker.started.acquire()
     worker.stop_failures.append(StoreUnavailable("full"))

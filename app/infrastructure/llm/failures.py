@@ -23,7 +23,8 @@ _NO_MODEL = re.compile(
     r"model_not_found|(unknown|invalid|no such) model|model\b.{0,80}\b(not found|not exist|not loaded)"
 )
 _FILTERED = ("content_filter", "content_policy_violation", "responsibleaipolicyviolation")
-_KEY_LIKE = re.compile(r"\b(sk|key|bearer)[-_ ][\w*.\-]{6,}", re.IGNORECASE)
+_KEY_LIKE = re.compile(r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}", re.IGNORECASE)
+"""Parts of a key too, as `sk-abc***xyz`: all that begins as keys do and holds a digit or a star."""
 
 
 class CallFailed(Exception):
@@ -101,6 +102,10 @@ class Failures:
     def too_large(self) -> CallFailed:
         """An answer past every bound."""
         return CallFailed(f"{self._cap} sent an answer that is too large.", retry=False)
+
+    def closed(self) -> CallFailed:
+        """The service is shutting down."""
+        return CallFailed("The model is not asked any more: the service is stopping.", retry=False)
 
     def unusable(self, name: str, reason: str) -> CallFailed:
         """A setting that cannot even be sent."""

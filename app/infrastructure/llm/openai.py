@@ -68,6 +68,7 @@ class OpenAIModel:
         self._encoder = RequestEncoder(model=model, temperature=temperature, max_tokens=max_tokens)
         self._dialect: Dialect = Dialect()
         self._opening: Future[SDKClient] | None = None
+        self._closed = False
 
     def warm_up(self) -> None:
         """Begin to load the SDK, in a thread. Returns at once; without it the first call does the same and waits."""
@@ -84,20 +85,26 @@ class OpenAIModel:
             builder = ReplyBuilder(listener)
             dialect = self._dialect
             try:
+                if self._closed:
+                    raise self._failures.closed()
                 client = await self._client()
                 return await self._ask(client, self._encoder.encode(request, dialect), builder)
             except CallFailed as failure:
                 if self._learn(failure, dialect):
                     continue
                 delay = self._delay(failure, attempt)
-                log.warning("model call failed, retrying", extra={"attempt": attempt + 1, "delay": delay})
+                log.warning(
+                    "model call failed, retrying",
+                    extra={"attempt": attempt + 1, "status": failure.status, "seconds": delay},
+                )
             if builder.heard and listener is not None:
                 listener.restart()
             await self._sleep(delay)
             attempt += 1
 
     async def close(self) -> None:
-        """Give back connections; a call under way fails."""
+        """Give back connections; a call under way fails, and so does every later one."""
+        self._closed = True
         if self._opening is not None:
             try:
                 client = await self._client()
@@ -122,6 +129,11 @@ class OpenAIModel:
             opening.set_result(client)
 
     async def _client(self) -> "SDKClient":
+        """The one client, loaded when need be.
+
+        Raises:
+            CallFailed: the address or the key cannot be used.
+        """
         self.warm_up()
         assert self._opening is not None  # noqa: S101 - for the type checker
         return self._opening.result() if self._opening.done() else await asyncio.wrap_future(self._opening)

@@ -82,7 +82,7 @@ async def get_session(
     """A session with its events: all of them, or the part that the parameters ask for."""
     history = await services.sessions.history(session_id, owner=owner, after=position(after), limit=limit, tail=tail)
     # The first page is read before the answer begins, so that a store that fails gets its status code.
-    first = await anext(history.pages, ())
+    first = await anext(history.pages, None) or ()
     second = await anext(history.pages, None)
     opening = _opening(history.session) + _items(first)
     if second is None:

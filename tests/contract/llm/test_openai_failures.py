@@ -202,6 +202,22 @@ async def test_what_breaks_after_the_finish_takes_nothing_away(server, model, as
     assert (await model.complete(ask())).content == "whole"
 
 
+async def test_an_answer_that_is_done_does_not_wait_for_the_connection_to_end(server, model, ask) -> None:
+    finished = b'data: {"choices":[{"delta":{"content":"whole"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    server.script = [Raw(pieces=[finished], hang=True), GOOD]
+    async with asyncio.timeout(2):
+        assert (await model.complete(ask())).content == "whole"
+    assert (await model.complete(ask())).content == "ok"
+
+
+async def test_a_closed_model_is_not_asked(server, make, ask) -> None:
+    model = make()
+    server.script = [GOOD]
+    await model.complete(ask())
+    await model.close()
+    assert "stopping" in await text_of(model, ask)
+
+
 @pytest.mark.parametrize("after", [0, 2])
 async def test_silence_is_a_time_out_and_is_retried(server, make, ask, listener, after) -> None:
     model = make(timeout_seconds=0.3)

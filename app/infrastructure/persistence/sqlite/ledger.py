@@ -19,6 +19,9 @@ _INSERT_EVENT = "INSERT INTO events (key, type, speaker, data) VALUES (?, ?, ?, 
 _INSERT_SAID = "INSERT INTO transcripts (key, data) VALUES (?, ?)"
 _PUT_RUN = "INSERT INTO runs (session, state) VALUES (?, ?) ON CONFLICT DO UPDATE SET state = excluded.state"
 _INSERT_SESSION = "INSERT INTO sessions (id, owner, created_at, touched) VALUES (?, ?, ?, ?)"
+_CLEAR_EVENTS = "DELETE FROM events WHERE key IN (SELECT key FROM events WHERE key BETWEEN ? AND ? LIMIT ?)"
+_CLEAR_SAID = "DELETE FROM transcripts WHERE key IN (SELECT key FROM transcripts WHERE key BETWEEN ? AND ? LIMIT ?)"
+_CLEARED_AT_ONCE = 2000
 _COUNT_UNREAD = "SELECT count(*) FROM events WHERE speaker = ? AND key > ? AND key <= ?"
 
 
@@ -126,19 +129,34 @@ class Ledger:
         self._changed[session_id] = head
         return True
 
-    def delete(self, connection: sqlite3.Connection, session_id: str, owner: str) -> None:
-        """See `SessionRepository.delete`."""
+    def delete(self, connection: sqlite3.Connection, session_id: str, owner: str) -> bool:
+        """See `SessionRepository.delete`. True while rows of it remain for `clear_away`; nobody sees them any more."""
         head = self._head(connection, session_id)
         if head.owner != owner:
             raise NotFound("no such session")
-        ordinal = head.ordinal
-        connection.execute("DELETE FROM events WHERE key BETWEEN ? AND ?", (ordinal << 32, ordinal + 1 << 32))
-        connection.execute("DELETE FROM transcripts WHERE key BETWEEN ? AND ?", (ordinal << 33, ordinal + 1 << 33))
-        connection.execute("DELETE FROM runs WHERE session = ?", (ordinal,))
-        connection.execute("DELETE FROM keys WHERE session = ?", (ordinal,))
-        connection.execute("DELETE FROM sessions WHERE ordinal = ?", (ordinal,))
+        connection.execute("DELETE FROM sessions WHERE ordinal = ?", (head.ordinal,))
+        connection.execute("INSERT INTO leaving (session) VALUES (?)", (head.ordinal,))
         self._heads.forget(session_id)
         self._changed.pop(session_id, None)
+        return self.clear_away(connection)
+
+    def clear_away(self, connection: sqlite3.Connection) -> bool:
+        """Remove some of what deleted sessions left; True while there is more.
+
+        Bounded, because a long session's rows take a second and other sessions want to write meanwhile.
+        """
+        row = connection.execute("SELECT session FROM leaving LIMIT 1").fetchone()
+        if row is None:
+            return False
+        ordinal = row[0]
+        for statement, shift in ((_CLEAR_EVENTS, 32), (_CLEAR_SAID, 33)):
+            span = (ordinal << shift, ordinal + 1 << shift)
+            if connection.execute(statement, (*span, _CLEARED_AT_ONCE)).rowcount == _CLEARED_AT_ONCE:
+                return True
+        connection.execute("DELETE FROM runs WHERE session = ?", (ordinal,))
+        connection.execute("DELETE FROM keys WHERE session = ?", (ordinal,))
+        connection.execute("DELETE FROM leaving WHERE session = ?", (ordinal,))
+        return connection.execute("SELECT 1 FROM leaving LIMIT 1").fetchone() is not None
 
     def probe(self, connection: sqlite3.Connection) -> None:
         """Write something that changes nothing, to see whether writing works."""

@@ -51,7 +51,10 @@ _V1 = (
     ) STRICT, WITHOUT ROWID""",
 )
 
-MIGRATIONS = (_V1,)
+# Sessions that were deleted and whose rows are still being cleared away.
+_V2 = ("CREATE TABLE leaving (session INTEGER PRIMARY KEY) STRICT",)
+
+MIGRATIONS = (_V1, _V2)
 """Statements that lead from version i to i + 1; `PRAGMA user_version` says where a file stands."""
 
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 
 from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.models.message import Usage
@@ -87,10 +88,20 @@ class SqliteSessions:
     async def delete(self, session_id: str, *, owner: str) -> None:
         """See `SessionRepository.delete`."""
 
-        def work(ledger: Ledger, connection: sqlite3.Connection) -> Written[None]:
+        def work(ledger: Ledger, connection: sqlite3.Connection) -> Written[bool]:
             return Written(ledger.delete(connection, session_id, owner))
 
-        await self._writer.write(work)
+        if await self._writer.write(work):
+            await self.clear_away()
+
+    async def clear_away(self) -> None:
+        """Remove, a part at a time, what deleted sessions left behind.
+
+        What a crash, a full disk or a cancelled caller leaves undone is done at the next delete or start.
+        """
+        with suppress(StoreUnavailable):
+            while await self._writer.write(_clear_away):
+                pass
 
     async def check(self) -> str | None:
         """See `SessionRepository.check`. Writes only while the last transaction failed, to see whether that is over."""
@@ -101,6 +112,10 @@ class SqliteSessions:
         except StoreUnavailable as error:
             return str(error)
         return None
+
+
+def _clear_away(ledger: Ledger, connection: sqlite3.Connection) -> Written[bool]:
+    return Written(ledger.clear_away(connection))
 
 
 def _probe(ledger: Ledger, connection: sqlite3.Connection) -> Written[None]:

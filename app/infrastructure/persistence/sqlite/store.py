@@ -51,6 +51,7 @@ class SqliteStore:
             await self._release()
             raise
         self._writer.start()
+        await self.sessions.clear_away()
 
     async def close(self) -> None:
         """Write what is waiting, close the file, let go of the lock. Runs and streams should have ended before."""

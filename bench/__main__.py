@@ -1,0 +1,67 @@
+"""`python -m bench [NAME …] [--quick] [--json FILE]`: run the benchmarks and print one table."""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bench import fanout, first_event, history, many, sessions_list, start, tool_turn
+from bench.harness import Bench
+from bench.report import Row, machine, table
+
+BENCHMARKS: dict[str, Callable[[Bench], Iterable[Row]]] = {
+    "first_event": first_event.run,
+    "tool_turn": tool_turn.run,
+    "history": history.run,
+    "sessions_list": sessions_list.run,
+    "many": many.run,
+    "fanout": fanout.run,
+    "start": start.run,
+}
+
+
+def main() -> int:
+    """The exit status: 0, whatever the numbers say; 1 when a benchmark could not run."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)} (all)")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions; all of it in less than a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    options = parser.parse_args()
+    unknown = sorted(set(options.names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(unknown)}")
+    # So that the processes that were started end with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    before = machine()
+    rows, failed = _run(options.names or list(BENCHMARKS), quick=options.quick)
+    print(f"Machine: {before['cores']} cores, Python {before['python']}, load before {before['load_average']}", end="")
+    print(f", after {machine()['load_average']} (the benchmarks' own included)\n")
+    print(table(rows))
+    if options.json:
+        report = {"machine": before, "quick": options.quick, "rows": [row.as_json() for row in rows], "failed": failed}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 1 if failed else 0
+
+
+def _run(names: list[str], *, quick: bool) -> tuple[list[Row], list[str]]:
+    rows: list[Row] = []
+    failed: list[str] = []
+    for name in names:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="anker-bench-", ignore_cleanup_errors=True) as folder:
+            try:
+                rows.extend(BENCHMARKS[name](Bench(Path(folder), quick)))
+            except Exception:
+                failed.append(name)
+                traceback.print_exc()
+        print(f"{name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+    return rows, failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

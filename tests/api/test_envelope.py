@@ -1,0 +1,259 @@
+"""Whatever is asked, the answer has the envelope."""
+
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.domain import errors
+from app.interfaces.errors import STATUS, status_of
+from tests.api.house import API, House
+
+
+def check(answer: httpx.Response) -> dict[str, Any]:
+    body = answer.json()
+    assert list(body) == ["code", "msg", "data"]
+    if answer.status_code == 200:
+        assert (body["code"], body["msg"]) == (0, "success")
+    else:
+        assert (body["code"], body["data"]) == (answer.status_code, None)
+        assert isinstance(body["msg"], str)
+        assert body["msg"]
+        assert "Traceback" not in body["msg"]
+        assert "/site-packages" not in body["msg"]
+    assert answer.headers["x-request-id"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    return body
+
+
+BODIES = {
+    "malformed": b'{"message": ',
+    "array": b"[]",
+    "null": b"null",
+    "string": b'"x"',
+    "number": b"1",
+    "nan": b'{"timestamp": NaN}',
+    "infinity": b'{"timestamp": 1e999}',
+    "deep": b'{"a":' * 10_000,
+    "deep arrays": b"[" * 100_000,
+    "invalid utf-8": b'{"message": "\xff\xfe"}',
+    "invalid utf-8 alone": b"\xff",
+    "utf-16": '{"message": "x"}'.encode("utf-16"),
+    "lone surrogate": b'{"message": "\\ud83d"}',
+    "form": b"message=x&stream=true",
+    "two values": b"{} {}",
+    "single quotes": b"{'message': 'x'}",
+    "nul bytes": b"\x00\x00",
+}
+
+
+@pytest.mark.parametrize("path", ["chat", "shell", "file"])
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+async def test_an_unusable_body_is_400(house: House, client: httpx.AsyncClient, path: str, body: bytes) -> None:
+    for content_type in ("application/json", "text/plain", "application/x-www-form-urlencoded", "garbage"):
+        answer = await client.post(
+            f"{API}/{await house.new()}/{path}", content=body, headers={"content-type": content_type}
+        )
+        assert answer.status_code == 400
+        check(answer)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_a_mebibyte_is_413(house: House, client: httpx.AsyncClient, chunked: bool) -> None:
+    piece = b" " * 65_536
+
+    async def pieces():
+        for _ in range(20):
+            yield piece
+
+    content: Any = pieces() if chunked else piece * 20
+    answer = await client.post(f"{API}/{await house.new()}/chat", content=content)
+    assert answer.status_code == 413
+    check(answer)
+
+
+async def test_a_server_answers_413_to_an_endless_body(house: House, live: httpx.AsyncClient) -> None:
+    async def endless():
+        while True:
+            yield b"x" * 65_536
+
+    try:
+        answer = await live.post(f"{API}/{await house.new()}/chat", content=endless())
+    except httpx.WriteError:
+        pytest.fail("the connection was cut before the answer could be read")
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
+        ("GET", "/api/v1", 404),
+        ("GET", "/api/v2/sessions", 404),
+        ("GET", f"{API}/", 404),
+        ("PUT", f"{API}/", 404),
+        ("GET", f"{API}/x/", 404),
+        ("GET", f"{API}/x/y/z", 404),
+        ("GET", "//", 404),
+        ("GET", "/metrics", 404),
+        ("PATCH", API, 405),
+        ("DELETE", API, 405),
+        ("POST", f"{API}/x", 405),
+        ("GET", f"{API}/x/chat", 405),
+        ("PUT", f"{API}/x/stop", 405),
+        ("POST", "/health", 405),
+        ("OPTIONS", API, 405),
+        ("TRACE", "/health", 405),
+        ("BREW", API, 405),
+    ],
+)
+async def test_what_does_not_exist_or_is_not_allowed(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    answer = await client.request(method, path)
+    assert answer.status_code == status
+    check(answer)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+async def test_a_refused_method_is_told_all_that_are_allowed(client: httpx.AsyncClient) -> None:
+    assert (await client.patch(API)).headers["allow"] == "GET, HEAD, POST, PUT"
+
+
+async def test_head_is_get_without_its_body(house: House, live: httpx.AsyncClient) -> None:
+    session_id = await house.new()
+    for path in ("/health", API, f"{API}/{session_id}", f"{API}/{session_id}/events"):
+        head = await live.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+    assert (await live.head(f"{API}/nobody")).status_code == 404
+    assert (await live.get("/health")).status_code == 200  # the connection still works
+
+
+async def test_a_fault_of_ours_is_500_and_logged_with_the_request_id(
+    house: House, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(**_: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(house.store, "page", broken)
+    answer = await client.get(API)
+    assert answer.status_code == 500
+    assert "secret" not in check(answer)["msg"]
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.exc_info
+
+
+async def test_a_store_that_is_away_is_503_everywhere(house: House, client: httpx.AsyncClient) -> None:
+    session_id = await house.new()
+    house.store.trouble = "the database is away"
+    for method, path in [
+        ("PUT", API),
+        ("GET", API),
+        ("GET", f"{API}/{session_id}"),
+        ("DELETE", f"{API}/{session_id}"),
+        ("POST", f"{API}/{session_id}/stop"),
+        ("POST", f"{API}/{session_id}/chat"),
+        ("GET", f"{API}/{session_id}/events"),
+    ]:
+        answer = await client.request(method, path)
+        assert answer.status_code == 503
+        assert check(answer)["msg"] == "the database is away"
+        assert answer.headers["retry-after"] == "5"
+
+
+async def test_health_and_readiness(house: House, client: httpx.AsyncClient) -> None:
+    assert check(await client.get("/health"))["data"] == {"status": "ok"}
+    assert check(await client.get("/ready"))["data"] == {"store": "ok", "sandbox": "ok"}
+    house.store.trouble = "the disk is full"
+    assert check(await client.get("/health"))["code"] == 0
+    answer = await client.get("/ready")
+    assert answer.status_code == 503
+    assert check(answer)["msg"] == "store: the disk is full; sandbox: ok"
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("abc-1._X", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("é", False), ("", False)],
+)
+async def test_a_plain_request_id_is_kept_and_any_other_replaced(
+    client: httpx.AsyncClient, sent: str, kept: bool
+) -> None:
+    answer = await client.get("/health", headers={"X-Request-ID": sent.encode()})
+    assert (answer.headers["x-request-id"] == sent) == kept
+
+
+async def test_each_request_is_one_line_in_the_log(
+    client: httpx.AsyncClient, house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app.interfaces.request_log")
+    await client.head(f"{API}/{await house.new()}")
+    record = caplog.records[-1]
+    assert (record.__dict__["method"], record.__dict__["route"]) == ("HEAD", API + "/{session_id}")
+    assert record.__dict__["status"] == 200
+
+
+async def test_only_named_origins_may_call_from_a_page() -> None:
+    house = House(origins=["https://ui.example"])
+    preflight = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "idempotency-key"}
+    answer = await house.client.options(API, headers={"Origin": "https://ui.example", **preflight})
+    assert answer.headers["access-control-allow-origin"] == "https://ui.example"
+    answer = await house.client.get(f"{API}/x", headers={"Origin": "https://ui.example"})
+    assert answer.headers["access-control-allow-origin"] == "https://ui.example"
+    answer = await house.client.get(API, headers={"Origin": "https://elsewhere.example"})
+    assert "access-control-allow-origin" not in answer.headers
+    await house.close()
+
+
+def test_every_error_has_a_status() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AnkerError)]
+    assert {kind.__name__: status_of(kind("x")) for kind in kinds} == {
+        "AnkerError": 500,
+        "InvalidInput": 400,
+        "NotFound": 404,
+        "Conflict": 409,
+        "Superseded": 409,
+        "TooLarge": 413,
+        "_Retryable": 500,
+        "LimitReached": 429,
+        "Unavailable": 503,
+        "StoreUnavailable": 503,
+        "SandboxUnavailable": 503,
+        "SandboxFailure": 400,
+        "SearchFailure": 502,
+        "ModelFailure": 502,
+    }
+    assert all(400 <= status < 600 for status in STATUS.values())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(["message", "timestamp", "event_id", "stream", "session_id", "file"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    path=st.sampled_from(["chat", "shell", "file", "stop"]),
+    body=st.binary(max_size=60) | (JSON | st.dictionaries(NAMES, JSON)).map(lambda value: json.dumps(value).encode()),
+)
+async def test_no_body_brings_a_500_or_an_answer_without_the_envelope(house: House, path: str, body: bytes) -> None:
+    answer = await house.client.post(f"{API}/{await house.new()}/{path}", content=body)
+    assert answer.status_code in (200, 400, 404)
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        check(answer)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(query=st.dictionaries(st.sampled_from(["after", "limit", "tail", "cursor"]), st.text(max_size=30)))
+async def test_no_query_brings_a_500(house: House, query: dict[str, str]) -> None:
+    for path in (API, f"{API}/{await house.new()}"):
+        answer = await house.client.get(path, params=query)
+        assert answer.status_code in (200, 400)
+        check(answer)

@@ -1,0 +1,166 @@
+"""Endpoints 1 to 5 and 10."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from app.domain.models.event import DoneEvent, MessageEvent, TitleEvent
+from tests.api.house import API, House, frames
+
+
+async def test_a_new_session_is_pending_and_has_nothing(house: House, client: httpx.AsyncClient) -> None:
+    session_id = await house.new()
+    expected = {"session_id": session_id, "title": None, "status": "pending", "events": []}
+    answer = await client.get(f"{API}/{session_id}")
+    assert answer.json() == {"code": 0, "msg": "success", "data": expected}
+    assert answer.headers["content-type"] == "application/json"
+
+
+async def test_history_is_what_the_stream_sent(house: House) -> None:
+    session_id = await house.new()
+    sent = await house.say(session_id, {"message": "hello"})
+    events = await house.events(session_id)
+    assert [frame.event for frame in sent] == ["title", "message", "done"]
+    assert events[1:] == [{"event": frame.event, "data": frame.data} for frame in sent]
+    assert events[0]["data"]["content"] == "hello"
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        ({}, range(1, 1201)),
+        ({"after": "1190"}, range(1191, 1201)),
+        ({"after": "", "limit": 3}, range(1, 4)),
+        ({"after": "000000000600", "limit": 550}, range(601, 1151)),
+        ({"tail": 5}, range(1196, 1201)),
+        ({"tail": 5000}, range(1, 1201)),
+        ({"after": "1200"}, range(0)),
+    ],
+)
+async def test_a_long_history_comes_whole_or_in_the_part_asked_for(
+    house: House, query: dict[str, str | int], numbers: range
+) -> None:
+    session_id = await house.new()
+    await house.write(session_id, *(MessageEvent(role="user", content=str(n)) for n in range(1, 1201)))
+    events = await house.events(session_id, **query)
+    assert [int(event["data"]["event_id"]) for event in events] == list(numbers)
+
+
+async def test_a_history_of_many_pages_costs_little(house: House, client: httpx.AsyncClient) -> None:
+    session_id = await house.new()
+    await house.write(session_id, *(MessageEvent(role="user", content="x" * 900) for _ in range(5000)))
+    data = (await client.get(f"{API}/{session_id}")).json()["data"]
+    assert len(data["events"]) == 5000
+
+
+@pytest.mark.parametrize("query", ["after=1", "after=x", "after=-1", "limit=0", "limit=5001", "tail=x", "tail=0"])
+async def test_a_part_that_does_not_exist_is_refused(house: House, client: httpx.AsyncClient, query: str) -> None:
+    answer = await client.get(f"{API}/{await house.new()}?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["data"] is None
+
+
+async def test_the_list_shows_the_latest_first_and_pages(house: House, client: httpx.AsyncClient) -> None:
+    ids = [await house.new() for _ in range(3)]
+    first = (await client.get(API, params={"limit": 2})).json()["data"]
+    second = (await client.get(API, params={"limit": 2, "cursor": first["next_cursor"]})).json()["data"]
+    assert [each["session_id"] for each in (*first["sessions"], *second["sessions"])] == ids[::-1]
+    assert second["next_cursor"] is None
+    assert first["sessions"][0] == {
+        "session_id": ids[2],
+        "title": None,
+        "latest_message": None,
+        "latest_message_at": None,
+        "status": "pending",
+        "unread_message_count": 0,
+    }
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=many", "cursor=%00", "cursor=nonsense"])
+async def test_a_list_that_cannot_be_given_is_refused(client: httpx.AsyncClient, query: str) -> None:
+    assert (await client.get(f"{API}?{query}")).status_code == 400
+
+
+async def test_messages_are_unread_until_a_chat_stream_delivers_them(house: House, client: httpx.AsyncClient) -> None:
+    session_id = await house.new()
+    await house.write(
+        session_id,
+        MessageEvent(role="user", content="hi"),
+        TitleEvent(title="Greeting"),
+        MessageEvent(role="assistant", content="hello"),
+        DoneEvent(),
+    )
+    [session] = (await client.get(API)).json()["data"]["sessions"]
+    assert (session["unread_message_count"], session["title"], session["status"]) == (1, "Greeting", "completed")
+    assert (session["latest_message"], session["latest_message_at"]) == ("hello", 1_700_000_000)
+    await house.events(session_id)  # looking at the history delivers nothing
+    assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 1
+    await house.say(session_id)
+    assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 0
+
+
+async def test_a_deleted_session_is_gone_and_deleting_it_again_is_404(house: House, client: httpx.AsyncClient) -> None:
+    session_id = await house.new()
+    assert (await client.delete(f"{API}/{session_id}")).json() == {"code": 0, "msg": "success", "data": None}
+    assert house.sandboxes.destroyed == [session_id]
+    assert (await client.delete(f"{API}/{session_id}")).status_code == 404
+    assert (await client.get(f"{API}/{session_id}")).status_code == 404
+
+
+async def test_stop_ends_the_run_and_may_be_repeated(house: House, client: httpx.AsyncClient) -> None:
+    session_id = await house.new()
+    house.worker.gate.clear()
+    stream = asyncio.create_task(house.say(session_id, {"message": "work"}))
+    await house.worker.waiting.wait()
+    for _ in range(2):
+        assert (await client.post(f"{API}/{session_id}/stop")).json()["data"] is None
+    assert [frame.event for frame in await stream] == ["title", "done"]
+    assert (await client.get(f"{API}/{session_id}")).json()["data"]["status"] == "completed"
+
+
+async def test_the_list_is_streamed_at_once_and_at_every_change(house: House, live: httpx.AsyncClient) -> None:
+    async with live.stream("POST", API) as answer:
+        shown = (frame.data async for frame in frames(answer) if frame.event == "sessions")
+        assert await anext(shown) == {"sessions": [], "next_cursor": None}
+        session_id = await house.new()
+        assert (await anext(shown))["sessions"][0]["session_id"] == session_id
+        await house.write(session_id, TitleEvent(title="Named"))
+        assert (await anext(shown))["sessions"][0]["title"] == "Named"
+        await live.delete(f"{API}/{session_id}")
+        assert (await anext(shown))["sessions"] == []
+
+
+STRANGE = [
+    "nobody",
+    "0" * 32,
+    "%00",
+    "a%20b",
+    "%F0%9F%98%80",
+    "%FF%FE",
+    "..%2F..",
+    "'; DROP TABLE",
+    "x" * 5000,
+    "%2e%2e",
+]
+
+
+@pytest.mark.parametrize("session_id", STRANGE)
+@pytest.mark.parametrize(
+    ("method", "rest", "body"),
+    [
+        ("GET", "", None),
+        ("DELETE", "", None),
+        ("POST", "/stop", None),
+        ("POST", "/chat", {"message": "x"}),
+        ("GET", "/events", None),
+        ("POST", "/shell", {"session_id": "a"}),
+        ("POST", "/file", {"file": "a"}),
+    ],
+)
+async def test_an_unknown_session_is_404_everywhere(
+    client: httpx.AsyncClient, session_id: str, method: str, rest: str, body: object
+) -> None:
+    answer = await client.request(method, f"{API}/{session_id}{rest}", json=body)
+    assert answer.status_code == 404
+    assert answer.json()["code"] == 404
