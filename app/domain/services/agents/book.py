@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from app.domain.models.event import Event
@@ -91,7 +92,9 @@ async def _to_the_end(task: asyncio.Future[T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # asked once more: the answer is the same
+                await asyncio.wait([task])
         if not task.cancelled():
             task.exception()  # seen; the cancellation matters more
         raise

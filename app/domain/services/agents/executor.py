@@ -44,6 +44,8 @@ class Executor:
         self._specs = tuple(tool.spec for tool in tools.values())
         self._context = context
         self._taken: set[str] | None = None
+        # Calls that run at the same time are recorded one after the other: each builds on the checkpoint before it.
+        self._recording = asyncio.Lock()
 
     async def run(self) -> None:
         """From phase `executing` to `answering`, or to `waiting` when the model asks the user.
@@ -139,11 +141,12 @@ class Executor:
             result = await bound.run()
         except (SandboxFailure, SandboxUnavailable, SearchFailure) as error:
             result = ToolResult(success=False, text=f"Failed: {error}", message=str(error))
-        await self._book.stage("work", ToolMessage(tool_call_id=opened.id, content=result.text))
-        remaining = tuple(item for item in self._book.state.open_calls if item.id != opened.id)
-        await self._book.commit(
-            [ToolCalledEvent(call=opened, result=result)], state=replace(self._book.state, open_calls=remaining)
-        )
+        async with self._recording:
+            await self._book.stage("work", ToolMessage(tool_call_id=opened.id, content=result.text))
+            remaining = tuple(item for item in self._book.state.open_calls if item.id != opened.id)
+            await self._book.commit(
+                [ToolCalledEvent(call=opened, result=result)], state=replace(self._book.state, open_calls=remaining)
+            )
 
     async def _ask_user(self, call: ToolCall, bound: AskCall) -> None:
         events: list[Event] = [MessageEvent(role="assistant", content=bound.question), WaitEvent()]

@@ -1,0 +1,115 @@
+"""One JSON object a line, with ids, and without secrets."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from app.application.context import request_id, session_id
+from app.infrastructure.logging import JsonLines, configure_logging
+
+
+class Lines:
+    def __init__(self) -> None:
+        self.text = io.StringIO()
+        handler = logging.StreamHandler(self.text)
+        handler.setFormatter(JsonLines())
+        self.log = logging.Logger("test")
+        self.log.addHandler(handler)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return json.loads(self.text.getvalue().splitlines()[-1])
+
+
+@pytest.fixture
+def lines() -> Lines:
+    return Lines()
+
+
+def test_a_line_says_when_how_grave_who_and_what(lines: Lines) -> None:
+    lines.log.info("request", extra={"status": 200, "ms": 1.5, "more": {"a": [None, True]}})
+    line = lines.last
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "level": "INFO", "logger": "test", "event": "request", "status": 200, "ms": 1.5, "more": {"a": [None, True]}
+    }  # fmt: skip
+
+
+def test_a_line_carries_the_ids_that_are_bound(lines: Lines) -> None:
+    tokens = request_id.set("r1"), session_id.set("s1")
+    lines.log.info("x")
+    request_id.reset(tokens[0])
+    session_id.reset(tokens[1])
+    assert (lines.last["request_id"], lines.last["session_id"]) == ("r1", "s1")
+    lines.log.info("x")
+    assert "request_id" not in lines.last
+
+
+def test_a_traceback_stays_on_the_line(lines: Lines) -> None:
+    try:
+        raise RuntimeError("Bearer abc.def")
+    except RuntimeError:
+        lines.log.exception("failed\nbadly")
+    assert "RuntimeError: Bearer ***" in lines.last["exception"]
+    assert lines.text.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Authorization: Bearer abc.def-123, next", "Authorization: Bearer ***, next"),
+        ("key sk-proj-abcdef123456 refused", "key sk-*** refused"),
+        ("GET /v1?key=AIza123&cx=5", "GET /v1?key=***&cx=5"),
+        ("?api_key=abc ?ticket=t1", "?api_key=*** ?ticket=***"),
+        ("mongodb://anker:hunter2@db:27017/x", "mongodb://anker:***@db:27017/x"),
+        ("http://127.0.0.1:8000/a@b", "http://127.0.0.1:8000/a@b"),
+        ("the monkey has 3 tokens", "the monkey has 3 tokens"),
+    ],
+)
+def test_secrets_in_texts_are_masked(lines: Lines, text: str, shown: str) -> None:
+    lines.log.info("%s", text, extra={"detail": {"inner": [text]}})
+    assert lines.last["event"] == shown
+    assert lines.last["detail"] == {"inner": [shown]}
+
+
+def test_values_with_secret_names_are_masked(lines: Lines) -> None:
+    extra = {"api_key": "a", "sandbox_token": "b", "headers": {"Cookie": "c", "X": "d"}, "prompt_tokens": 5}
+    lines.log.info("x", extra=extra)
+    line = lines.last
+    assert (line["api_key"], line["sandbox_token"]) == ("***", "***")
+    assert line["headers"] == {"Cookie": "***", "X": "d"}
+    assert line["prompt_tokens"] == 5
+
+
+def test_whatever_is_logged_becomes_a_line(lines: Lines) -> None:
+    lines.log.info("lone \ud83d", extra={"huge": 10**30, "odd": object, "keys": {1: {2}}, "bytes": b"\xff"})
+    assert lines.last["huge"] == str(10**30)
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, logging.getLogger("uvicorn.access").disabled
+    yield
+    root.handlers[:], level, logging.getLogger("uvicorn.access").disabled = before
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("restored")
+def test_libraries_are_quiet_and_the_server_speaks_through_us(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("INFO")
+    logging.getLogger("httpx").info("GET https://example.com")
+    logging.getLogger("openai._base_client").debug("Request options: headers")
+    logging.getLogger("uvicorn.access").info("GET /")
+    assert capsys.readouterr().err == ""
+    logging.getLogger("uvicorn.error").info("Started")
+    logging.getLogger("httpx").warning("slow")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["Started", "slow"]
+    configure_logging("DEBUG")
+    logging.getLogger("openai._base_client").debug("Request options: headers")
+    logging.getLogger("app").debug("words")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["words"]

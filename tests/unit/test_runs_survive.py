@@ -1,0 +1,178 @@
+"""Runs that are interrupted, stopped, crashed and talked over at any moment: what must hold afterwards always does."""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.application.services.chat import ChatRequest, ChatService
+from app.application.services.runs import RunService
+from app.application.services.streams import EventStreams
+from app.domain.external.llm import ModelReply
+from app.domain.models.message import AssistantMessage, Message, ToolMessage, UserMessage
+from app.domain.services.flows.plan_act import FlowParts
+from app.domain.services.tools.registry import EXECUTING
+from app.infrastructure.queue.inline import InlineRunQueue
+from app.infrastructure.streams.memory.feed import MemoryFeed
+from tests.fakes.fake_search import FakeSearch
+from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.fakes.memory_store import MemoryStore
+from tests.fakes.scripted_llm import Question, ScriptedLLM, calling, saying
+from tests.support.invariants import check_log
+
+STEPS = [{"id": "1", "description": "one"}, {"id": "2", "description": "two"}]
+PLAN = calling(("create_plan", {"title": "T", "message": "M", "goal": "G", "steps": STEPS}))
+ANSWER = calling(("create_plan", {"title": "T", "message": "Answer", "goal": "", "steps": []}))
+EXECUTING_TURNS: Sequence[ModelReply] = (
+    calling(("shell_exec", {"id": "a", "exec_dir": "~", "command": "work"})),
+    calling(("shell_exec", {"id": "a", "exec_dir": "~", "command": "hang"})),
+    calling(("file_read", {"file": "x"}), ("file_find_by_name", {"path": "~", "glob": "*"}), ("file_read", "{")),
+    calling(("message_notify_user", {"text": "news"}), ("complete_step", {"success": True, "result": "r"})),
+    calling(("complete_step", {"success": False, "result": "no", "plan_changes": {"steps": STEPS[1:]}})),
+    calling(("complete_step", {"success": True, "result": "r"})),
+    calling(("complete_step", {"success": True, "result": "r"})),
+    calling(("message_ask_user", {"text": "Which?"})),
+    calling(("nonsense", "{"), ids=["same"]),
+    saying("prose"),
+    saying(""),
+)
+
+
+class SlowStore(MemoryStore):
+    """A store with real waiting in it, so that a cancellation can come in the middle of a write."""
+
+    rng: random.Random
+
+    async def commit(self, session_id: str, change: Any) -> Any:
+        await ticks(self.rng.randrange(4))
+        records = await super().commit(session_id, change)
+        await ticks(self.rng.randrange(4))
+        return records
+
+    async def unread_words(self, session_id: str, *, after: int) -> Any:
+        await ticks(self.rng.randrange(3))
+        return await super().unread_words(session_id, after=after)
+
+
+async def ticks(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class World:
+    """A service in memory that can be killed and started again over the same store."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.feed = MemoryFeed()
+        self.store = SlowStore(on_committed=self.feed.publish)
+        self.store.rng = self.rng
+        self.sandboxes = MemorySandboxProvider()
+        self.model = ScriptedLLM(self.turn)
+        self.patience = 400
+        self.said = 0
+        self.start()
+
+    def start(self) -> None:
+        parts = FlowParts(journal=self.store, feed=self.feed, model=self.model, tools=EXECUTING)
+        worker = RunService(parts=parts, sandboxes=self.sandboxes, engine=FakeSearch())
+        self.queue = InlineRunQueue(worker)
+        streams = EventStreams(self.store, self.feed)
+        self.chat = ChatService(sessions=self.store, journal=self.store, streams=streams, queue=self.queue)
+
+    async def turn(self, question: Question) -> ModelReply:
+        check_conversation(question.messages)
+        await ticks(self.rng.randrange(6))
+        self.patience -= 1
+        if question.kind == "planning":
+            return PLAN if self.rng.random() < 0.8 and self.patience > 0 else ANSWER
+        if question.kind == "final":
+            return self.rng.choice([saying("Done."), saying("")]) if self.patience > 0 else saying("Done.")
+        return self.rng.choice(EXECUTING_TURNS) if self.patience > 0 else EXECUTING_TURNS[-5]
+
+    async def crash(self) -> None:
+        await self.queue.close()
+        self.start()
+        for session_id in await self.store.active():
+            await self.queue.wake(session_id)
+
+    async def say(self) -> None:
+        self.said += 1
+        await self.chat.chat("s", ChatRequest(message=f"words-{self.said};"), owner="")
+
+    async def settle(self) -> None:
+        """Until the session rests; whatever hangs is let go, whatever asks is answered."""
+        self.patience = 0
+        async with asyncio.timeout(20):
+            while True:
+                drivers = [run.driver for run in self.queue._runs.values() if run.driver]
+                if drivers:
+                    for sandbox in self.sandboxes.sandboxes.values():
+                        for shell in list(sandbox._shells):
+                            sandbox.release(shell)
+                    await asyncio.wait(drivers, timeout=0.01)
+                elif (await self.store.get("s", owner="")).status == "waiting":
+                    await self.say()
+                else:
+                    return
+
+
+def check_conversation(messages: Sequence[Message]) -> None:
+    """What every provider wants: each call answered once, right after it."""
+    open_calls: set[str] = set()
+    for message in messages:
+        if isinstance(message, ToolMessage):
+            open_calls.remove(message.tool_call_id)
+            continue
+        assert not open_calls
+        if isinstance(message, AssistantMessage):
+            assert message.content or message.tool_calls
+            open_calls = {call.id for call in message.tool_calls}
+            assert len(open_calls) == len(message.tool_calls)
+    assert not open_calls
+
+
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["say", "say", "stop", "crash", "wait"]), st.integers(0, 60)), min_size=1, max_size=8
+)
+
+
+@settings(max_examples=int(os.environ.get("EXAMPLES", "150")), deadline=None)
+@given(seed=st.integers(0, 2**32), actions=ACTIONS)
+def test_whatever_happens_the_log_and_the_transcripts_stay_whole(seed: int, actions: list[tuple[str, int]]) -> None:
+    asyncio.run(live_through(seed, actions))
+
+
+async def live_through(seed: int, actions: list[tuple[str, int]]) -> None:
+    world = World(seed)
+    sandbox = await world.sandboxes.acquire("s")
+    sandbox.script("hang", hangs=True)  # type: ignore[attr-defined]
+    await world.store.create("s", owner="", at=0)
+    await world.say()
+    for action, after in actions:
+        await ticks(after)
+        match action:
+            case "say":
+                await world.say()
+            case "stop":
+                await world.chat.stop("s", owner="")
+            case "crash":
+                await world.crash()
+    await world.settle()
+    records = await world.store.read("s", after=0, limit=100_000)
+    events = [{"event": record.type, "data": json.loads(record.data)} for record in records]
+    check_log(events)
+    assert (await world.store.get("s", owner="")).status == "completed"
+    talk = await world.store.transcript("s", "talk")
+    check_conversation(talk)
+    check_conversation(await world.store.transcript("s", "work"))
+    # A digest of interrupted work may quote an answer once more; it is not how words are heard.
+    heard = [m.content for m in talk if isinstance(m, UserMessage) and "<interrupted>" not in m.content]
+    for number in range(1, world.said + 1):
+        assert " ".join(heard).count(f"words-{number};") == 1, heard
+    await world.queue.close()

@@ -1,0 +1,186 @@
+"""How items become bytes, and how much a reader may cost."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+from starlette.types import Message
+
+from app.domain.errors import NotFound, StoreUnavailable
+from app.domain.models.event import EventRecord, TextDelta
+from app.interfaces import sse
+from app.interfaces.sse import CHUNK, EventStream, all_frames, event_frames, record_chunks
+
+
+def record(number: int, size: int = 2) -> EventRecord:
+    return EventRecord(number, "message", b"{" + b" " * (size - 2) + b"}")
+
+
+def test_small_events_go_out_together() -> None:
+    [chunk] = record_chunks([record(1), record(2)])
+    assert chunk == b"id: 000000000001\nevent: message\ndata: {}\n\nid: 000000000002\nevent: message\ndata: {}\n\n"
+
+
+def test_large_events_go_out_in_bounded_chunks() -> None:
+    records = [record(number, 100_000) for number in range(1, 21)]
+    chunks = list(record_chunks(records))
+    assert max(map(len, chunks)) < CHUNK + 101_000
+    assert b"".join(chunks).count(b"\n\n") == 20
+
+
+def test_nothing_is_no_chunk_and_deltas_are_only_for_who_asked() -> None:
+    assert list(event_frames(())) == []
+    assert list(event_frames(TextDelta("m", "x"))) == []
+    assert list(all_frames(TextDelta("m", "x"))) == [b'event: message_delta\ndata: {"message_id":"m","delta":"x"}\n\n']
+
+
+class Client:
+    """An ASGI client that takes what it is sent as long as it reads."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.reading = asyncio.Event()
+        self.reading.set()
+        self.left = asyncio.Event()
+
+    async def receive(self) -> Message:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        await self.reading.wait()
+        self.sent.append(message)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.sent) and self.sent[-1].get("more_body") is False
+
+
+class Items:
+    """A stream of single events that can be looked at from outside."""
+
+    def __init__(self, count: int, *, error: Exception | None = None, endless: bool = False) -> None:
+        self.taken = 0
+        self.closed = False
+        self._count = count
+        self._error = error
+        self._endless = endless
+
+    async def __call__(self) -> AsyncGenerator[Sequence[EventRecord], None]:
+        try:
+            for number in range(1, self._count + 1):
+                self.taken = number
+                yield [record(number)]
+            if self._error is not None:
+                raise self._error
+            if self._endless:
+                await asyncio.Event().wait()
+        finally:
+            self.closed = True
+
+
+def stream(items: Items, encode: object = event_frames) -> EventStream[Sequence[EventRecord]]:
+    return EventStream(items(), encode, heartbeat=15, end_streams=lambda: None)  # type: ignore[arg-type]
+
+
+SCOPE = {"type": "http", "method": "GET"}
+
+
+async def test_a_stream_sends_everything_and_ends_whole() -> None:
+    client, items = Client(), Items(100)
+    await stream(items)(SCOPE, client.receive, client.send)
+    assert client.body.count(b"event: message") == 100
+    assert client.complete
+    assert items.closed
+
+
+async def test_a_reader_that_does_not_read_is_waited_for() -> None:
+    client, items = Client(), Items(100)
+    client.reading.clear()
+    task = asyncio.create_task(stream(items)(SCOPE, client.receive, client.send))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert items.taken <= 1
+    client.reading.set()
+    await task
+    assert client.body.count(b"event: message") == 100
+
+
+async def test_a_reader_that_leaves_ends_the_stream_at_once() -> None:
+    client, items = Client(), Items(3, endless=True)
+    task = asyncio.create_task(stream(items)(SCOPE, client.receive, client.send))
+    while client.body.count(b"event: message") < 3:
+        await asyncio.sleep(0)
+    client.left.set()
+    await task
+    assert items.closed
+    assert not client.complete
+
+
+async def test_a_reader_that_leaves_while_it_is_being_waited_for_ends_the_stream_too() -> None:
+    client, items = Client(), Items(3, endless=True)
+    client.reading.clear()
+    task = asyncio.create_task(stream(items)(SCOPE, client.receive, client.send))
+    await asyncio.sleep(0)
+    client.left.set()
+    await task
+    assert items.closed or items.taken == 0
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), NotFound("no such session")])
+async def test_a_foreseen_failure_ends_the_stream_whole_without_a_word(error: Exception) -> None:
+    client, items = Client(), Items(2, error=error)
+    await stream(items)(SCOPE, client.receive, client.send)
+    assert client.body.count(b"event:") == 2
+    assert str(error).encode() not in client.body
+    assert client.complete
+
+
+async def test_a_fault_of_ours_leaves_the_answer_unfinished() -> None:
+    client, items = Client(), Items(2, error=RuntimeError("bug"))
+    with pytest.raises(RuntimeError):
+        await stream(items)(SCOPE, client.receive, client.send)
+    assert not client.complete
+
+
+async def test_a_storm_of_events_is_sent_in_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    monkeypatch.setattr(sse.asyncio, "sleep", rest)
+    client = Client()
+    await stream(Items(sse.BURST))(SCOPE, client.receive, client.send)
+    assert rests == []
+    await stream(Items(100))(SCOPE, client.receive, client.send)
+    assert set(rests) == {sse.PAUSE}
+
+
+async def test_at_shutdown_streams_are_asked_to_end_before_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+
+    async def ends_when_asked() -> AsyncGenerator[Sequence[EventRecord], None]:
+        yield [record(1)]
+        await asked.wait()
+
+    async def at_once() -> None:
+        return
+
+    response = EventStream(ends_when_asked(), event_frames, heartbeat=15, end_streams=asked.set)
+    monkeypatch.setattr(response, "_listen_for_exit_signal", at_once)
+    client = Client()
+    await response(SCOPE, client.receive, client.send)
+    assert client.complete
+
+
+async def test_head_gets_the_headers_and_never_starts_the_stream() -> None:
+    client, items = Client(), Items(1)
+    await stream(items)({**SCOPE, sse.HEAD_KEY: True}, client.receive, client.send)
+    assert client.body == b""
+    assert items.taken == 0
+    assert client.complete
