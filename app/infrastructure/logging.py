@@ -26,8 +26,8 @@ _SECRET_TEXT = re.compile(
 _HIDDEN = "***"
 
 _LIBRARIES = (
-    "aiosqlite", "asyncio", "docker", "h11", "hpack", "httpcore", "httpcore2", "httpx", "httpx2", "motor", "openai", "playwright", "primp",
-    "pymongo", "redis", "sse_starlette", "urllib3", "websockets",
+    "aiosqlite", "asyncio", "docker", "h11", "hpack", "httpcore", "httpcore2", "httpx", "httpx2", "motor", "openai",
+    "playwright", "primp", "pymongo", "redis", "sse_starlette", "urllib3", "websockets",
 )  # fmt: skip
 
 

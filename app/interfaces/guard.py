@@ -1,5 +1,6 @@
 """The innermost middleware: bounded bodies, HEAD, and the last resort for what nobody foresaw."""
 
+import asyncio
 import logging
 from http import HTTPStatus
 
@@ -14,6 +15,11 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
 """Bytes of a request's body."""
+
+DRAIN_BYTES = 16 * MAX_BODY
+DRAIN_SECONDS = 10.0
+"""How much of a body that is too large is read and thrown away, and for how long. Most clients look at no answer
+before they have sent everything, and would see a broken connection instead of the 413."""
 
 HEAD_KEY = "anker.head"
 """Set in the scope of a GET that the client sent as HEAD."""
@@ -31,17 +37,23 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        body = _Body(receive, self._max_body)
         started = False
 
         async def noting(message: Message) -> None:
             nonlocal started
+            if not started and body.abandoned:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             started = True
             await send(message)
 
         # The routes need to know GET only. A copy, as the server looks at its own scope to leave the body out.
         inner = {**scope, "method": "GET", HEAD_KEY: True} if scope["method"] == "HEAD" else scope
         try:
-            await self._bounded(inner, receive, noting)
+            if _declared(scope) > self._max_body:
+                await answer_to(await body.refuse())(scope, receive, noting)
+            else:
+                await self._app(inner, body.receive, noting)
         except ClientDisconnect:
             log.debug("the client left before its request was read")
         except Exception:  # the root of a request
@@ -53,20 +65,48 @@ class Guard:
         finally:
             scope["route"] = inner.get("route")  # for the log
 
-    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = TooLarge(f"the body is larger than {self._max_body} bytes")
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and (len(value) > 18 or int(value) > self._max_body):
-                await answer_to(refusal)(scope, receive, send)
-                return
-        size = 0
 
-        async def counting() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._max_body:
-                raise refusal
-            return message
+class _Body:
+    """A request's body, read up to a limit."""
 
-        await self._app(scope, counting, send)
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._size = 0
+        self._more = True
+        self.abandoned = False
+        """The client was still sending when it was refused."""
+
+    async def receive(self) -> Message:
+        """The next message of the server.
+
+        Raises:
+            TooLarge: the body is; what is left of it was thrown away.
+        """
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        self._more = message.get("more_body", False)
+        if self._size > self._limit:
+            raise await self.refuse()
+        return message
+
+    async def refuse(self) -> TooLarge:
+        """Read on for a while, then say what is wrong."""
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._more and self._size < DRAIN_BYTES:
+                    message = await self._receive()
+                    self._size += len(message.get("body", b""))
+                    self._more = message.get("more_body", False)
+        except TimeoutError:
+            pass
+        self.abandoned = self._more
+        return TooLarge(f"the body is larger than {self._limit} bytes")
+
+
+def _declared(scope: Scope) -> int:
+    """The length that the request says its body has; 0 when it says none."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value[:18])
+    return 0

@@ -20,15 +20,14 @@ def marked(data_dir: Path, session_id: str | None = None) -> list[psutil.Process
     ]
 
 
+def services(data_dir: Path, session_id: str | None = None) -> list[psutil.Process]:
+    """The sandbox services among them."""
+    return [each for each in marked(data_dir, session_id) if _command(each).endswith("-m sandbox")]
+
+
 def commands(processes: list[psutil.Process]) -> list[str]:
     """Their command lines, sorted."""
-    lines: list[str] = []
-    for process in processes:
-        try:
-            lines.append(" ".join(process.cmdline()))
-        except psutil.Error:
-            continue
-    return sorted(lines)
+    return sorted(line for process in processes if (line := _command(process)))
 
 
 async def eventually(true: Callable[[], object], *, seconds: float = 5) -> float:
@@ -38,6 +37,13 @@ async def eventually(true: Callable[[], object], *, seconds: float = 5) -> float
         assert time.monotonic() - started < seconds, "it did not become true in time"
         await asyncio.sleep(0.02)
     return time.monotonic() - started
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def _mark(process: psutil.Process) -> str:

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
 import pytest_asyncio
 
@@ -17,7 +16,7 @@ from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox import process
 from app.infrastructure.sandbox.local import LocalSandboxes
 from app.infrastructure.sandbox.slot import Slot
-from tests.integration.sandbox_processes import commands, eventually, marked
+from tests.integration.sandbox_processes import commands, eventually, marked, services
 
 EXEC_SECONDS = 0.3
 
@@ -27,10 +26,6 @@ async def provider(tmp_path: Path) -> AsyncIterator[LocalSandboxes]:
     async with LocalSandboxes(tmp_path, exec_seconds=EXEC_SECONDS) as provider:
         yield provider
     assert commands(marked(tmp_path)) == []
-
-
-def services(data_dir: Path, session_id: str | None = None) -> list[psutil.Process]:
-    return [each for each in marked(data_dir, session_id) if each.cmdline()[-2:] == ["-m", "sandbox"]]
 
 
 async def test_all_who_ask_at_once_get_one_process(provider: LocalSandboxes, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Ledger
 from app.infrastructure.sandbox.local import LocalSandboxes
 from app.infrastructure.sandbox.workspace import remove_tree
-from tests.integration.sandbox_processes import commands, eventually, marked
+from tests.integration.sandbox_processes import commands, eventually, marked, services
 
 EXEC_SECONDS = 0.3
 STRAYS = "sleep 1000 & (nohup sleep 1000 &) ; setsid sleep 1000 & sleep 1000"
@@ -137,8 +137,7 @@ async def test_the_reaper_looks_by_itself_and_clears_up_after_a_crash(tmp_path: 
     async with LocalSandboxes(tmp_path, reap_seconds=0.02, exec_seconds=EXEC_SECONDS) as provider:
         sandbox = await provider.acquire("s1")
         await sandbox.shell_exec("main", "", STRAYS)
-        service = next(each for each in marked(tmp_path) if each.cmdline()[-1] == "sandbox")
-        os.kill(service.pid, signal.SIGKILL)
+        os.kill(services(tmp_path)[0].pid, signal.SIGKILL)
         await eventually(lambda: marked(tmp_path) == [])
 
 
@@ -148,8 +147,7 @@ async def test_close_ends_all_in_about_two_seconds_even_those_that_hang(tmp_path
         await asyncio.gather(*(each.shell_exec("main", "", STRAYS) for each in sandboxes))
         # One whose service is stopped and whose stray carries no mark.
         await sandboxes[0].shell_exec("bare", "", "env -i setsid sleep 1002")
-        hanging = next(each for each in marked(tmp_path, "s0") if each.cmdline()[-1] == "sandbox")
-        os.kill(hanging.pid, signal.SIGSTOP)
+        os.kill(services(tmp_path, "s0")[0].pid, signal.SIGSTOP)
         provider.warm("s9")
         started = time.monotonic()
         await provider.close()

@@ -15,6 +15,7 @@ MARK_VARIABLE = "ANKER_SANDBOX"
 
 ROUND_SECONDS = 0.02
 ROUNDS = 50
+QUIET_ROUNDS = 2
 
 
 class Ledger:
@@ -61,6 +62,7 @@ class Ledger:
         """Kill the processes of these sessions, or of every session of this folder; answers how many it saw.
 
         Looks again until none is left, since a process may have made another meanwhile; gives up after a second.
+        None has to be seen twice: while a process becomes another program it has no environment to be known by.
         """
         marks = None if session_ids is None else {self.mark(session_id) for session_id in session_ids}
         spared = {os.getpid(), os.getppid()}
@@ -70,9 +72,11 @@ class Ledger:
             return carried.startswith(self._prefix) if marks is None else carried in marks
 
         killed: set[int] = set()
+        quiet = 0
         for _ in range(ROUNDS):
             found = [process for process in psutil.process_iter() if belongs(process)]
-            if not found:
+            quiet = 0 if found else quiet + 1
+            if quiet == QUIET_ROUNDS:
                 break
             for process in found:
                 killed.add(process.pid)

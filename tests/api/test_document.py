@@ -1,0 +1,158 @@
+"""The OpenAPI document says what is really sent."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel
+
+from app.domain.models.event import (
+    DoneEvent,
+    ErrorEvent,
+    Event,
+    MessageEvent,
+    PlanEvent,
+    StepEvent,
+    TextDelta,
+    TitleEvent,
+    ToolCalledEvent,
+    ToolCallingEvent,
+    WaitEvent,
+)
+from app.domain.models.plan import Step
+from app.domain.models.tool import OpenCall, ToolResult
+from app.interfaces.api.schemas import answers
+from app.interfaces.api.schemas.streams import EventFrame, LiveFrame, SessionsFrame
+from app.interfaces.sse import all_frames
+from tests.api.house import API, Frame, House, frames
+
+SNAPSHOT = Path(__file__).parent / "openapi.snapshot.json"
+GOLDEN = Path(__file__).parents[1] / "unit" / "golden" / "events_v1.jsonl"
+
+CALL = OpenCall(id="c1", toolkit="shell", function="shell_exec", args={"id": "main", "command": "ls"})
+EVERYTHING: list[Event] = [
+    TitleEvent(title="Everything"),
+    MessageEvent(role="assistant", content="I begin."),
+    PlanEvent(steps=(Step(id="1", description="Look"),)),
+    StepEvent(id="1", description="Look", status="running"),
+    ToolCallingEvent(call=CALL),
+    ToolCalledEvent(call=CALL, result=ToolResult(success=True, text="", data={"a": [1]}, content={"console": []})),
+    ToolCallingEvent(call=CALL),
+    ToolCalledEvent(call=CALL, result=ToolResult(success=False, text="", message="no")),
+    StepEvent(id="1", description="Look", status="failed"),
+    WaitEvent(),
+    ErrorEvent(error="it broke"),
+    DoneEvent(),
+]
+
+
+def fits(model: type[BaseModel], sent: Any) -> None:
+    """`sent` is valid, and has nothing that the schema does not mention."""
+    assert model.model_validate_json(json.dumps(sent), strict=True).model_dump(mode="json") == sent
+
+
+def as_object(frame: Frame) -> dict[str, Any]:
+    found = {"event": frame.event, "data": frame.data}
+    return found if frame.id is None else {"id": frame.id, **found}
+
+
+async def test_answers_fit_their_schemas(house: House, client: httpx.AsyncClient) -> None:
+    created = (await client.put(API)).json()
+    fits(answers.CreatedAnswer, created)
+    session_id = created["data"]["session_id"]
+    url = f"{API}/{session_id}"
+    fits(answers.SessionAnswer, (await client.get(url)).json())
+    fits(answers.SessionsAnswer, (await client.get(API)).json())
+    await house.write(session_id, *EVERYTHING)
+    fits(answers.SessionAnswer, (await client.get(url)).json())
+    fits(answers.SessionsAnswer, (await client.get(API, params={"limit": 1})).json())
+    sandbox = await house.sandboxes.acquire(session_id)
+    await sandbox.shell_exec("main", "~", "ls")
+    await sandbox.file_write("a", "b", append=False, sudo=False)
+    fits(answers.ShellAnswer, (await client.post(f"{url}/shell", json={"session_id": "main"})).json())
+    fits(answers.FileAnswer, (await client.post(f"{url}/file", json={"file": "a"})).json())
+    fits(answers.EmptyAnswer, (await client.post(f"{url}/stop")).json())
+    fits(answers.EmptyAnswer, (await client.delete(url)).json())
+    fits(answers.FailureAnswer, (await client.delete(url)).json())
+    fits(answers.HealthAnswer, (await client.get("/health")).json())
+    fits(answers.ReadyAnswer, (await client.get("/ready")).json())
+
+
+async def test_streams_fit_their_schemas(house: House, live: httpx.AsyncClient) -> None:
+    session_id = await house.new()
+    house.worker.script = lambda words: EVERYTHING
+    sent = await house.say(session_id, {"message": "everything"})
+    assert [frame.event for frame in sent][-1] == "wait"
+    sent = await house.say(session_id)
+    assert len(sent) == len(EVERYTHING) + 1
+    for frame in sent:
+        fits(EventFrame, as_object(frame))
+        fits(LiveFrame, as_object(frame))
+    async with live.stream("POST", API) as answer:
+        listed = await anext(frame async for frame in frames(answer) if frame.comment is None)
+    fits(SessionsFrame, as_object(listed))
+
+
+def test_a_delta_fits_its_schema() -> None:
+    [frame] = all_frames(TextDelta("m1", "Hel\nlo"))
+    event, data, *rest = frame.decode().split("\n")
+    assert rest == ["", ""]
+    fits(LiveFrame, {"event": event.removeprefix("event: "), "data": json.loads(data.removeprefix("data: "))})
+
+
+def test_events_of_the_first_version_fit_the_schema() -> None:
+    lines = GOLDEN.read_text().splitlines()
+    assert lines
+    for line in lines:
+        item = json.loads(line)
+        fits(EventFrame, {"id": item["data"]["event_id"], **item})
+
+
+async def test_every_reference_leads_somewhere(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    names = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    used = set(references(document))
+    assert used <= names
+    assert "#/components/schemas/LiveFrame" in used
+
+
+async def test_every_operation_says_how_it_fails(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert len(operations) == 12
+    for operation in operations:
+        assert "422" not in operation["responses"]
+        assert operation["responses"]["500"]["content"]["application/json"]["schema"] == {
+            "$ref": "#/components/schemas/FailureAnswer"
+        }
+        assert operation["description"]
+
+
+async def test_the_document_is_the_one_reviewed(client: httpx.AsyncClient) -> None:
+    """`UPDATE_SNAPSHOTS=1 pytest tests/api/test_document.py` writes what there now is; look at the difference."""
+    document = (await client.get("/openapi.json")).json()
+    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        SNAPSHOT.write_text(text)
+    assert text == SNAPSHOT.read_text()
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_the_document_can_be_looked_at(client: httpx.AsyncClient, path: str) -> None:
+    assert "/openapi.json" in (await client.get(path)).text
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "$ref":
+                yield value
+            else:
+                yield from references(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from references(item)
