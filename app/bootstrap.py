@@ -16,6 +16,7 @@ from app.domain.external.llm import LLM
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
+from app.domain.repositories.sessions import SessionRepository
 from app.domain.services.flows.plan_act import FlowParts
 from app.domain.services.tools.base import Tool
 from app.domain.services.tools.registry import EXECUTING
@@ -25,6 +26,7 @@ from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.sandbox.detect import docker_answers
 from app.infrastructure.sandbox.local import LocalSandboxes
+from app.infrastructure.sandbox.privacy import hide_process
 from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSandboxes
 from app.infrastructure.sandbox.remote import RemoteSandboxes
 from app.infrastructure.search.ddgs import DdgsSearch
@@ -72,7 +74,7 @@ async def open_container(settings: Settings, overrides: Overrides) -> AsyncGener
         )
         model, model_words = _model(settings, overrides)
         stack.push_async_callback(model.close)
-        sandboxes, sandbox_words = await _sandboxes(settings, overrides)
+        sandboxes, sandbox_words = await _sandboxes(settings, overrides, store.sessions)
         stack.push_async_callback(sandboxes.close)
         engine = await _engine(settings, overrides, stack)
         parts = FlowParts(journal=store.journal, feed=feed, model=model, tools=overrides.tools or EXECUTING)
@@ -115,7 +117,9 @@ def _model(settings: Settings, overrides: Overrides) -> tuple[LLM, str]:
     return model, f"{settings.model_name} at {settings.api_base}"
 
 
-async def _sandboxes(settings: Settings, overrides: Overrides) -> tuple[SandboxProvider, str]:
+async def _sandboxes(
+    settings: Settings, overrides: Overrides, sessions: SessionRepository
+) -> tuple[SandboxProvider, str]:
     if overrides.sandboxes is not None:
         return overrides.sandboxes, "given"
     match settings.sandbox_provider:
@@ -133,7 +137,10 @@ async def _sandboxes(settings: Settings, overrides: Overrides) -> tuple[SandboxP
             if not await docker_answers(os.environ):
                 log.warning("no Docker here: the demo model's commands run on this machine as your user, unisolated")
     local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
+    hide_process()
     await local.start()
+    if strays := await local.sweep(await sessions.ids()):
+        log.info("removed %d workspaces of sessions that were deleted", strays)
     return local, "processes on this machine, unisolated"
 
 

@@ -15,7 +15,9 @@ from sandbox.shell.environment import shell_environment
 from sandbox.shell.processes import end_family
 from sandbox.shell.session import Shell
 
-MOST_SHELLS = 64
+MOST_SHELLS = 256
+"""A bash takes about 4 MB. One sandbox may be shared by many sessions, hence more than one of them would need."""
+
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 

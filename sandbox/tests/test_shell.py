@@ -6,6 +6,8 @@ import time
 
 import psutil
 
+from sandbox.shell import manager
+
 
 async def test_a_command_gives_output_status_and_exit_code(box):
     data = await box.run("echo hi; (exit 7)")
@@ -239,20 +241,11 @@ async def test_an_unknown_shell_and_a_bad_id_are_named(box):
         assert "shell id" in await box.run("true", id=bad, status=400)
 
 
-async def test_shells_are_limited_and_a_killed_one_makes_room(box):
-    for number in range(64):
+async def test_shells_are_limited_and_a_killed_one_makes_room(box, monkeypatch):
+    monkeypatch.setattr(manager, "MOST_SHELLS", 8)
+    for number in range(8):
         await box.run("true", id=f"s{number}")
     assert "shell_kill_process" in await box.run("true", id="more", status=409)
     await box.call("/shell/kill", id="s3")
     assert (await box.run("echo in", id="more"))["output"] == "in\n"
     assert "no such shell" in await box.call("/shell/view", 404, id="s3")
-
-
-async def test_a_short_command_is_quick(box):
-    await box.run("true")
-    times = []
-    for _ in range(30):
-        began = time.perf_counter()
-        await box.run("echo hi")
-        times.append(time.perf_counter() - began)
-    assert sorted(times)[15] < 0.010

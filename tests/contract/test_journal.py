@@ -71,12 +71,6 @@ async def test_a_page_holds_at_most_its_limit_of_what_comes_after_a_number(store
     assert list(await store.journal.read("s", after=10**15, limit=4)) == []
 
 
-async def test_the_newest_page_is_in_order(store: Harness) -> None:
-    await fill(store, 10)
-    assert [record.number for record in await store.journal.newest("s", limit=3)] == [8, 9, 10]
-    assert len(await store.journal.newest("s", limit=30)) == 10
-
-
 async def test_sessions_do_not_see_each_others_rows(store: Harness) -> None:
     await store.sessions.create("t", owner="me", at=100)
     await store.journal.commit("s", Change(at=1, events=(says("s"),), said=(("work", SAID[0]),), run=STATE))
@@ -198,7 +192,6 @@ async def test_nothing_is_found_of_a_session_that_does_not_exist(store: Harness)
         journal.commit("no", Change(at=1)),
         journal.receive("no", "x", at=1, key=None),
         journal.read("no", after=0, limit=1),
-        journal.newest("no", limit=1),
         journal.unread_words("no", after=0),
         journal.run_state("no"),
         journal.transcript("no", "talk"),

@@ -180,3 +180,9 @@ async def test_writes_that_queue_around_a_delete_either_come_before_it_or_fail(s
 
 async def test_a_store_that_works_has_nothing_to_complain_of(store: Harness) -> None:
     assert await store.sessions.check() is None
+
+
+async def test_all_ids_are_told_whoever_owns_them(store: Harness) -> None:
+    await store.sessions.create("a", owner="me", at=1)
+    await store.sessions.create("b", owner="you", at=2)
+    assert sorted(await store.sessions.ids()) == ["a", "b", "s"]

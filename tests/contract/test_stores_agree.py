@@ -82,7 +82,6 @@ async def observed(store: Harness) -> list[object]:
     for session in SESSIONS:
         for call in (
             journal.read(session, after=2, limit=5),
-            journal.newest(session, limit=3),
             journal.unread_words(session, after=1),
             journal.transcript(session, "talk"),
         ):

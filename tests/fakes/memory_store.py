@@ -80,9 +80,6 @@ class MemoryStore:
         start = max(after, 0)
         return [record for _, record in self._find(session_id).events[start : start + limit]]
 
-    async def newest(self, session_id: str, *, limit: int) -> Sequence[EventRecord]:
-        return [record for _, record in self._find(session_id).events[-limit:]]
-
     async def unread_words(self, session_id: str, *, after: int) -> Sequence[UserWords]:
         found = self._find(session_id).speakers("user", after)
         data = {
@@ -137,6 +134,10 @@ class MemoryStore:
     async def active(self) -> Sequence[str]:
         self._check_trouble()
         return [kept.session.id for kept in self._kept.values() if kept.session.status == "active"]
+
+    async def ids(self) -> Sequence[str]:
+        self._check_trouble()
+        return list(self._kept)
 
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         kept = self._find(session_id)

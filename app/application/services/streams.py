@@ -7,7 +7,10 @@ from app.domain.models.event import EventRecord, TextDelta
 from app.domain.repositories.journal import Journal
 
 PAGE = 500
-"""Events read at once: what bounds the memory of a reader that is far behind."""
+"""Events that a follower reads at once: what bounds the memory of a reader that is far behind."""
+
+HISTORY_PAGE = 2_000
+"""Events of a history read at once: with few readers at a time, fewer and larger reads are the better bargain."""
 
 StreamItem = Sequence[EventRecord] | TextDelta
 
@@ -45,7 +48,7 @@ class EventStreams:
         """The stored events with `after` < number <= `upto`, a page at a time."""
         position = after
         while position < upto:
-            records = await self._journal.read(session_id, after=position, limit=min(PAGE, upto - position))
+            records = await self._journal.read(session_id, after=position, limit=min(HISTORY_PAGE, upto - position))
             if not records:
                 return
             position = records[-1].number

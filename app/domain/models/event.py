@@ -4,7 +4,7 @@ An event carries neither number nor time; the log adds both when it stores the e
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from app.domain.models.plan import Step, StepStatus
 from app.domain.models.tool import OpenCall, ToolResult
@@ -102,11 +102,11 @@ TERMINAL: frozenset[str] = frozenset({"wait", "error", "done"})
 """The types of the events that end a run, and with it the chat streams that follow the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventRecord:
+class EventRecord(NamedTuple):
     """A stored event: its number in the session (from 1, without gaps), its type, and its JSON, encoded once.
 
-    `data` is the object that clients get, `event_id` and `timestamp` included.
+    `data` is the object that clients get, `event_id` and `timestamp` included. A tuple, because a long history makes
+    thousands of them at once.
     """
 
     number: int

@@ -69,10 +69,6 @@ class Journal(Protocol):
         """At most `limit` events with a number above `after`, in order."""
         ...
 
-    async def newest(self, session_id: str, *, limit: int) -> Sequence[EventRecord]:
-        """The last `limit` events, in order."""
-        ...
-
     async def unread_words(self, session_id: str, *, after: int) -> Sequence[UserWords]:
         """The user's messages with a number above `after`, in order."""
         ...

@@ -35,6 +35,10 @@ class SessionRepository(Protocol):
         """The ids of all sessions whose status is `active`: a run is, or should be, going."""
         ...
 
+    async def ids(self) -> Sequence[str]:
+        """The ids of all sessions, whoever owns them."""
+        ...
+
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         """A chat stream delivered every event up to `number`; answers whether that made anything read."""
         ...

@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections.abc import Sequence
-from itertools import starmap
 
 import orjson
 
@@ -19,7 +18,6 @@ from app.infrastructure.persistence.sqlite.writer import Writer, Written
 
 _NUMBER = f"key & {LAST_NUMBER}"
 _READ = f"SELECT {_NUMBER}, type, data FROM events WHERE key > ? AND key <= ? ORDER BY key LIMIT ?"  # noqa: S608
-_NEWEST = f"SELECT {_NUMBER}, type, data FROM events WHERE key > ? AND key <= ? ORDER BY key DESC LIMIT ?"  # noqa: S608
 _WORDS = f"SELECT {_NUMBER}, data FROM events WHERE speaker = ? AND key > ? AND key <= ? ORDER BY key"  # noqa: S608
 
 
@@ -52,15 +50,7 @@ class SqliteJournal:
         """See `Journal.read`."""
 
         def work(connection: sqlite3.Connection) -> Sequence[EventRecord]:
-            return _events(connection, _READ, _ordinal(connection, session_id), after, limit)
-
-        return await self._reader.run(work)
-
-    async def newest(self, session_id: str, *, limit: int) -> Sequence[EventRecord]:
-        """See `Journal.newest`."""
-
-        def work(connection: sqlite3.Connection) -> Sequence[EventRecord]:
-            return _events(connection, _NEWEST, _ordinal(connection, session_id), 0, limit)[::-1]
+            return _events(connection, _ordinal(connection, session_id), after, limit)
 
         return await self._reader.run(work)
 
@@ -104,6 +94,6 @@ def _ordinal(connection: sqlite3.Connection, session_id: str) -> int:
     return int(row[0])
 
 
-def _events(connection: sqlite3.Connection, query: str, ordinal: int, after: int, limit: int) -> list[EventRecord]:
+def _events(connection: sqlite3.Connection, ordinal: int, after: int, limit: int) -> list[EventRecord]:
     span = (event_key(ordinal, after), event_key(ordinal, LAST_NUMBER))
-    return list(starmap(EventRecord, connection.execute(query, (*span, limit)).fetchall()))
+    return list(map(EventRecord._make, connection.execute(_READ, (*span, limit)).fetchall()))

@@ -70,6 +70,11 @@ class SqliteSessions:
         rows = await self._reader.run(lambda connection: connection.execute(query).fetchall())
         return [session_id for (session_id,) in rows]
 
+    async def ids(self) -> Sequence[str]:
+        """See `SessionRepository.ids`."""
+        rows = await self._reader.run(lambda connection: connection.execute("SELECT id FROM sessions").fetchall())
+        return [session_id for (session_id,) in rows]
+
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         """See `SessionRepository.mark_delivered`."""
 

@@ -1,0 +1,23 @@
+"""The service's environment is closed to other programs of its user."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import ctypes
+from app.infrastructure.sandbox.privacy import hide_process
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+hide_process()
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_hidden_process_is_not_dumpable_which_closes_its_environment_to_others() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]
