@@ -73,6 +73,7 @@ def configure_logging(level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        logger.setLevel(quiet)  # at INFO it tells of its own start, which we do in our own words
     logging.getLogger("uvicorn.access").disabled = True  # `interfaces/request_log.py` says more, once
 
 

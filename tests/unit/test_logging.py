@@ -106,7 +106,8 @@ def test_libraries_are_quiet_and_the_server_speaks_through_us(capsys: pytest.Cap
     logging.getLogger("openai._base_client").debug("Request options: headers")
     logging.getLogger("uvicorn.access").info("GET /")
     assert capsys.readouterr().err == ""
-    logging.getLogger("uvicorn.error").info("Started")
+    logging.getLogger("uvicorn.error").info("Uvicorn running")
+    logging.getLogger("uvicorn.error").warning("Started")
     logging.getLogger("httpx").warning("slow")
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["Started", "slow"]
     configure_logging("DEBUG")
