@@ -4,11 +4,12 @@ import os
 import secrets
 import select
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -37,6 +38,28 @@ def percentile(values: Sequence[float], share: float) -> float:
 def median(values: Sequence[float]) -> float:
     """The median."""
     return statistics.median(values)
+
+
+class Disk:
+    """What the disk under the stores takes for one small SQLite transaction that is really on it (WAL, FULL)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._connection = sqlite3.connect(folder / "disk.db", isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("CREATE TABLE things (data BLOB)")
+        self.times: list[float] = []
+
+    def commit(self) -> None:
+        """One more transaction, timed in milliseconds."""
+        began = time.perf_counter()
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute("INSERT INTO things VALUES (?)", (bytes(1200),))
+        self._connection.execute("COMMIT")
+        self.times.append((time.perf_counter() - began) * 1e3)
+
+    def __str__(self) -> str:
+        return f"a bare commit here {median(self.times):.1f} ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +102,9 @@ class Bench:
         return self.folder / f"{next(self._numbers):03d}-{name}"
 
     @contextmanager
-    def service(self, data_dir: Path | None = None, **settings: str) -> Iterator[Running]:
+    def service(self, settings: Mapping[str, str] | None = None, *, data_dir: Path | None = None) -> Iterator[Running]:
         """`python -m app`, ready to answer, on a data directory of its own unless one is given."""
-        values = {"DATA_DIR": str(data_dir or self.path("data")), "PORT": "0", **settings}
+        values = {"DATA_DIR": str(data_dir or self.path("data")), "PORT": "0", **(settings or {})}
         with self.spawn(["-m", "app"], values) as (process, log):
             yield Running(process, first_line(process, log).split()[3], log)
 
@@ -115,7 +138,9 @@ class Bench:
             yield running
 
     @contextmanager
-    def spawn(self, arguments: Sequence[str], settings: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    def spawn(
+        self, arguments: Sequence[str], settings: dict[str, str]
+    ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
         """This Python with `arguments`, ended with the context. It sees no environment but `settings` and the paths,
         and no `.env`, because it runs in the benchmark's own folder."""
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}

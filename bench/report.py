@@ -24,6 +24,8 @@ class Row:
     at_most: float | None = None
     at_least: float | None = None
     note: str = ""
+    broken: str = ""
+    """What went wrong in what was measured: such a row does not hold, however good its number is."""
 
     @property
     def ratio(self) -> float:
@@ -33,6 +35,8 @@ class Row:
     @property
     def holds(self) -> bool | None:
         """Whether the ratio is within its bounds; None when it has none."""
+        if self.broken:
+            return False
         if self.at_most is None and self.at_least is None:
             return None
         high = float("inf") if self.at_most is None else self.at_most
@@ -58,7 +62,7 @@ class Row:
             f"{self.ratio:.2f}",
             self.wanted,
             holds,
-            self.note,
+            "; ".join(part for part in (self.broken, self.note) if part),
         )
 
     def as_json(self) -> dict[str, object]:
@@ -74,13 +78,22 @@ class Row:
             "wanted": self.wanted,
             "holds": self.holds,
             "note": self.note,
+            "broken": self.broken,
         }
 
 
-def within(benchmark: str, what: str, ours: float, limit: float, unit: str, note: str = "") -> Row:
+def within(benchmark: str, what: str, ours: float, limit: float, unit: str, note: str = "", *, broken: str = "") -> Row:
     """A row beside a limit that ours must not exceed."""
     return Row(
-        benchmark=benchmark, what=what, unit=unit, ours=ours, beside="limit", other=limit, at_most=1, note=note
+        benchmark=benchmark,
+        what=what,
+        unit=unit,
+        ours=ours,
+        beside="limit",
+        other=limit,
+        at_most=1,
+        note=note,
+        broken=broken,
     )
 
 
@@ -94,7 +107,9 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown, aligned to be read in a terminal as well."""
     lines = [_HEAD, *(row.cells() for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
-    printed = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    printed = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     printed.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(printed)
 

@@ -1,0 +1,57 @@
+"""The service as it is, with one more route: `GET /bench/burst/SESSION/EVENTS/EACH` stores EVENTS events of 1.2 KB in
+the session's journal, EACH at a time, as fast as it takes them, as a run would.
+
+The settings come from the environment. The journal is the very one that the service opens: `SqliteStore` is replaced
+by a subclass that remembers itself, because nothing outside of the composition root gets to see it.
+"""
+
+import time
+from typing import Any
+
+from app import bootstrap
+from app.domain.repositories.journal import Change
+from app.infrastructure.persistence.sqlite.store import SqliteStore
+from app.main import create_app
+from bench.events import sample
+from bench.programs.serving import serve
+
+_opened: list[SqliteStore] = []
+
+
+class _Store(SqliteStore):
+    async def open(self) -> None:
+        await super().open()
+        _opened.append(self)
+
+
+class WithBursts:
+    """The service and the route."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """See the ASGI specification."""
+        path = scope.get("path", "")
+        if not path.startswith("/bench/burst/"):
+            await self._app(scope, receive, send)
+            return
+        session_id, events, each = path.split("/")[3:]
+        changes = [
+            Change(at=int(time.time()), events=[sample(number) for number in range(start, start + int(each))])
+            for start in range(0, int(events), int(each))
+        ]
+        for change in changes:
+            await _opened[0].journal.commit(session_id, change)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    bootstrap.SqliteStore = _Store
+    serve(WithBursts(create_app()))
+
+
+if __name__ == "__main__":
+    main()
