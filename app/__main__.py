@@ -2,14 +2,18 @@
 
 import argparse
 import asyncio
+import errno
+import os
 import sys
 from contextlib import suppress
-from socket import socket
+from socket import AF_INET, AF_INET6, create_server, socket
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from app.bootstrap import Container
+from app.domain.errors import AnkerError
 from app.main import create_app
 from app.settings import Settings, UnusableSetting, load_settings
 
@@ -21,16 +25,35 @@ DRAIN_SECONDS = 3
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server that says where it listens, and ends the streams as soon as it is told to stop."""
+    """uvicorn's server that says where it listens, and ends the streams as soon as it is told to stop.
+
+    It opens and closes the application itself: uvicorn would answer a data folder that is in use with a traceback.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._lifespan = app.router.lifespan_context(app)
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """See `uvicorn.Server.startup`."""
+        """See `uvicorn.Server.startup`. Exits with one line when something that is foreseen does not open."""
         self._loop = asyncio.get_running_loop()
+        try:
+            await self._lifespan.__aenter__()
+        except (AnkerError, UnusableSetting) as error:
+            sys.exit(str(error))
         await super().startup(sockets)
         container = self._container()
         if self.started and container is not None:
-            listening = self.servers[0].sockets[0].getsockname()
-            print("\n".join(welcome(container, f"http://{listening[0]}:{listening[1]}")), flush=True)
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            print("\n".join(welcome(container, f"http://{address}")), flush=True)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """See `uvicorn.Server.shutdown`."""
+        try:
+            await super().shutdown(sockets)
+        finally:
+            await self._lifespan.__aexit__(None, None, None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See `uvicorn.Server.handle_exit`. Streams would otherwise keep the server waiting."""
@@ -54,19 +77,35 @@ def welcome(container: Container, url: str) -> list[str]:
     ]
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, listener: socket) -> None:
     """Run the service until SIGINT or SIGTERM."""
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
+        app,
+        lifespan="off",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         ws="none",
     )
     with suppress(KeyboardInterrupt):  # uvicorn hands Ctrl-C on once everything is closed
-        Server(config).run()
+        Server(config, app).run(sockets=[listener])
+
+
+def listen(settings: Settings) -> socket:
+    """The socket that the service answers on.
+
+    Raises:
+        UnusableSetting: the address cannot be had.
+    """
+    family = AF_INET6 if ":" in settings.host else AF_INET
+    try:
+        return create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        number = error.errno or 0
+        name = "PORT" if number in (errno.EADDRINUSE, errno.EACCES) else "HOST"
+        reason = os.strerror(number).lower() if number > 0 else "there is no such address"
+        raise UnusableSetting(f"{name}: cannot listen on {settings.host}, port {settings.port}: {reason}") from error
 
 
 def main() -> None:
@@ -83,26 +122,19 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         settings = load_settings()
+        listener = listen(settings)
     except UnusableSetting as error:
         sys.exit(str(error))
     if arguments.reload:
-        _watch(settings)
+        _watch(listener)
     else:
-        serve(settings)
+        serve(settings, listener)
 
 
-def _watch(settings: Settings) -> None:
+def _watch(listener: socket) -> None:
     from uvicorn.supervisors import ChangeReload
 
-    config = uvicorn.Config(
-        "app.main:create_app",
-        factory=True,
-        reload=True,
-        reload_dirs=["app", "sandbox"],
-        host=settings.host,
-        port=settings.port,
-    )
-    listener = config.bind_socket()
+    config = uvicorn.Config("app.main:create_app", factory=True, reload=True, reload_dirs=["app", "sandbox"])
     ChangeReload(config, target=_serve_again, sockets=[listener]).run()
 
 
@@ -112,11 +144,8 @@ def _serve_again(sockets: list[socket] | None = None) -> None:
         settings = load_settings()
     except UnusableSetting as error:
         sys.exit(str(error))
-    config = uvicorn.Config(
-        create_app(settings), log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=DRAIN_SECONDS
-    )
-    with suppress(KeyboardInterrupt):
-        Server(config).run(sockets=sockets)
+    assert sockets  # noqa: S101 - the watcher hands its own on
+    serve(settings, sockets[0])
 
 
 if __name__ == "__main__":

@@ -47,11 +47,7 @@ def encode_event(event: Event, number: int, at: int) -> bytes:
 
     `number` counts from 1 within the session; `at` is in whole seconds since the epoch, UTC.
     """
-    data: dict[str, object] = {"event_id": event_id(number), "timestamp": at, **_fields(event)}
-    try:
-        return orjson.dumps(data)
-    except TypeError:
-        return _dumps_anything(data)
+    return _dumps({"event_id": event_id(number), "timestamp": at, **_fields(event)})
 
 
 def sse_frame(record: EventRecord) -> bytes:
@@ -66,17 +62,18 @@ def sse_frames(records: Iterable[EventRecord]) -> bytes:
 
 def delta_frame(delta: TextDelta) -> bytes:
     """A piece of a message as a Server-Sent Event. It is never stored, so it has no id to resume from."""
-    data: dict[str, object] = {"message_id": delta.message_id, "delta": delta.delta}
-    try:
-        encoded = orjson.dumps(data)
-    except TypeError:
-        encoded = _dumps_anything(data)
-    return b"event: message_delta\ndata: %b\n\n" % encoded
+    return b"event: message_delta\ndata: %b\n\n" % _dumps({"message_id": delta.message_id, "delta": delta.delta})
 
 
-def history_item(record: EventRecord) -> bytes:
-    """`record` as an item of a session's `events`: `{"event": type, "data": {…}}`."""
-    return b'{"event":"%b","data":%b}' % (record.type.encode(), record.data)
+def history_items(records: Iterable[EventRecord]) -> bytes:
+    """`records` as the items of a session's `events`, `{"event": type, "data": {…}}`, with commas between them.
+
+    Joined from pieces, so that a long history is copied once.
+    """
+    pieces: list[bytes] = []
+    for record in records:
+        pieces += (b',{"event":"' if pieces else b'{"event":"', record.type.encode(), b'","data":', record.data, b"}")
+    return b"".join(pieces)
 
 
 def _fields(event: Event) -> dict[str, object]:
@@ -115,6 +112,18 @@ def _tool_fields(event: ToolCallingEvent | ToolCalledEvent) -> dict[str, object]
         fields["content"] = result.content
         fields["result"] = {"success": result.success, "message": result.message, "data": result.data}
     return fields
+
+
+def _dumps(data: dict[str, object]) -> bytes:
+    """One line of JSON, also for the many clients that take Unicode's line separators for the end of a line."""
+    try:
+        encoded = orjson.dumps(data)
+    except TypeError:
+        encoded = _dumps_anything(data)
+    if b"\xe2\x80\xa8" in encoded or b"\xe2\x80\xa9" in encoded or b"\xc2\x85" in encoded:
+        encoded = encoded.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+        encoded = encoded.replace(b"\xc2\x85", b"\\u0085")
+    return encoded
 
 
 def _dumps_anything(data: dict[str, object]) -> bytes:

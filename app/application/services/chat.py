@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.application.services.streams import EventStreams, StreamItem
 from app.domain.errors import InvalidInput, NotFound
@@ -27,8 +27,8 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where a chat stream begins and ends. `ends_at`: the last number to replay, with nothing running; else the
-    stream ends with the first terminal event above `ends_after`."""
+    """Where a chat stream begins and ends: with the first terminal event above `ends_after`; `ends_at`: the last
+    number to replay, with nothing running that could write one."""
 
     after: int
     skip: int = 0
@@ -68,10 +68,14 @@ class ChatService:
             return self._stream(session_id, _attach(session, request.after or 0))
         at = self._now() if request.timestamp is None else request.timestamp
         receipt = await self._journal.receive(session_id, request.message, at=at, key=request.key)
+        after = receipt.number if request.after is None else request.after
+        place = _Place(after=after, skip=receipt.number, ends_after=receipt.number)
         if receipt.fresh:
             await self._queue.wake(session_id)
-        after = receipt.number if request.after is None else request.after
-        return self._stream(session_id, _Place(after=after, skip=receipt.number, ends_after=receipt.number))
+            return self._stream(session_id, place)
+        # Said before: the run may be over, and the client may have its end already.
+        session = await self._sessions.get(session_id, owner=owner)
+        return self._stream(session_id, place if session.status == "active" else replace(place, ends_at=session.head))
 
     async def follow(self, session_id: str, *, after: int, owner: str) -> AsyncGenerator[StreamItem, None]:
         """Everything after number `after`, then live until the session is deleted.
@@ -95,9 +99,14 @@ class ChatService:
 
     async def _stream(self, session_id: str, place: _Place) -> AsyncGenerator[StreamItem, None]:
         if place.ends_at is not None:
-            async for records in self._streams.replay(session_id, after=place.after, upto=place.ends_at):
-                yield records
-                await self._delivered(session_id, _newest_message(records))
+            async with aclosing(self._streams.replay(session_id, after=place.after, upto=place.ends_at)) as pages:
+                async for records in pages:
+                    shown, ended = _cut(records, place)
+                    if shown:
+                        yield shown
+                        await self._delivered(session_id, _newest_message(shown))
+                    if ended:
+                        return
             return
         async with aclosing(self._delivering(session_id, place.after)) as items:
             async for item in items:
@@ -143,7 +152,7 @@ def check_position(session: Session, after: int | None) -> None:
 def _attach(session: Session, after: int) -> _Place:
     if session.status == "active":
         return _Place(after=after, ends_after=session.head)
-    return _Place(after=after, ends_at=session.head)
+    return _Place(after=after, ends_after=session.head, ends_at=session.head)
 
 
 def _cut(records: Sequence[EventRecord], place: _Place) -> tuple[Sequence[EventRecord], bool]:

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from app.application.services.chat import check_position
 from app.application.services.streams import EventStreams
-from app.domain.errors import NotFound
+from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.external.feed import Feed
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
@@ -101,7 +101,13 @@ class SessionService:
         """
         await self._sessions.get(session_id, owner=owner)
         await self._queue.cancel(session_id)
-        await self._sessions.delete(session_id, owner=owner)
+        try:
+            await self._sessions.delete(session_id, owner=owner)
+        except StoreUnavailable:
+            await self._queue.wake(session_id)  # not deleted, and the caller is told so: its run goes on
+            raise
+        # A message that was stored in between may have woken the run again; now none can come any more.
+        await self._queue.cancel(session_id)
         self._feed.drop(session_id)
         self._feed.touch()
         await self._sandboxes.destroy(session_id)

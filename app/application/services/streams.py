@@ -9,7 +9,7 @@ from app.domain.repositories.journal import Journal
 PAGE = 500
 """Events that a follower reads at once: what bounds the memory of a reader that is far behind."""
 
-HISTORY_PAGE = 2_000
+HISTORY_PAGE = 1_000
 """Events of a history read at once: with few readers at a time, fewer and larger reads are the better bargain."""
 
 StreamItem = Sequence[EventRecord] | TextDelta

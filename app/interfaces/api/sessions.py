@@ -17,10 +17,11 @@ from app.interfaces.api.schemas.answers import CreatedAnswer, EmptyAnswer, Sessi
 from app.interfaces.api.schemas.streams import SessionsFrame
 from app.interfaces.envelope import CLOSING, JSON, OPENING, success, success_json
 from app.interfaces.sse import EventStream
-from app.interfaces.wire import history_item
+from app.interfaces.wire import history_items
 
 MAX_EVENTS = 5_000
 DEFAULT_PAGE = 100
+_EVENTS_A_WRITE = 50
 
 _EXAMPLE = """\
 : open
@@ -84,10 +85,10 @@ async def get_session(
     # The first page is read before the answer begins, so that a store that fails gets its status code.
     first = await anext(history.pages, None) or ()
     second = await anext(history.pages, None)
-    opening = _opening(history.session) + _items(first)
+    opening = _opening(history.session)
     if second is None:
-        return success_json(opening + b"]}")
-    return StreamingResponse(_whole(opening, second, history), media_type=JSON)
+        return success_json(opening + history_items(first) + b"]}")
+    return StreamingResponse(_whole(opening, (first, second), history), media_type=JSON)
 
 
 @router.delete("/{session_id}", responses=answers(EmptyAnswer, 404, 503))
@@ -104,19 +105,25 @@ async def stop_session(services: Use, owner: Owner, session_id: SessionId) -> Re
     return success(None)
 
 
-async def _whole(opening: bytes, second: Sequence[EventRecord], history: History) -> AsyncIterator[bytes]:
-    """The answer with a history of several pages, one page at a time in memory."""
+async def _whole(opening: bytes, read: Sequence[Sequence[EventRecord]], history: History) -> AsyncIterator[bytes]:
+    """The answer with a history of several pages, the first of which are `read`; the others one at a time."""
     # What the use case answers is a generator, which must not outlive an answer that is cut short.
     async with aclosing(cast("AsyncGenerator[Sequence[EventRecord], None]", history.pages)) as pages:
-        yield OPENING + opening
-        yield b"," + _items(second)
+        separator = OPENING + opening
+        for page in read:
+            for piece in _pieces(page):
+                yield separator + piece
+                separator = b","
         async for page in pages:
-            yield b"," + _items(page)
+            for piece in _pieces(page):
+                yield separator + piece
         yield b"]}" + CLOSING
 
 
-def _items(page: Sequence[EventRecord]) -> bytes:
-    return b",".join(map(history_item, page))
+def _pieces(page: Sequence[EventRecord]) -> Iterator[bytes]:
+    """A page in writes of some 60 kB: larger ones are fresh memory each time, which costs more than the writes."""
+    for start in range(0, len(page), _EVENTS_A_WRITE):
+        yield history_items(page[start : start + _EVENTS_A_WRITE])
 
 
 def _opening(session: Session) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from app.domain.models.event import Event
+from app.domain.models.event import Event, EventRecord
 from app.domain.models.message import Message, SystemMessage, Transcript, Usage
 from app.domain.models.run import RunState, Thread
 from app.domain.prompts import executing, planning
@@ -37,9 +37,11 @@ class RunBook:
         self._threads: dict[Thread, Transcript] = {}
         self._staged: list[tuple[Thread, Message]] = []
         self._usage = Usage()
+        self._behind: asyncio.Future[Sequence[EventRecord]] | None = None
 
     async def load(self) -> None:
         """Read the newest checkpoint; whatever was staged is forgotten, as the journal never saw it."""
+        await self.settle()
         self.state = await self._journal.run_state(self.session_id)
         self._threads.clear()
         self._staged.clear()
@@ -72,6 +74,27 @@ class RunBook:
         Raises:
             Superseded: `ends` is set, and there is a user message that this run has not read.
         """
+        await self.settle()
+        await _to_the_end(self._write(events, state, ends=ends))
+
+    async def commit_behind(self, events: Sequence[Event], *, state: RunState) -> None:
+        """As `commit`, but the write goes on while the run does: the model may be asked in the meantime.
+
+        Nothing is written before it, and what fails in it is raised by the next commit. Should the process die first,
+        the journal says what it said before, as if it had died a moment earlier.
+        """
+        await self.settle()
+        self._behind = self._write(events, state, ends=False)
+
+    async def settle(self) -> None:
+        """Wait for a write that is behind, to its end whatever happens to the caller."""
+        if self._behind is not None:
+            behind, self._behind = self._behind, None
+            await _to_the_end(behind)
+
+    def _write(
+        self, events: Sequence[Event], state: RunState | None, *, ends: bool
+    ) -> "asyncio.Future[Sequence[EventRecord]]":
         if state is not None:
             self.state = state
         change = Change(
@@ -84,7 +107,7 @@ class RunBook:
         )
         self._staged.clear()
         self._usage = Usage()
-        await _to_the_end(asyncio.ensure_future(self._journal.commit(self.session_id, change)))
+        return asyncio.ensure_future(self._journal.commit(self.session_id, change))
 
 
 async def _to_the_end(task: asyncio.Future[T]) -> T:

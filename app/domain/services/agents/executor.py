@@ -144,7 +144,7 @@ class Executor:
         async with self._recording:
             await self._book.stage("work", ToolMessage(tool_call_id=opened.id, content=result.text))
             remaining = tuple(item for item in self._book.state.open_calls if item.id != opened.id)
-            await self._book.commit(
+            await self._book.commit_behind(
                 [ToolCalledEvent(call=opened, result=result)], state=replace(self._book.state, open_calls=remaining)
             )
 

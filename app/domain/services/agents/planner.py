@@ -115,7 +115,7 @@ class Planner:
     async def _accept(self, plan: CreatePlanInput) -> None:
         state = self._book.state
         words = state.words
-        title = (plan.title.strip() or words.strip().partition("\n")[0])[:MAX_TITLE]
+        title = " ".join((plan.title.strip() or words.strip().partition("\n")[0]).split())[:MAX_TITLE]
         events: list[Event] = [TitleEvent(title=title), MessageEvent(role="assistant", content=plan.message)]
         if not plan.steps:
             idle = RunState(consumed=state.consumed)

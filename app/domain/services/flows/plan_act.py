@@ -88,8 +88,15 @@ class PlanActFlow:
             Superseded: the user said more while the run was ending; call `run` again.
             StoreUnavailable: nothing is lost; call `run` again when the store is back.
         """
-        await self._book.load()
-        await self._prepare(reason)
+        try:
+            await self._book.load()
+            await self._prepare(reason)
+            await self._go_on()
+        finally:
+            # Whoever goes on from the journal, perhaps in the next instant, must find there all that was done.
+            await self._book.settle()
+
+    async def _go_on(self) -> None:
         book, parts = self._book, self._parts
         while True:
             match book.state.phase:

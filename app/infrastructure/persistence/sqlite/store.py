@@ -17,6 +17,9 @@ from app.infrastructure.persistence.sqlite.writer import OnCommitted, Writer
 
 _FILE = "anker.db"
 _LOCK = "anker.lock"
+_CACHE_KIB = 16 * 2**10
+"""What the reader may keep of the file: a history of some ten thousand events is read from memory the second time."""
+
 _WAL_BYTES = 64 * 2**20
 """What the log file is cut back to after it had to grow."""
 
@@ -47,6 +50,7 @@ class SqliteStore:
             await self._database.open()
             await self._database.run(_prepare)
             await self._reader.open()
+            await self._reader.run(lambda connection: connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}"))
         except BaseException:
             await self._release()
             raise
