@@ -9,6 +9,7 @@ from contextlib import suppress
 from socket import AF_INET, AF_INET6, create_server, socket
 from types import FrameType
 
+import sniffio
 import uvicorn
 from fastapi import FastAPI
 
@@ -79,6 +80,8 @@ def welcome(container: Container, url: str) -> list[str]:
 
 def serve(settings: Settings, listener: socket) -> None:
     """Run the service until SIGINT or SIGTERM."""
+    # Otherwise the HTTP clients find it out anew several times a request: a tenth of what a turn of the agent costs.
+    sniffio.current_async_library_cvar.set("asyncio")
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -134,11 +137,14 @@ def main() -> None:
 def _watch(listener: socket) -> None:
     from uvicorn.supervisors import ChangeReload
 
+    # By its importable name: the process that the watcher starts does not know this one's `__main__`.
+    from app.__main__ import serve_again
+
     config = uvicorn.Config("app.main:create_app", factory=True, reload=True, reload_dirs=["app", "sandbox"])
-    ChangeReload(config, target=_serve_again, sockets=[listener]).run()
+    ChangeReload(config, target=serve_again, sockets=[listener]).run()
 
 
-def _serve_again(sockets: list[socket] | None = None) -> None:
+def serve_again(sockets: list[socket] | None = None) -> None:
     """What the watcher starts in a fresh process each time: the settings may have changed as well."""
     try:
         settings = load_settings()

@@ -33,8 +33,10 @@ _CLEAR: dict[int, tuple[int, str]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """`shown`: the absolute path as the caller would write it; `real`: the same with all symlinks resolved."""
+    """`said`: the path as the caller wrote it, for what goes wrong (it may not know where the sandbox keeps its files);
+    `shown`: the absolute path; `real`: the same with all symlinks resolved."""
 
+    said: str
     shown: str
     real: str
 
@@ -68,8 +70,8 @@ class Paths:
         shown = self.absolute(path)
         real = os.path.realpath(shown)
         if self._roots and not any(real == root or real.startswith(f"{root.rstrip('/')}/") for root in self._roots):
-            raise Failure(400, f"not allowed: {path} is outside the folders of this sandbox: {', '.join(self._roots)}")
-        return Place(shown, real)
+            raise Failure(400, f"not allowed: {path} is outside the folders of this sandbox; work in ~")
+        return Place(path, shown, real)
 
     async def folder_to_run_in(self, path: str) -> str:
         """The absolute folder for a command, "" for where the shell is; Failure 404 when there is none."""

@@ -41,8 +41,8 @@ def open_regular(place: Place) -> tuple[int, os.stat_result]:
         return fd, found
     os.close(fd)
     if stat.S_ISDIR(found.st_mode):
-        raise Failure(400, f"is a folder: {place.shown}")
-    raise Failure(400, f"not a regular file but a pipe, socket or device: {place.shown}")
+        raise Failure(400, f"is a folder: {place.said}")
+    raise Failure(400, f"not a regular file but a pipe, socket or device: {place.said}")
 
 
 def file_encoding(fd: int, size: int, path: str) -> Encoding:
@@ -66,7 +66,7 @@ def read(place: Place, start: int, end: int | None) -> Text:
     Raises Failure, OSError."""
     fd, found = open_regular(place)
     try:
-        encoding = file_encoding(fd, found.st_size, place.shown)
+        encoding = file_encoding(fd, found.st_size, place.said)
         reader = _Lines(start, end, count_on=0 < found.st_size <= _COUNT_BYTES)
         deadline = time.monotonic() + _SECONDS
         complete = True
@@ -75,7 +75,7 @@ def read(place: Place, start: int, end: int | None) -> Text:
                 complete = False
                 break
             if time.monotonic() > deadline:
-                raise Failure(413, f"line {start} is too far into this file: {place.shown}")
+                raise Failure(413, f"line {start} is too far into this file: {place.said}")
         return reader.text(encoding.name, complete=complete)
     finally:
         os.close(fd)

@@ -67,7 +67,7 @@ def search(place: Place, pattern: str) -> Matches:
 def _lines(place: Place, deadline: float) -> Iterator[str]:
     fd, found = open_regular(place)
     try:
-        encoding = file_encoding(fd, found.st_size, place.shown)
+        encoding = file_encoding(fd, found.st_size, place.said)
         rest = ""
         for chunk in decoded(fd, encoding):
             *whole, rest = (rest + chunk).split("\n")
@@ -96,7 +96,7 @@ def find(place: Place, glob: str) -> tuple[list[str], bool]:
     the folder, `**` being any number of folders. Links to folders are not followed. Raises Failure, OSError."""
     segments = _segments(glob)
     if not os.path.isdir(place.real):
-        raise Failure(404, f"no such folder: {place.shown}")
+        raise Failure(404, f"no such folder: {place.said}")
     deadline = time.monotonic() + SECONDS
     found: list[str] = []
     folders: deque[tuple[str, ...]] = deque([()])
@@ -151,7 +151,7 @@ def _children(folder: str) -> list[tuple[str, bool]]:
 def list_folder(place: Place) -> tuple[list[dict[str, object]], bool]:
     """The first 1000 entries of a folder by name, and whether there are more. Raises Failure, OSError."""
     if os.path.exists(place.real) and not os.path.isdir(place.real):
-        raise Failure(400, f"not a folder: {place.shown}")
+        raise Failure(400, f"not a folder: {place.said}")
     with os.scandir(place.real) as entries:
         names = heapq.nsmallest(MOST_ENTRIES + 1, (entry.name for entry in entries))
     return [_entry(place, name) for name in names[:MOST_ENTRIES]], len(names) > MOST_ENTRIES

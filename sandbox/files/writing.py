@@ -43,18 +43,18 @@ def replace(place: Place, old: str, new: str) -> int:
     try:
         if found.st_size > MOST_REPLACE_BYTES:
             raise Failure(413, f"{readable(found.st_size)} is too large to replace in: use sed in a shell")
-        encoding = file_encoding(fd, found.st_size, place.shown)
+        encoding = file_encoding(fd, found.st_size, place.said)
         data = os.pread(fd, MOST_REPLACE_BYTES + 1, len(encoding.bom))
     finally:
         os.close(fd)
-    text, encoding = _strictly(data, encoding, place.shown)
+    text, encoding = _strictly(data, encoding, place.said)
     if "\r\n" in text:
         # A caller was shown, and writes, plain newlines.
         new = _crlf(new)
         old = old if "\n" not in old or old in text else _crlf(old)
     count = text.count(old)
     if count == 0:
-        raise Failure(404, f"old_str does not occur in {place.shown}")
+        raise Failure(404, f"old_str does not occur in {place.said}")
     try:
         changed = text.replace(old, new).encode(encoding.name)
     except UnicodeEncodeError as error:
@@ -117,9 +117,9 @@ def _refuse_special(place: Place) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(existing.st_mode):
-        raise Failure(400, f"is a folder: {place.shown}")
+        raise Failure(400, f"is a folder: {place.said}")
     if not stat.S_ISREG(existing.st_mode):
-        raise Failure(400, f"not a regular file but a pipe, socket or device: {place.shown}")
+        raise Failure(400, f"not a regular file but a pipe, socket or device: {place.said}")
     return existing
 
 
@@ -129,7 +129,7 @@ def _encoding_for_append(place: Place) -> str:
     except (FileNotFoundError, PermissionError):
         return "utf-8"
     try:
-        return file_encoding(fd, found.st_size, place.shown).name if found.st_size else "utf-8"
+        return file_encoding(fd, found.st_size, place.said).name if found.st_size else "utf-8"
     except Failure:
         return "utf-8"  # a binary file: the caller knows what it adds
     finally:

@@ -19,7 +19,7 @@ async def test_roots_confine_the_file_api_with_links_resolved(make_box, box, tmp
         "link/../outside/x",
     ):
         message = await inner.file("read", 400, file=path)
-        assert "not allowed" in message and str(inner.home) in message
+        assert "not allowed" in message and "work in ~" in message
         assert "not allowed" in await inner.file("replace", 400, file=path, old_str="x", new_str="y")
         assert (await inner.client.get("/api/v1/file/download", params={"path": path})).status_code == 400
     for path in ("link/new", "link/new/deep", "file", f"{inner.home}-evil/x"):
@@ -28,6 +28,18 @@ async def test_roots_confine_the_file_api_with_links_resolved(make_box, box, tmp
     assert "not allowed" in await inner.file("find", 400, path="/", glob="*")
     assert (outside / "secret").read_text() == "x" and os.listdir(outside) == ["secret"]
     await inner.file("write", file="fine", content="y")
+
+
+async def test_what_goes_wrong_is_told_with_the_callers_path_and_not_with_where_the_files_are(make_box, tmp_path):
+    inner = await make_box(roots=(tmp_path / "home0",), home_alias="/home/ubuntu")
+    (inner.home / "folder").mkdir()
+    (inner.home / "binary").write_bytes(bytes(range(256)) * 10)
+    os.mkfifo(inner.home / "pipe")
+    for status, path in ((400, "~"), (400, "/home/ubuntu/folder"), (400, "~/binary"), (400, "pipe"), (404, "x")):
+        for verb, more in (("read", {}), ("replace", {"old_str": "a", "new_str": "b"})):
+            message = await inner.file(verb, status, file=path, **more)
+            assert path in message and str(tmp_path) not in message
+    assert str(tmp_path) not in await inner.file("read", 400, file="/etc/passwd")
 
 
 async def test_the_alias_means_the_home(make_box, box):

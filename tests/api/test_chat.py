@@ -192,6 +192,18 @@ async def test_the_same_key_twice_is_one_message(house: House) -> None:
     assert house.worker.runs == 1
 
 
+async def test_a_key_said_again_by_a_client_that_has_the_end_already_gets_a_stream_that_ends(house: House) -> None:
+    session_id = await house.new()
+    key = {"Idempotency-Key": "k1"}
+    await house.say(session_id, {"message": "hello"}, **key)
+    async with asyncio.timeout(5):
+        assert numbers(await house.say(session_id, {"message": "hello", "event_id": "3"}, **key)) == [4]
+        assert await house.say(session_id, {"message": "hello", "event_id": "4"}, **key) == []
+        await house.say(session_id, {"message": "more"})
+        assert numbers(await house.say(session_id, {"message": "hello"}, **key)) == [2, 3, 4]
+        assert await house.say(session_id, {"message": "hello", "event_id": "8"}, **key) == []
+
+
 @pytest.mark.parametrize("key", ["", "k" * 201])
 async def test_a_key_has_a_length(house: House, client: httpx.AsyncClient, key: str) -> None:
     answer = await client.post(

@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import pytest
 
+from app.domain.errors import StoreUnavailable
 from app.domain.models.event import DoneEvent, MessageEvent, TitleEvent
 from tests.api.house import API, House, frames
 
@@ -106,6 +107,24 @@ async def test_a_deleted_session_is_gone_and_deleting_it_again_is_404(house: Hou
     assert house.sandboxes.destroyed == [session_id]
     assert (await client.delete(f"{API}/{session_id}")).status_code == 404
     assert (await client.get(f"{API}/{session_id}")).status_code == 404
+
+
+async def test_a_delete_that_the_store_refuses_leaves_the_run_going(
+    house: House, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(session_id: str, *, owner: str) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    session_id = await house.new()
+    house.worker.gate.clear()
+    stream = asyncio.create_task(house.say(session_id, {"message": "work"}))
+    await house.worker.waiting.wait()
+    house.worker.gate.set()
+    with monkeypatch.context() as patched:
+        patched.setattr(house.store, "delete", full)
+        assert (await client.delete(f"{API}/{session_id}")).status_code == 503
+    async with asyncio.timeout(5):
+        assert (await stream)[-1].event == "done"
 
 
 async def test_stop_ends_the_run_and_may_be_repeated(house: House, client: httpx.AsyncClient) -> None:

@@ -14,7 +14,7 @@ from app.interfaces.wire import (
     encode_event,
     event_id,
     event_number,
-    history_item,
+    history_items,
     sse_frame,
     sse_frames,
 )
@@ -33,7 +33,7 @@ def called(**data: object) -> Event:
 
 
 def test_the_encoder_still_writes_what_version_1_wrote() -> None:
-    today = [history_item(record(event, number)) for number, event in enumerate(EVENTS, start=1)]
+    today = [history_items([record(event, number)]) for number, event in enumerate(EVENTS, start=1)]
     assert today == GOLDEN.read_bytes().splitlines()
 
 
@@ -70,7 +70,7 @@ def test_a_delta_has_no_id() -> None:
 
 def test_history_wraps_the_very_bytes_of_the_stream() -> None:
     one = record(EVENTS[0])
-    assert history_item(one) == b'{"event":"message","data":' + one.data + b"}"
+    assert history_items([one]) == b'{"event":"message","data":' + one.data + b"}"
 
 
 def test_a_plan_keeps_the_steps_results_to_itself() -> None:
@@ -102,3 +102,11 @@ def test_deep_nesting_is_no_obstacle() -> None:
     for _ in range(400):
         nested = [nested]
     assert b"bottom" in encode_event(called(value=nested), 1, AT)
+
+
+def test_no_frame_has_a_line_end_inside_whatever_a_client_takes_for_one() -> None:
+    text = "a\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029z"
+    data = encode_event(MessageEvent(role="user", content=text), 1, 0)
+    assert len(data.decode().splitlines()) == 1
+    assert json.loads(data)["content"] == text
+    assert len(delta_frame(TextDelta("m", text)).decode().rstrip("\n").splitlines()) == 2
