@@ -15,7 +15,7 @@ fi
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/pyright
+.venv/bin/pyright --project pyproject.toml
 .venv/bin/lint-imports
 if [ "${1:-}" = --lint ]; then
     exit 0
