@@ -85,7 +85,7 @@ async def open_container(settings: Settings, overrides: Overrides) -> AsyncGener
         sessions = SessionService(
             sessions=store.sessions, journal=store.journal, streams=streams, feed=feed, queue=queue, sandboxes=sandboxes
         )
-        chat = ChatService(sessions=store.sessions, journal=store.journal, streams=streams, queue=queue)
+        chat = ChatService(sessions=store.sessions, journal=store.journal, streams=streams, feed=feed, queue=queue)
         services = Services(
             chat=chat,
             sessions=sessions,

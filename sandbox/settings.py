@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """Paths at or below it mean the same path below `home`."""
     roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """When set, the file API stays below these folders."""
+    closed: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders that the file API keeps out of even where they lie below a root, but for the roots inside them."""
     output_dir: Path = Field(default_factory=default_output_dir)
     lifeline_fd: int | None = Field(default=None, ge=0)
     """A pipe's read end; at its end of file the parent is gone."""
@@ -46,12 +48,12 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
 
-    @field_validator("roots", mode="before")
+    @field_validator("roots", "closed", mode="before")
     @classmethod
     def _split_roots(cls, value: object) -> object:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
-    @field_validator("roots")
+    @field_validator("roots", "closed")
     @classmethod
     def _resolve_roots(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(Path(os.path.realpath(root)) for root in value)

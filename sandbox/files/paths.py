@@ -47,7 +47,10 @@ class Paths:
     def __init__(self, settings: Settings) -> None:
         self._home = str(settings.home)
         self._alias = str(settings.home_alias).rstrip("/") if settings.home_alias else ""
-        self._roots = tuple(str(root) for root in settings.roots)
+        self._rules = [(str(root), True) for root in settings.roots] + [(str(root), False) for root in settings.closed]
+        # The innermost folder decides, and of two rules for the same one the one that closes it.
+        self._rules.sort(key=lambda rule: (-len(rule[0]), rule[1]))
+        self._open = not settings.roots
 
     def absolute(self, path: str) -> str:
         """The absolute path meant by `path`: absolute, `~`, `~/x` or relative to the home, or below the alias."""
@@ -69,9 +72,15 @@ class Paths:
             raise Failure(400, "the path is empty")
         shown = self.absolute(path)
         real = os.path.realpath(shown)
-        if self._roots and not any(real == root or real.startswith(f"{root.rstrip('/')}/") for root in self._roots):
+        if not self._allowed(real):
             raise Failure(400, f"not allowed: {path} is outside the folders of this sandbox; work in ~")
         return Place(path, shown, real)
+
+    def _allowed(self, real: str) -> bool:
+        for folder, is_open in self._rules:
+            if real == folder or real.startswith(f"{folder.rstrip('/')}/"):
+                return is_open
+        return self._open
 
     async def folder_to_run_in(self, path: str) -> str:
         """The absolute folder for a command, "" for where the shell is; Failure 404 when there is none."""

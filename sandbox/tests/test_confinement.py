@@ -69,3 +69,14 @@ async def test_a_large_upload_is_streamed_and_replaces_at_once(box):
     response = await box.client.post("/api/v1/file/upload", content=pieces(), headers=headers)
     assert response.json()["data"]["size"] == 40 * 1024 * 1024
     assert os.listdir(box.home) == ["big"]
+
+
+async def test_a_closed_folder_below_a_root_stays_closed_but_for_the_roots_inside_it(make_box, tmp_path):
+    (tmp_path / "secret").write_text("x")
+    inner = await make_box(roots=(tmp_path.parent, tmp_path / "home0"), closed=(tmp_path,))
+    assert "not allowed" in await inner.file("read", 400, file=str(tmp_path / "secret"))
+    assert "not allowed" in await inner.file("read", 400, file="../secret")
+    await inner.file("write", file="fine", content="y")
+    beside = tmp_path.parent / f"{tmp_path.name}-beside"
+    await inner.file("write", file=str(beside), content="y")
+    beside.unlink()

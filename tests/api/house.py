@@ -107,7 +107,7 @@ class House:
         self.queue = InlineRunQueue(self.worker)
         self.sandboxes = MemorySandboxProvider()
         streams = EventStreams(self.store, self.feed)
-        chat = ChatService(sessions=self.store, journal=self.store, streams=streams, queue=self.queue)
+        chat = ChatService(sessions=self.store, journal=self.store, streams=streams, feed=self.feed, queue=self.queue)
         sessions = SessionService(
             sessions=self.store,
             journal=self.store,

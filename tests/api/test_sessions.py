@@ -146,6 +146,10 @@ async def test_the_list_is_streamed_at_once_and_at_every_change(house: House, li
         assert (await anext(shown))["sessions"][0]["session_id"] == session_id
         await house.write(session_id, TitleEvent(title="Named"))
         assert (await anext(shown))["sessions"][0]["title"] == "Named"
+        await house.write(session_id, MessageEvent(role="assistant", content="hello"))
+        assert (await anext(shown))["sessions"][0]["unread_message_count"] == 1
+        await house.say(session_id)
+        assert (await anext(shown))["sessions"][0]["unread_message_count"] == 0
         await live.delete(f"{API}/{session_id}")
         assert (await anext(shown))["sessions"] == []
 

@@ -83,7 +83,9 @@ class World:
         worker = RunService(parts=parts, sandboxes=self.sandboxes, engine=FakeSearch())
         self.queue = InlineRunQueue(worker)
         streams = EventStreams(self.store, self.feed)
-        self.chat = ChatService(sessions=self.store, journal=self.store, streams=streams, queue=self.queue)
+        self.chat = ChatService(
+            sessions=self.store, journal=self.store, streams=streams, feed=self.feed, queue=self.queue
+        )
 
     async def turn(self, question: Question) -> ModelReply:
         check_conversation(question.messages)

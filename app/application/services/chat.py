@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from app.application.services.streams import EventStreams, StreamItem
 from app.domain.errors import InvalidInput, NotFound
+from app.domain.external.feed import Feed
 from app.domain.external.run_queue import RunQueue
 from app.domain.models.event import TERMINAL, EventRecord
 from app.domain.models.session import Session
@@ -45,12 +46,14 @@ class ChatService:
         sessions: SessionRepository,
         journal: Journal,
         streams: EventStreams,
+        feed: Feed,
         queue: RunQueue,
         now: Callable[[], int] = unix_now,
     ) -> None:
         self._sessions = sessions
         self._journal = journal
         self._streams = streams
+        self._feed = feed
         self._queue = queue
         self._now = now
 
@@ -136,7 +139,8 @@ class ChatService:
     async def _delivered(self, session_id: str, number: int) -> None:
         if number:
             with suppress(NotFound):  # deleted while its stream was open
-                await self._sessions.mark_delivered(session_id, number=number)
+                if await self._sessions.mark_delivered(session_id, number=number):
+                    self._feed.touch()
 
 
 def check_position(session: Session, after: int | None) -> None:

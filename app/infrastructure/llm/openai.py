@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 DONE = b"[DONE]"
 TAIL_SECONDS = 0.5
 """How long to wait for the end of a body after `[DONE]`, so that its connection can be used again."""
+COMMENT_PATIENCE = 5
+"""How many time-outs a server may keep a stream alive with comments alone, as gateways do while a model loads."""
 USAGE_SECONDS = 5.0
 """How long to wait for usage and `[DONE]` once the model has said that it is finished."""
 _UNSUPPORTED = ("unsupported", "not support", "only the default", "not permitted", "not allowed", "deprecated")
@@ -162,8 +164,13 @@ class OpenAIModel:
         done = False
         try:
             async with asyncio.timeout(None) as limit:
+                heard = time.monotonic()
                 async for chunk in chunks:
-                    for data in decoder.feed(chunk):
+                    events = list(decoder.feed(chunk))
+                    heard = time.monotonic() if events or decoder.body is not None else heard
+                    if time.monotonic() - heard > self._timeout * COMMENT_PATIENCE:
+                        raise self._failures.silent(self._timeout * COMMENT_PATIENCE)
+                    for data in events:
                         done = done or _take(data, builder)
                     if done or builder.finish:
                         wait = TAIL_SECONDS if done else USAGE_SECONDS

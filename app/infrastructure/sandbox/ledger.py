@@ -93,6 +93,20 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
+def kill_families(pids: Collection[int]) -> None:
+    """Kill these processes and all that they started. One look at the machine's processes, however many there are."""
+    children: dict[int, list[psutil.Process]] = {}
+    members: list[psutil.Process] = []
+    for process in psutil.process_iter(["ppid"]):
+        children.setdefault(process.info["ppid"], []).append(process)
+        if process.pid in pids:
+            members.append(process)
+    for member in members:  # grows while it is walked
+        members += children.get(member.pid, ())
+    for member in members:
+        kill(member)
+
+
 def kill(process: psutil.Process) -> None:
     """SIGKILL, unless it is gone already (psutil sees to it that its id was not given to another) or not ours."""
     try:

@@ -149,6 +149,8 @@ def _settings(place: Place, exec_seconds: float) -> dict[str, str]:
         "SANDBOX_HOME": workspace,
         "SANDBOX_HOME_ALIAS": HOME_ALIAS,
         "SANDBOX_ROOTS": os.pathsep.join((workspace, output, temporary_folder())),
+        # Both may lie in the temporary folder: other sessions' files, our database, our own `.env`.
+        "SANDBOX_CLOSED": os.pathsep.join((os.path.realpath(place.folder.parents[1]), os.path.realpath(REPOSITORY))),
         "SANDBOX_OUTPUT_DIR": output,
         "SANDBOX_EXEC_SECONDS": f"{exec_seconds:g}",
     }

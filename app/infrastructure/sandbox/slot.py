@@ -60,6 +60,11 @@ class Slot:
         return self._life.sandbox if self._life and self._life.process.running else None
 
     @property
+    def pid(self) -> int | None:
+        """The process's id while it runs."""
+        return self._life.process.pid if self._life and self._life.process.running else None
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing here to keep: no process, dead or alive, and nothing under way."""
         return self._life is None and not self._turn.locked() and (self._start is None or self._start.done())

@@ -238,6 +238,12 @@ async def test_a_slow_answer_that_keeps_coming_is_no_time_out(server, make, ask)
     assert (await make(timeout_seconds=0.3).complete(ask())).content == "abcdefgh"
 
 
+async def test_a_stream_of_comments_alone_does_not_go_on_for_ever(server, make, ask) -> None:
+    server.script = [Raw(pieces=[b": still loading\n\n"] * 1_000_000)]
+    model = make(timeout_seconds=0.02, retry=RetryPolicy(retries=0))
+    assert "sent nothing" in await text_of(model, ask)
+
+
 async def test_a_server_that_is_not_there_is_named(make, ask, naps) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar, cast
 
 from app.domain.errors import ModelFailure
@@ -15,6 +16,7 @@ from app.domain.services.tools.base import ToolInput
 
 I = TypeVar("I", bound=ToolInput)  # noqa: E741 - the input
 
+_THINKING = re.compile(r"\A\s*(?:<think>)?.*?</think>\s*", re.DOTALL)
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n```", re.DOTALL)
 
 MAX_CORRECTIONS = 3
@@ -49,7 +51,8 @@ class Dialogue:
         self._book.spent(reply.usage)
         if reply.finish == "refused":
             raise ModelFailure(f"the model refused: {reply.content[:500] or 'it gave no reason'}")
-        return reply
+        # Some servers hand out a model's thinking as text. It is neither an answer nor worth its tokens next time.
+        return replace(reply, content=_THINKING.sub("", reply.content)) if "</think>" in reply.content else reply
 
     async def correct(self, reply: ModelReply, words: str, *, empty: str) -> None:
         """Keep an unusable text answer and say what is wrong with it (`empty`, when there was none).

@@ -1,0 +1,74 @@
+"""Settings that cannot be used stop the start with a line that names the variable and not its value."""
+
+import pytest
+
+from app.settings import UnusableSetting, load_settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "secret"),
+        ("PORT", "70000"),
+        ("TEMPERATURE", "9"),
+        ("MAX_TOKENS", "0"),
+        ("MODEL_NAME", " "),
+        ("API_BASE", "secret"),
+        ("LLM_PROVIDER", "secret"),
+        ("LOG_LEVEL", "secret"),
+        ("SANDBOX_PROVIDER", "secret"),
+        ("SANDBOX_PROVIDER", "docker"),
+        ("SANDBOX_ADDRESS", "secret"),
+        ("ALLOWED_ORIGINS", "secret"),
+        ("ALLOWED_ORIGINS", "https://app.example/path"),
+        ("MONGODB_URL", "mongodb://secret"),
+        ("REDIS_URL", "redis://secret"),
+        ("API_TOKENS", "me:secret"),
+        ("MCP_CONFIG", "secret.json"),
+        ("RUN_TOKEN_BUDGET", "5"),
+    ],
+)
+def test_an_unusable_value_is_one_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UnusableSetting) as refused:
+        load_settings()
+    text = str(refused.value)
+    assert text.startswith(f"{name}: ")
+    assert "\n" not in text
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"SANDBOX_PROVIDER": "remote"}, "SANDBOX_ADDRESS"),
+        ({"LLM_PROVIDER": "openai"}, "API_KEY"),
+        ({"SEARCH_PROVIDER": "google"}, "GOOGLE_SEARCH_API_KEY"),
+    ],
+)
+def test_what_a_provider_needs_is_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], named: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UnusableSetting, match=f"^{named}: "):
+        load_settings()
+
+
+def test_an_empty_value_is_none_and_the_model_follows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "")
+    monkeypatch.setenv("ALLOWED_ORIGINS", "https://a.example, http://b.example:3000")
+    settings = load_settings()
+    assert settings.port == 8000
+    assert settings.allowed_origins == ("https://a.example", "http://b.example:3000")
+    assert settings.model_provider == "demo"
+    monkeypatch.setenv("API_KEY", "k")
+    assert load_settings().model_provider == "openai"
+
+
+def test_secrets_do_not_show_in_the_settings_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "sk-secret")
+    monkeypatch.setenv("GOOGLE_SEARCH_API_KEY", "g-secret")
+    assert "secret" not in repr(load_settings()).replace("SecretStr", "")
