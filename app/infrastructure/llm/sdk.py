@@ -55,7 +55,12 @@ class SDKClient:
             self._url = httpx2.URL(f"{str(self._client.base_url).rstrip('/')}/chat/completions")
         except (httpx2.InvalidURL, ValueError) as error:
             raise failures.unusable("API_BASE", "it is no address") from error
-        defaults = {name: value for name, value in self._client.default_headers.items() if isinstance(value, str)}
+        defaults = {
+            name: value
+            for name, value in self._client.default_headers.items()
+            # The SDK's statistics about this machine: nobody asked for them, and each header costs time in every call.
+            if isinstance(value, str) and not name.lower().startswith("x-stainless-")
+        }
         ours = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         self._headers = httpx2.Headers({**defaults, **self._client.auth_headers, **ours})
 

@@ -93,18 +93,15 @@ class Writer:
 
     async def _flush(self, batch: list[_Pending]) -> None:
         works = [pending.work for pending in batch]
-        flush = asyncio.ensure_future(self._database.run(lambda connection: self._transact(connection, works)))
-        await asyncio.wait((flush,))
-        # Asked for instead of raised: whatever went wrong belongs to those who wait, and must not end this task.
-        failure = flush.exception()
-        if failure is not None:
+        try:
+            outcomes = await self._database.run(lambda connection: self._transact(connection, works))
+        except Exception as failure:  # the writer's root: whatever went wrong belongs to those who wait
             self.trouble = str(failure) or type(failure).__name__
             for pending in batch:
                 _fail(pending.done, failure)
             return
         self.trouble = None
         loop = asyncio.get_running_loop()
-        outcomes = flush.result()
         for outcome in outcomes:
             if isinstance(outcome, Written) and outcome.records:
                 # Runs before any waiter, since those are scheduled below; a fault in there cannot hurt us.
