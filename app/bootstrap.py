@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from app.domain.external.llm import LLM
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
+from app.domain.models.event import EventRecord
 from app.domain.repositories.sessions import SessionRepository
 from app.domain.services.flows.plan_act import FlowParts
 from app.domain.services.tools.base import Tool
@@ -33,6 +34,7 @@ from app.infrastructure.search.ddgs import DdgsSearch
 from app.infrastructure.search.google import GoogleSearch
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from app.interfaces.api.services import Services
+from app.interfaces.metrics import Metrics
 from app.interfaces.wire import encode_event
 from app.settings import Settings, UnusableSetting
 
@@ -61,7 +63,7 @@ class Container:
 
 
 @asynccontextmanager
-async def open_container(settings: Settings, overrides: Overrides) -> AsyncGenerator[Container, None]:
+async def open_container(settings: Settings, overrides: Overrides, metrics: Metrics) -> AsyncGenerator[Container, None]:
     """Open the parts in the order in which they need each other; close them the other way round, runs before stores.
 
     Raises:
@@ -69,8 +71,13 @@ async def open_container(settings: Settings, overrides: Overrides) -> AsyncGener
     """
     async with AsyncExitStack() as stack:
         feed = MemoryFeed()
+
+        def on_committed(session_id: str, records: Sequence[EventRecord]) -> None:
+            feed.publish(session_id, records)
+            metrics.stored(records)
+
         store = await stack.enter_async_context(
-            SqliteStore(settings.data_dir, encode=encode_event, on_committed=feed.publish)
+            SqliteStore(settings.data_dir, encode=encode_event, on_committed=on_committed)
         )
         model, model_words = _model(settings, overrides)
         stack.push_async_callback(model.close)
@@ -91,6 +98,8 @@ async def open_container(settings: Settings, overrides: Overrides) -> AsyncGener
             sessions=sessions,
             checks={"store": store.sessions.check, "sandbox": sandboxes.check},
             end_streams=feed.close,
+            metrics=metrics,
+            gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.followers},
             heartbeat=overrides.heartbeat,
         )
         for session_id in await store.sessions.active():

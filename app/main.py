@@ -9,6 +9,7 @@ from app.bootstrap import Overrides, open_container
 from app.infrastructure.logging import configure_logging
 from app.interfaces.api.install import install
 from app.interfaces.api.services import provide
+from app.interfaces.metrics import Metrics
 from app.interfaces.origin import OriginGuard
 from app.settings import Settings, load_settings
 
@@ -21,15 +22,16 @@ def create_app(settings: Settings | None = None, overrides: Overrides | None = N
     """
     chosen = settings or load_settings()
     configure_logging(chosen.log_level)
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        async with open_container(chosen, overrides or Overrides()) as container:
+        async with open_container(chosen, overrides or Overrides(), metrics) as container:
             app.state.container = container
             provide(app, container.services)
             yield
 
     app = FastAPI(title="Anker", version="0.1.0", lifespan=lifespan)
-    install(app, allowed_origins=chosen.allowed_origins)
+    install(app, metrics, allowed_origins=chosen.allowed_origins)
     app.add_middleware(OriginGuard, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)
     return app

@@ -8,6 +8,7 @@ from secrets import token_hex
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.application.context import request_id
+from app.interfaces.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -17,8 +18,9 @@ _PLAIN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 class RequestLog:
     """Pure ASGI. Streams are logged when they end."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Bind the request's id, pass the request on, and log how it ended."""
@@ -41,12 +43,10 @@ class RequestLog:
         try:
             await self._app(scope, receive, adding)
         finally:
-            fields = {
-                "method": method,
-                "route": getattr(scope.get("route"), "path", "-"),
-                "status": status,
-                "ms": round((time.perf_counter() - began) * 1000, 1),
-            }
+            route = getattr(scope.get("route"), "path", "-")
+            milliseconds = round((time.perf_counter() - began) * 1000, 1)
+            fields = {"method": method, "route": route, "status": status, "ms": milliseconds}
+            self._metrics.request(method, route, status, milliseconds)
             log.info("request", extra=fields)
             request_id.reset(token)
 

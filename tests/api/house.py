@@ -21,6 +21,7 @@ from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from app.interfaces.api.install import install
 from app.interfaces.api.services import Services, provide
+from app.interfaces.metrics import Metrics
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryStore
 
@@ -116,7 +117,10 @@ class House:
             queue=self.queue,
             sandboxes=self.sandboxes,
         )
+        self.metrics = Metrics()
         self.services = Services(
+            metrics=self.metrics,
+            gauges={"runs_active": lambda: self.queue.active, "streams_open": lambda: self.feed.followers},
             chat=chat,
             sessions=sessions,
             checks={"store": self.store.check, "sandbox": self.sandboxes.check},
@@ -124,7 +128,7 @@ class House:
             heartbeat=heartbeat,
         )
         self.app = FastAPI(title="Anker", version="1")
-        install(self.app, allowed_origins=origins)
+        install(self.app, self.metrics, allowed_origins=origins)
         provide(self.app, self.services)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://anker")
 

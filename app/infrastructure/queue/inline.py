@@ -46,6 +46,11 @@ class InlineRunQueue:
         self._runs: dict[str, _Run] = {}
         self._closing = False
 
+    @property
+    def active(self) -> int:
+        """How many runs are going."""
+        return len(self._runs)
+
     async def wake(self, session_id: str) -> None:
         """See `RunQueue.wake`."""
         if self._closing:

@@ -101,6 +101,12 @@ def _models() -> list[type[BaseModel]]:
     ]
 
 
+def text(description: str, *failures: int) -> dict[int | str, Document]:
+    """As `answers`, for plain text."""
+    found: dict[int | str, Document] = {200: {"description": description, "content": {"text/plain": {}}}}
+    return found | _failures(failures)
+
+
 def _failures(statuses: tuple[int, ...]) -> dict[int | str, Document]:
     found: dict[int | str, Document] = {}
     for status in (*statuses, 500):

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from app.domain.errors import Unavailable
-from app.interfaces.api.document import answers, operation_id
+from app.interfaces.api.document import answers, operation_id, text
 from app.interfaces.api.params import Use
 from app.interfaces.api.schemas.answers import HealthAnswer, ReadyAnswer
 from app.interfaces.api.services import Check
@@ -33,6 +33,13 @@ async def ready(services: Use) -> Response:
     if any(reasons):
         raise Unavailable("; ".join(f"{name}: {state}" for name, state in states.items()))
     return success(states)
+
+
+@router.get("/metrics", responses=text("Prometheus' text format."))
+async def metrics(services: Use) -> Response:
+    """Counts and gauges of this process for Prometheus."""
+    content, media_type = services.metrics.render(services.gauges)
+    return Response(content, media_type=media_type)
 
 
 async def _reason(check: Check) -> str | None:

@@ -10,12 +10,13 @@ from app.interfaces.api import chat, health, sandbox, sessions
 from app.interfaces.api.document import install_document
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.guard import Guard
+from app.interfaces.metrics import Metrics
 from app.interfaces.request_log import RequestLog
 
 ROUTERS = (sessions.router, chat.router, sandbox.router, health.router)
 
 
-def install(app: FastAPI, *, allowed_origins: Sequence[str] = ()) -> None:
+def install(app: FastAPI, metrics: Metrics, *, allowed_origins: Sequence[str] = ()) -> None:
     """Routes, error handlers, middleware and the OpenAPI document. `provide` gives the routes what they call.
 
     `allowed_origins`: the origins whose pages may call the service; none means its own only.
@@ -36,4 +37,4 @@ def install(app: FastAPI, *, allowed_origins: Sequence[str] = ()) -> None:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, metrics=metrics)

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 
 from app.application.services.chat import ChatService
 from app.application.services.sessions import SessionService
+from app.interfaces.metrics import Gauges, Metrics
 
 Check = Callable[[], Awaitable[str | None]]
 """Looks at one dependency: why it cannot be used now, None when it can."""
@@ -23,6 +24,8 @@ class Services:
     """What `/ready` asks, by the name of the dependency that is configured."""
     end_streams: Callable[[], None]
     """Makes every open stream end soon; called, perhaps more than once, when the server begins to shut down."""
+    metrics: Metrics
+    gauges: Gauges
     heartbeat: float = 15.0
     """Seconds between two comments on a stream."""
 

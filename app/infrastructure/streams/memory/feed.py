@@ -147,6 +147,11 @@ class MemoryFeed:
         self._list_changed = asyncio.Event()
         self._closed = False
 
+    @property
+    def followers(self) -> int:
+        """How many readers follow sessions."""
+        return sum(len(topic.followers) for topic in self._topics.values())
+
     def publish(self, session_id: str, records: Sequence[EventRecord]) -> None:
         """See `Feed.publish`."""
         if not records:
