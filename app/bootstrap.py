@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TypedDict
 
 import httpx
 
@@ -41,15 +42,14 @@ from app.settings import Settings, UnusableSetting
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overrides:
-    """Parts that a test, or an embedding program, brings itself. None: chosen by the settings."""
+class Overrides(TypedDict, total=False):
+    """Parts that a test, or an embedding program, brings itself; what it leaves out is chosen by the settings."""
 
-    model: LLM | None = None
-    sandboxes: SandboxProvider | None = None
-    engine: SearchEngine | None = None
-    tools: Mapping[str, Tool] | None = None
-    heartbeat: float = 15.0
+    model: LLM
+    sandboxes: SandboxProvider
+    engine: SearchEngine
+    tools: Mapping[str, Tool]
+    heartbeat: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ async def open_container(settings: Settings, overrides: Overrides, metrics: Metr
         sandboxes, sandbox_words = await _sandboxes(settings, overrides, store.sessions)
         stack.push_async_callback(sandboxes.close)
         engine = await _engine(settings, overrides, stack)
-        parts = FlowParts(journal=store.journal, feed=feed, model=model, tools=overrides.tools or EXECUTING)
+        parts = FlowParts(journal=store.journal, feed=feed, model=model, tools=overrides.get("tools", EXECUTING))
         queue = InlineRunQueue(RunService(parts=parts, sandboxes=sandboxes, engine=engine))
         stack.push_async_callback(queue.close)
         stack.callback(feed.close)
@@ -100,7 +100,7 @@ async def open_container(settings: Settings, overrides: Overrides, metrics: Metr
             end_streams=feed.close,
             metrics=metrics,
             gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.followers},
-            heartbeat=overrides.heartbeat,
+            heartbeat=overrides.get("heartbeat", 15.0),
         )
         for session_id in await store.sessions.active():
             log.info("a run that was cut short goes on", extra={"session_id": session_id})
@@ -110,8 +110,8 @@ async def open_container(settings: Settings, overrides: Overrides, metrics: Metr
 
 
 def _model(settings: Settings, overrides: Overrides) -> tuple[LLM, str]:
-    if overrides.model is not None:
-        return overrides.model, "given"
+    if (given := overrides.get("model")) is not None:
+        return given, "given"
     if settings.model_provider == "demo":
         return DemoModel(), "the demo, scripted and offline (set API_KEY for a real one)"
     model = OpenAIModel(
@@ -129,8 +129,8 @@ def _model(settings: Settings, overrides: Overrides) -> tuple[LLM, str]:
 async def _sandboxes(
     settings: Settings, overrides: Overrides, sessions: SessionRepository
 ) -> tuple[SandboxProvider, str]:
-    if overrides.sandboxes is not None:
-        return overrides.sandboxes, "given"
+    if (given := overrides.get("sandboxes")) is not None:
+        return given, "given"
     match settings.sandbox_provider:
         case "remote":
             remote = RemoteSandboxes(settings.sandbox_address, settings.sandbox_token.get_secret_value())
@@ -154,8 +154,8 @@ async def _sandboxes(
 
 
 async def _engine(settings: Settings, overrides: Overrides, stack: AsyncExitStack) -> SearchEngine:
-    if overrides.engine is not None:
-        return overrides.engine
+    if (given := overrides.get("engine")) is not None:
+        return given
     if settings.search_provider == "google" or (settings.search_provider == "auto" and settings.has_google_keys):
         client = await stack.enter_async_context(httpx.AsyncClient())
         key = settings.google_search_api_key.get_secret_value()

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Unpack
 
 from fastapi import FastAPI
 
@@ -14,8 +15,8 @@ from app.interfaces.origin import OriginGuard
 from app.settings import Settings, load_settings
 
 
-def create_app(settings: Settings | None = None, overrides: Overrides | None = None) -> FastAPI:
-    """The service as an ASGI application. `settings`: from the environment when None.
+def create_app(settings: Settings | None = None, **overrides: Unpack[Overrides]) -> FastAPI:
+    """The service as an ASGI application. `settings`: from the environment when None; `overrides`: see `Overrides`.
 
     Raises:
         UnusableSetting: a setting cannot be used.
@@ -26,7 +27,7 @@ def create_app(settings: Settings | None = None, overrides: Overrides | None = N
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        async with open_container(chosen, overrides or Overrides(), metrics) as container:
+        async with open_container(chosen, overrides, metrics) as container:
             app.state.container = container
             provide(app, container.services)
             yield

@@ -1,8 +1,8 @@
 """Who may call from a browser.
 
 There may be no login, and the service can run commands: a web page that the operator happens to have open must not be
-able to use it. Programs send no `Origin` and are not concerned. A page of another origin is refused, unless it is
-allowed; and while the service listens on loopback only, so is a name that was made to point there (DNS rebinding).
+able to use it. A page of another origin is refused, unless it is allowed; and while the service listens on loopback
+only, so is a browser that comes by a name which was made to point there (DNS rebinding). Programs are not concerned.
 """
 
 from collections.abc import Collection
@@ -36,7 +36,7 @@ class OriginGuard:
 
     def _problem(self, headers: Headers) -> str | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self._loopback_only and not self._known(host):
+        if self._loopback_only and _is_browser(headers) and not self._known(host):
             return "this host name is not served here; name its origin in ALLOWED_ORIGINS"
         if origin is None or origin in self._allowed or urlsplit(origin).netloc == host:
             return None
@@ -48,6 +48,11 @@ class OriginGuard:
         except ValueError:
             return False
         return name is None or name == "localhost" or name in self._allowed_hosts or _is_address(name)
+
+
+def _is_browser(headers: Headers) -> bool:
+    """Browsers name themselves so, or send `Origin`; a page cannot make them hide both."""
+    return "origin" in headers or headers.get("user-agent", "").startswith("Mozilla/")
 
 
 def _is_address(name: str) -> bool:

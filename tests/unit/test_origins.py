@@ -21,7 +21,8 @@ async def ask(headers: dict[str, str], *, loopback_only: bool = True) -> httpx.R
         {},
         {"Origin": "http://127.0.0.1:8000"},
         {"Host": "localhost:8000", "Origin": "http://localhost:8000"},
-        {"Host": "[::1]:8000"},
+        {"Host": "[::1]:8000", "User-Agent": "Mozilla/5.0"},
+        {"Host": "anything.example"},
         {"Origin": "https://app.example"},
         {"Origin": "http://b.example:3000"},
         {"Host": "app.example", "Origin": "https://app.example"},
@@ -39,8 +40,8 @@ async def test_programs_and_pages_that_belong_here_come_in(headers: dict[str, st
         {"Origin": "http://127.0.0.1:9000"},
         {"Origin": "http://app.example"},
         {"Host": "evil.example:8000", "Origin": "http://evil.example:8000"},
-        {"Host": "evil.example"},
-        {"Host": "[bad"},
+        {"Host": "evil.example", "User-Agent": "Mozilla/5.0"},
+        {"Host": "[bad", "User-Agent": "Mozilla/5.0"},
     ],
 )
 async def test_pages_of_other_origins_and_rebound_names_are_refused_in_the_envelope(headers: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Search without keys: the metasearch library `ddgs`, https://pypi.org/project/ddgs."""
+"""Search without keys: the metasearch library `ddgs`."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
