@@ -99,7 +99,7 @@ class EventStream(EventSourceResponse, Generic[T]):
                 before, last = last, now()
                 quick = quick + 1 if last - before < 2 * PAUSE else 0
             if quick > BURST:
-                await asyncio.sleep(PAUSE)
+                await rest(PAUSE)
 
     async def _listen_for_exit_signal_with_grace(self) -> None:
         """The library would cancel the stream in the middle; ours end by themselves, so that clients see a whole
@@ -107,6 +107,11 @@ class EventStream(EventSourceResponse, Generic[T]):
         await self._listen_for_exit_signal()
         self._end_streams()
         await anyio.sleep(EXIT_SECONDS)
+
+
+async def rest(seconds: float) -> None:
+    """Let what comes meanwhile pile up into one chunk."""
+    await asyncio.sleep(seconds)
 
 
 def event_frames(item: StreamItem) -> Iterator[bytes]:

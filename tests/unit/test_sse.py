@@ -153,7 +153,7 @@ async def test_a_storm_of_events_is_sent_in_few_pieces(monkeypatch: pytest.Monke
     async def rest(seconds: float) -> None:
         rests.append(seconds)
 
-    monkeypatch.setattr(sse.asyncio, "sleep", rest)
+    monkeypatch.setattr(sse, "rest", rest)
     client = Client()
     await stream(Items(sse.BURST))(SCOPE, client.receive, client.send)
     assert rests == []
