@@ -100,8 +100,8 @@ class Settings(BaseSettings):
             value: object = getattr(self, name.lower())
             if value.get_secret_value() if isinstance(value, SecretStr) else value:
                 raise ValueError(f"{name}: not supported by this version yet; leave it empty")
-        if self.sandbox_provider == "remote" and not (self.sandbox_address and self.sandbox_token.get_secret_value()):
-            raise ValueError("SANDBOX_ADDRESS: SANDBOX_PROVIDER=remote needs it, and SANDBOX_TOKEN")
+        if self.sandbox_provider == "remote" and not self.sandbox_address:
+            raise ValueError("SANDBOX_ADDRESS: SANDBOX_PROVIDER=remote needs it")
         if self.llm_provider == "openai" and not self.api_key.get_secret_value():
             raise ValueError("API_KEY: LLM_PROVIDER=openai needs it")
         if self.search_provider == "google" and not self.has_google_keys:

@@ -97,10 +97,9 @@ class Shells:
         others = [shell for name, shell in self._shells.items() if name != wanted and shell.running is None]
         free = next((shell for shell in others if not shell.alive or shell.dismissed), None)
         if free is None:
-            idle = ", ".join(shell.name for shell in others[:5])
-            hint = f"idle now: {idle}" if idle else "all of them run something"
+            # No names: of several sessions that share this sandbox, none may learn what the others call theirs.
             raise Failure(409, f"{MOST_SHELLS} shells are open, the most there may be: end one with "
-                          f"shell_kill_process, or use one again ({hint})")  # fmt: skip
+                          "shell_kill_process, or use one again")  # fmt: skip
         del self._shells[free.name]
         await self._end([free])
 

@@ -128,6 +128,7 @@ async def test_many_stops_at_once_all_return(queue: InlineRunQueue, worker: Work
     await worker.started.acquire()
     async with asyncio.timeout(5):
         await asyncio.gather(*(queue.stop("s", upto=n) for n in range(20)))
+    assert any(line.startswith("stop") for line in worker.log)
 
 
 async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(queue: InlineRunQueue, worker: Worker) -> None:
@@ -172,11 +173,13 @@ async def test_stop_does_not_wait_for_the_store_to_come_back(queue: InlineRunQue
     await worker.started.acquire()
     async with asyncio.timeout(0.15):
         await queue.stop("s", upto=1)
+    assert "stop 1" in worker.log
 
 
 async def test_a_session_deleted_under_its_stop_is_no_fault(queue: InlineRunQueue, worker: Worker) -> None:
     worker.stop_failures.append(NotFound("gone"))
     await queue.stop("s", upto=1)
+    assert worker.log == ["abort all", "stop 1"]
 
 
 async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run(

@@ -39,15 +39,16 @@ class SandboxLink:
     """
 
     def __init__(self, address: str, token: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`address` is the sandbox's base URL; `transport` replaces real connections in tests."""
+        """`address` is the base URL, `token` "" sends none, `transport` replaces real connections in tests."""
         self._base = httpx.URL(address.rstrip("/") + "/api/v1/")
         self._transport = transport or http_transport(address)
         self._headers = {
             "Host": self._base.netloc.decode("ascii"),
-            "Authorization": f"Bearer {token}",
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",
         }
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
         self._urls: dict[str, httpx.URL] = {}
 
     async def post(self, path: str, body: JsonObject, *, seconds: float) -> JsonObject:
