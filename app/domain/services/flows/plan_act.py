@@ -74,7 +74,8 @@ class PlanActFlow:
                 if sandbox is None:
                     return
                 for call in opened:
-                    await self._parts.tools[call.function].abort(call.args, sandbox)
+                    if (tool := self._parts.tools.get(call.function)) is not None:  # a checkpoint may be older than us
+                        await tool.abort(call.args, sandbox)
                 if everything:
                     await sandbox.kill_all()
         except (TimeoutError, SandboxFailure, SandboxUnavailable) as error:
