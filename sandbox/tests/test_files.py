@@ -203,7 +203,7 @@ async def test_a_catastrophic_regex_ends_and_blocks_nobody(box, monkeypatch):
         began = time.monotonic()
         await box.file("list", path="~")
         others += 1
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 0.9  # less than the search may take: it does not hold up the loop
     message = slow.exception() or slow.result()
     assert others > 5 and "did not finish" in str(message)
 

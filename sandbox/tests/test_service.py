@@ -168,7 +168,7 @@ def test_sigterm_ends_everything_quickly(service, tmp_path):
     began = time.monotonic()
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(5) == 0
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 3
     assert sleepers() == 0 and list((tmp_path / "out").iterdir()) == []
 
 
