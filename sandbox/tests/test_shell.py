@@ -231,8 +231,10 @@ async def test_endless_output_starves_nobody_and_can_be_killed(quick):
 
 
 async def test_binary_output_does_no_harm(box):
+    # Where random bytes leave the cursor is theirs to say; that nothing of them gets through is ours.
     data = await box.run("head -c 100000 /dev/urandom; echo; echo end")
-    assert data["output"].endswith("end\n")
+    assert (data["status"], data["returncode"]) == ("completed", 0)
+    assert not any(ord(char) < 32 and char not in "\n\t" for char in data["output"])
     assert (await box.run("echo fine"))["output"] == "fine\n"
 
 
