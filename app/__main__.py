@@ -18,9 +18,6 @@ from app.domain.errors import AnkerError
 from app.main import create_app
 from app.settings import Settings, UnusableSetting, load_settings
 
-PARTS = ("all",)
-"""What can be run; API and worker processes of their own need both stores, which this version has not."""
-
 DRAIN_SECONDS = 3
 """How long open requests may take to end once the service was told to stop."""
 
@@ -115,13 +112,6 @@ def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="anker", description="An agent backend with a computer for every session.")
     parser.add_argument("--reload", action="store_true", help="start anew whenever the code changes")
-    parser.add_argument(
-        "part",
-        nargs="?",
-        choices=("all",),
-        default="all",
-        help="all of it; parts of their own come with MongoDB and Redis",
-    )
     arguments = parser.parse_args()
     try:
         settings = load_settings()

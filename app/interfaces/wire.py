@@ -55,11 +55,6 @@ def sse_frame(record: EventRecord) -> bytes:
     return b"id: %012d\nevent: %b\ndata: %b\n\n" % (record.number, record.type.encode(), record.data)
 
 
-def sse_frames(records: Iterable[EventRecord]) -> bytes:
-    """`records` as Server-Sent Events, ready to be sent in one write."""
-    return b"".join(map(sse_frame, records))
-
-
 def delta_frame(delta: TextDelta) -> bytes:
     """A piece of a message as a Server-Sent Event. It is never stored, so it has no id to resume from."""
     return b"event: message_delta\ndata: %b\n\n" % _dumps({"message_id": delta.message_id, "delta": delta.delta})

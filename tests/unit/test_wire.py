@@ -16,7 +16,6 @@ from app.interfaces.wire import (
     event_number,
     history_items,
     sse_frame,
-    sse_frames,
 )
 from tests.unit.golden.events_v1 import AT, EVENTS
 
@@ -60,7 +59,6 @@ def test_a_frame_has_id_event_and_one_line_of_data() -> None:
     frame = sse_frame(one)
     assert frame == b"id: 000000000007\nevent: message\ndata: " + one.data + b"\n\n"
     assert len(frame[:-2].splitlines()) == 3
-    assert sse_frames([one, one]) == frame * 2
 
 
 def test_a_delta_has_no_id() -> None:
