@@ -11,6 +11,7 @@
     │   ├── StoreUnavailable
     │   └── SandboxUnavailable
     ├── SandboxFailure        the sandbox answered, but not with success
+    │   └── BrowserFailure    the page, or the browser, did not do what was asked
     ├── SearchFailure         the search engine refused, failed or timed out
     └── ModelFailure          the model refused, failed or timed out
 
@@ -75,6 +76,13 @@ class SandboxFailure(AnkerError):
     def __init__(self, message: str, *, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+class BrowserFailure(SandboxFailure):
+    """The browser understood the request and could not carry it out (a stale index, a page that does not answer).
+
+    `status`: 404 for what does not exist, 409 for a state that forbids it, 400 for a request that makes no sense.
+    """
 
 
 class ModelFailure(AnkerError):

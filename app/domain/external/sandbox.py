@@ -1,8 +1,33 @@
 """Ports: a session's computer, and whoever provides it."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from app.domain.models.sandbox import FileMatches, FileText, FoundFiles, ShellState
+from app.domain.models.sandbox import BrowserEndpoint, FileMatches, FileText, FoundFiles, PartStatus, ShellState
+
+
+class Desktop(Protocol):
+    """One viewer's connection to a sandbox's desktop: the bytes of the RFB (VNC) protocol, in both directions."""
+
+    async def receive(self) -> bytes:
+        """The next bytes of the desktop; `b""` when it has ended the connection.
+
+        Raises:
+            SandboxUnavailable: the connection broke.
+        """
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Give the desktop `data`; waits for as long as it takes no more.
+
+        Raises:
+            SandboxUnavailable: the connection broke.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the connection. Idempotent."""
+        ...
 
 
 class Sandbox(Protocol):
@@ -14,6 +39,28 @@ class Sandbox(Protocol):
         SandboxFailure: the sandbox refused, with words that the model or a person can act on.
         SandboxUnavailable: it does not answer.
     """
+
+    @property
+    def computer(self) -> str:
+        """Names this life of the sandbox. Another name than before: the files are the same, the processes are gone."""
+        ...
+
+    @property
+    def browser(self) -> BrowserEndpoint:
+        """Where the browser is driven; whether there is one shows when it is used, or in `status`."""
+        ...
+
+    async def status(self) -> Mapping[str, PartStatus]:
+        """The state of each part by its name: `shell`, `browser`, `desktop`. Does not count as use."""
+        ...
+
+    async def restart_browser(self) -> None:
+        """End the browser, start it again, and wait until it can be driven."""
+        ...
+
+    async def desktop(self) -> Desktop:
+        """A new connection to the desktop; the caller closes it. Counts as use for as long as it is open."""
+        ...
 
     async def shell_exec(self, shell: str, exec_dir: str, command: str) -> ShellState:
         """Run `command`; answers when it ends, or after a short while with status `running`."""

@@ -1,6 +1,6 @@
-"""What the sandbox's shells and files answer."""
+"""What a sandbox answers: its shells, its files, and where its browser is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 ShellStatus = Literal["completed", "running"]
@@ -56,3 +56,23 @@ class FoundFiles:
     path: str
     files: tuple[str, ...]
     truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowserEndpoint:
+    """Where the sandbox's Chromium is driven over CDP."""
+
+    url: str
+    """The base URL, such as `http://172.18.0.2:8080/cdp`; `<url>/json/version` names the WebSocket."""
+    token: str = field(repr=False)
+    """Sent as `Authorization: Bearer <token>` with every request, the WebSocket's included."""
+    home: str
+    """The workspace as the browser sees it; downloads go to `Downloads` in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartStatus:
+    """One part of a sandbox (`shell`, `browser` or `desktop`): whether it can be used, and why not."""
+
+    ready: bool
+    reason: str = ""

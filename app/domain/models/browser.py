@@ -1,0 +1,35 @@
+"""What a browser shows, and what in it is meant."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A place in the viewport, in CSS pixels from its upper left corner."""
+
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageView:
+    """A page as it is after a call: what a model needs to go on, and no more."""
+
+    url: str
+    title: str
+    text: str
+    """What is visible, as Markdown, the interactive elements in it numbered; bounded."""
+    elements: tuple[str, ...] = ()
+    """One line an interactive element, `[index] role "name" …`; the index is what `click` and the others take."""
+    notes: tuple[str, ...] = ()
+    """What happened meanwhile, in words: a new tab, a dialog that was answered, a download with its path."""
+    screenshot: bytes | None = None
+    """The viewport as a small JPEG; None when none could be taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptResult:
+    """What JavaScript in a page gave: its value as text (JSON where it is no string), and the page afterwards."""
+
+    value: str
+    page: PageView
