@@ -42,6 +42,11 @@ def event_number(text: str) -> int:
     return int(text)
 
 
+def picture_address(session_id: str, picture_id: str) -> str:
+    """Where clients fetch a session's picture: a path of this service."""
+    return f"/api/v1/sessions/{session_id}/pictures/{picture_id}"
+
+
 def encode_event(event: Event, number: int, at: int) -> bytes:
     """The `data` object of `event` as one line of UTF-8 JSON.
 

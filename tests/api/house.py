@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.application.services.chat import ChatService
+from app.application.services.pictures import PictureService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent
@@ -22,8 +23,10 @@ from app.infrastructure.streams.memory.feed import MemoryFeed
 from app.interfaces.api.install import install
 from app.interfaces.api.services import Services, provide
 from app.interfaces.metrics import Metrics
+from app.interfaces.wire import picture_address
+from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.memory_store import MemoryPictures, MemoryStore
 
 API = "/api/v1/sessions"
 
@@ -116,6 +119,10 @@ class House:
             feed=self.feed,
             queue=self.queue,
             sandboxes=self.sandboxes,
+            browsers=MemoryBrowsers(),
+        )
+        self.pictures = PictureService(
+            sessions=self.store, pictures=MemoryPictures(self.store), address=picture_address
         )
         self.metrics = Metrics()
         self.services = Services(
@@ -123,6 +130,7 @@ class House:
             gauges={"runs_active": lambda: self.queue.active, "streams_open": lambda: self.feed.followers},
             chat=chat,
             sessions=sessions,
+            pictures=self.pictures,
             checks={"store": self.store.check, "sandbox": self.sandboxes.check},
             end_streams=self.feed.close,
             heartbeat=heartbeat,

@@ -7,10 +7,11 @@ import pytest
 
 from app.domain.models.event import EventRecord
 from app.domain.repositories.journal import Journal
+from app.domain.repositories.pictures import PictureRepository
 from app.domain.repositories.sessions import SessionRepository
 from app.infrastructure.persistence.sqlite import SqliteStore
 from app.interfaces.wire import encode_event
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.memory_store import MemoryPictures, MemoryStore
 
 Committed = list[tuple[str, Sequence[EventRecord]]]
 
@@ -23,6 +24,7 @@ class MemoryHarness:
         self._store = MemoryStore(on_committed=lambda session, records: self.committed.append((session, records)))
         self.journal: Journal = self._store
         self.sessions: SessionRepository = self._store
+        self.pictures: PictureRepository = MemoryPictures(self._store)
 
     async def open(self) -> None:
         pass
@@ -36,6 +38,7 @@ class SqliteHarness:
 
     journal: Journal
     sessions: SessionRepository
+    pictures: PictureRepository
 
     def __init__(self, data_dir: Path) -> None:
         self.committed: Committed = []
@@ -48,7 +51,7 @@ class SqliteHarness:
             on_committed=lambda session, records: self.committed.append((session, records)),
         )
         await self.store.open()
-        self.journal, self.sessions = self.store.journal, self.store.sessions
+        self.journal, self.sessions, self.pictures = self.store.journal, self.store.sessions, self.store.pictures
 
     async def close(self) -> None:
         await self.store.close()

@@ -252,7 +252,7 @@ async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(tmp_pat
 
 
 async def rows(store: SqliteHarness) -> dict[str, int]:
-    tables = ("sessions", "events", "transcripts", "runs", "keys", "leaving")
+    tables = ("sessions", "events", "transcripts", "runs", "keys", "pictures", "leaving")
     counts = {}
     for table in tables:
         count = await store.store._reader.run(lambda c, t=table: c.execute(f"SELECT count(*) FROM {t}").fetchone()[0])
@@ -269,6 +269,7 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
     )
     await sqlite.journal.commit("s", long)
     await sqlite.journal.receive("s", "u", at=1, key="k")
+    await sqlite.pictures.put("s", "p", b"jpeg")
     await sqlite.sessions.create("other", owner="me", at=1)
     delete = asyncio.create_task(sqlite.sessions.delete("s", owner="me"))
     while (await rows(sqlite))["leaving"] == 0 and not delete.done():
@@ -276,7 +277,8 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
     await sqlite.journal.receive("other", "meanwhile", at=1, key=None)
     assert not delete.done()
     await delete
-    assert await rows(sqlite) == {"sessions": 1, "events": 1, "transcripts": 0, "runs": 0, "keys": 0, "leaving": 0}
+    left = {"sessions": 1, "events": 1, "transcripts": 0, "runs": 0, "keys": 0, "pictures": 0, "leaving": 0}
+    assert await rows(sqlite) == left
 
 
 async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(sqlite: SqliteHarness) -> None:

@@ -1,4 +1,4 @@
-"""A store in memory: both storage ports with the semantics of the real ones, for tests that need no disk."""
+"""A store in memory: the storage ports with the semantics of the real ones, for tests that need no disk."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,7 @@ class _Kept:
     run: RunState = field(default_factory=RunState)
     usage: Usage = field(default_factory=Usage)
     keys: dict[str, int] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
 
     def speakers(self, role: str, after: int) -> list[tuple[MessageEvent, int]]:
         return [
@@ -156,6 +157,15 @@ class MemoryStore:
     async def check(self) -> str | None:
         return self.trouble
 
+    async def keep_picture(self, session_id: str, picture_id: str, jpeg: bytes) -> None:
+        self._find(session_id).pictures[picture_id] = jpeg
+
+    async def picture(self, session_id: str, picture_id: str) -> bytes:
+        pictures = self._find(session_id).pictures
+        if picture_id not in pictures:
+            raise NotFound("no such picture in this session")
+        return pictures[picture_id]
+
     def _append(self, kept: _Kept, events: Sequence[Event], at: int) -> list[EventRecord]:
         first = len(kept.events) + 1
         records = [
@@ -191,3 +201,16 @@ class MemoryStore:
     def _check_trouble(self) -> None:
         if self.trouble is not None:
             raise StoreUnavailable(self.trouble)
+
+
+class MemoryPictures:
+    """The `PictureRepository` of a `MemoryStore`."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def put(self, session_id: str, picture_id: str, jpeg: bytes) -> None:
+        await self._store.keep_picture(session_id, picture_id, jpeg)
+
+    async def get(self, session_id: str, picture_id: str) -> bytes:
+        return await self._store.picture(session_id, picture_id)

@@ -20,6 +20,8 @@ from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
+from tests.fakes.memory_browser import MemoryBrowsers
+from tests.fakes.memory_pictures import MemoryPictureKeeper
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import Question, ScriptedLLM, calling, saying
@@ -80,7 +82,13 @@ class World:
 
     def start(self) -> None:
         parts = FlowParts(journal=self.store, feed=self.feed, model=self.model, tools=EXECUTING)
-        worker = RunService(parts=parts, sandboxes=self.sandboxes, engine=FakeSearch())
+        worker = RunService(
+            parts=parts,
+            sandboxes=self.sandboxes,
+            browsers=MemoryBrowsers(),
+            pictures=MemoryPictureKeeper(),
+            engine=FakeSearch(),
+        )
         self.queue = InlineRunQueue(worker)
         streams = EventStreams(self.store, self.feed)
         self.chat = ChatService(

@@ -7,12 +7,20 @@ import pytest
 from app.domain.services.tools.base import BadArguments, RunCall, ToolContext, clip
 from app.domain.services.tools.registry import EXECUTING
 from tests.fakes.fake_search import FakeSearch
+from tests.fakes.memory_browser import MemoryBrowsers
+from tests.fakes.memory_pictures import MemoryPictureKeeper
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 
 
 @pytest.fixture
 def context() -> ToolContext:
-    return ToolContext(session_id="s", sandboxes=MemorySandboxProvider(), engine=FakeSearch())
+    return ToolContext(
+        session_id="s",
+        sandboxes=MemorySandboxProvider(),
+        browsers=MemoryBrowsers(),
+        pictures=MemoryPictureKeeper(),
+        engine=FakeSearch(),
+    )
 
 
 @pytest.mark.parametrize(

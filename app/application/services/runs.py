@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from app.application import context
 from app.domain.errors import ModelFailure, NotFound, StoreUnavailable, Superseded
+from app.domain.external.browser import Browsers
+from app.domain.external.pictures import Pictures
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.domain.services.flows.plan_act import FlowParts, PlanActFlow
@@ -19,6 +21,8 @@ class RunService:
 
     parts: FlowParts
     sandboxes: SandboxProvider
+    browsers: Browsers
+    pictures: Pictures
     engine: SearchEngine
 
     async def work(self, session_id: str, reason: str) -> None:
@@ -47,5 +51,11 @@ class RunService:
         await self._flow(session_id).stop(upto=upto)
 
     def _flow(self, session_id: str) -> PlanActFlow:
-        reach = ToolContext(session_id=session_id, sandboxes=self.sandboxes, engine=self.engine)
+        reach = ToolContext(
+            session_id=session_id,
+            sandboxes=self.sandboxes,
+            browsers=self.browsers,
+            pictures=self.pictures,
+            engine=self.engine,
+        )
         return PlanActFlow(self.parts, reach)

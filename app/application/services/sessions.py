@@ -7,6 +7,7 @@ from uuid import uuid4
 from app.application.services.chat import check_position
 from app.application.services.streams import EventStreams
 from app.domain.errors import NotFound, StoreUnavailable
+from app.domain.external.browser import Browsers
 from app.domain.external.feed import Feed
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
@@ -40,6 +41,7 @@ class SessionService:
         feed: Feed,
         queue: RunQueue,
         sandboxes: SandboxProvider,
+        browsers: Browsers,
         now: Callable[[], int] = unix_now,
     ) -> None:
         self._sessions = sessions
@@ -48,6 +50,7 @@ class SessionService:
         self._feed = feed
         self._queue = queue
         self._sandboxes = sandboxes
+        self._browsers = browsers
         self._now = now
 
     async def create(self, *, owner: str) -> str:
@@ -110,6 +113,7 @@ class SessionService:
         await self._queue.cancel(session_id)
         self._feed.drop(session_id)
         self._feed.touch()
+        await self._browsers.release(session_id)
         await self._sandboxes.destroy(session_id)
 
     async def shell(self, session_id: str, shell: str, *, owner: str) -> ShellState:

@@ -29,3 +29,9 @@ class RunState:
     """While `planning`: the user's words that the plan is for. Later they stand in the transcripts."""
     turns: int = 0
     """Model turns that this run has taken."""
+    computer: str = ""
+    """The life of the sandbox (`Sandbox.computer`) that the agent knows; empty while it has used none."""
+
+    def at_rest(self, *, consumed: int) -> "RunState":
+        """The checkpoint once the run is over: only what outlives a run, with the messages up to `consumed` read."""
+        return RunState(consumed=consumed, computer=self.computer)

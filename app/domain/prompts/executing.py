@@ -25,6 +25,11 @@ ASKED_TOO = "Not recorded: you also asked the user. Complete the step when the a
 
 ASKED_TWICE = "Not asked: one question at a time."
 
+NEW_COMPUTER = (
+    "[Your computer was started anew since you last used it: the files in ~ are as they were, but every shell and "
+    "process, whatever was outside ~, and the browser's open pages are gone.]\n"
+)
+
 CUT_OFF = "Your answer was cut off at the limit of its length. Make it shorter: write long files in several calls."
 
 

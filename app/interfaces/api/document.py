@@ -107,6 +107,13 @@ def text(description: str, *failures: int) -> dict[int | str, Document]:
     return found | _failures(failures)
 
 
+def picture(media_type: str, *failures: int) -> dict[int | str, Document]:
+    """As `answers`, for a picture."""
+    content: Document = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    found: dict[int | str, Document] = {200: {"description": "The picture.", "content": content}}
+    return found | _failures(failures)
+
+
 def _failures(statuses: tuple[int, ...]) -> dict[int | str, Document]:
     found: dict[int | str, Document] = {}
     for status in (*statuses, 500):

@@ -7,6 +7,7 @@ from typing import cast
 from fastapi import FastAPI, Request
 
 from app.application.services.chat import ChatService
+from app.application.services.pictures import PictureService
 from app.application.services.sessions import SessionService
 from app.interfaces.metrics import Gauges, Metrics
 
@@ -20,6 +21,7 @@ class Services:
 
     chat: ChatService
     sessions: SessionService
+    pictures: PictureService
     checks: Mapping[str, Check]
     """What `/ready` asks, by the name of the dependency that is configured."""
     end_streams: Callable[[], None]

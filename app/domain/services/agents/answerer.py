@@ -4,7 +4,6 @@ from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM
 from app.domain.models.event import DoneEvent, MessageEvent
 from app.domain.models.message import AssistantMessage, ToolMessage, UserMessage
-from app.domain.models.run import RunState
 from app.domain.prompts import digest, planning
 from app.domain.services.agents.book import RunBook
 from app.domain.services.agents.dialogue import Dialogue, distinct_calls, parseable
@@ -34,7 +33,7 @@ class Answerer:
             await self._book.stage("talk", AssistantMessage(content=text))
             await self._book.commit(
                 [MessageEvent(role="assistant", content=text), DoneEvent()],
-                state=RunState(consumed=self._book.state.consumed),
+                state=self._book.state.at_rest(consumed=self._book.state.consumed),
                 ends=True,
             )
         finally:

@@ -142,10 +142,13 @@ class Executor:
         except (SandboxFailure, SandboxUnavailable, SearchFailure) as error:
             result = ToolResult(success=False, text=f"Failed: {error}", message=str(error))
         async with self._recording:
-            await self._book.stage("work", ToolMessage(tool_call_id=opened.id, content=result.text))
+            known, computer = self._book.state.computer, self._context.computer or self._book.state.computer
+            note = executing.NEW_COMPUTER if known not in ("", computer) else ""
+            await self._book.stage("work", ToolMessage(tool_call_id=opened.id, content=note + result.text))
             remaining = tuple(item for item in self._book.state.open_calls if item.id != opened.id)
             await self._book.commit_behind(
-                [ToolCalledEvent(call=opened, result=result)], state=replace(self._book.state, open_calls=remaining)
+                [ToolCalledEvent(call=opened, result=result)],
+                state=replace(self._book.state, open_calls=remaining, computer=computer),
             )
 
     async def _ask_user(self, call: ToolCall, bound: AskCall) -> None:

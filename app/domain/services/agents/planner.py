@@ -1,5 +1,6 @@
 """The planner: turns the user's words into a plan, or answers them at once."""
 
+from dataclasses import replace
 from typing import cast
 
 from pydantic import ConfigDict, Field, field_validator
@@ -10,7 +11,6 @@ from app.domain.external.sandbox import SandboxProvider
 from app.domain.models.event import DoneEvent, Event, MessageEvent, PlanEvent, StepEvent, TitleEvent
 from app.domain.models.message import AssistantMessage, ToolMessage, UserMessage
 from app.domain.models.plan import Plan, Step, distinct_ids
-from app.domain.models.run import RunState
 from app.domain.models.tool import ToolSpec
 from app.domain.prompts import executing, planning
 from app.domain.services.agents.book import RunBook
@@ -118,7 +118,7 @@ class Planner:
         title = " ".join((plan.title.strip() or words.strip().partition("\n")[0]).split())[:MAX_TITLE]
         events: list[Event] = [TitleEvent(title=title), MessageEvent(role="assistant", content=plan.message)]
         if not plan.steps:
-            idle = RunState(consumed=state.consumed)
+            idle = state.at_rest(consumed=state.consumed)
             await self._book.commit([*events, DoneEvent()], state=idle, ends=True)
             return
         steps = distinct_ids(tuple(Step(id=step.id, description=step.description) for step in plan.steps))
@@ -129,5 +129,6 @@ class Planner:
         self._sandboxes.warm(self._book.session_id)
         await self._book.stage("work", UserMessage(content=executing.opening(words, made, first)))
         await self._book.commit(
-            events, state=RunState(phase="executing", consumed=state.consumed, plan=made, turns=state.turns)
+            events,
+            state=replace(state.at_rest(consumed=state.consumed), phase="executing", plan=made, turns=state.turns),
         )

@@ -21,7 +21,6 @@ from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, StepEvent, ToolCalledEvent
 from app.domain.models.message import ToolMessage, UserMessage
-from app.domain.models.run import RunState
 from app.domain.models.tool import ToolResult
 from app.domain.prompts import digest, executing, planning
 from app.domain.repositories.journal import Journal
@@ -140,7 +139,7 @@ class PlanActFlow:
         if unread:
             await book.stage("talk", *(UserMessage(content=planning.user_words(text)) for _, text in unread))
         consumed = unread[-1][0] if unread else book.state.consumed
-        await book.commit([*events, last], state=RunState(consumed=consumed), ends=True)
+        await book.commit([*events, last], state=book.state.at_rest(consumed=consumed), ends=True)
 
     async def _prepare(self, reason: str) -> None:
         """Put the books in order and choose the phase."""
@@ -152,7 +151,7 @@ class PlanActFlow:
         elif unread:
             events = await self._close_open(reason)
             await book.stage("talk", *(UserMessage(content=planning.user_words(text)) for _, text in unread))
-            state = RunState(phase="planning", consumed=unread[-1][0], words=words)
+            state = replace(book.state.at_rest(consumed=unread[-1][0]), phase="planning", words=words)
             if events:
                 await book.commit(events, state=state)
             book.state = state

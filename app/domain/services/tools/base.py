@@ -10,6 +10,8 @@ from typing import Generic, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from app.domain.external.browser import Browser, Browsers
+from app.domain.external.pictures import Pictures
 from app.domain.external.sandbox import Sandbox, SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.domain.models.tool import JsonObject, ToolkitName, ToolResult, ToolSpec
@@ -28,17 +30,29 @@ class BadArguments(ValueError):
     """The model's arguments cannot be used; the text tells it how to mend them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ToolContext:
-    """What tools may reach: the session's own sandbox and the search engine."""
+    """What the tools of one run may reach: the session's own sandbox and its browser, the search engine, and a place
+    for pictures."""
 
     session_id: str
     sandboxes: SandboxProvider
+    browsers: Browsers
+    pictures: Pictures
     engine: SearchEngine
+    computer: str = ""
+    """The life of the sandbox that a tool was given last; empty while none asked for it."""
 
     async def sandbox(self) -> Sandbox:
         """The session's sandbox, started when it has none."""
-        return await self.sandboxes.acquire(self.session_id)
+        sandbox = await self.sandboxes.acquire(self.session_id)
+        self.computer = sandbox.computer
+        return sandbox
+
+    async def browser(self) -> Browser:
+        """The browser in the session's sandbox, which is started when there is none."""
+        await self.sandbox()
+        return await self.browsers.open(self.session_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

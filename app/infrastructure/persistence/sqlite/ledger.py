@@ -22,6 +22,10 @@ _INSERT_SESSION = "INSERT INTO sessions (id, owner, created_at, touched) VALUES 
 _CLEAR_EVENTS = "DELETE FROM events WHERE key IN (SELECT key FROM events WHERE key BETWEEN ? AND ? LIMIT ?)"
 _CLEAR_SAID = "DELETE FROM transcripts WHERE key IN (SELECT key FROM transcripts WHERE key BETWEEN ? AND ? LIMIT ?)"
 _CLEARED_AT_ONCE = 2000
+_INSERT_PICTURE = "INSERT INTO pictures (session, id, data) VALUES (?, ?, ?)"
+_CLEAR_PICTURES = "DELETE FROM pictures WHERE rowid IN (SELECT rowid FROM pictures WHERE session = ? LIMIT ?)"
+_PICTURES_AT_ONCE = 100
+"""Each is some ten pages of the file, an event a part of one."""
 _COUNT_UNREAD = "SELECT count(*) FROM events WHERE speaker = ? AND key > ? AND key <= ?"
 
 
@@ -140,6 +144,10 @@ class Ledger:
         self._changed.pop(session_id, None)
         return self.clear_away(connection)
 
+    def keep_picture(self, connection: sqlite3.Connection, session_id: str, picture_id: str, jpeg: bytes) -> None:
+        """See `PictureRepository.put`."""
+        connection.execute(_INSERT_PICTURE, (self._head(connection, session_id).ordinal, picture_id, jpeg))
+
     def clear_away(self, connection: sqlite3.Connection) -> bool:
         """Remove some of what deleted sessions left; True while there is more.
 
@@ -153,6 +161,8 @@ class Ledger:
             span = (ordinal << shift, ordinal + 1 << shift)
             if connection.execute(statement, (*span, _CLEARED_AT_ONCE)).rowcount == _CLEARED_AT_ONCE:
                 return True
+        if connection.execute(_CLEAR_PICTURES, (ordinal, _PICTURES_AT_ONCE)).rowcount == _PICTURES_AT_ONCE:
+            return True
         connection.execute("DELETE FROM runs WHERE session = ?", (ordinal,))
         connection.execute("DELETE FROM keys WHERE session = ?", (ordinal,))
         connection.execute("DELETE FROM leaving WHERE session = ?", (ordinal,))

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import secrets
 import sqlite3
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from app.infrastructure.persistence.sqlite.database import Database
 from app.infrastructure.persistence.sqlite.journal import SqliteJournal
 from app.infrastructure.persistence.sqlite.ledger import Encode, Ledger
 from app.infrastructure.persistence.sqlite.migrations import migrate
+from app.infrastructure.persistence.sqlite.pictures import SqlitePictures
 from app.infrastructure.persistence.sqlite.sessions import SqliteSessions
 from app.infrastructure.persistence.sqlite.writer import OnCommitted, Writer
 
@@ -38,6 +40,9 @@ class SqliteStore:
         self._writer = Writer(self._database, Ledger(encode), on_committed)
         self.journal = SqliteJournal(self._reader, self._writer)
         self.sessions = SqliteSessions(self._reader, self._writer)
+        self.pictures = SqlitePictures(self._reader, self._writer)
+        self.installation = ""
+        """A random word that is made with the store: what belongs to it elsewhere carries the word. Set by `open`."""
 
     async def open(self) -> None:
         """Take the directory's lock, open the file, bring its schema up to date. Once in a store's life.
@@ -48,7 +53,7 @@ class SqliteStore:
         self._lock = await asyncio.to_thread(_lock, self._dir)
         try:
             await self._database.open()
-            await self._database.run(_prepare)
+            self.installation = await self._database.run(_prepare)
             await self._reader.open()
             await self._reader.run(lambda connection: connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}"))
         except BaseException:
@@ -102,9 +107,12 @@ def _lock(directory: Path) -> int:
     return descriptor
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection) -> str:
+    """Set the connection up, bring the schema up to date; answers the installation's id."""
     connection.execute("PRAGMA journal_mode = WAL").fetchone()
     # FULL: a transaction is on the disk before anybody hears that it happened. In WAL mode that is one sync each.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}").fetchone()
     migrate(connection)
+    connection.execute("INSERT OR IGNORE INTO facts VALUES ('installation', ?)", (secrets.token_hex(8),))
+    return str(connection.execute("SELECT value FROM facts WHERE name = 'installation'").fetchone()[0])
