@@ -3,6 +3,7 @@
 There may be no login, and the service can run commands: a web page that the operator happens to have open must not be
 able to use it. A page of another origin is refused, unless it is allowed; and while the service listens on loopback
 only, so is a browser that comes by a name which was made to point there (DNS rebinding). Programs are not concerned.
+WebSockets are treated alike: no browser asks a service for permission before it opens one.
 """
 
 from collections.abc import Collection
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.interfaces.denial import deny
 from app.interfaces.envelope import failure
 
 
@@ -30,7 +32,7 @@ class OriginGuard:
         if scope["type"] in ("http", "websocket"):
             problem = self._problem(Headers(scope=scope))
             if problem is not None:
-                await failure(403, problem)(scope, receive, send)
+                await deny(failure(403, problem), scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.application.services.chat import ChatService
+from app.application.services.desktop import DesktopService
 from app.application.services.pictures import PictureService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
@@ -131,6 +132,7 @@ class House:
             chat=chat,
             sessions=sessions,
             pictures=self.pictures,
+            desktop=DesktopService(sessions=self.store, sandboxes=self.sandboxes, feed=self.feed),
             checks={"store": self.store.check, "sandbox": self.sandboxes.check},
             end_streams=self.feed.close,
             heartbeat=heartbeat,

@@ -5,6 +5,7 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import HTTPConnection
 
 from app.application.context import session_id as session_context
 from app.domain.errors import InvalidInput, NotFound
@@ -17,8 +18,8 @@ _SESSION_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 M = TypeVar("M", bound=BaseModel)
 
 
-async def owner_of(_request: Request) -> str:
-    """The name on whose behalf the request is made. Until there is a login everybody has the same, empty one."""
+async def owner_of(_connection: HTTPConnection) -> str:
+    """On whose behalf a request, or a WebSocket, is made. Until there is a login everybody has the same, empty name."""
     return ""
 
 

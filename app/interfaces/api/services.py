@@ -4,9 +4,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from starlette.requests import HTTPConnection
 
 from app.application.services.chat import ChatService
+from app.application.services.desktop import DesktopService
 from app.application.services.pictures import PictureService
 from app.application.services.sessions import SessionService
 from app.interfaces.metrics import Gauges, Metrics
@@ -22,6 +24,7 @@ class Services:
     chat: ChatService
     sessions: SessionService
     pictures: PictureService
+    desktop: DesktopService
     checks: Mapping[str, Check]
     """What `/ready` asks, by the name of the dependency that is configured."""
     end_streams: Callable[[], None]
@@ -37,6 +40,6 @@ def provide(app: FastAPI, services: Services) -> None:
     app.state.services = services
 
 
-def services_of(request: Request) -> Services:
-    """The services of the application that answers `request`."""
-    return cast("Services", request.app.state.services)
+def services_of(connection: HTTPConnection) -> Services:
+    """The services of the application that answers a request, or serves a WebSocket."""
+    return cast("Services", connection.app.state.services)
