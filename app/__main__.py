@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from app.bootstrap import Container
 from app.domain.errors import AnkerError
+from app.interfaces.viewer_connection import MAX_MESSAGE, PING_SECONDS, PONG_SECONDS, ViewerConnection
 from app.main import create_app
 from app.settings import Settings, UnusableSetting, load_settings
 
@@ -86,7 +87,11 @@ def serve(settings: Settings, listener: socket) -> None:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
-        ws="none",
+        ws=ViewerConnection,
+        ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,  # what a desktop sends is compressed already
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PONG_SECONDS,
     )
     with suppress(KeyboardInterrupt):  # uvicorn hands Ctrl-C on once everything is closed
         Server(config, app).run(sockets=[listener])
