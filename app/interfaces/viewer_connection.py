@@ -21,6 +21,8 @@ MAX_FRAGMENTS = 1024
 
 LINGER_SECONDS = 10.0
 """How long a client may take to read the rest once its connection is over."""
+SHUTDOWN_SECONDS = 1.0
+"""The same when the whole server ends."""
 
 
 class ViewerConnection(WebSocketsSansIOProtocol):
@@ -66,6 +68,11 @@ class ViewerConnection(WebSocketsSansIOProtocol):
         """The client is gone, or does not read."""
         super().keepalive_timeout()
         self.transport.abort()
+
+    def shutdown(self) -> None:
+        """The server ends, and waits for no client that does not read."""
+        super().shutdown()
+        self.loop.call_later(SHUTDOWN_SECONDS, self.transport.abort)
 
     async def run_asgi(self) -> None:
         """Run the application for this connection, then see to it that it ends."""

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 SUBPROTOCOL = "binary"
 
-CLOSE_SECONDS = 5.0
-"""How long a viewer may take to read what comes before the close."""
+CLOSE_SECONDS = 2.0
+"""How long a viewer may take to read what comes before the close; less than a server that ends waits for it."""
 
 MAX_REASON = 123
 """Bytes of UTF-8; the protocol allows no more."""

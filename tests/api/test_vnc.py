@@ -1,0 +1,547 @@
+"""Endpoint 9: a session's desktop over a WebSocket. The viewers and the server are real, the desktop is scripted."""
+
+import asyncio
+import json
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.typing import Subprotocol
+
+from app.application.services.desktop import HELD_BYTES
+from app.domain.errors import SandboxFailure, SandboxUnavailable, StoreUnavailable
+from app.interfaces import viewer_connection
+from app.interfaces.api import vnc
+from app.interfaces.viewer_connection import MAX_FRAGMENTS, MAX_MESSAGE, ViewerConnection
+from tests.api.house import API, House
+from tests.fakes.memory_sandbox import MemorySandbox
+
+MIB = 1 << 20
+BUFFERS = 24 * MIB
+"""What the buffers between a desktop and a viewer may hold: the kernel's of two sockets, and ours."""
+
+
+class ScriptedDesktop:
+    """A `Desktop` that shows what it is told to, and remembers what it hears."""
+
+    def __init__(self) -> None:
+        self.shows: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self.endless = False
+        self.shown = 0
+        self.heard = bytearray()
+        self.listens = asyncio.Event()
+        self.listens.set()
+        self.closed = asyncio.Event()
+
+    async def receive(self) -> bytes:
+        if self.endless:
+            await asyncio.sleep(0)
+            data = self.shown.to_bytes(8, "big") * (64 * 128)
+        else:
+            item = await self.shows.get()
+            if isinstance(item, Exception):
+                raise item
+            data = item
+        self.shown += len(data)
+        return data
+
+    async def send(self, data: bytes) -> None:
+        await self.listens.wait()
+        self.heard += data
+
+    async def close(self) -> None:
+        self.closed.set()
+
+
+class Screen(MemorySandbox):
+    """A sandbox with a desktop: a connection of its own for each who asks."""
+
+    def __init__(self, *, endless: bool = False) -> None:
+        super().__init__()
+        self.endless = endless
+        self.desktops: list[ScriptedDesktop] = []
+        self.refusal: Exception | None = None
+        self.opened = asyncio.Event()
+
+    async def desktop(self) -> ScriptedDesktop:
+        if self.refusal is not None:
+            raise self.refusal
+        desktop = ScriptedDesktop()
+        desktop.endless = self.endless
+        self.desktops.append(desktop)
+        self.opened.set()
+        return desktop
+
+
+class Studio:
+    """A house behind a real server, configured as the service's own."""
+
+    def __init__(self, *, ping_seconds: float = 20, pong_seconds: float = 60) -> None:
+        self.house = House()
+        self.ping_seconds, self.pong_seconds = ping_seconds, pong_seconds
+        self.server: uvicorn.Server | None = None
+        self.port = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Studio"]:
+        config = uvicorn.Config(
+            self.house.app,
+            port=0,
+            log_config=None,
+            lifespan="off",
+            timeout_graceful_shutdown=3,
+            ws=ViewerConnection,
+            ws_max_size=MAX_MESSAGE,
+            ws_per_message_deflate=False,
+            ws_ping_interval=self.ping_seconds,
+            ws_ping_timeout=self.pong_seconds,
+        )
+        config.load()
+        self.server = uvicorn.Server(config)
+        self.server.lifespan = config.lifespan_class(config)
+        await self.server.startup()
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            await self.house.close()
+            await self.server.shutdown()
+
+    async def screen(self, *, endless: bool = False) -> tuple[str, Screen]:
+        """A new session and what its sandbox will be."""
+        session_id = await self.house.new()
+        screen = Screen(endless=endless)
+        self.house.sandboxes.prepared[session_id] = screen
+        return session_id, screen
+
+    def path(self, session_id: str) -> str:
+        return f"{API}/{session_id}/vnc"
+
+    async def view(self, session_id: str, **options: Any) -> ClientConnection:
+        options = {"subprotocols": [Subprotocol("binary")], **options}
+        url = f"ws://127.0.0.1:{self.port}{self.path(session_id)}"
+        return await connect(url, proxy=None, compression=None, max_size=4 * MIB, **options)
+
+    @property
+    def connections(self) -> list[ViewerConnection]:
+        """What the server holds open for viewers."""
+        assert self.server is not None
+        return [c for c in self.server.server_state.connections if isinstance(c, ViewerConnection)]
+
+    @property
+    def viewers(self) -> int:
+        return self.house.services.desktop.viewers
+
+
+@pytest.fixture
+async def studio() -> AsyncIterator[Studio]:
+    async with Studio().open() as studio:
+        yield studio
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def settled(value: Callable[[], int]) -> int:
+    """The value once it has not changed for half a second."""
+    last, since = value(), time.monotonic()
+    async with asyncio.timeout(30):
+        while time.monotonic() - since < 0.5:
+            await asyncio.sleep(0.02)
+            if value() != last:
+                last, since = value(), time.monotonic()
+    return last
+
+
+async def farewell(viewer: ClientConnection) -> tuple[int, str]:
+    """The code and the reason with which a viewer's connection ends, whatever it is shown before."""
+    async with asyncio.timeout(10):
+        try:
+            while True:
+                await viewer.recv()
+        except ConnectionClosed as closed:
+            assert closed.rcvd is not None, closed
+            return closed.rcvd.code, closed.rcvd.reason
+
+
+async def read(viewer: ClientConnection, size: int) -> bytes:
+    data = bytearray()
+    async with asyncio.timeout(20):
+        while len(data) < size:
+            data += await viewer.recv(decode=False)
+    return bytes(data)
+
+
+async def test_bytes_go_through_unchanged_in_both_directions(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    viewer = await studio.view(session_id)
+    await screen.opened.wait()
+    dice = random.Random(7)
+    pieces = [dice.randbytes(size) for size in (1, 125, 126, 127, 65_535, 65_536, 400_000, MAX_MESSAGE, 1)]
+    for piece in pieces:
+        screen.desktops[0].shows.put_nowait(piece)
+        await viewer.send(piece)
+    assert await read(viewer, sum(map(len, pieces))) == b"".join(pieces)
+    await until(lambda: screen.desktops[0].heard == b"".join(pieces))
+    await viewer.close()
+    await screen.desktops[0].closed.wait()
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"), [(None, None), (["binary"], "binary"), (["base64", "binary"], "binary")]
+)
+async def test_the_subprotocol_is_accepted_when_it_is_offered(
+    studio: Studio, offered: list[Subprotocol] | None, chosen: str | None
+) -> None:
+    session_id, screen = await studio.screen()
+    viewer = await studio.view(session_id, subprotocols=offered)
+    assert viewer.subprotocol == chosen
+    await screen.opened.wait()
+    screen.desktops[0].shows.put_nowait(b"RFB 003.008\n")
+    assert await viewer.recv() == b"RFB 003.008\n"
+    await viewer.close()
+
+
+async def test_a_viewer_that_speaks_something_else_is_refused_in_the_envelope(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    with pytest.raises(InvalidStatus) as refused:
+        await studio.view(session_id, subprotocols=["base64"])
+    assert refused.value.response.status_code == 400
+    assert "binary" in json.loads(refused.value.response.body or b"")["msg"]
+    assert not screen.opened.is_set()
+
+
+async def test_the_sandbox_is_started_while_the_viewer_waits(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    studio.house.sandboxes.may_start.clear()
+    viewer = await studio.view(session_id)
+    await until(lambda: studio.viewers == 1)
+    assert studio.house.sandboxes.starts == 0
+    studio.house.sandboxes.may_start.set()
+    await screen.opened.wait()
+    screen.desktops[0].shows.put_nowait(b"hello")
+    assert await viewer.recv() == b"hello"
+    assert studio.house.sandboxes.starts == 1
+    await viewer.close()
+
+
+@pytest.mark.parametrize("rudely", [False, True])
+async def test_a_viewer_that_leaves_meanwhile_is_not_waited_for(studio: Studio, rudely: bool) -> None:
+    session_id, screen = await studio.screen()
+    studio.house.sandboxes.may_start.clear()
+    viewer = await studio.view(session_id)
+    await until(lambda: studio.viewers == 1)
+    if rudely:
+        viewer.transport.abort()
+    else:
+        await viewer.close()
+    await until(lambda: studio.viewers == 0)
+    studio.house.sandboxes.may_start.set()
+    assert not screen.opened.is_set()
+
+
+async def test_what_a_viewer_says_too_early_is_heard_later(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    studio.house.sandboxes.may_start.clear()
+    viewer = await studio.view(session_id)
+    await viewer.send(b"early ")
+    await viewer.send(b"bird")
+    await (await viewer.ping())
+    studio.house.sandboxes.may_start.set()
+    await screen.opened.wait()
+    await viewer.send(b" sings")
+    await until(lambda: screen.desktops[0].heard == b"early bird sings")
+    await viewer.close()
+
+
+async def test_a_viewer_that_says_much_too_early_is_sent_away(studio: Studio) -> None:
+    session_id, _ = await studio.screen()
+    studio.house.sandboxes.may_start.clear()
+    viewer = await studio.view(session_id)
+    for _ in range(3):
+        await viewer.send(bytes(HELD_BYTES // 2))
+    code, reason = await farewell(viewer)
+    assert (code, str(HELD_BYTES) in reason) == (1009, True)
+    studio.house.sandboxes.may_start.set()
+
+
+@pytest.mark.parametrize("session_id", ["0" * 32, "x" * 65, "a%20b"])
+async def test_an_unknown_session_is_named_as_the_reason(studio: Studio, session_id: str) -> None:
+    assert await farewell(await studio.view(session_id)) == (4404, "no such session")
+
+
+async def test_a_sandbox_that_does_not_start_is_the_reason(studio: Studio) -> None:
+    session_id, _ = await studio.screen()
+    studio.house.sandboxes.refusal = SandboxUnavailable("Docker does not answer on this machine.")
+    assert await farewell(await studio.view(session_id)) == (4503, "Docker does not answer on this machine.")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        (SandboxUnavailable("no desktop now"), 4503),
+        (SandboxFailure("this sandbox has no desktop", status=404), 4404),
+        (SandboxFailure("it is broken", status=500), 4502),
+    ],
+)
+async def test_a_sandbox_without_a_desktop_says_so(studio: Studio, refusal: Exception, code: int) -> None:
+    session_id, screen = await studio.screen()
+    screen.refusal = refusal
+    assert await farewell(await studio.view(session_id)) == (code, str(refusal))
+
+
+async def test_a_long_reason_is_cut_between_two_characters(studio: Studio) -> None:
+    session_id, _ = await studio.screen()
+    studio.house.sandboxes.refusal = SandboxUnavailable("x" + "é" * 200)
+    code, reason = await farewell(await studio.view(session_id))
+    assert code == 4503
+    assert reason == "x" + "é" * 59 + "…"
+
+
+async def test_a_desktop_that_ends_in_order_ends_the_viewer_so(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    viewer = await studio.view(session_id)
+    await screen.opened.wait()
+    screen.desktops[0].shows.put_nowait(b"last words")
+    screen.desktops[0].shows.put_nowait(b"")
+    assert await viewer.recv() == b"last words"
+    assert await farewell(viewer) == (1000, "the desktop ended the connection")
+    await screen.desktops[0].closed.wait()
+
+
+async def test_when_the_sandbox_dies_its_viewers_are_told(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    viewers = [await studio.view(session_id) for _ in range(3)]
+    await until(lambda: len(screen.desktops) == 3)
+    for desktop in screen.desktops:
+        desktop.shows.put_nowait(SandboxUnavailable("The connection to the desktop broke."))
+    assert {await farewell(viewer) for viewer in viewers} == {(4410, "the sandbox is gone")}
+
+
+async def test_when_the_session_is_deleted_its_viewers_are_told(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    other, _ = await studio.screen()
+    viewers, bystander = [await studio.view(session_id) for _ in range(3)], await studio.view(other)
+    await until(lambda: len(screen.desktops) == 3)
+    assert (await studio.house.client.delete(f"{API}/{session_id}")).status_code == 200
+    assert {await farewell(viewer) for viewer in viewers} == {(4410, "the session was deleted")}
+    await until(lambda: studio.viewers == 1)
+    await bystander.close()
+
+
+async def test_a_viewer_that_waits_is_told_of_the_deletion_too(studio: Studio) -> None:
+    session_id, _ = await studio.screen()
+    studio.house.sandboxes.may_start.clear()
+    viewer = await studio.view(session_id)
+    await until(lambda: studio.viewers == 1)
+    await studio.house.client.delete(f"{API}/{session_id}")
+    assert await farewell(viewer) == (4410, "the session was deleted")
+    studio.house.sandboxes.may_start.set()
+
+
+async def test_when_the_service_ends_its_viewers_are_told(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    viewer = await studio.view(session_id)
+    await screen.opened.wait()
+    studio.house.services.end_streams()
+    assert await farewell(viewer) == (1001, "the service is shutting down")
+
+
+async def test_the_server_ends_in_time_and_in_order_whatever_its_viewers_do(caplog: pytest.LogCaptureFixture) -> None:
+    async with Studio().open() as studio:
+        session_id, screen = await studio.screen(endless=True)
+        deaf = await deaf_viewer(studio, session_id)
+        await settled(lambda: screen.desktops[0].shown)
+        began = time.monotonic()
+    assert time.monotonic() - began < 2.5
+    assert studio.viewers == 0
+    assert "Traceback" not in caplog.text
+    deaf.close()
+
+
+async def test_a_viewer_that_answers_no_ping_is_cut_off() -> None:
+    async with Studio(ping_seconds=0.1, pong_seconds=0.2).open() as studio:
+        session_id, screen = await studio.screen(endless=True)
+        deaf = await deaf_viewer(studio, session_id)
+        await until(lambda: not studio.connections)
+        await screen.desktops[0].closed.wait()
+        deaf.close()
+
+
+async def test_the_connection_of_a_viewer_that_does_not_read_ends_with_its_desktop(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewer_connection, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(vnc, "CLOSE_SECONDS", 0.1)
+    session_id, screen = await studio.screen(endless=True)
+    deaf = await deaf_viewer(studio, session_id)
+    await settled(lambda: screen.desktops[0].shown)
+    await studio.house.client.delete(f"{API}/{session_id}")
+    await until(lambda: not studio.connections)
+    deaf.close()
+
+
+async def test_text_is_refused(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    viewer = await studio.view(session_id)
+    await screen.opened.wait()
+    await viewer.send("words")
+    assert await farewell(viewer) == (1003, "only binary frames are understood")
+    assert screen.desktops[0].heard == b""
+
+
+async def test_a_message_that_is_too_large_ends_the_connection(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    viewer = await studio.view(session_id)
+    await screen.opened.wait()
+    with pytest.raises(ConnectionClosed):
+        await viewer.send(bytes(MAX_MESSAGE + 1))
+        await viewer.recv()
+    await screen.desktops[0].closed.wait()
+    assert screen.desktops[0].heard == b""
+
+
+async def test_a_message_in_too_many_pieces_ends_the_connection(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    viewer = await studio.view(session_id)
+    await screen.opened.wait()
+    with pytest.raises(ConnectionClosed) as closed:
+        await viewer.send([b"", *[b""] * MAX_FRAGMENTS, b"end"])
+        async with asyncio.timeout(10):
+            await viewer.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009
+    await screen.desktops[0].closed.wait()
+
+
+async def deaf_viewer(studio: Studio, session_id: str) -> socket.socket:
+    """A viewer, by hand, that reads nothing once it is let in."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, ("127.0.0.1", studio.port))
+    request = (
+        f"GET {studio.path(session_id)} HTTP/1.1\r\nHost: 127.0.0.1:{studio.port}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    await loop.sock_sendall(sock, request.encode())
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += await loop.sock_recv(sock, 1)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    return sock
+
+
+async def test_nothing_piles_up_for_a_viewer_that_does_not_read_and_others_do_not_wait(studio: Studio) -> None:
+    session_id, screen = await studio.screen(endless=True)
+    deaf = await deaf_viewer(studio, session_id)
+    assert await settled(lambda: screen.desktops[0].shown) < BUFFERS
+    viewer = await studio.view(session_id)
+    await read(viewer, 2 * BUFFERS)
+    viewer.transport.abort()
+    deaf.close()
+    await until(lambda: studio.viewers == 0)
+
+
+async def test_a_viewer_that_reads_late_is_shown_everything(studio: Studio) -> None:
+    session_id, screen = await studio.screen(endless=True)
+    viewer = await studio.view(session_id, max_queue=1)
+    await screen.opened.wait()
+    shown = await settled(lambda: screen.desktops[0].shown)
+    data = await read(viewer, shown)
+    assert data == b"".join(n.to_bytes(8, "big") * 8192 for n in range(0, len(data), 65_536))
+    viewer.transport.abort()
+
+
+async def test_a_desktop_that_takes_nothing_holds_its_viewer_up(studio: Studio) -> None:
+    session_id, screen = await studio.screen()
+    viewer = await studio.view(session_id)
+    await screen.opened.wait()
+    desktop = screen.desktops[0]
+    desktop.listens.clear()
+    sent = 0
+    piece = os.urandom(64 * 1024)
+
+    async def talk() -> None:
+        nonlocal sent
+        while True:
+            await viewer.send(piece)
+            sent += len(piece)
+
+    talking = asyncio.create_task(talk())
+    assert await settled(lambda: sent) < BUFFERS
+    desktop.listens.set()
+    await until(lambda: sent > 2 * BUFFERS)
+    talking.cancel()
+    await asyncio.gather(talking, return_exceptions=True)
+    viewer.transport.abort()
+    await desktop.closed.wait()
+    assert desktop.heard[:sent] == piece * (sent // len(piece))
+
+
+async def test_answers_to_pings_do_not_pile_up_for_a_viewer_that_does_not_read(studio: Studio) -> None:
+    session_id, screen = await studio.screen(endless=True)
+    deaf = await deaf_viewer(studio, session_id)
+    await settled(lambda: screen.desktops[0].shown)
+    (connection,) = studio.connections
+    before = connection.transport.get_write_buffer_size()
+    pings = Frame(Opcode.PING, bytes(125)).serialize(mask=True) * 1000
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(20):
+        for _ in range(40):
+            await loop.sock_sendall(deaf, pings)
+    await until(lambda: connection.conn.reader.buffer == b"")
+    assert connection.transport.get_write_buffer_size() == before
+    deaf.close()
+
+
+async def test_a_fault_of_ours_is_told_without_its_details(studio: Studio, caplog: pytest.LogCaptureFixture) -> None:
+    session_id, screen = await studio.screen()
+    screen.refusal = RuntimeError("secret detail")
+    with caplog.at_level(logging.ERROR):
+        code, reason = await farewell(await studio.view(session_id))
+    assert code == 1011
+    assert "secret" not in reason
+    assert "secret detail" in caplog.text
+
+
+async def test_a_store_that_is_away_is_the_reason(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    session_id, _ = await studio.screen()
+
+    async def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(studio.house.store, "get", away)
+    assert await farewell(await studio.view(session_id)) == (4503, "the disk is full")
+
+
+async def test_a_plain_request_is_told_what_this_is(house: House, client: httpx.AsyncClient) -> None:
+    answer = await client.get(f"{API}/{await house.new()}/vnc")
+    assert answer.status_code == 426
+    assert answer.headers["upgrade"] == "websocket"
+    assert answer.json()["code"] == 426
+    assert "WebSocket" in answer.json()["msg"]
+    assert (await client.post(f"{API}/x/vnc")).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/health", f"{API}/x/chat", "/nowhere"])
+async def test_a_websocket_elsewhere_is_answered_in_the_envelope(studio: Studio, path: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(f"ws://127.0.0.1:{studio.port}{path}", proxy=None)
+    assert refused.value.response.status_code == 404
+    assert json.loads(refused.value.response.body or b"")["code"] == 404
