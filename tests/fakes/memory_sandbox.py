@@ -2,16 +2,28 @@
 
 import asyncio
 import fnmatch
+import itertools
 import posixpath
 import re
 from dataclasses import dataclass, field
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
-from app.domain.models.sandbox import ConsoleRecord, FileMatches, FileText, FoundFiles, ShellState
+from app.domain.models.sandbox import (
+    BrowserEndpoint,
+    ConsoleRecord,
+    FileMatches,
+    FileText,
+    FoundFiles,
+    PartStatus,
+    ShellState,
+)
 
 HOME = "/home/ubuntu"
 PROMPT = "ubuntu@sandbox:~ $"
 KILLED = 137
+READY = PartStatus(ready=True)
+
+_lives = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +63,49 @@ class _Command:
             self.ended.set()
 
 
+class MemoryDesktop:
+    """`Desktop` in memory: `show` is what the viewer will receive, `heard` what it sent, `closed` that it left."""
+
+    def __init__(self) -> None:
+        self.heard = bytearray()
+        self.closed = asyncio.Event()
+        self.broken: SandboxUnavailable | None = None
+        """When set, sending fails with it."""
+        self._shown: asyncio.Queue[bytes | SandboxUnavailable] = asyncio.Queue()
+
+    def show(self, data: bytes) -> None:
+        """More of the desktop; `b""` ends the connection in order."""
+        self._shown.put_nowait(data)
+
+    def breaks(self, error: SandboxUnavailable) -> None:
+        """The connection breaks, for who receives as for who sends."""
+        self.broken = error
+        self._shown.put_nowait(error)
+
+    async def receive(self) -> bytes:
+        data = await self._shown.get()
+        if isinstance(data, SandboxUnavailable):
+            raise data
+        return data
+
+    async def send(self, data: bytes) -> None:
+        if self.broken is not None:
+            raise self.broken
+        self.heard += data
+
+    async def close(self) -> None:
+        self.closed.set()
+
+
 class MemorySandbox:
     """`Sandbox` in memory. Scripts are found by a command's exact text; one without a script succeeds silently."""
 
     def __init__(self) -> None:
+        self.computer = f"memory-{next(_lives)}"
+        self.browser = BrowserEndpoint(url="http://127.0.0.1:1/cdp", token="t", home=HOME)
+        """Nobody is there; a test that drives a browser says where it is."""
+        self.parts: dict[str, PartStatus] = dict.fromkeys(("shell", "browser", "desktop"), READY)
+        self.desktops: list[MemoryDesktop] = []
         self.calls: list[Call] = []
         self.files: dict[str, str] = {}
         self.replies: dict[str, Reply] = {}
@@ -76,6 +127,20 @@ class MemorySandbox:
     def running(self) -> list[str]:
         """The commands that run now."""
         return [each.text for shell in self._shells.values() for each in shell if each.returncode is None]
+
+    async def status(self) -> dict[str, PartStatus]:
+        self._note("status")
+        return dict(self.parts)
+
+    async def restart_browser(self) -> None:
+        self._note("restart_browser")
+        self._wants("browser")
+
+    async def desktop(self) -> MemoryDesktop:
+        self._note("desktop")
+        self._wants("desktop")
+        self.desktops.append(MemoryDesktop())
+        return self.desktops[-1]
 
     async def shell_exec(self, shell: str, exec_dir: str, command: str) -> ShellState:
         self._note("shell_exec", shell=shell, exec_dir=exec_dir, command=command)
@@ -167,6 +232,10 @@ class MemorySandbox:
         self.calls.append(Call(method, args))
         if self.failure is not None:
             raise self.failure
+
+    def _wants(self, part: str) -> None:
+        if not self.parts[part].ready:
+            raise SandboxUnavailable(f"The sandbox's {part} cannot be used: {self.parts[part].reason}")
 
     def _current(self, shell: str) -> _Command:
         if shell not in self._shells:

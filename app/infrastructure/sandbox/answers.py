@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import cast
 
 from app.domain.errors import SandboxUnavailable
-from app.domain.models.sandbox import ConsoleRecord, FileMatches, FileText, FoundFiles, ShellState, ShellStatus
+from app.domain.models.sandbox import (
+    ConsoleRecord,
+    FileMatches,
+    FileText,
+    FoundFiles,
+    PartStatus,
+    ShellState,
+    ShellStatus,
+)
 
 JsonObject = Mapping[str, object]
 
@@ -55,6 +63,29 @@ def found_files(data: JsonObject, path: str) -> FoundFiles:
 def count(data: JsonObject, name: str) -> int:
     """The whole number `name`."""
     return _whole(data.get(name), name)
+
+
+def parts(data: JsonObject) -> dict[str, PartStatus]:
+    """`{<part>: {"ready", "reason"?}, …}` of `status`; what is no object is no part."""
+    found: dict[str, PartStatus] = {}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            fields = cast("dict[str, object]", value)
+            ready = fields.get("ready")
+            if not isinstance(ready, bool):
+                raise _garbled(name)
+            found[name] = PartStatus(ready=ready, reason=_text(fields, "reason", ""))
+    return found
+
+
+def idle_seconds(data: JsonObject) -> float | None:
+    """`{"idle_seconds"?}` of `status`: 0 while the sandbox is in use; None when it does not tell."""
+    value = data.get("idle_seconds")
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return max(float(value), 0.0)
+    raise _garbled("idle_seconds")
 
 
 def _status(data: JsonObject) -> ShellStatus:

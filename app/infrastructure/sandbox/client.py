@@ -1,19 +1,27 @@
 """A session's sandbox over HTTP: the `Sandbox` port on the sandbox service's API."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from app.domain.errors import SandboxFailure
-from app.domain.models.sandbox import FileMatches, FileText, FoundFiles, ShellState
+from app.domain.external.sandbox import Desktop
+from app.domain.models.sandbox import BrowserEndpoint, FileMatches, FileText, FoundFiles, PartStatus, ShellState
 from app.infrastructure.sandbox import answers
+from app.infrastructure.sandbox.desktop import open_desktop
 from app.infrastructure.sandbox.link import JsonObject, SandboxLink
 from app.infrastructure.sandbox.shell_ids import encode_id, encode_scope
 
 MARGIN_SECONDS = 10.0
 """What a busy machine may add to the time that a call takes by its nature."""
 FILE_SECONDS = 60.0
+BROWSER_SECONDS = 60.0
+"""How long a browser may take to end, to start and to answer."""
 NOT_FOUND = 404
 LONGEST_WAIT_SECONDS = 300.0
 """The longest that the sandbox lets `shell/wait` wait."""
+
+HOME = "/home/ubuntu"
+"""The workspace of a container."""
 
 
 class HttpSandbox:
@@ -28,14 +36,45 @@ class HttpSandbox:
         link: SandboxLink,
         *,
         scope: str = "",
+        computer: str = "",
+        home: str = HOME,
         exec_seconds: float = 10.0,
         activity: AbstractContextManager[None] | None = None,
     ) -> None:
-        """`exec_seconds` is the sandbox's own SANDBOX_EXEC_SECONDS; `activity` is entered around every call."""
+        """`computer` names this life of the sandbox (its address when empty), `home` is its workspace.
+
+        `exec_seconds` is the sandbox's own SANDBOX_EXEC_SECONDS; `activity` is entered around every call.
+        """
         self._link = link
+        self._computer = computer or link.address
+        self._browser = BrowserEndpoint(url=f"{link.address}/cdp", token=link.token, home=home)
         self._prefix = f"{encode_scope(scope)}." if scope else ""
         self._exec_seconds = exec_seconds
         self._activity = activity or nullcontext()
+
+    @property
+    def computer(self) -> str:
+        """Names this life of the sandbox."""
+        return self._computer
+
+    @property
+    def browser(self) -> BrowserEndpoint:
+        """Where the browser is driven."""
+        return self._browser
+
+    async def status(self) -> Mapping[str, PartStatus]:
+        """The state of each part by its name. Does not count as use."""
+        return answers.parts(await self._link.get("status", seconds=MARGIN_SECONDS))
+
+    async def restart_browser(self) -> None:
+        """End the browser, start it again, and wait until it can be driven."""
+        with self._activity:
+            await self._link.post("browser/restart", {}, seconds=BROWSER_SECONDS)
+
+    async def desktop(self) -> Desktop:
+        """A new connection to the desktop. The sandbox itself counts it as use for as long as it is open."""
+        with self._activity:
+            return await open_desktop(self._link.address, self._link.token)
 
     async def shell_exec(self, shell: str, exec_dir: str, command: str) -> ShellState:
         """Run `command`; answers when it ends, or after a short while with status `running`."""

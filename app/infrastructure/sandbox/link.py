@@ -40,7 +40,9 @@ class SandboxLink:
 
     def __init__(self, address: str, token: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """`address` is the base URL, `token` "" sends none, `transport` replaces real connections in tests."""
-        self._base = httpx.URL(address.rstrip("/") + "/api/v1/")
+        self.address = address.rstrip("/")
+        self.token = token
+        self._base = httpx.URL(self.address + "/api/v1/")
         self._transport = transport or http_transport(address)
         self._headers = {
             "Host": self._base.netloc.decode("ascii"),

@@ -153,4 +153,7 @@ def _settings(place: Place, exec_seconds: float) -> dict[str, str]:
         "SANDBOX_CLOSED": os.pathsep.join((os.path.realpath(place.folder.parents[1]), os.path.realpath(REPOSITORY))),
         "SANDBOX_OUTPUT_DIR": output,
         "SANDBOX_EXEC_SECONDS": f"{exec_seconds:g}",
+        # The first who drives a browser waits for it; a window would open on the operator's own desktop.
+        "SANDBOX_BROWSER": "lazy",
+        "SANDBOX_DESKTOP": "false",
     }

@@ -18,7 +18,8 @@ hundred sessions in one, 0.7 ms in sixteen)."""
 
 
 class RemoteSandboxes:
-    """`SandboxProvider`: the sandbox at `address` for every session. Shell ids are kept apart; files are not."""
+    """`SandboxProvider`: the sandbox at `address` for every session. Shell ids are kept apart; files, browser
+    and desktop are not."""
 
     def __init__(
         self,

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import os
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
+from app.infrastructure.sandbox import answers
 from app.infrastructure.sandbox.activity import Activity
 from app.infrastructure.sandbox.client import HttpSandbox
 from app.infrastructure.sandbox.ledger import Ledger
@@ -17,6 +20,9 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
 """How long a process may take from its start to its first answer, on a machine that starts several."""
+
+ASK_SECONDS = 2.0
+"""How long an idle sandbox may take to tell whether somebody drives its browser."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +113,9 @@ class Slot:
             # Somebody may have come while this waited for its turn.
             if not self.died and (self._life is None or self.idle_seconds < idle_for):
                 return False
+            if self._life is not None and not self.died and await self._is_driven(self._life):
+                self._life.activity.touch()
+                return False
             await self._end_life()
             await self._kill_marked()
             return True
@@ -130,6 +139,13 @@ class Slot:
             await self._kill_marked()
             if not await asyncio.to_thread(self._site.places.remove, self._place):
                 log.warning("not all files of session %s could be deleted", self._session_id)
+
+    async def _is_driven(self, life: _Life) -> bool:
+        """Whether it is in use without us: a browser is driven over a connection that is not ours."""
+        try:
+            return answers.idle_seconds(await life.link.get("status", seconds=ASK_SECONDS)) == 0
+        except (SandboxUnavailable, SandboxFailure):
+            return False
 
     async def _abort_start(self) -> None:
         if self._start is not None and not self._start.done():
@@ -169,7 +185,14 @@ class Slot:
             await self._close(process, link)
             raise
         activity = Activity(self._site.clock)
-        sandbox = HttpSandbox(link, exec_seconds=self._site.exec_seconds, activity=activity)
+        home = await asyncio.to_thread(os.path.realpath, self._place.workspace)
+        sandbox = HttpSandbox(
+            link,
+            computer=f"{process.pid}-{secrets.token_hex(4)}",  # the number alone may be given again
+            home=home,
+            exec_seconds=self._site.exec_seconds,
+            activity=activity,
+        )
         return _Life(process, link, sandbox, activity)
 
     async def _stillborn(self, process: SandboxProcess, link: SandboxLink, error: Exception) -> SandboxUnavailable:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
-from app.domain.models.sandbox import ShellState
+from app.domain.models.sandbox import PartStatus, ShellState
 from app.infrastructure.sandbox import client, link
 from app.infrastructure.sandbox.activity import Activity
 from app.infrastructure.sandbox.client import HttpSandbox
@@ -275,6 +275,48 @@ async def test_a_call_under_way_is_activity() -> None:
     assert during == [0.0] and activity.idle_seconds == 0.0
     now += 5
     assert activity.idle_seconds == 5
+
+
+async def test_the_browser_is_where_the_api_is_and_its_token_is_never_shown() -> None:
+    endpoint = Scripted().sandbox().browser
+    assert (endpoint.url, endpoint.token, endpoint.home) == ("http://box:8080/cdp", "t0ken", "/home/ubuntu")
+    assert "t0ken" not in repr(endpoint)
+    other = HttpSandbox(SandboxLink("http://box:8080/", "t"), computer="c1", home="/w")
+    assert (other.computer, other.browser.url, other.browser.home) == ("c1", "http://box:8080/cdp", "/w")
+
+
+async def test_the_status_tells_each_part_and_is_no_use_of_the_sandbox() -> None:
+    entered: list[str] = []
+
+    class Used(Activity):
+        def __enter__(self) -> None:
+            entered.append("used")
+            super().__enter__()
+
+    parts = {"shell": {"ready": True, "reason": ""}, "browser": {"ready": False, "reason": "it starts"}}
+    box = Scripted({**parts, "idle_seconds": 3.5})
+    wire = SandboxLink("http://box:8080", "t", transport=httpx.MockTransport(box))
+    sandbox = HttpSandbox(wire, activity=Used(lambda: 0.0))
+    assert await sandbox.status() == {
+        "shell": PartStatus(ready=True),
+        "browser": PartStatus(ready=False, reason="it starts"),
+    }
+    assert (box.requests[-1].method, box.requests[-1].url.path, entered) == ("GET", "/api/v1/status", [])
+    await sandbox.restart_browser()
+    assert (box.sent(), entered) == (("/api/v1/browser/restart", {}), ["used"])
+
+
+@pytest.mark.parametrize(
+    "data", [{"shell": {"ready": "yes"}}, {"shell": {}}, {"shell": {"ready": False, "reason": ["x"]}}]
+)
+async def test_a_status_that_makes_no_sense_is_refused(data: object) -> None:
+    with pytest.raises(SandboxUnavailable, match="makes no sense"):
+        await Scripted(data).sandbox().status()
+
+
+async def test_a_desktop_that_is_not_there_is_unavailable() -> None:
+    with pytest.raises(SandboxUnavailable, match="cannot be reached"):
+        await HttpSandbox(SandboxLink("http://127.0.0.1:1", "t")).desktop()
 
 
 async def test_a_remote_sandbox_tells_whether_it_answers() -> None:

@@ -143,8 +143,19 @@ async def test_a_session_has_one_sandbox_until_it_is_destroyed(bench: Bench) -> 
     await provider.destroy(session)
     await provider.destroy(session)
     assert await provider.find(session) is None
+    again = await provider.acquire(session)
+    assert again.computer != first.computer
     with pytest.raises(SandboxFailure):
-        await (await provider.acquire(session)).file_read("a.txt", start=None, end=None, sudo=False)
+        await again.file_read("a.txt", start=None, end=None, sudo=False)
+
+
+async def test_a_sandbox_tells_its_parts_and_where_its_browser_is(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    parts = await sandbox.status()
+    assert set(parts) >= {"shell", "browser", "desktop"} and parts["shell"].ready
+    assert all(part.ready or part.reason for part in parts.values())
+    assert sandbox.browser.url.startswith("http://") and sandbox.browser.home.startswith("/")
+    assert sandbox.browser.token and sandbox.computer
 
 
 async def test_sessions_do_not_see_each_others_shells_or_files(bench: Bench) -> None:
