@@ -18,9 +18,12 @@ class PageView:
     url: str
     title: str
     text: str
-    """What is visible, as Markdown, the interactive elements in it numbered; bounded."""
-    elements: tuple[str, ...] = ()
-    """One line an interactive element, `[index] role "name" …`; the index is what `click` and the others take."""
+    """What can be seen, as Markdown, bounded. Interactive elements are marked where they stand: `[4 Home](/)` is a link,
+    `[5 textbox "Email" = "a@b.c"]` a field; the number is the index that `click` and the others take."""
+    partial: bool = False
+    """`text` holds only what is new or different since the view before; empty when nothing is."""
+    unshown: str = ""
+    """How much of the page `text` leaves out, such as `1.5 screens above, 7 below`; empty when it is all there."""
     notes: tuple[str, ...] = ()
     """What happened meanwhile, in words: a new tab, a dialog that was answered, a download with its path."""
     screenshot: bytes | None = None
