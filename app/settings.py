@@ -1,5 +1,6 @@
 """Every setting of the service: environment variables or `.env`, typed and frozen. See `.env.example`."""
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 NOT_YET = ("MONGODB_URL", "REDIS_URL", "API_TOKENS", "MCP_CONFIG", "RUN_TOKEN_BUDGET")
 """Settings of the contract that this version cannot honour: better not to start than to ignore one quietly."""
+
+
+_DOCKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+_MEMORY = re.compile(r"[1-9][0-9]{0,5}[mMgG]")
+_LEAST_MEGABYTES = 512
 
 
 class Settings(BaseSettings):
@@ -83,6 +89,22 @@ class Settings(BaseSettings):
             raise ValueError("must not be blank")
         return value.strip()
 
+    @field_validator("sandbox_name_prefix", "sandbox_network")
+    @classmethod
+    def _docker_name(cls, value: str) -> str:
+        if not _DOCKER_NAME.fullmatch(value):
+            raise ValueError("must be at most 40 letters, digits, hyphens, dots or underscores, a letter or digit first")
+        return value
+
+    @field_validator("sandbox_memory")
+    @classmethod
+    def _memory(cls, value: str) -> str:
+        if not _MEMORY.fullmatch(value):
+            raise ValueError("must be a number with m or g behind it, such as 1g")
+        if value[-1] in "mM" and int(value[:-1]) < _LEAST_MEGABYTES:
+            raise ValueError(f"must be at least {_LEAST_MEGABYTES}m: a desktop with a browser needs it")
+        return value.lower()
+
     @field_validator("allowed_origins")
     @classmethod
     def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -94,8 +116,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _usable(self) -> "Settings":
-        if self.sandbox_provider == "docker":
-            raise ValueError("SANDBOX_PROVIDER: docker is not supported by this version yet")
         for name in NOT_YET:
             value: object = getattr(self, name.lower())
             if value.get_secret_value() if isinstance(value, SecretStr) else value:
