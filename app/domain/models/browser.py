@@ -18,8 +18,8 @@ class PageView:
     url: str
     title: str
     text: str
-    """What can be seen, as Markdown, bounded. Interactive elements are marked where they stand: `[4 Home](/)` is a link,
-    `[5 textbox "Email" = "a@b.c"]` a field; the number is the index that `click` and the others take."""
+    """What can be seen, as Markdown, bounded. Interactive elements are marked where they stand: `[4 Home](/)` is a
+    link, `[5 textbox "Email" = "a@b.c"]` a field; the number is the index that `click` and the others take."""
     partial: bool = False
     """`text` holds only what is new or different since the view before; empty when nothing is."""
     unshown: str = ""

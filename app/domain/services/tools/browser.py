@@ -1,0 +1,197 @@
+"""The browser toolkit: a real browser in the session's sandbox."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from pydantic import Field
+
+from app.domain.errors import AnkerError, BrowserFailure
+from app.domain.external.browser import Browser, Target
+from app.domain.models.browser import PageView, Point
+from app.domain.models.tool import ToolResult
+from app.domain.services.tools.base import I, Tool, ToolContext, ToolInput, clip, function_tool
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE = 100
+"""Characters of the line that clients show."""
+MAX_VALUE = 8_000
+"""Characters of what JavaScript gave that the model reads; the page comes on top."""
+UNCHANGED = "[nothing on the page changed]"
+CHANGED = "[only what changed; browser_view shows all]"
+EMPTY = "[the page is empty]"
+
+
+class _Nothing(ToolInput):
+    pass
+
+
+class _Url(ToolInput):
+    url: str = Field(min_length=1, description="http(s) URL, or ~/file")
+
+
+class _Target(ToolInput):
+    index: int | None = Field(None, description="Element's number in the page")
+    coordinate_x: float | None = Field(None, description="Instead of index: pixels from the left")
+    coordinate_y: float | None = Field(None, description="and from the top")
+
+    def target(self) -> Target | None:
+        """What is meant; None when nothing is given.
+
+        Raises:
+            BrowserFailure: the index and a place, or half a place.
+        """
+        point = (self.coordinate_x, self.coordinate_y)
+        match self.index, *point:
+            case None, None, None:
+                return None
+            case int(index), None, None:
+                return index
+            case None, float(x), float(y):
+                return Point(x=x, y=y)
+            case _:
+                raise BrowserFailure("Give either index, or both coordinate_x and coordinate_y.")
+
+
+class _Input(_Target):
+    text: str = Field(description="Replaces what is there; for a file field, the file's path")
+    press_enter: bool = Field(description="Press Enter after it")
+
+
+class _Point(ToolInput):
+    coordinate_x: float
+    coordinate_y: float
+
+
+class _Key(ToolInput):
+    key: str = Field(min_length=1, description="e.g. Enter, Control+a; Alt+ArrowLeft: back, Control+w: close the tab")
+
+
+class _Option(ToolInput):
+    index: int = Field(description="The select box's number")
+    option: int = Field(ge=0, description="The option's number")
+
+
+class _Up(ToolInput):
+    to_top: bool = False
+
+
+class _Down(ToolInput):
+    to_bottom: bool = False
+
+
+class _Script(ToolInput):
+    javascript: str = Field(min_length=1)
+
+
+class _Lines(ToolInput):
+    max_lines: int | None = Field(None, ge=1)
+
+
+async def _console_exec(args: _Script, context: ToolContext) -> ToolResult:
+    result = await (await context.browser()).execute(args.javascript)
+    value = clip(result.value, MAX_VALUE)
+    return await _told(result.page, context, value=value)
+
+
+async def _console_view(args: _Lines, context: ToolContext) -> ToolResult:
+    lines = await (await context.browser()).console(args.max_lines)
+    text = clip("\n".join(lines))
+    return ToolResult(
+        success=True,
+        text=text or "[the console is empty]",
+        message=f"{len(lines)} lines",
+        data={"lines": list(lines)},
+        content={"console": text},
+    )
+
+
+async def _click(args: _Target, browser: Browser) -> PageView:
+    target = args.target()
+    if target is None:
+        raise BrowserFailure("Say what to click: give index, or coordinate_x and coordinate_y.")
+    return await browser.click(target)
+
+
+async def _input(args: _Input, browser: Browser) -> PageView:
+    return await browser.input(args.target(), args.text, press_enter=args.press_enter)
+
+
+def _acting(act: Callable[[I, Browser], Awaitable[PageView]]) -> Callable[[I, ToolContext], Awaitable[ToolResult]]:
+    async def run(args: I, context: ToolContext) -> ToolResult:
+        return await _told(await act(args, await context.browser()), context)
+
+    return run
+
+
+async def _told(view: PageView, context: ToolContext, *, value: str | None = None) -> ToolResult:
+    """`view` for the model and for clients. What a page can write comes last, so that nothing in it passes for ours."""
+    heads = [f"URL: {view.url}", f"Title: {view.title}", *(f"Note: {note}" for note in view.notes)]
+    if view.unshown:
+        heads.append(f"Not shown: {view.unshown}")
+    content: dict[str, object] = {"url": view.url, "title": view.title}
+    if (address := await _kept(view, context)) is not None:
+        content["screenshot"] = address
+    if value is not None:
+        heads.append(f"Value: {value}")
+        content["console"] = value
+    return ToolResult(
+        success=True,
+        text="\n".join(heads) + "\n" + _page_text(view),
+        message=(view.title or view.url)[:MAX_MESSAGE],
+        data={"url": view.url, "title": view.title, "notes": list(view.notes)},
+        content=content,
+    )
+
+
+def _page_text(view: PageView) -> str:
+    if view.partial:
+        return f"{CHANGED}\n\n{view.text}" if view.text else UNCHANGED
+    return f"\n{view.text}" if view.text else EMPTY
+
+
+async def _kept(view: PageView, context: ToolContext) -> str | None:
+    """The screenshot's address. A picture that cannot be kept is no reason for an action that was done to fail."""
+    if view.screenshot is None:
+        return None
+    try:
+        return await context.pictures.keep(context.session_id, view.screenshot)
+    except AnkerError as error:
+        log.warning("a screenshot was not kept: %s", error)
+        return None
+
+
+def _tool(
+    name: str,
+    description: str,
+    input: type[I],
+    act: Callable[[I, Browser], Awaitable[PageView]],
+    *,
+    parallel: bool = False,
+) -> Tool:
+    return function_tool(f"browser_{name}", "browser", description, input, _acting(act), parallel=parallel)
+
+
+TOOLS: tuple[Tool, ...] = (
+    _tool("view", "Show the page: [number] marks what you can act on.", _Nothing, lambda _, b: b.view(), parallel=True),
+    _tool("navigate", "Open a URL.", _Url, lambda args, b: b.navigate(args.url)),
+    _tool("restart", "Start the browser anew and open a URL.", _Url, lambda args, b: b.restart(args.url)),
+    _tool("click", "Click an element.", _Target, _click),
+    _tool("input", "Fill in a field; without index or coordinates, type where the focus is.", _Input, _input),
+    _tool(
+        "move_mouse",
+        "Move the mouse.",
+        _Point,
+        lambda args, b: b.move_mouse(Point(x=args.coordinate_x, y=args.coordinate_y)),
+    ),
+    _tool("press_key", "Press a key or several at once.", _Key, lambda args, b: b.press_key(args.key)),
+    _tool(
+        "select_option", "Choose in a select box.", _Option, lambda args, b: b.select_option(args.index, args.option)
+    ),
+    _tool("scroll_up", "Scroll up a screen.", _Up, lambda args, b: b.scroll(down=False, to_end=args.to_top)),
+    _tool("scroll_down", "Scroll down a screen.", _Down, lambda args, b: b.scroll(down=True, to_end=args.to_bottom)),
+    function_tool(
+        "browser_console_exec", "browser", "Run JavaScript in the page; answers its value.", _Script, _console_exec
+    ),
+    function_tool("browser_console_view", "browser", "Show the page's console.", _Lines, _console_view, parallel=True),
+)

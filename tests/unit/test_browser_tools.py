@@ -1,0 +1,242 @@
+"""The browser toolkit: what reaches the browser, and what of a page is told to the model and to clients."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from app.domain.errors import BrowserFailure, SandboxUnavailable
+from app.domain.models.browser import PageView, Point
+from app.domain.models.tool import ToolResult
+from app.domain.services.tools import browser
+from app.domain.services.tools.base import BadArguments, RunCall, Tool, ToolContext
+from tests.fakes.fake_search import FakeSearch
+from tests.fakes.memory_browser import Call, MemoryBrowser, MemoryBrowsers
+from tests.fakes.memory_pictures import MemoryPictureKeeper
+from tests.fakes.memory_sandbox import MemorySandboxProvider
+
+TOOLS: dict[str, Tool] = {tool.spec.name: tool for tool in browser.TOOLS}
+SHOP = PageView(
+    url="https://shop.example/cart",
+    title="Your cart",
+    text='# Cart\n[1 Home](/)\n[2 button "Pay"]',
+    notes=("A new tab opened.", 'An alert said "Hello".'),
+    unshown="2 screens below",
+    screenshot=b"\xff\xd8jpeg",
+)
+
+
+@dataclass
+class House:
+    """A session's browser and what its tools are given."""
+
+    browsers: MemoryBrowsers = field(default_factory=MemoryBrowsers)
+    pictures: MemoryPictureKeeper = field(default_factory=MemoryPictureKeeper)
+
+    @property
+    def browser(self) -> MemoryBrowser:
+        return self.browsers.prepare("s")
+
+    def bind(self, name: str, arguments: str) -> RunCall:
+        context = ToolContext(
+            session_id="s",
+            sandboxes=MemorySandboxProvider(),
+            browsers=self.browsers,
+            pictures=self.pictures,
+            engine=FakeSearch(),
+        )
+        bound = TOOLS[f"browser_{name}"].bind(arguments, context)
+        assert isinstance(bound, RunCall)
+        return bound
+
+    async def call(self, name: str, arguments: str = "{}") -> ToolResult:
+        return await self.bind(name, arguments).run()
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "method", "given"),
+    [
+        ("view", "{}", "view", {}),
+        ("navigate", '{"url": "a.example"}', "navigate", {"url": "a.example"}),
+        ("restart", '{"url": "a.example"}', "restart", {"url": "a.example"}),
+        ("click", '{"index": 3}', "click", {"target": 3}),
+        ("click", '{"coordinate_x": 5, "coordinate_y": 6.5}', "click", {"target": Point(x=5, y=6.5)}),
+        (
+            "input",
+            '{"text": "a", "press_enter": true, "index": 0}',
+            "input",
+            {"target": 0, "text": "a", "press_enter": True},
+        ),
+        (
+            "input",
+            '{"text": "a", "press_enter": false, "coordinate_x": 1, "coordinate_y": 2}',
+            "input",
+            {"target": Point(x=1, y=2), "text": "a", "press_enter": False},
+        ),
+        (
+            "input",
+            '{"text": "a", "press_enter": false}',
+            "input",
+            {"target": None, "text": "a", "press_enter": False},
+        ),
+        ("move_mouse", '{"coordinate_x": 1, "coordinate_y": 2}', "move_mouse", {"point": Point(x=1, y=2)}),
+        ("press_key", '{"key": "Enter"}', "press_key", {"key": "Enter"}),
+        ("select_option", '{"index": 3, "option": 0}', "select_option", {"index": 3, "option": 0}),
+        ("scroll_up", "{}", "scroll", {"down": False, "to_end": False}),
+        ("scroll_up", '{"to_top": true}', "scroll", {"down": False, "to_end": True}),
+        ("scroll_down", "{}", "scroll", {"down": True, "to_end": False}),
+        ("scroll_down", '{"to_bottom": true}', "scroll", {"down": True, "to_end": True}),
+        ("console_exec", '{"javascript": "1"}', "execute", {"javascript": "1"}),
+        ("console_view", "{}", "console", {"max_lines": None}),
+        ("console_view", '{"max_lines": 5}', "console", {"max_lines": 5}),
+    ],
+)
+async def test_each_function_does_one_thing_to_the_browser(
+    house: House, name: str, arguments: str, method: str, given: dict[str, object]
+) -> None:
+    result = await house.call(name, arguments)
+    assert result.success
+    assert house.browser.calls == [Call(method, given)]
+
+
+@pytest.mark.parametrize("name", ["click", "input"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        '"index": 1, "coordinate_x": 1, "coordinate_y": 2',
+        '"index": 1, "coordinate_x": 1',
+        '"coordinate_x": 1',
+        '"coordinate_y": 1',
+    ],
+)
+async def test_half_a_place_and_two_targets_at_once_are_refused_before_anything_happens(
+    house: House, name: str, target: str
+) -> None:
+    rest = ', "text": "a", "press_enter": false' if name == "input" else ""
+    with pytest.raises(BrowserFailure, match="either index, or both coordinate_x and coordinate_y"):
+        await house.call(name, f"{{{target}{rest}}}")
+    assert house.browser.calls == []
+
+
+async def test_a_click_on_nothing_is_refused(house: House) -> None:
+    with pytest.raises(BrowserFailure, match="Say what to click"):
+        await house.call("click")
+    assert house.browser.calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("navigate", "{}"),
+        ("navigate", '{"url": ""}'),
+        ("select_option", '{"index": 1, "option": -1}'),
+        ("console_view", '{"max_lines": 0}'),
+        ("view", '{"full": true}'),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(house: House, name: str, arguments: str) -> None:
+    with pytest.raises(BadArguments):
+        house.bind(name, arguments)
+
+
+async def test_the_model_reads_our_words_first_and_the_page_last(house: House) -> None:
+    house.browser.pages = [SHOP]
+    result = await house.call("view")
+    assert result.text == (
+        "URL: https://shop.example/cart\nTitle: Your cart\nNote: A new tab opened.\n"
+        'Note: An alert said "Hello".\nNot shown: 2 screens below\n\n# Cart\n[1 Home](/)\n[2 button "Pay"]'
+    )
+
+
+async def test_clients_get_the_address_of_the_screenshot_and_a_short_line(house: House) -> None:
+    house.browser.pages = [SHOP]
+    result = await house.call("navigate", '{"url": "shop.example"}')
+    assert result.message == "Your cart"
+    assert result.data == {"url": SHOP.url, "title": SHOP.title, "notes": list(SHOP.notes)}
+    assert result.content == {"screenshot": "/pictures/s/1", "url": SHOP.url, "title": SHOP.title}
+    assert house.pictures.kept["/pictures/s/1"] == SHOP.screenshot
+
+
+async def test_an_action_succeeds_when_its_picture_cannot_be_kept(house: House) -> None:
+    house.browser.pages = [SHOP]
+    house.pictures.trouble = "the disk is full"
+    result = await house.call("click", '{"index": 1}')
+    assert result.success
+    assert result.content == {"url": SHOP.url, "title": SHOP.title}
+
+
+async def test_without_a_screenshot_there_is_no_address(house: House) -> None:
+    result = await house.call("view")
+    assert result.content == {"url": "about:blank", "title": ""}
+    assert result.message == "about:blank"
+    assert house.pictures.kept == {}
+
+
+@pytest.mark.parametrize(
+    ("view", "said"),
+    [
+        (PageView(url="u", title="t", text=""), "[the page is empty]"),
+        (PageView(url="u", title="t", text="", partial=True), "[nothing on the page changed]"),
+        (PageView(url="u", title="t", text="+ b", partial=True), "[only what changed; browser_view shows all]\n\n+ b"),
+        (PageView(url="u", title="t", text="b"), "\nb"),
+    ],
+)
+async def test_the_model_can_tell_a_whole_page_from_changes_and_from_nothing(
+    house: House, view: PageView, said: str
+) -> None:
+    house.browser.pages = [view]
+    assert (await house.call("view")).text == f"URL: u\nTitle: t\n{said}"
+
+
+async def test_a_value_is_told_with_the_page_as_it_is_afterwards(house: House) -> None:
+    house.browser.value, house.browser.pages = "[1,2]", [PageView(url="u", title="t", text="", partial=True)]
+    result = await house.call("console_exec", '{"javascript": "[1,2]"}')
+    assert result.text == "URL: u\nTitle: t\nValue: [1,2]\n[nothing on the page changed]"
+    assert result.content == {"url": "u", "title": "t", "console": "[1,2]"}
+
+
+async def test_a_long_value_is_cut(house: House) -> None:
+    house.browser.value = "x" * 100_000
+    assert len((await house.call("console_exec", '{"javascript": "1"}')).text) < 9_000
+
+
+async def test_the_console_is_told_line_by_line(house: House) -> None:
+    house.browser.lines = ("log a", "error b")
+    result = await house.call("console_view")
+    assert result.text == "log a\nerror b"
+    assert result.content == {"console": "log a\nerror b"}
+    house.browser.lines = ()
+    assert (await house.call("console_view")).text == "[the console is empty]"
+
+
+@pytest.mark.parametrize("failure", [BrowserFailure("no such index", status=404), SandboxUnavailable("gone")])
+async def test_what_a_browser_cannot_do_is_passed_on(house: House, failure: BrowserFailure) -> None:
+    house.browser.failure = failure
+    with pytest.raises(type(failure), match=str(failure)):
+        await house.call("click", '{"index": 1}')
+
+
+async def test_a_stopped_call_stops_what_the_browser_does(house: House) -> None:
+    house.browser.may_answer.clear()
+    task = asyncio.create_task(house.call("navigate", '{"url": "slow.example"}'))
+    while not house.browser.calls:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert house.browser.cancelled == 1
+
+
+def test_only_looking_may_go_on_beside_other_calls(house: House) -> None:
+    needed = {"navigate": '{"url": "a"}', "restart": '{"url": "a"}', "press_key": '{"key": "a"}'}
+    point = '{"coordinate_x": 1, "coordinate_y": 1}'
+    needed |= {"input": '{"text": "", "press_enter": false}', "move_mouse": point}
+    needed |= {"select_option": '{"index": 1, "option": 1}', "console_exec": '{"javascript": "1"}'}
+    names = [name.removeprefix("browser_") for name in TOOLS]
+    assert len(names) == 12
+    assert [n for n in names if house.bind(n, needed.get(n, "{}")).parallel] == ["view", "console_view"]
