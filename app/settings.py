@@ -93,7 +93,9 @@ class Settings(BaseSettings):
     @classmethod
     def _docker_name(cls, value: str) -> str:
         if not _DOCKER_NAME.fullmatch(value):
-            raise ValueError("must be at most 40 letters, digits, hyphens, dots or underscores, a letter or digit first")
+            raise ValueError(
+                "must be at most 40 letters, digits, hyphens, dots or underscores, a letter or digit first"
+            )
         return value
 
     @field_validator("sandbox_memory")

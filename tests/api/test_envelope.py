@@ -239,6 +239,7 @@ def test_every_error_has_a_status() -> None:
         "StoreUnavailable": 503,
         "SandboxUnavailable": 503,
         "SandboxFailure": 400,
+        "BrowserFailure": 400,
         "SearchFailure": 502,
         "ModelFailure": 502,
     }

@@ -63,6 +63,7 @@ def test_functions_and_parameters_are_those_of_the_contract() -> None:
         for name, tool in EXECUTING.items()
     }
     text, file = (["text"], ["text"]), ["file"]
+    point = (["coordinate_x", "coordinate_y"], ["coordinate_x", "coordinate_y"])
     assert offered == {
         "shell_exec": (["command", "exec_dir", "id"], ["command", "exec_dir", "id"]),
         "shell_view": (["id"], ["id"]),
@@ -77,6 +78,21 @@ def test_functions_and_parameters_are_those_of_the_contract() -> None:
         "file_str_replace": (["file", "new_str", "old_str", "sudo"], ["file", "new_str", "old_str"]),
         "file_find_in_content": (["file", "regex", "sudo"], ["file", "regex"]),
         "file_find_by_name": (["glob", "path"], ["glob", "path"]),
+        "browser_view": ([], []),
+        "browser_navigate": (["url"], ["url"]),
+        "browser_restart": (["url"], ["url"]),
+        "browser_click": (["coordinate_x", "coordinate_y", "index"], []),
+        "browser_input": (
+            ["coordinate_x", "coordinate_y", "index", "press_enter", "text"],
+            ["press_enter", "text"],
+        ),
+        "browser_move_mouse": point,
+        "browser_press_key": (["key"], ["key"]),
+        "browser_select_option": (["index", "option"], ["index", "option"]),
+        "browser_scroll_up": (["to_top"], []),
+        "browser_scroll_down": (["to_bottom"], []),
+        "browser_console_exec": (["javascript"], ["javascript"]),
+        "browser_console_view": (["max_lines"], []),
         "info_search_web": (["date_range", "query"], ["query"]),
         "message_notify_user": text,
         "message_ask_user": text,
