@@ -44,7 +44,7 @@ def body(model: type[BaseModel]) -> Document:
 def answers(model: type[BaseModel], *failures: int) -> dict[int | str, Document]:
     """A route's `responses`: `model` when all is well, the failure envelope for each of `failures` and for 500."""
     found: dict[int | str, Document] = {200: {"description": "Success", "content": {JSON: {"schema": ref(model)}}}}
-    return found | _failures(failures)
+    return found | failures_of(failures)
 
 
 def streams(model: type[BaseModel], *failures: int, example: str) -> dict[int | str, Document]:
@@ -55,7 +55,7 @@ def streams(model: type[BaseModel], *failures: int, example: str) -> dict[int | 
         "line of JSON. A comment at least every 15 s keeps the connection open."
     )
     found: dict[int | str, Document] = {200: {"description": description, "content": content}}
-    return found | _failures(failures)
+    return found | failures_of(failures)
 
 
 def install_document(app: FastAPI) -> None:
@@ -104,17 +104,18 @@ def _models() -> list[type[BaseModel]]:
 def text(description: str, *failures: int) -> dict[int | str, Document]:
     """As `answers`, for plain text."""
     found: dict[int | str, Document] = {200: {"description": description, "content": {"text/plain": {}}}}
-    return found | _failures(failures)
+    return found | failures_of(failures)
 
 
 def picture(media_type: str, *failures: int) -> dict[int | str, Document]:
     """As `answers`, for a picture."""
     content: Document = {media_type: {"schema": {"type": "string", "format": "binary"}}}
     found: dict[int | str, Document] = {200: {"description": "The picture.", "content": content}}
-    return found | _failures(failures)
+    return found | failures_of(failures)
 
 
-def _failures(statuses: tuple[int, ...]) -> dict[int | str, Document]:
+def failures_of(statuses: tuple[int, ...]) -> dict[int | str, Document]:
+    """The failure envelope for each of `statuses` and for 500: a part of a route's `responses`."""
     found: dict[int | str, Document] = {}
     for status in (*statuses, 500):
         answer: Document = {

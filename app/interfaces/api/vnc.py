@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from app.application.services.desktop import Ending
 from app.domain.errors import AnkerError, InvalidInput, TooLarge
-from app.interfaces.api.document import Document, operation_id, text
+from app.interfaces.api.document import Document, failures_of, operation_id
 from app.interfaces.api.params import known_shape, owner_of
 from app.interfaces.api.services import services_of
 from app.interfaces.denial import deny
@@ -41,7 +41,7 @@ _MISTAKEN = "this is a WebSocket, for a VNC viewer: connect with ws:// and the s
 
 _RESPONSES: dict[int | str, Document] = {
     101: {"description": "A WebSocket: the bytes of the RFB (VNC) protocol, both ways."},
-    426: text("", 426)[426],
+    **failures_of((426,)),
 }
 
 router = APIRouter(tags=["sandbox"], default_response_class=Response, generate_unique_id_function=operation_id)
