@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
 from app.domain.errors import SandboxUnavailable
@@ -70,6 +70,8 @@ async def open_desktop(address: str, token: str) -> Desktop:
         raise SandboxUnavailable(f"The sandbox's desktop did not answer within {OPEN_SECONDS:g} s.") from None
     except OSError as error:
         raise SandboxUnavailable("The sandbox cannot be reached: it does not run.") from error
+    except InvalidMessage as error:
+        raise SandboxUnavailable("The connection to the sandbox broke before its desktop was there.") from error
     except (InvalidHandshake, InvalidURI, ValueError) as error:
         raise SandboxUnavailable("The sandbox's desktop gave an answer that makes no sense.") from error
     _keep_alive(connection)

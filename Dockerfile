@@ -1,0 +1,59 @@
+# The service in a container. From the repository's root, after `docker build -t anker .`:
+#
+#   docker run -p 8000:8000 --env-file .env -v /var/run/docker.sock:/var/run/docker.sock -v anker-data:/data anker
+#
+# Every session's sandbox is a container of its own, beside this one: that is what the engine's socket is for. Whoever
+# may use that socket is as good as root on the machine; see docs/operations.md.
+FROM debian:bookworm-slim AS packages
+
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        binutils ca-certificates python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+COPY constraints.txt requirements.txt /build/
+COPY sandbox/requirements.txt /build/sandbox/
+# Nothing is installed later, so pip goes. The node that drives the browsers comes with its symbols.
+RUN python3 -m venv /opt/anker \
+    && /opt/anker/bin/pip install --no-cache-dir --disable-pip-version-check --no-compile -r /build/requirements.txt \
+    && /opt/anker/bin/pip uninstall --yes --quiet pip setuptools \
+    && strip /opt/anker/lib/python3*/site-packages/playwright/driver/node \
+    && find /opt/anker -name tests -type d -prune -exec rm -r {} + \
+    && python3 -m compileall -q -j 0 /opt/anker/lib
+
+
+FROM debian:bookworm-slim
+
+# libatomic1 is for that node.
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates libatomic1 python3 \
+    && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* \
+    && useradd --uid 1000 --user-group --create-home --shell /usr/sbin/nologin anker \
+    # Also for other users than that one (`--user 1234`): they are in the group root when nothing else is said.
+    && install --directory --owner anker --group root --mode 2770 /data
+
+COPY --from=packages /opt/anker /opt/anker
+COPY scripts/entrypoint.sh /opt/anker/bin/entrypoint
+# The sandbox's program too: without an engine, the demo model's sandboxes are processes in this container.
+COPY sandbox /opt/anker/lib/python3.11/site-packages/sandbox
+COPY app /opt/anker/lib/python3.11/site-packages/app
+RUN python3 -m compileall -q /opt/anker/lib/python3.11/site-packages/sandbox /opt/anker/lib/python3.11/site-packages/app
+
+ENV LANG=C.UTF-8 \
+    PATH=/opt/anker/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    HOME=/home/anker \
+    HOST=0.0.0.0 \
+    PORT=8000 \
+    DATA_DIR=/data
+
+# The `./data` of an `--env-file .env` is /data here.
+WORKDIR /
+VOLUME /data
+EXPOSE 8000
+# Python heeds it from its first moment on; as process 1 it would not hear SIGTERM while it still imports.
+STOPSIGNAL SIGINT
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-I", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]
+
+ENTRYPOINT ["/opt/anker/bin/entrypoint"]
+CMD ["python", "-I", "-m", "app"]

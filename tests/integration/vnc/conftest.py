@@ -1,0 +1,137 @@
+"""noVNC as people use it: from npm, in a real Chromium, on a page of another origin than the service's."""
+
+import asyncio
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright
+
+from tests.fakes.scripted_openai import ScriptedOpenAI
+from tests.support.containers import cleared, docker, inspect, named, run
+from tests.support.service import ROOT, Client, ServiceProcess
+
+NOVNC = "@novnc/novnc@1.7.0"
+CACHE = ROOT / ".cache" / NOVNC.replace("/", "-")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def translate_path(self, path: str) -> str:
+        path = path.partition("?")[0]
+        if path.startswith("/novnc/"):
+            return str(CACHE / "node_modules" / "@novnc" / "novnc" / path.removeprefix("/novnc/"))
+        return str(Path(__file__).parent / "viewer.html")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def novnc() -> None:
+    """noVNC is in the cache: installed on the first run, and never changed."""
+    if not (CACHE / "node_modules" / "@novnc").is_dir():
+        npm = ("npm", "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(CACHE), NOVNC)
+        asyncio.run(run(*npm))
+
+
+@pytest.fixture
+def site(novnc: None) -> Iterator[str]:
+    """The origin of a site that shows `viewer.html`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler)) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+async def chromium() -> AsyncIterator[Browser]:
+    """The viewers' browser; nothing to do with that in the sandbox."""
+    assert CHROMIUM, "these tests need a Chromium: apt-get install chromium"
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+@dataclass
+class Stage:
+    """The service with Docker sandboxes, and a site whose pages may use it."""
+
+    client: Client
+    model: ScriptedOpenAI
+    chromium: Browser
+    site: str
+    prefix: str
+
+    def address(self, session_id: str) -> str:
+        return f"{str(self.client.http.base_url).replace('http', 'ws')}/api/v1/sessions/{session_id}/vnc"
+
+    async def viewer(self, session_id: str) -> Page:
+        """A page with noVNC that has begun to connect."""
+        page = await self.chromium.new_page(viewport={"width": 1280, "height": 800})
+        await page.goto(f"{self.site}/?url={quote(self.address(session_id))}")
+        return page
+
+    async def container(self, session_id: str) -> dict[str, Any]:
+        """The session's sandbox."""
+        (name,) = [each for each in (await named(self.prefix))["container"] if session_id in each]
+        return await inspect(name)
+
+    @asynccontextmanager
+    async def inside(self, session_id: str) -> AsyncIterator[Page]:
+        """The page that the sandbox's own browser shows, driven from outside over its DevTools."""
+        found = await self.container(session_id)
+        (place,) = found["NetworkSettings"]["Networks"].values()
+        token = dict(line.split("=", 1) for line in found["Config"]["Env"])["SANDBOX_TOKEN"]
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.connect_over_cdp(
+                f"http://{place['IPAddress']}:8080/cdp", headers={"Authorization": f"Bearer {token}"}
+            )
+            context = browser.contexts[0]
+            yield context.pages[0] if context.pages else await context.new_page()
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[ScriptedOpenAI]:
+    with ScriptedOpenAI() as server:
+        yield server
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, site: str, chromium: Browser, model: ScriptedOpenAI) -> AsyncIterator[Stage]:
+    async with cleared(f"vnc-{uuid.uuid4().hex[:6]}") as prefix:
+        service = ServiceProcess(
+            tmp_path / "data",
+            API_KEY="sk-scripted",
+            API_BASE=model.url,
+            MODEL_NAME="scripted",
+            SANDBOX_PROVIDER="docker",
+            SANDBOX_NAME_PREFIX=prefix,
+            SANDBOX_NETWORK=f"{prefix}-network",
+            ALLOWED_ORIGINS=site,
+        )
+        client = await service.start()
+        try:
+            yield Stage(client, model, chromium, site, prefix)
+        finally:
+            await client.close()
+            await service.stop()
+        log = service.log.read_text()
+        assert "Traceback" not in log, log[-4000:]
+
+
+async def kill(container: dict[str, Any]) -> None:
+    """As when it ran out of memory, or somebody did it."""
+    await docker("kill", container["Id"])
