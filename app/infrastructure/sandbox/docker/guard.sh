@@ -1,0 +1,66 @@
+# Runs in a helper container, in the host's network: puts the sandboxes' rules into the host's packet filter.
+#   ACTION apply | remove   BRIDGE the sandboxes' bridge   FORWARD, INPUT, REFUSAL our chains   TABLE what is in them
+# Prints "guarded" when all is in place. Whatever it says else is for the service's log.
+set -eu
+
+# The engine may use either kind of iptables; rules of the other kind would not see its packets in the right order.
+filter=
+for each in iptables-nft iptables-legacy iptables; do
+    if "$each" -w 5 -n -L DOCKER-USER >/dev/null 2>&1; then
+        filter=$each
+        break
+    fi
+done
+if [ -z "$filter" ]; then
+    echo "the engine's chain DOCKER-USER is not there" >&2
+    exit 3
+fi
+
+# enter CHAIN OURS: packets of the bridge go to OURS first. Only the rules of other networks' guards may come before.
+enter() {
+    rule="-A $1 -i $BRIDGE -j $2"
+    first=$("$filter" -w 5 -S "$1" | awk -v rule="$rule" '
+        $0 == rule { found = 1; exit } /^-A/ && !/ -j ANKER-/ { exit } END { print found + 0 }')
+    [ "$first" = 1 ] && return
+    "$filter" -w 5 -I "$1" 1 -i "$BRIDGE" -j "$2"
+    # The one from before goes last, so that there is one at any time.
+    while :; do
+        places=$("$filter" -w 5 -S "$1" | grep ^-A | grep -nFx -e "$rule" | cut -d: -f1)
+        [ "$(echo "$places" | wc -l)" -gt 1 ] || break
+        "$filter" -w 5 -D "$1" "$(echo "$places" | tail -n 1)"
+    done
+}
+
+leave() {
+    while "$filter" -w 5 -D "$1" -i "$BRIDGE" -j "$2" 2>/dev/null; do :; done
+    forget "$2"
+}
+
+forget() {
+    "$filter" -w 5 -F "$1" 2>/dev/null && "$filter" -w 5 -X "$1"
+}
+
+# Sandboxes have no IPv6. Should one get it all the same, it leads nowhere.
+six=$(echo "$filter" | sed s/iptables/ip6tables/)
+without_six() {
+    [ -e /proc/net/if_inet6 ] || return 0
+    for chain in INPUT FORWARD; do
+        if [ "$1" = apply ]; then
+            "$six" -w 5 -C $chain -i "$BRIDGE" -j DROP 2>/dev/null || "$six" -w 5 -I $chain 1 -i "$BRIDGE" -j DROP
+        else
+            while "$six" -w 5 -D $chain -i "$BRIDGE" -j DROP 2>/dev/null; do :; done
+        fi
+    done
+}
+
+if [ "$ACTION" = apply ]; then
+    printf '%s\n' "$TABLE" | "$filter-restore" -w 5 --noflush
+    enter DOCKER-USER "$FORWARD"
+    enter INPUT "$INPUT"
+else
+    leave DOCKER-USER "$FORWARD" || :
+    leave INPUT "$INPUT" || :
+    forget "$REFUSAL" || :
+fi
+without_six "$ACTION" || echo "IPv6 could not be closed on $BRIDGE" >&2
+echo guarded
