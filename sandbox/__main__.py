@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 import sys
 from types import FrameType
+from typing import cast
 
 # Start-up is mostly imports, which make lasting objects: collecting garbage meanwhile only costs time.
 gc.disable()
@@ -13,27 +15,36 @@ gc.disable()
 import uvicorn  # noqa: E402
 import uvloop  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
+from uvicorn.server import ServerState  # noqa: E402
 
 from sandbox import lifeline  # noqa: E402
-from sandbox.main import create_app  # noqa: E402
+from sandbox.bridges.upgrade import Upgrade  # noqa: E402
+from sandbox.main import Sandbox, create_app  # noqa: E402
 from sandbox.settings import Settings, complaint  # noqa: E402
 from sandbox.shell.environment import SHELL_MARK  # noqa: E402
-from sandbox.shell.manager import Shells  # noqa: E402
 from sandbox.shell.processes import kill_descendants  # noqa: E402
 
 _KILL_SECONDS = 0.5
 
 
 class _Server(uvicorn.Server):
-    """Ends the shells before it waits for open requests, which may be waiting for a shell."""
+    """Begins the sandbox once requests are answered, and ends it before it waits for those that are open, which may be
+    waiting for a shell."""
 
-    def __init__(self, config: uvicorn.Config, shells: Shells) -> None:
+    def __init__(self, config: uvicorn.Config, sandbox: Sandbox) -> None:
         super().__init__(config)
-        self._shells = shells
+        self._sandbox = sandbox
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by `serve` first."""
+        await super().startup(sockets)
+        self._sandbox.begin()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by `serve` when it is to end."""
-        await self._shells.close()
+        for connection in [one for one in self.server_state.connections if isinstance(one, Upgrade)]:
+            connection.shutdown()
+        await self._sandbox.close()
         await super().shutdown(sockets)
 
     def stop(self) -> None:
@@ -57,8 +68,12 @@ def _problem(settings: Settings) -> str:
 
 async def _serve(settings: Settings) -> None:
     app = create_app(settings)
-    shells: Shells = app.state.shells
-    lifeline.start_guardian(f"{SHELL_MARK}={shells.word}")
+    sandbox: Sandbox = app.state.sandbox
+    lifeline.start_guardian(f"{SHELL_MARK}={sandbox.shells.word}")
+
+    def upgrade(*, server_state: ServerState, **_: object) -> Upgrade:
+        return Upgrade(sandbox.open, sandbox.token, sandbox.activity, cast(set[object], server_state.connections))
+
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -67,18 +82,25 @@ async def _serve(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         http="httptools",
-        ws="none",  # no route needs it yet, and loading it takes time
+        ws=cast(type[asyncio.Protocol], upgrade),  # it is only ever called
         timeout_graceful_shutdown=1,
         lifespan="on",
     )
-    server = _Server(config, shells)
+    server = _Server(config, sandbox)
     if settings.lifeline_fd is not None:
         lifeline.watch_parent(settings.lifeline_fd, server.stop)
-    reaper = asyncio.create_task(lifeline.keep_reaping(lambda: shells.pids))
-    try:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(lifeline.keep_reaping(lambda: sandbox.pids))]
+        if settings.idle_seconds:
+            tasks.append(group.create_task(_stop_when_idle(server, sandbox, settings.idle_seconds)))
         await server.serve([socket.socket(fileno=settings.fd)] if settings.fd is not None else None)
-    finally:
-        reaper.cancel()
+        for task in tasks:
+            task.cancel()
+
+
+async def _stop_when_idle(server: _Server, sandbox: Sandbox, seconds: float) -> None:
+    await sandbox.activity.idle_for(seconds)
+    server.stop()
 
 
 def main() -> int:
@@ -91,6 +113,8 @@ def main() -> int:
     if problem := _problem(settings):
         print(problem, file=sys.stderr)
         return 2
+    os.environ.pop("SANDBOX_TOKEN", None)
+    lifeline.hide()
     lifeline.take_signals_back()
     lifeline.become_subreaper()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,6 +4,7 @@ import hmac
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.envelope import refusal
@@ -11,35 +12,37 @@ from sandbox.envelope import refusal
 MIB = 1024 * 1024
 
 
-class BearerAuth:
-    """Lets through only requests, WebSockets included, with `Authorization: Bearer <token>`; others get 401."""
+class Token:
+    """The sandbox's token, and who has it."""
 
-    def __init__(self, app: ASGIApp, *, token: str) -> None:
-        self._app = app
+    def __init__(self, token: str) -> None:
         self._expected = f"bearer {token}".encode("latin-1")
+
+    def opens(self, authorization: str) -> bool:
+        """Whether this Authorization header carries it."""
+        scheme, _, token = authorization.partition(" ")
+        given = f"{scheme.lower()} {token.strip()}".encode("latin-1", "replace")
+        return hmac.compare_digest(given, self._expected)
+
+
+class BearerAuth:
+    """Lets through only requests with `Authorization: Bearer <token>`; others get 401."""
+
+    def __init__(self, app: ASGIApp, *, token: Token) -> None:
+        self._app = app
+        self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
-        if scope["type"] == "lifespan" or self._allowed(Headers(scope=scope)):
+        if scope["type"] == "lifespan" or self._token.opens(Headers(scope=scope).get("authorization", "")):
             await self._app(scope, receive, send)
-        elif scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
-            prefix = "" if scope["type"] == "http" else "websocket.http."
-
-            async def send_prefixed(message: Message) -> None:
-                kind = message["type"].removeprefix("http.").removeprefix("websocket.http.")
-                await send({**message, "type": f"{prefix or 'http.'}{kind}"})
-
-            response = refusal(401, "no or wrong token", {"WWW-Authenticate": "Bearer"})
-            # The response is sent as plain HTTP; for a WebSocket only the messages' names differ.
-            await response({**scope, "type": "http"}, receive, send_prefixed)
         else:
-            # A server without the denial extension answers a close before the handshake with 403.
-            await send({"type": "websocket.close", "code": 1008, "reason": "no or wrong token"})
+            await not_allowed()(scope, receive, send)
 
-    def _allowed(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = f"{scheme.lower()} {token.strip()}".encode("latin-1", "replace")
-        return hmac.compare_digest(given, self._expected)
+
+def not_allowed() -> Response:
+    """The answer to who has no token."""
+    return refusal(401, "no or wrong token", {"WWW-Authenticate": "Bearer"})
 
 
 class BodyLimit:

@@ -3,14 +3,18 @@
 import asyncio
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Coroutine
 from types import FrameType
 
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_SECONDS = 1.0
+"""How long a dead process may stay that was passed over, as one in front of it was somebody else's to collect."""
+_SWARM_SECONDS = 0.02
 
 
 def become_subreaper() -> bool:
@@ -33,6 +37,20 @@ def _nothing(_number: int, _frame: FrameType | None) -> None:
     """A handler that only takes the place of the default."""
 
 
+def dies_with_us(name: str) -> list[str]:
+    """What to put before a command so that the kernel sends it the signal `name` when this service dies; nothing where
+    util-linux is not installed, or where this is process 1, with which everything else dies anyway."""
+    setpriv = shutil.which("setpriv") if os.getpid() != 1 else None
+    return [setpriv, "--pdeathsig", name, "--"] if setpriv else []
+
+
+def hide() -> None:
+    """Closes `/proc/<our pid>` (the token in our environment, our memory) to other programs of this user, and keeps
+    them from tracing us. Programs started from here are not concerned; root can look all the same."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def reap(own: Container[int]) -> None:
     """Collects dead adopted processes; those in `own` are left to the code that waits for them."""
     while hasattr(os, "waitid"):
@@ -47,10 +65,29 @@ def reap(own: Container[int]) -> None:
 
 
 async def keep_reaping(own: Callable[[], Container[int]]) -> None:
-    """Reaps once a second, for ever; nobody waits for adopted processes, so their collection is not urgent."""
-    while True:
-        await asyncio.sleep(_REAP_SECONDS)
-        reap(own())
+    """Reaps for ever, soon after a child has died: the dead count against the container's limit of processes.
+
+    Takes SIGCHLD for itself; to be run on the main thread."""
+    loop, died = asyncio.get_running_loop(), asyncio.Event()
+    # Not by the loop's own means: uvloop keeps this signal to itself, though only for processes that it starts.
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: loop.call_soon_threadsafe(died.set))
+    try:
+        while True:
+            died.clear()
+            reap(own())
+            # Orphans die in swarms: one look for many of them.
+            await asyncio.sleep(_SWARM_SECONDS)
+            await _within(died.wait(), _REAP_SECONDS)
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+async def _within(wait: Coroutine[object, object, object], seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await wait
+    except TimeoutError:
+        return
 
 
 _GUARDIAN = """\
@@ -66,8 +103,9 @@ done
 
 def start_guardian(mark: str) -> None:
     """Starts a small process that outlives this one, should it be killed outright, just long enough to kill what has
-    an environment variable that begins with `mark` and a dash. Only on Linux."""
-    if sys.platform != "linux":
+    an environment variable that begins with `mark` and a dash. Only on Linux, and not where this is process 1, whose
+    end is everybody's."""
+    if sys.platform != "linux" or os.getpid() == 1:
         return
     reading, _held_until_we_end = os.pipe()
     # In a session of its own: what is sent to our process group must not end it with us.

@@ -1,19 +1,25 @@
-"""The sandbox service as an ASGI application.
+"""The sandbox service as an ASGI application, and the door for what is not ASGI.
 
-`create_app(settings)` wires the parts; `app.state.shells` is what must be closed at the end (its lifespan does it).
+`create_app(settings)` wires the parts; `app.state.sandbox` is what must be begun and closed (its lifespan closes it).
 """
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from sandbox.auth import MIB, BearerAuth, BodyLimit
-from sandbox.envelope import install_handlers
+from sandbox.activity import Activity, CountActivity
+from sandbox.auth import MIB, BearerAuth, BodyLimit, Token
+from sandbox.bridges.upgrade import Bridge, Handshake
+from sandbox.envelope import Failure, install_handlers
 from sandbox.files.paths import Paths
+from sandbox.parts import Parts
+from sandbox.routes_cdp import cdp_routes
 from sandbox.routes_file import UPLOAD_BYTES, file_routes
 from sandbox.routes_shell import shell_routes
-from sandbox.routes_status import status_routes
+from sandbox.routes_status import STATUS, status_routes
 from sandbox.settings import Settings
 from sandbox.shell.manager import Shells
 
@@ -21,9 +27,49 @@ API = "/api/v1"
 JSON_BYTES = 32 * MIB
 
 
+class Sandbox:
+    """What runs in a sandbox: its shells, the desktop and the browser."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.shells = Shells(settings)
+        self.parts = Parts(settings, self.shells.word)
+        self.activity = Activity(time.monotonic)
+        self.token = Token(settings.token)
+
+    @property
+    def pids(self) -> set[int]:
+        """The processes that somebody waits for."""
+        return self.shells.pids | self.parts.pids
+
+    async def close(self) -> None:
+        """Ends all of it. Idempotent."""
+        await asyncio.gather(self.shells.close(), self.parts.end())
+
+    def begin(self) -> None:
+        """Starts what is to be there from the beginning; returns at once."""
+        self.parts.begin()
+
+    async def open(self, handshake: Handshake, viewer: asyncio.Transport) -> Bridge:
+        """The door for WebSockets. Failure 404 when none leads there, 409 and 503 when it leads to nothing now."""
+        # Loaded for the first who comes: most sandboxes are never watched.
+        if handshake.path == "/vnc":
+            from sandbox.bridges.vnc import VncBridge
+
+            bridge = VncBridge(viewer, handshake)
+            await bridge.open(await self.parts.desktop.vnc())
+            return bridge
+        if handshake.path.startswith("/cdp/devtools/"):
+            from sandbox.bridges.tunnel import Tunnel
+
+            tunnel = Tunnel(viewer, handshake, handshake.target.removeprefix("/cdp"))
+            await tunnel.open(await self.parts.browser.port())
+            return tunnel
+        raise Failure(404, f"no such route: WebSocket {handshake.path}")
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application; needs no running event loop."""
-    shells = Shells(settings)
+    sandbox = Sandbox(settings)
     paths = Paths(settings)
 
     @asynccontextmanager
@@ -31,15 +77,17 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            await shells.close()
+            await sandbox.close()
 
     app = FastAPI(title="Anker sandbox", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.shells = shells
+    app.state.sandbox = sandbox
     install_handlers(app)
-    app.include_router(shell_routes(shells, paths, settings), prefix=API)
+    app.include_router(shell_routes(sandbox.shells, paths, settings), prefix=API)
     app.include_router(file_routes(paths), prefix=API)
-    app.include_router(status_routes(shells), prefix=API)
+    app.include_router(status_routes(sandbox.shells, sandbox.parts, sandbox.activity), prefix=API)
+    app.include_router(cdp_routes(sandbox.parts.browser))
     # The last one added is the first that a request meets.
     app.add_middleware(BodyLimit, default=JSON_BYTES, by_path={f"{API}/file/upload": UPLOAD_BYTES + MIB})
-    app.add_middleware(BearerAuth, token=settings.token)
+    app.add_middleware(CountActivity, activity=sandbox.activity, spared=(f"{API}{STATUS}",))
+    app.add_middleware(BearerAuth, token=sandbox.token)
     return app

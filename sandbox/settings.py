@@ -3,7 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -40,6 +40,16 @@ class Settings(BaseSettings):
     """A pipe's read end; at its end of file the parent is gone."""
     exec_seconds: float = Field(default=10, ge=0, le=300)
     """How long exec waits for a command to end."""
+    browser: Literal["eager", "lazy", "off"] = "lazy"
+    """Whether Chromium is started at once, by the first who wants to drive it, or never."""
+    desktop: bool = False
+    """Whether there is a desktop (Xvnc); without one the browser is headless."""
+    chromium: str = ""
+    """Where Chromium is; empty: the first that is found under a usual name."""
+    idle_seconds: float = Field(default=0, ge=0)
+    """The service ends itself when it was not used for so long; 0: never."""
+    sudo: bool = False
+    """Whether the file API may work as root, through sudo."""
     instance: str = Field(default="", validation_alias="ANKER_SANDBOX")
     """Handed on to every shell as ANKER_SANDBOX, so that leftovers can be found by it."""
 
@@ -47,6 +57,11 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("idle_seconds", mode="before")
+    @classmethod
+    def _empty_is_never(cls, value: object) -> object:
+        return 0 if value == "" else value
 
     @field_validator("roots", "closed", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sandbox.lifeline import dies_with_us
 from sandbox.shell.environment import SHELL_MARK
 from sandbox.shell.marks import Mark, MarkReader
 from sandbox.shell.script import ABORT_SIGNAL, Driver
@@ -59,13 +60,6 @@ class Launch:
     """Holds the private folders of all shells."""
 
 
-def _death_signal() -> list[str]:
-    """A prefix that has the kernel hang up bash when this service dies, where util-linux is installed."""
-    setpriv = shutil.which("setpriv")
-    # HUP, not KILL: bash passes it on to its background jobs.
-    return [setpriv, "--pdeathsig", "HUP", "--"] if setpriv else []
-
-
 class Bash:
     """A bash process, its terminal and the FIFO it takes commands from. Made by `start`; ended by `close`."""
 
@@ -99,7 +93,8 @@ class Bash:
         # On the loop's thread: the death signal follows the thread that forked. Without a preexec function Python
         # uses vfork, so this takes about a millisecond whatever the size of this process.
         return subprocess.Popen(  # noqa: S603 - fixed program, no shell text from outside
-            [*_death_signal(), "/bin/sh", "-c", _LAUNCH, self._driver.tty, launch.bash, str(self._driver.rc)],
+            # HUP, not KILL: bash passes it on to its background jobs.
+            [*dies_with_us("HUP"), "/bin/sh", "-c", _LAUNCH, self._driver.tty, launch.bash, str(self._driver.rc)],
             cwd=cwd,
             env={**launch.environment, "PWD": cwd, SHELL_MARK: self.word},
             start_new_session=True,

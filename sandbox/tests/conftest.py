@@ -75,7 +75,7 @@ async def box(make_box) -> AsyncIterator[Box]:
     yield await make_box()
     for app, client in make_box.opened:
         await client.aclose()
-        await app.state.shells.close()
+        await app.state.sandbox.close()
 
 
 @pytest.fixture

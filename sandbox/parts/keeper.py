@@ -1,0 +1,136 @@
+"""Keeps one program running."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+
+from sandbox.parts.child import Child, Command
+
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 10.0
+_STEADY_SECONDS = 10.0
+"""Who has run for so long did not fail at its start: the pauses begin anew."""
+_SEARCHED = 65536
+
+log = logging.getLogger("sandbox")
+
+
+class Keeper:
+    """Starts a program, and again whenever it ends, after a pause that grows while it keeps failing.
+
+    `launch` gives the command, anew for every start; it may wait for what the program needs. `ready` is what the
+    program writes once it can be used, with one group: what its users need to know.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        launch: Callable[[], Awaitable[Command]],
+        *,
+        ready: re.Pattern[bytes] | None = None,
+        grace: float = 0.3,
+    ) -> None:
+        """`grace` is how long it may take to end itself. Without `ready` it can be used at once."""
+        self.name = name
+        self.said: str | None = None
+        """What the running program wrote in the group of `ready`; None while it cannot be used."""
+        self.failure = ""
+        """The end of what it wrote when it last ended before it could be used."""
+        self._launch = launch
+        self._pattern = ready
+        self._grace = grace
+        self._child: Child | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is being kept running."""
+        return self._task is not None
+
+    @property
+    def pids(self) -> set[int]:
+        """The process that is waited for, if there is one."""
+        return {self._child.pid} if self._child is not None else set()
+
+    def begin(self) -> None:
+        """Keeps the program running from now on. Idempotent."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep(), name=f"keep {self.name}")
+
+    async def ready(self, seconds: float) -> str:
+        """What it said, once it can be used; raises TimeoutError after `seconds`."""
+        async with asyncio.timeout(seconds):
+            while self.said is None:
+                await self._ready.wait()
+        return self.said
+
+    async def restart(self) -> None:
+        """Ends the program with its whole group; it is started again at once."""
+        self._hurry.set()
+        self._unready()
+        if self._child is not None:
+            await self._child.end(self._grace)
+
+    async def end(self) -> None:
+        """Ends the program for good."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+        self._unready()
+        if self._child is not None:
+            await self._child.end(self._grace)
+            self._child = None
+
+    async def _keep(self) -> None:
+        loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE
+        while True:
+            began = loop.time()
+            try:
+                await self._run(await self._launch())
+            except OSError as error:
+                self.failure = error.strerror or str(error)
+            log.warning("%s ended and is started again: %s", self.name, self.failure.rpartition("\n")[2])
+            if loop.time() - began > _STEADY_SECONDS:
+                pause = _FIRST_PAUSE
+            await self._rest(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _run(self, command: Command) -> None:
+        """Until it has ended."""
+        self._hurry.clear()
+        searched = bytearray()
+
+        def look(data: bytes) -> None:
+            if self.said is not None or self._pattern is None:
+                return
+            searched.extend(data)
+            if found := self._pattern.search(searched):
+                self._become_ready(found[1].decode())
+            del searched[:-_SEARCHED]
+
+        self._child = child = Child(command, look)
+        if self._pattern is None:
+            self._become_ready("")
+        await asyncio.shield(child.exited)
+        self.failure = child.last_words
+        self._unready()
+        self._child = None
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+        except TimeoutError:
+            return
+
+    def _become_ready(self, said: str) -> None:
+        self.said = said
+        self._ready.set()
+
+    def _unready(self) -> None:
+        self.said = None
+        self._ready.clear()

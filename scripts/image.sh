@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Builds the sandbox's image, SANDBOX_IMAGE, when it is missing or was made of other files than those that are here.
+#   scripts/image.sh          build it if need be
+#   scripts/image.sh --check  only say, by the exit status, whether it is up to date
+# Run it, or source it and call `ensure_image`. Needs a Docker engine that answers (scripts/engine.sh can start one).
+
+SANDBOX_IMAGE=${SANDBOX_IMAGE:-simpleyyt/anker-sandbox}
+_SOURCES_LABEL=anker.sources
+_IMAGE_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# What the image is made of, as one word. Everything that the Dockerfile copies must be named here.
+_image_sources() (
+    cd "$_IMAGE_ROOT" || exit
+    find sandbox constraints.txt .dockerignore -type f \
+        ! -path '*/tests/*' ! -path '*/__pycache__/*' ! -path '*/.*_cache/*' -print0 |
+        sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-16
+)
+
+_image_is_current() {
+    [ "$(docker image inspect --format "{{index .Config.Labels \"$_SOURCES_LABEL\"}}" "$SANDBOX_IMAGE" 2>/dev/null)" = "$1" ]
+}
+
+ensure_image() {
+    local sources log
+    sources=$(_image_sources) || return
+    if _image_is_current "$sources"; then
+        return
+    fi
+    if [ "${1:-}" = --check ]; then
+        return 1
+    fi
+    echo "Building the sandbox's image $SANDBOX_IMAGE (the first time takes some minutes) …" >&2
+    log=$(mktemp)
+    if ! docker build --label "$_SOURCES_LABEL=$sources" -t "$SANDBOX_IMAGE" \
+        -f "$_IMAGE_ROOT/sandbox/Dockerfile" "$_IMAGE_ROOT" 2>&1 | tee "$log" | _progress >&2; then
+        echo "The image $SANDBOX_IMAGE could not be built: $(grep -v '^ *$' "$log" | tail -n 1)" >&2
+        rm -f "$log"
+        return 1
+    fi
+    rm -f "$log"
+}
+
+# The steps only: what they print is for when one of them fails.
+_progress() {
+    sed -nu -E 's/^(Step [0-9]+\/[0-9]+ : [^#]{1,100}).*/  \1/p; s/^#[0-9]+ (\[[^]]*[0-9]+\/[0-9]+\] .{1,100}).*/  \1/p'
+}
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    set -euo pipefail
+    ensure_image "$@"
+fi
