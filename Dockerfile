@@ -30,7 +30,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* \
     && useradd --uid 1000 --user-group --create-home --shell /usr/sbin/nologin anker \
     # Also for other users than that one (`--user 1234`): they are in the group root when nothing else is said.
-    && install --directory --owner anker --group root --mode 2770 /data
+    && install --directory --owner anker --group root --mode 770 /data
 
 COPY --from=packages /opt/anker /opt/anker
 COPY scripts/entrypoint.sh /opt/anker/bin/entrypoint

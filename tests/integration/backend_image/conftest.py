@@ -1,0 +1,134 @@
+"""The service's own image, built once, and containers of it that are run as its users run them."""
+
+import asyncio
+import os
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.support.containers import cleared, docker, inspect, run
+from tests.support.service import ROOT, Client
+
+IMAGE = "anker-backend-under-test"
+SOCKET = ("--volume", "/var/run/docker.sock:/var/run/docker.sock")
+SANDBOX_IMAGE = os.environ.get("SANDBOX_IMAGE", "simpleyyt/anker-sandbox")
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The image, made of the files that are here now; the engine remembers each layer whose files have not changed."""
+
+    async def build() -> None:
+        await run(str(ROOT / "scripts" / "engine.sh"))
+        await docker("build", "--quiet", "--tag", IMAGE, str(ROOT))
+
+    asyncio.run(build())
+    return IMAGE
+
+
+@pytest.fixture(scope="session")
+def sandbox_image() -> str:
+    """The sandboxes' image, likewise."""
+    asyncio.run(run(str(ROOT / "scripts" / "image.sh")))
+    return SANDBOX_IMAGE
+
+
+@dataclass
+class Backend:
+    """A container of the service."""
+
+    name: str
+    port: int
+
+    @property
+    def client(self) -> Client:
+        """A frontend, on the published port."""
+        return Client(f"http://127.0.0.1:{self.port}")
+
+    async def ready(self, seconds: float = 30) -> Client:
+        """A client, once the service answers."""
+        client = self.client
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                assert (await client.http.get("/health")).status_code == 200
+            except OSError as error:
+                raise AssertionError(await self.logs()) from error
+            except Exception:
+                if time.monotonic() > deadline or not (await self.state())["Running"]:
+                    raise AssertionError(await self.logs()) from None
+                await asyncio.sleep(0.05)
+            else:
+                return client
+
+    async def state(self) -> dict[str, Any]:
+        return (await inspect(self.name))["State"]
+
+    async def address(self, network: str) -> str:
+        return (await inspect(self.name))["NetworkSettings"]["Networks"][network]["IPAddress"]
+
+    async def execute(self, *command: str) -> str:
+        return await docker("exec", self.name, *command)
+
+    async def status(self) -> dict[str, str]:
+        """What the kernel says of the service's process."""
+        lines = (await self.execute("cat", "/proc/1/status")).splitlines()
+        return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
+
+    async def stop(self) -> float:
+        """`docker stop`; the seconds it took."""
+        began = time.monotonic()
+        await docker("stop", self.name)
+        return time.monotonic() - began
+
+    async def logs(self) -> str:
+        process = await asyncio.create_subprocess_exec(
+            "docker", "logs", self.name, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        return (await process.communicate())[0].decode()
+
+
+class Yard:
+    """Where a test's containers are; everything in it begins with `prefix`."""
+
+    def __init__(self, image: str, prefix: str) -> None:
+        self.image = image
+        self.prefix = prefix
+        self._count = 0
+
+    async def run(self, *options: str, publish: bool = True, settings: dict[str, str] | None = None) -> Backend:
+        """`docker run`, with a data volume of the test's own unless `options` say otherwise."""
+        self._count += 1
+        backend = Backend(f"{self.prefix}-backend-{self._count}", _free_port())
+        if publish:
+            options = ("--publish", f"{backend.port}:8000", *options)
+        if not any(":/data" in option for option in options):
+            options = ("--volume", f"{self.prefix}-data:/data", *options)
+        own = {
+            "SANDBOX_NAME_PREFIX": self.prefix,
+            "SANDBOX_NETWORK": f"{self.prefix}-network",
+            "SANDBOX_IMAGE": SANDBOX_IMAGE,
+            **(settings or {}),
+        }
+        flags = [part for name, value in own.items() for part in ("--env", f"{name}={value}")]
+        # The settings as somebody has them who copied the example, whatever they say about a container's inside.
+        example = ("--env-file", str(ROOT / ".env.example"))
+        await docker("run", "--detach", "--name", backend.name, *example, *flags, *options, self.image)
+        return backend
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+async def yard(image: str) -> AsyncIterator[Yard]:
+    async with cleared(f"backend-{uuid.uuid4().hex[:6]}") as prefix:
+        yield Yard(image, prefix)
