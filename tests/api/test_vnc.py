@@ -304,6 +304,25 @@ async def test_a_sandbox_without_a_desktop_says_so(studio: Studio, refusal: Exce
     assert await farewell(await studio.view(session_id)) == (code, str(refusal))
 
 
+async def test_a_sandbox_that_has_just_died_is_replaced_by_another(studio: Studio) -> None:
+    session_id, dead = await studio.screen()
+    dead.refusal = SandboxUnavailable("The sandbox cannot be reached: it does not run.")
+    alive = Screen()
+    acquire = studio.house.sandboxes.acquire
+
+    async def notice(session_id: str) -> MemorySandbox:
+        found = await acquire(session_id)
+        studio.house.sandboxes.sandboxes[session_id] = alive
+        return found
+
+    studio.house.sandboxes.acquire = notice
+    viewer = await studio.view(session_id)
+    await alive.opened.wait()
+    alive.desktops[0].shows.put_nowait(b"hello")
+    assert await viewer.recv() == b"hello"
+    await viewer.close()
+
+
 async def test_a_long_reason_is_cut_between_two_characters(studio: Studio) -> None:
     session_id, _ = await studio.screen()
     studio.house.sandboxes.refusal = SandboxUnavailable("x" + "é" * 200)

@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+
+SANDBOX_IMAGE = os.environ.get("SANDBOX_IMAGE") or "simpleyyt/anker-sandbox"
+"""The image of the sandboxes; `scripts/image.sh` makes it."""
 
 
 async def run(*command: str, check: bool = True) -> str:

@@ -104,7 +104,13 @@ class DesktopService:
     async def _open(self, session_id: str, stack: AsyncExitStack) -> Desktop:
         """`stack` closes the desktop, even if nobody takes it because its viewer left in the same moment."""
         sandbox = await self._sandboxes.acquire(session_id)
-        desktop = await sandbox.desktop()
+        try:
+            desktop = await sandbox.desktop()
+        except SandboxUnavailable as error:
+            # It may have died so recently that its provider did not know yet, as it does now.
+            log.info("no desktop, and one more try: %s", error)
+            sandbox = await self._sandboxes.acquire(session_id)
+            desktop = await sandbox.desktop()
         stack.push_async_callback(desktop.close)
         return desktop
 

@@ -1,7 +1,6 @@
 """The service's own image, built once, and containers of it that are run as its users run them."""
 
 import asyncio
-import os
 import socket
 import time
 import uuid
@@ -11,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.containers import cleared, docker, inspect, run
+from tests.support.containers import SANDBOX_IMAGE, cleared, docker, inspect, run
 from tests.support.service import ROOT, Client
 
 IMAGE = "anker-backend-under-test"
 SOCKET = ("--volume", "/var/run/docker.sock:/var/run/docker.sock")
-SANDBOX_IMAGE = os.environ.get("SANDBOX_IMAGE", "simpleyyt/anker-sandbox")
 
 
 @pytest.fixture(scope="session")
@@ -29,13 +27,6 @@ def image() -> str:
 
     asyncio.run(build())
     return IMAGE
-
-
-@pytest.fixture(scope="session")
-def sandbox_image() -> str:
-    """The sandboxes' image, likewise."""
-    asyncio.run(run(str(ROOT / "scripts" / "image.sh")))
-    return SANDBOX_IMAGE
 
 
 @dataclass

@@ -17,7 +17,7 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.containers import cleared, docker, inspect, named, run
+from tests.support.containers import SANDBOX_IMAGE, cleared, docker, inspect, named, run
 from tests.support.service import ROOT, Client, ServiceProcess
 
 NOVNC = "@novnc/novnc@1.7.0"
@@ -84,9 +84,13 @@ class Stage:
         await page.goto(f"{self.site}/?url={quote(self.address(session_id))}")
         return page
 
+    async def containers(self, session_id: str) -> list[str]:
+        """The names of the session's containers."""
+        return [name for name in (await named(self.prefix))["container"] if session_id in name]
+
     async def container(self, session_id: str) -> dict[str, Any]:
         """The session's sandbox."""
-        (name,) = [each for each in (await named(self.prefix))["container"] if session_id in each]
+        (name,) = await self.containers(session_id)
         return await inspect(name)
 
     @asynccontextmanager
@@ -118,6 +122,7 @@ async def stage(tmp_path: Path, site: str, chromium: Browser, model: ScriptedOpe
             API_BASE=model.url,
             MODEL_NAME="scripted",
             SANDBOX_PROVIDER="docker",
+            SANDBOX_IMAGE=SANDBOX_IMAGE,
             SANDBOX_NAME_PREFIX=prefix,
             SANDBOX_NETWORK=f"{prefix}-network",
             ALLOWED_ORIGINS=site,

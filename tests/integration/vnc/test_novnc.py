@@ -7,7 +7,6 @@ from playwright.async_api import Page
 
 from tests.fakes.scripted_openai import Call, agent_script
 from tests.integration.vnc.conftest import Stage, kill
-from tests.support.containers import named
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -51,8 +50,7 @@ async def test_a_viewer_sees_the_desktop_change_when_the_agent_navigates(stage: 
         assert called.data["result"]["success"], called.data
         for viewer in viewers:
             await shows(viewer, *seen)
-    names = await named(stage.prefix)
-    assert len(names["container"]) == 1
+    assert len(await stage.containers(session_id)) == 1
 
 
 async def test_what_a_person_types_arrives_in_the_page(stage: Stage) -> None:
@@ -95,7 +93,7 @@ async def test_the_page_is_told_why_it_sees_nothing(stage: Stage) -> None:
     assert (await stage.client.http.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
     await page.wait_for_function("window.closed_with", timeout=15_000)
     assert await page.evaluate("window.closed_with") == [4410, "the session was deleted"]
-    assert not (await named(stage.prefix))["container"]
+    assert not await stage.containers(session_id)
 
 
 async def test_a_page_of_another_origin_gets_no_desktop(stage: Stage) -> None:
@@ -104,4 +102,4 @@ async def test_a_page_of_another_origin_gets_no_desktop(stage: Stage) -> None:
     elsewhere = stage.site.replace("127.0.0.1", "localhost")
     await page.goto(f"{elsewhere}/?url=ws://127.0.0.1:1")
     assert await page.evaluate(CLOSED, stage.address(session_id)) == [1006, ""]
-    assert not (await named(stage.prefix))["container"]
+    assert not await stage.containers(session_id)
