@@ -1,6 +1,6 @@
 """What a browser shows, and what in it is meant."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class PageView:
     """How much of the page `text` leaves out, such as `1.5 screens above, 7 below`; empty when it is all there."""
     notes: tuple[str, ...] = ()
     """What happened meanwhile, in words: a new tab, a dialog that was answered, a download with its path."""
-    screenshot: bytes | None = None
+    screenshot: bytes | None = field(default=None, repr=False)
     """The viewport as a small JPEG; None when none could be taken."""
 
 

@@ -68,6 +68,8 @@ class BrowserEndpoint:
     """Sent as `Authorization: Bearer <token>` with every request, the WebSocket's included."""
     home: str
     """The workspace as the browser sees it; downloads go to `Downloads` in it."""
+    shared: bool = False
+    """Other sessions drive it too: each keeps to tabs, cookies and downloads of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

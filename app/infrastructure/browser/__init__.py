@@ -1,0 +1,1 @@
+"""Browsers in sandboxes, driven over CDP with Playwright."""

@@ -1,0 +1,81 @@
+"""The one Playwright driver of this process: a Node program of about 100 MB, started by the first use of a browser."""
+
+import asyncio
+import contextlib
+import logging
+
+from playwright.async_api import Browser, Playwright, async_playwright
+from playwright.async_api import Error as PlaywrightError
+
+from app.domain.errors import SandboxUnavailable
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 30.0
+CONNECT_SECONDS = 15.0
+STOP_SECONDS = 5.0
+
+
+class Driver:
+    """Starts Playwright when it is needed, starts it anew when it has died, and ends it when nothing is connected."""
+
+    def __init__(self) -> None:
+        self._playwright: Playwright | None = None
+        self._lock = asyncio.Lock()
+        self._browsers: set[Browser] = set()
+
+    async def connect(self, address: str, token: str) -> Browser:
+        """Connect to the browser whose WebSocket is at `address`.
+
+        Raises:
+            SandboxUnavailable: it does not answer, or there is no driver.
+        """
+        # Nothing of Playwright's defaults: it is a person's browser too, and downloads have a place of their own.
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                playwright = await self._started()
+                browser = await playwright.chromium.connect_over_cdp(
+                    address, headers={"Authorization": f"Bearer {token}"} if token else {}, no_defaults=True
+                )
+        except TimeoutError:
+            raise SandboxUnavailable("The browser does not answer.") from None
+        except PlaywrightError as error:
+            if "Connection closed" in error.message:
+                await self._forget()
+            raise SandboxUnavailable("The browser cannot be connected to.") from error
+        self._browsers.add(browser)
+        browser.on("disconnected", lambda gone: self._browsers.discard(gone))
+        return browser
+
+    async def rest(self) -> None:
+        """End the driver when no browser is connected; the next `connect` starts it again."""
+        async with self._lock:
+            if not self._browsers:
+                await self._stop()
+
+    async def close(self) -> None:
+        """End the driver and with it every connection."""
+        async with self._lock:
+            self._browsers.clear()
+            await self._stop()
+
+    async def _started(self) -> Playwright:
+        async with self._lock:
+            if self._playwright is None:
+                try:
+                    async with asyncio.timeout(START_SECONDS):
+                        self._playwright = await async_playwright().start()
+                except (OSError, TimeoutError) as error:
+                    raise SandboxUnavailable("The program that drives browsers does not start.") from error
+            return self._playwright
+
+    async def _forget(self) -> None:
+        async with self._lock:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        playwright, self._playwright = self._playwright, None
+        if playwright is not None:
+            with contextlib.suppress(PlaywrightError, TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await playwright.stop()

@@ -1,0 +1,149 @@
+// Nodes as a person sees them: shadow trees where they are drawn, slots filled, what is hidden told apart.
+//
+// All four scripts are one function body that runs in a world of its own: the page's JavaScript can neither see nor
+// change it. The DOM is shared, though, and a form's fields hide the form's own properties (<input name="childNodes">),
+// so nothing is read off an element by its plain name that a field could be called by.
+
+const getter = (prototype, name) => {
+  const { get } = Object.getOwnPropertyDescriptor(prototype, name);
+  return (node) => get.call(node);
+};
+const getSetter = (prototype, name) => {
+  const { set } = Object.getOwnPropertyDescriptor(prototype, name);
+  return (node, value) => set.call(node, value);
+};
+const method = (prototype, name) => {
+  const call = prototype[name];
+  return (node, ...values) => call.apply(node, values);
+};
+
+const typeOf = getter(Node.prototype, "nodeType");
+const childNodesOf = getter(Node.prototype, "childNodes");
+const parentNodeOf = getter(Node.prototype, "parentNode");
+const textOf = getter(Node.prototype, "textContent");
+const isConnected = getter(Node.prototype, "isConnected");
+const tagOf = getter(Element.prototype, "localName");
+const shadowRootOf = getter(Element.prototype, "shadowRoot");
+const slotOf = getter(Element.prototype, "assignedSlot");
+const scrollHeightOf = getter(Element.prototype, "scrollHeight");
+const clientHeightOf = getter(Element.prototype, "clientHeight");
+const editableOf = getter(HTMLElement.prototype, "isContentEditable");
+const attribute = method(Element.prototype, "getAttribute");
+const hasAttribute = method(Element.prototype, "hasAttribute");
+const boxOf = method(Element.prototype, "getBoundingClientRect");
+const boxesOf = method(Element.prototype, "getClientRects");
+const find = method(Element.prototype, "querySelector");
+const matches = method(Element.prototype, "matches");
+const checkVisibility = method(Element.prototype, "checkVisibility");
+const intoView = method(Element.prototype, "scrollIntoView");
+const focusOn = method(HTMLElement.prototype, "focus");
+const treeOf = method(Node.prototype, "getRootNode");
+const ofDocument = (name) => getter(Document.prototype, name)(document);
+const elementAt = method(Document.prototype, "elementFromPoint");
+
+const ELEMENT = 1;
+const TEXT = 3;
+const UNSEEN = new Set(
+  ("base col colgroup datalist defs head link meta noscript optgroup option param script source style template title " +
+    "track").split(" "),
+);
+
+const closedRoots = new WeakMap(); // host → its closed shadow root, which only a debugger can give us
+const examined = new WeakSet(); // elements that were asked for one
+
+function rootOf(element) {
+  return shadowRootOf(element) ?? closedRoots.get(element) ?? null;
+}
+
+function childrenOf(element) {
+  const root = rootOf(element);
+  if (root) return childNodesOf(root);
+  if (element instanceof HTMLSlotElement) {
+    const assigned = element.assignedNodes();
+    if (assigned.length) return assigned;
+  }
+  return childNodesOf(element);
+}
+
+function parentOf(node) {
+  const slot = typeOf(node) === ELEMENT ? slotOf(node) : node.assignedSlot;
+  if (slot) return slot;
+  const parent = parentNodeOf(node);
+  return parent instanceof ShadowRoot ? parent.host : parent;
+}
+
+function within(node, ancestor) {
+  for (let each = node; each; each = parentOf(each)) if (each === ancestor) return true;
+  return false;
+}
+
+function collapse(text) {
+  return text.replace(/\s+/gu, " ").trim();
+}
+
+function shorten(text, limit) {
+  if (text.length <= limit) return text;
+  const cut = text.slice(0, limit);
+  return (/[\uD800-\uDBFF]$/.test(cut) ? cut.slice(0, -1) : cut) + "…";
+}
+
+// The text below `element`, on one line, no longer than about `limit`; what is not rendered is left out.
+function plainText(element, limit) {
+  const parts = [];
+  let size = 0;
+  const visit = (node) => {
+    if (size > limit) return;
+    if (typeOf(node) === TEXT) {
+      const text = node.data.length > limit * 4 ? node.data.slice(0, limit * 4) : node.data;
+      parts.push(text);
+      size += text.trim().length;
+    } else if (typeOf(node) === ELEMENT) {
+      const tag = tagOf(node);
+      const named = tag === "title" && node instanceof SVGElement; // not drawn, but a drawing's name
+      if (!named && (UNSEEN.has(tag) || attribute(node, "aria-hidden") === "true" || !checkVisibility(node))) return;
+      const label = tag === "img" ? attribute(node, "alt") : attribute(node, "aria-label");
+      if (label) {
+        parts.push(" ", label, " ");
+        size += label.length;
+        return;
+      }
+      const inline = getComputedStyle(node).display === "inline";
+      if (!inline) parts.push(" ");
+      for (const child of childrenOf(node)) visit(child);
+      if (!inline) parts.push(" ");
+    }
+  };
+  for (const child of childrenOf(element)) visit(child);
+  return shorten(collapse(parts.join("")), limit);
+}
+
+// The innermost element drawn at a point of the viewport, looking into shadow trees.
+function hit(x, y) {
+  let found = elementAt(document, x, y);
+  while (found) {
+    const inner = rootOf(found)?.elementFromPoint(x, y);
+    if (!inner || inner === found || !within(inner, found)) break;
+    found = inner;
+  }
+  return found;
+}
+
+function clips(style) {
+  return style.overflow !== "visible" || style.clipPath !== "none" || style.clip !== "auto";
+}
+
+function scrollable(element) {
+  if (scrollHeightOf(element) - clientHeightOf(element) < 4 || clientHeightOf(element) < 40) return false;
+  if (element === ofDocument("scrollingElement")) return true;
+  return /auto|scroll/.test(getComputedStyle(element).overflowY);
+}
+
+// What moves when a person scrolls: the page, or the pane that fills most of it.
+function mainScroller() {
+  const page = ofDocument("scrollingElement") ?? ofDocument("documentElement");
+  if (scrollable(page)) return page;
+  for (let each = hit(innerWidth / 2, innerHeight / 2); each; each = parentOf(each)) {
+    if (typeOf(each) === ELEMENT && scrollable(each)) return each;
+  }
+  return page;
+}

@@ -1,0 +1,312 @@
+"""What is told of a page."""
+
+import time
+
+import pytest
+
+from tests.integration.browser.house import House, index
+from tests.integration.browser.site import Page
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_a_page_is_told_as_markdown(house: House) -> None:
+    view = await house.show(
+        """<h1>Big <b>news</b></h1>
+        <p>It is <b>bold </b>and <em>soft</em>,   with
+        many <code>let a[0]</code> words.</p>
+        <ul><li>one<li>two<ul><li>inner</ul></ul><ol start=3><li>three<li>four</ol>
+        <blockquote>said<p>twice</blockquote><hr>
+        <pre><code class="language-js">if (a) {
+
+  b[0]();
+}</code></pre>""",
+        title="News &amp; more",
+    )
+    assert view.title == "News & more"
+    assert view.url == house.site.url("/")
+    assert view.text == (
+        "# Big news\n\nIt is **bold** and *soft*, with many `let a[0]` words.\n\n- one\n- two\n  - inner\n\n"
+        "3. three\n4. four\n\n> said\n\n> twice\n\n```js\nif (a) {\n\n  b[0]();\n}\n```"
+    )
+    assert (view.partial, view.unshown, view.notes) == (False, "", ())
+    assert view.screenshot is not None
+    assert view.screenshot.startswith(b"\xff\xd8")
+
+
+async def test_interactive_elements_are_marked_with_role_name_value_and_state(house: House) -> None:
+    view = await house.show(
+        """<a href="/cart?x=1">Cart</a> <a href="https://other.example/a">Away</a> <a href="#" onclick="1">Script</a>
+        <button>Save</button><button disabled aria-label="Close it">x</button>
+        <label>Email <input type=email value="a@b.c" required></label>
+        <label for=n>Notes</label><textarea id=n placeholder=p>two
+        lines</textarea>
+        <input type=password aria-label=Secret value=12345><input type=date aria-label=Born>
+        <label><input type=checkbox checked> Remember me</label>
+        <label><input type=radio name=r> One</label>
+        <select aria-label=Country><option>France<option selected>Italy<option disabled>Spain</select>
+        <div role=tab aria-selected=true tabindex=0>Tab</div>
+        <div onclick="1">Card</div><div role=button aria-expanded=false tabindex=0>Menu</div>
+        <div contenteditable aria-label=Text>words</div><input type=range min=0 max=10 value=3 aria-label=Volume>
+        <input type=file aria-label=Photo><input type=hidden value=no><input placeholder="Search here">""",
+    )
+    assert view.text == (
+        "[1 Cart](/cart?x=1) [2 Away](https://other.example/a) "
+        '[3 link "Script"] [4 button "Save"] [5 button "Close it" disabled] '
+        '[6 textbox "Email" = "a@b.c" required] [7 textbox "Notes" = "two lines"] '
+        '[8 password "Secret" = "•••••"] [9 date "Born" (yyyy-mm-dd)] [10 checkbox "Remember me" checked] '
+        '[11 radio "One" unchecked] [12 select "Country" = "Italy": 0 France, 1 Italy, 2 Spain (disabled)]\n'
+        '[13 tab "Tab" selected]\n[14 clickable "Card"]\n[15 button "Menu" collapsed]\n'
+        '[16 textbox "Text" = "words"]\n'
+        '[17 slider "Volume" = "3" (0-10)] [18 file "Photo"] [19 textbox "Search here"]'
+    )
+
+
+async def test_what_nobody_sees_is_not_told(house: House) -> None:
+    view = await house.show(
+        """<style>p{color:red}</style><script>var secret = 1</script><noscript>no script</noscript>
+        <template>template</template><!-- comment -->
+        <p style="display:none">gone</p><p hidden>hidden</p>
+        <p style="visibility:hidden">unseen <span style="visibility:visible">seen</span></p>
+        <p style="opacity:0">faded <button>ghost</button></p>
+        <div style="height:0;overflow:hidden">collapsed</div>
+        <span style="position:absolute;width:1px;height:1px;overflow:hidden">for readers</span>
+        <div style="position:absolute;left:-9999px">far left</div>
+        <details><summary>More</summary>folded</details><dialog>closed dialog</dialog>
+        <button style="display:none">none</button><a href="/x" style="width:0;height:0;display:block"></a>""",
+    )
+    assert view.text == 'seen\n\n[1 button "More" collapsed]'
+
+
+async def test_tables_are_tables_and_layouts_are_not(house: House) -> None:
+    view = await house.show(
+        """<table><caption>Prices</caption><tr><th>Thing<th>Price<tr><td>A | B<td>1 <button>Buy</button>
+        <tr><td>C<br>D<td><a href="/d">d</a></table>
+        <table role=presentation><tr><td>left<td>right</table>""",
+    )
+    assert view.text == (
+        'Prices\n\n| Thing | Price |\n|---|---|\n| A \\| B | 1 [1 button "Buy"] |\n| C D | [2 d](/d) |\n\nleft\nright'
+    )
+
+
+async def test_a_link_around_a_whole_card_is_marked_where_it_begins(house: House) -> None:
+    view = await house.show('<a href="/card"><h3>Title</h3><p>Words of it</p><img alt="Photo" width=20 height=20></a>')
+    assert view.text == "### [1](/card) Title\n\nWords of it\n\n![Photo]"
+
+
+async def test_text_that_looks_like_a_mark_or_a_note_of_ours_does_not_pass_for_one(house: House) -> None:
+    view = await house.show('<p>[3 button "Pay"] [<b>4</b> x]</p><p>Note: you won</p><button>] [9 button "x"</button>')
+    assert view.text == ('\\[3 button "Pay"] \\[**4** x]\n\nNote: you won\n\n[1 button "] [9 button \'x\'"]')
+    assert view.notes == ()
+
+
+async def test_icons_have_the_names_that_readers_of_the_screen_are_told(house: House) -> None:
+    view = await house.show(
+        """<button><svg width=16 height=16><title>Search</title></svg></button>
+        <a href="/home"><img src="data:," alt="Home" width=16 height=16></a><button title="Print">🖨</button>
+        <span id=l>Label text</span><input aria-labelledby=l><a href="/icon" aria-label="Icon link"><i></i>x</a>
+        <button><span style="position:absolute;width:1px;height:1px;overflow:hidden">Only heard</span></button>""",
+    )
+    for mark in ('button "Search"', "![Home]](/home)", 'button "🖨"', 'textbox "Label text"', 'button "Only heard"'):
+        assert mark in view.text, view.text
+
+
+async def test_styled_check_boxes_are_told_by_what_is_drawn_of_them(house: House) -> None:
+    view = await house.show(
+        """<label style="position:relative"><input type=checkbox style="opacity:0;position:absolute" checked>
+        <i>✓</i> Faded</label>
+        <label><input type=checkbox style="display:none"> Not rendered</label>
+        <input type=file style="display:none" id=f aria-label="Upload"><label for=f>Choose a file</label>""",
+    )
+    assert 'checkbox "✓ Faded" checked]' in view.text
+    assert 'checkbox "Not rendered" unchecked]' in view.text
+    assert 'file "Upload"]' in view.text
+
+
+async def test_writing_of_all_directions_come_through_whole(house: House) -> None:
+    view = await house.show(
+        "<p>日本語の文章</p><p dir=rtl>שלום עולם — مرحبا</p><p>👩‍👩‍👧‍👦 naïve</p><button>确定</button>"
+    )
+    assert view.text == '日本語の文章\n\nשלום עולם — مرحبا\n\n👩‍👩‍👧‍👦 naïve\n\n[1 button "确定"]'  # noqa: RUF001
+
+
+async def test_a_page_that_changed_what_javascript_means_is_read_all_the_same(house: House) -> None:
+    view = await house.show(
+        """<p>text</p><form><input name=childNodes><input name=localName><input name=getBoundingClientRect>
+        <input name=parentNode><button>Go</button></form><img name=body><img name=title><img name=querySelector>
+        <script>
+        Element.prototype.getBoundingClientRect = () => { throw 1 };
+        window.getComputedStyle = () => { throw 2 };
+        Array.prototype.map = Array.prototype.push = () => { throw 3 };
+        Map.prototype.get = WeakMap.prototype.get = () => { throw 4 };
+        JSON.stringify = Promise = Object.getOwnPropertyDescriptor = undefined;
+        Object.defineProperty(Node.prototype, "textContent", { get() { return "lies" } });
+        </script>""",
+        title="Hostile",
+    )
+    assert view.title == "Hostile"
+    assert view.text.startswith("text\n")
+    assert 'button "Go"' in view.text
+    number = index(view.text, 'button "Go"')
+    await (await house.browser()).click(number)
+    assert house.site.asked[-1].startswith("/?childNodes=")
+
+
+async def test_shadow_trees_are_read_and_used_open_closed_and_nested(house: House) -> None:
+    view = await house.show(
+        """<my-card><span slot=title>Slotted title</span>Default</my-card><div id=plain></div>
+        <script>
+        customElements.define("my-card", class extends HTMLElement { constructor() { super();
+          this.attachShadow({ mode: "open" }).innerHTML =
+            `<h2><slot name=title>none</slot></h2><slot></slot><button onclick='textContent="o2"'>open</button>`;
+        } });
+        const outer = document.getElementById("plain").attachShadow({ mode: "closed" });
+        outer.innerHTML = "<button onclick='this.textContent=\\"c2\\"'>closed</button><section></section>";
+        const inner = outer.querySelector("section").attachShadow({ mode: "closed" });
+        inner.innerHTML = "<p>inmost</p><input aria-label=In>";
+        </script>""",
+    )
+    assert "## Slotted title\n\nDefault" in view.text
+    assert "inmost" in view.text
+    browser = await house.browser()
+    view = await browser.click(index(view.text, "open"))
+    view = await browser.click(index(view.text, "closed"))
+    view = await browser.input(index(view.text, '"In"'), "words", press_enter=False)
+    assert 'button "o2"' in view.text
+    assert 'button "c2"' in view.text
+    assert '"In" = "words"' in view.text
+
+
+async def test_a_long_page_is_told_around_the_viewport_with_how_much_more_there_is(house: House) -> None:
+    view = await house.show("".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(400)))
+    assert "paragraph 0 " in view.text
+    assert "paragraph 300 " not in view.text
+    assert len(view.text) < 10_000
+    assert view.unshown.endswith("screens below")
+    browser = await house.browser()
+    await browser.scroll(down=True, to_end=True)
+    view = await browser.view()
+    assert "paragraph 399 " in view.text
+    assert "paragraph 0 " not in view.text
+    assert view.unshown.endswith("screens above")
+    await browser.scroll(down=False, to_end=False)
+    view = await browser.view()
+    assert "screens above" in view.unshown
+
+
+async def test_what_lies_over_a_long_page_is_told_wherever_it_stands_in_it(house: House) -> None:
+    view = await house.show(
+        "".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(400))
+        + "<div style='height:0'><div style='position:fixed;inset:20% 20%;background:#fff'>"
+        + "We use cookies <button>Accept</button></div></div>"
+    )
+    assert "We use cookies" in view.text
+    assert 'button "Accept"' in view.text
+
+
+async def test_a_pane_that_scrolls_within_the_window_counts_as_the_page(house: House) -> None:
+    view = await house.show(
+        "<style>body{margin:0;height:100vh;overflow:hidden}main{height:100%;overflow:auto}</style><main>"
+        + "".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(400))
+    )
+    assert view.unshown.endswith("screens below")
+    browser = await house.browser()
+    view = await browser.scroll(down=True, to_end=True)
+    assert "paragraph 399 " in view.text
+
+
+async def test_five_megabytes_of_text_are_told_in_part_and_in_time(house: House) -> None:
+    house.site.pages["/big"] = Page(("".join(f"line {n} of many\n" for n in range(300_000))).encode(), "text/plain")
+    browser = await house.browser()
+    began = time.monotonic()
+    view = await browser.navigate(house.site.url("/big"))
+    assert "line 0 of many" in view.text
+    assert len(view.text) < 10_000
+    await browser.scroll(down=True, to_end=True)
+    view = await browser.view()
+    assert "line 299999 of many" in view.text
+    assert time.monotonic() - began < 20
+
+
+async def test_one_endless_line_of_text_is_told_in_part(house: House) -> None:
+    view = await house.show(f"<p>start {'abcdefghi ' * 100_000}</p>")
+    assert "start abcdefghi" in view.text
+    assert len(view.text) < 10_000
+
+
+async def test_a_hundred_thousand_nodes_are_looked_at_in_time(house: House) -> None:
+    body = "<ul id=u></ul><script>u.innerHTML = '<li><span>entry</span> <a href=/x>link</a>'.repeat(35000)</script>"
+    browser = await house.browser()
+    url = house.site.html(body)
+    await browser.navigate(url)
+    began = time.monotonic()
+    view = await browser.view()
+    assert time.monotonic() - began < 5
+    assert "- entry [" in view.text
+    assert len(view.text) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "told", "noted"),
+    [
+        ("application/json", b'{"a": [1, 2]}', '{"a": [1, 2]}', ""),
+        ("text/plain; charset=utf-8", "plain täxt".encode(), "plain täxt", ""),
+        ("image/svg+xml", b"<svg xmlns='http://www.w3.org/2000/svg'><text y='20'>drawn</text></svg>", "drawn", ""),
+        ("application/pdf", b"%PDF-1.4\ntrailer<</Root 1 0 R>>", "", "This is a PDF"),
+        ("image/gif", b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00"
+         b"\x02\x02D\x01\x00;", "", "This is no page but a file of type image/gif"),
+    ],
+)  # fmt: skip
+async def test_what_is_no_html_is_told_for_what_it_is(
+    house: House, kind: str, body: bytes, told: str, noted: str
+) -> None:
+    house.site.pages["/file"] = Page(body, kind)
+    view = await (await house.browser()).navigate(house.site.url("/file"))
+    assert told in view.text
+    assert noted in " ".join(view.notes)
+
+
+async def test_an_empty_page_is_empty(house: House) -> None:
+    view = await (await house.browser()).navigate("about:blank")
+    assert (view.url, view.title, view.text) == ("about:blank", "", "")
+
+
+async def test_a_page_that_never_rests_is_told_all_the_same(house: House) -> None:
+    began = time.monotonic()
+    view = await house.show(
+        "<p id=p>0</p><button>b</button><script>setInterval(() => p.textContent = +p.textContent + 1, 5)</script>"
+    )
+    view = await (await house.browser()).click(index(view.text, "b"))
+    assert 'button "b" focused' in view.text
+    assert time.monotonic() - began < 5
+
+
+async def test_after_an_action_only_what_changed_on_a_large_page_is_told(house: House) -> None:
+    filler = "".join(f"<p>paragraph {n} {'word ' * 10}</p>" for n in range(60))
+    view = await house.show(
+        f"<button onclick='count.textContent++'>more</button><p id=count>0</p>{filler}<button>other</button>"
+    )
+    browser = await house.browser()
+    view = await browser.click(index(view.text, "more"))
+    assert view.partial
+    assert view.text == '- [1 button "more"]\n- 0\n+ [1 button "more" focused]\n+ 1'
+    view = await browser.view()
+    assert not view.partial
+    assert "paragraph 5 " in view.text
+
+
+async def test_an_action_that_changed_nothing_says_no_more(house: House) -> None:
+    view = await house.show("".join(f"<p>paragraph {n} {'word ' * 10}</p>" for n in range(60)))
+    view = await (await house.browser()).press_key("Shift")
+    assert (view.partial, view.text) == (True, "")
+
+
+async def test_numbers_stay_with_their_elements_and_are_not_given_again(house: House) -> None:
+    view = await house.show(
+        "<button onclick='this.remove(); document.body.append(Object.assign("
+        'document.createElement("button"), { textContent: "new" }))\'>old</button><button>stays</button>'
+    )
+    old, stays = index(view.text, "old"), index(view.text, "stays")
+    view = await (await house.browser()).click(old)
+    assert index(view.text, "stays") == stays
+    assert index(view.text, "new") not in (old, stays)
