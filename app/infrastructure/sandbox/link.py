@@ -38,8 +38,18 @@ class SandboxLink:
     cookies and environment would only be harmful here.
     """
 
-    def __init__(self, address: str, token: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`address` is the base URL, `token` "" sends none, `transport` replaces real connections in tests."""
+    def __init__(
+        self,
+        address: str,
+        token: str,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
+    ) -> None:
+        """`address` is the base URL, `token` "" sends none, `transport` replaces real connections in tests.
+
+        `connect_seconds`: how long one of the two attempts to connect may take.
+        """
         self.address = address.rstrip("/")
         self.token = token
         self._base = httpx.URL(self.address + "/api/v1/")
@@ -51,6 +61,7 @@ class SandboxLink:
         }
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
+        self._extensions = {"timeout": {"connect": connect_seconds}}
         self._urls: dict[str, httpx.URL] = {}
 
     async def post(self, path: str, body: JsonObject, *, seconds: float) -> JsonObject:
@@ -76,8 +87,7 @@ class SandboxLink:
 
     async def _ask(self, method: str, path: str, content: bytes, seconds: float) -> JsonObject:
         url = self._urls.get(path) or self._urls.setdefault(path, self._base.join(path))
-        extensions = {"timeout": {"connect": CONNECT_SECONDS}}
-        request = httpx.Request(method, url, headers=self._headers, content=content, extensions=extensions)
+        request = httpx.Request(method, url, headers=self._headers, content=content, extensions=self._extensions)
         try:
             async with asyncio.timeout(seconds):
                 response = await self._transport.handle_async_request(request)

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 READY_SECONDS = 30.0
 """How long a container may take from its start to its first answer."""
+PROMPT_SECONDS = 0.25
+"""How long one that answered before takes to answer again, as a rule."""
 BUSY_SECONDS = 10.0
 """How long one that has run for a while may be too busy to answer."""
 POLL_SECONDS = 0.01
@@ -79,6 +81,20 @@ class Launcher:
         await life.close()
         raise await self._stillborn(container)
 
+    async def has(self, life: Life) -> bool:
+        """Whether a sandbox that answered before answers now; if it does, it counts as used."""
+        if life.doubtful:
+            return False
+        taking = asyncio.create_task(life.take())
+        try:
+            await asyncio.wait({taking}, timeout=PROMPT_SECONDS)
+            # Nobody answers at the address of a container that is gone, and that takes long to show.
+            if not taking.done() and not await self._runs(life):
+                return False
+            return await taking
+        finally:
+            taking.cancel()
+
     async def revive(self, life: Life) -> bool:
         """Whether the sandbox of a container that runs already answers, waiting as long as is reasonable."""
         age = (datetime.now(UTC) - life.container.created).total_seconds()
@@ -103,12 +119,19 @@ class Launcher:
             if await _listens(host) and await life.is_up(min(left, ANSWER_SECONDS)):
                 return True
             if self._clock() >= looks:
-                container = await self._engine.container(life.container.id)
-                if container is None or container.ended:
+                if not await self._runs(life):
                     return False
                 looks = self._clock() + LOOK_SECONDS
             await asyncio.sleep(POLL_SECONDS)
         return False
+
+    async def _runs(self, life: Life) -> bool:
+        """Whether the engine knows nothing to the contrary."""
+        try:
+            container = await self._engine.container(life.container.id)
+        except failures.EngineAway:
+            return True
+        return container is not None and not container.ended
 
     async def _stillborn(self, container: Container | None) -> SandboxUnavailable:
         """The failure of a container that never answered; it is removed, and its last words are logged."""

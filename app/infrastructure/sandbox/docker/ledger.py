@@ -54,13 +54,11 @@ class Ledger:
         )
         await self._engine.create(self._names.of(session_id), config)
 
-    async def create_waiting(self, maker: str, reach: Reach) -> str:
-        """Make a container that waits for a session, with a workspace of its own; answers its name."""
-        name = self._names.waiting()
+    async def create_waiting(self, name: str, maker: str, reach: Reach) -> None:
+        """Make a container that waits for a session, with a workspace of its own."""
         labels = self._names.labels("pool", session="", volume=name, maker=maker)
         config = self._recipe.sandbox(token=secrets.token_urlsafe(32), volume=name, labels=labels, reach=reach)
         await self._engine.create(name, config)
-        return name
 
     async def adopt(self, waiting: Container, session_id: str) -> Adoption:
         """Make a waiting container the session's: `adopted`; `refused` where the session has a workspace already.

@@ -18,6 +18,8 @@ RENEW_SECONDS = 30.0
 """One that was idle for longer is told that it is in use before it is handed out."""
 
 ANSWER_SECONDS = 5.0
+CONNECT_SECONDS = 1.5
+"""It is on this machine: its kernel answers at once, however busy it is. Nobody does for one that is gone."""
 
 NO_SHELL = "/"
 """What no shell's id begins with: a request that does nothing, but counts as use."""
@@ -39,7 +41,7 @@ class Life:
     ) -> None:
         """`address` is the container's IPv4."""
         self.container = container
-        self.link = SandboxLink(f"http://{address}:{PORT}", container.token)
+        self.link = SandboxLink(f"http://{address}:{PORT}", container.token, connect_seconds=CONNECT_SECONDS)
         self.sandbox = HttpSandbox(self.link, computer=container.id, exec_seconds=exec_seconds, activity=self)
         self._clock = clock
         self._answered: float | None = None
@@ -59,6 +61,11 @@ class Life:
     def fresh(self) -> bool:
         """Whether it answered just now, and nothing went wrong since."""
         return self._answered is not None and self._clock() - self._answered < FRESH_SECONDS
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last that was heard of it was that it does not answer, or nothing yet."""
+        return self._answered is None
 
     async def idle_seconds(self) -> float | None:
         """For how long nobody has used it; 0 while somebody does, None when it does not tell.

@@ -11,7 +11,7 @@ from app.infrastructure.sandbox.docker.guard import Guard
 from app.infrastructure.sandbox.docker.launch import Launcher
 from app.infrastructure.sandbox.docker.ledger import Ledger
 from app.infrastructure.sandbox.docker.life import Life
-from app.infrastructure.sandbox.docker.names import VOLUME
+from app.infrastructure.sandbox.docker.names import VOLUME, Names
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 class Pool:
     """The waiting sandboxes of this process: nobody else adopts them, and they end themselves some time after it."""
 
-    def __init__(self, ledger: Ledger, guard: Guard, launcher: Launcher, *, size: int) -> None:
+    def __init__(self, names: Names, ledger: Ledger, guard: Guard, launcher: Launcher, *, size: int) -> None:
         self.maker = secrets.token_hex(8)
         """Names this process, on the containers that it has made."""
+        self._names = names
         self._ledger = ledger
         self._guard = guard
         self._launcher = launcher
@@ -47,7 +48,7 @@ class Pool:
         while self._waiting:
             life = self._waiting.popleft()
             self._wanted.set()
-            if await life.take():
+            if await self._launcher.has(life):
                 return life
             await self.discard(life)
         return None
@@ -101,8 +102,9 @@ class Pool:
     async def _made(self) -> Life:
         await self._guard.ensure()
         async with self._launcher.gate:
-            name = await self._ledger.create_waiting(self.maker, self._guard.reach)
+            name = self._names.waiting()
             try:
+                await self._ledger.create_waiting(name, self.maker, self._guard.reach)
                 life = await self._launcher.launch(name)
             except BaseException:
                 await self._ledger.destroy_waiting(name)

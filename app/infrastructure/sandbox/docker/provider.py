@@ -82,7 +82,7 @@ class DockerSandboxes:
         launcher = Launcher(
             self._engine, self._guard, network=network, exec_seconds=exec_seconds, starts_at_once=starts_at_once
         )
-        self._pool = Pool(ledger, self._guard, launcher, size=pool_size)
+        self._pool = Pool(self._names, ledger, self._guard, launcher, size=pool_size)
         self._site = Site(engine=self._engine, ledger=ledger, guard=self._guard, launcher=launcher, pool=self._pool)
         self._slots: dict[str, Slot] = {}
         self._reaper = Reaper(
@@ -99,6 +99,7 @@ class DockerSandboxes:
         )
         self._reap_seconds = reap_seconds
         self._reaping: asyncio.Task[None] | None = None
+        self._round = asyncio.Lock()
         self._removals: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -156,6 +157,10 @@ class DockerSandboxes:
         Raises:
             SandboxUnavailable: the engine is away.
         """
+        async with self._round:
+            await self._reaped()
+
+    async def _reaped(self) -> None:
         try:
             await self._guard.refresh()
         except SandboxUnavailable as error:

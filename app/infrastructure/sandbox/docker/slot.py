@@ -72,7 +72,7 @@ class Slot:
             SandboxUnavailable: none can be had, or it was ended meanwhile.
         """
         life = self._life
-        if life is not None and (life.fresh or await life.take()):
+        if life is not None and (life.fresh or await self._site.launcher.has(life)):
             return life.sandbox
         start = self.begin()
         await asyncio.wait({start})
@@ -87,7 +87,7 @@ class Slot:
             SandboxUnavailable: the engine does not tell.
         """
         life = self._life
-        if life is not None and (life.fresh or await life.take()):
+        if life is not None and (life.fresh or await self._site.launcher.has(life)):
             return life.sandbox
         if self._start is not None and not self._start.done():
             # It is on its way, or is only being looked up after this service was started anew.
