@@ -24,9 +24,10 @@ RUN python3 -m venv /opt/anker \
 
 FROM debian:bookworm-slim
 
-# libatomic1 is for that node.
+# libatomic1 is for that node; tini hears signals from the first moment on, and buries what nobody waits for.
 RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates libatomic1 python3 \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        ca-certificates libatomic1 python3 tini \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* \
     && useradd --uid 1000 --user-group --create-home --shell /usr/sbin/nologin anker \
     # Also for other users than that one (`--user 1234`): they are in the group root when nothing else is said.
@@ -50,8 +51,6 @@ ENV LANG=C.UTF-8 \
 WORKDIR /
 VOLUME /data
 EXPOSE 8000
-# Python heeds it from its first moment on; as process 1 it would not hear SIGTERM while it still imports.
-STOPSIGNAL SIGINT
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-I", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=4); c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]
 

@@ -1,7 +1,13 @@
 #!/bin/sh
 # The first process of the service's container: makes it the user `anker`, in the group that may use the engine's
-# socket, and the service takes its place. Started with `--user`, it changes nothing about users.
+# socket, and then the service. Started with `--user`, it changes nothing about users.
 set -eu
+
+# The first process of a container hears only what it asks for.
+trap 'exit 0' INT TERM
+
+# What it becomes; ended by SIGTERM, as it is by `docker stop`, the service has done nothing wrong.
+set -- tini -s -e 143 -- "$@"
 
 # Whether this container has a network of its own: every interface but loopback then ends in another one's. With the
 # host's network (`--network host`) there are real ones.

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.containers import SANDBOX_IMAGE, cleared, docker, inspect, run
@@ -41,21 +42,19 @@ class Backend:
         """A frontend, on the published port."""
         return Client(f"http://127.0.0.1:{self.port}")
 
-    async def ready(self, seconds: float = 30) -> Client:
-        """A client, once the service answers."""
+    async def ready(self, path: str = "/ready", seconds: float = 30) -> Client:
+        """A client, once the service and all that it depends on can be used."""
         client = self.client
         deadline = time.monotonic() + seconds
         while True:
             try:
-                assert (await client.http.get("/health")).status_code == 200
-            except OSError as error:
-                raise AssertionError(await self.logs()) from error
-            except Exception:
-                if time.monotonic() > deadline or not (await self.state())["Running"]:
-                    raise AssertionError(await self.logs()) from None
-                await asyncio.sleep(0.05)
-            else:
-                return client
+                if (await client.http.get(path)).status_code == 200:
+                    return client
+            except httpx.TransportError:
+                pass  # it does not listen yet, or enters the network of its sandboxes just now
+            assert time.monotonic() < deadline, await self.logs()
+            assert (await self.state())["Running"], await self.logs()
+            await asyncio.sleep(0.05)
 
     async def state(self) -> dict[str, Any]:
         return (await inspect(self.name))["State"]
@@ -67,7 +66,7 @@ class Backend:
         return await docker("exec", self.name, *command)
 
     async def status(self) -> dict[str, str]:
-        """What the kernel says of the service's process."""
+        """What the kernel says of the first process, whose child the service is."""
         lines = (await self.execute("cat", "/proc/1/status")).splitlines()
         return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
 

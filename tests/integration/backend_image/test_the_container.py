@@ -34,14 +34,13 @@ async def test_the_image_holds_what_the_service_needs_and_nothing_to_build_with(
 
 async def test_the_service_is_nobody_special_and_may_use_the_engines_socket(yard: Yard) -> None:
     backend = await yard.run(*SOCKET, settings={"SANDBOX_PROVIDER": "remote", "SANDBOX_ADDRESS": "http://127.0.0.1:1"})
-    await backend.ready()
+    await (await backend.ready("/health")).close()
     status = await backend.status()
     assert status["Uid"].split() == ["1000"] * 4
     assert status["Gid"].split() == ["1000"] * 4
     assert status["Groups"] == ""  # has no need of the socket with this provider
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
     assert status["NoNewPrivs"] == "1"
-    assert "python" in status["Name"]
     backend = await yard.run(*SOCKET, settings={"SANDBOX_PROVIDER": "docker"}, publish=False)
     assert (await _status(backend))["Groups"] == str(os.stat("/var/run/docker.sock").st_gid)
 
@@ -107,8 +106,10 @@ async def test_it_stops_at_once_and_with_success(yard: Yard) -> None:
 
 
 async def test_it_can_be_stopped_while_it_starts(yard: Yard) -> None:
-    backend = await yard.run(settings=LOCAL)
-    assert await backend.stop() < 5
+    for seconds in (0, 0.1, 0.3, 0.6):  # by the shell, by the imports, by what opens
+        backend = await yard.run(settings=LOCAL)
+        await asyncio.sleep(seconds)
+        assert await backend.stop() < 5
 
 
 async def test_it_runs_as_another_user(yard: Yard) -> None:
@@ -121,7 +122,7 @@ async def test_it_runs_with_next_to_no_privileges_and_on_a_root_that_is_read_onl
     """As the compose file has it."""
     few = ("--cap-drop", "ALL", "--cap-add", "CHOWN", "--cap-add", "SETGID", "--cap-add", "SETUID")
     backend = await yard.run(
-        *few, *("--security-opt", "no-new-privileges", "--read-only", "--tmpfs", "/tmp", "--init"), settings=LOCAL
+        *few, *("--security-opt", "no-new-privileges", "--read-only", "--tmpfs", "/tmp"), settings=LOCAL
     )
     client = await backend.ready()
     seen = await client.run(await client.create(), "What can this machine do?")
@@ -163,7 +164,7 @@ async def _status(backend: Backend) -> dict[str, str]:
     deadline = time.monotonic() + 20
     while True:
         status = await backend.status()
-        if "python" in status["Name"]:
+        if status["Name"] == "tini":
             return status
         assert time.monotonic() < deadline, json.dumps(status)
         await asyncio.sleep(0.05)
