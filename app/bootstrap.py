@@ -10,18 +10,21 @@ from typing import TypedDict
 import httpx
 
 from app.application.services.chat import ChatService
+from app.application.services.desktop import DesktopService
+from app.application.services.pictures import PictureService
 from app.application.services.runs import RunService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
+from app.domain.external.browser import Browsers
 from app.domain.external.llm import LLM
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.domain.models.event import EventRecord
-from app.domain.repositories.sessions import SessionRepository
 from app.domain.services.flows.plan_act import FlowParts
 from app.domain.services.tools.base import Tool
 from app.domain.services.tools.registry import EXECUTING
+from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.llm.demo import DemoModel
 from app.infrastructure.llm.openai import OpenAIModel
 from app.infrastructure.persistence.sqlite.store import SqliteStore
@@ -36,7 +39,7 @@ from app.infrastructure.search.google import GoogleSearch
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from app.interfaces.api.services import Services
 from app.interfaces.metrics import Metrics
-from app.interfaces.wire import encode_event
+from app.interfaces.wire import encode_event, picture_address
 from app.settings import Settings, UnusableSetting
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class Overrides(TypedDict, total=False):
 
     model: LLM
     sandboxes: SandboxProvider
+    browsers: Browsers
     engine: SearchEngine
     tools: Mapping[str, Tool]
     heartbeat: float
@@ -81,25 +85,42 @@ async def open_container(settings: Settings, overrides: Overrides, metrics: Metr
         )
         model, model_words = _model(settings, overrides)
         stack.push_async_callback(model.close)
-        sandboxes, sandbox_words = await _sandboxes(settings, overrides, store.sessions)
+        sandboxes, sandbox_words = await _sandboxes(settings, overrides, store)
         stack.push_async_callback(sandboxes.close)
+        browsers = overrides.get("browsers") or PlaywrightBrowsers(sandboxes)
+        stack.push_async_callback(browsers.close)
+        pictures = PictureService(sessions=store.sessions, pictures=store.pictures, address=picture_address)
         engine = await _engine(settings, overrides, stack)
         parts = FlowParts(journal=store.journal, feed=feed, model=model, tools=overrides.get("tools", EXECUTING))
-        queue = InlineRunQueue(RunService(parts=parts, sandboxes=sandboxes, engine=engine))
+        runs = RunService(parts=parts, sandboxes=sandboxes, browsers=browsers, pictures=pictures, engine=engine)
+        queue = InlineRunQueue(runs)
         stack.push_async_callback(queue.close)
         stack.callback(feed.close)
         streams = EventStreams(store.journal, feed)
         sessions = SessionService(
-            sessions=store.sessions, journal=store.journal, streams=streams, feed=feed, queue=queue, sandboxes=sandboxes
+            sessions=store.sessions,
+            journal=store.journal,
+            streams=streams,
+            feed=feed,
+            queue=queue,
+            sandboxes=sandboxes,
+            browsers=browsers,
         )
+        desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
         chat = ChatService(sessions=store.sessions, journal=store.journal, streams=streams, feed=feed, queue=queue)
         services = Services(
             chat=chat,
             sessions=sessions,
+            pictures=pictures,
+            desktop=desktop,
             checks={"store": store.sessions.check, "sandbox": sandboxes.check},
             end_streams=feed.close,
             metrics=metrics,
-            gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.followers},
+            gauges={
+                "runs_active": lambda: queue.active,
+                "streams_open": lambda: feed.followers - desktop.viewers,
+                "viewers_open": lambda: desktop.viewers,
+            },
             heartbeat=overrides.get("heartbeat", 15.0),
         )
         for session_id in await store.sessions.active():
@@ -126,9 +147,7 @@ def _model(settings: Settings, overrides: Overrides) -> tuple[LLM, str]:
     return model, f"{settings.model_name} at {settings.api_base}"
 
 
-async def _sandboxes(
-    settings: Settings, overrides: Overrides, sessions: SessionRepository
-) -> tuple[SandboxProvider, str]:
+async def _sandboxes(settings: Settings, overrides: Overrides, store: SqliteStore) -> tuple[SandboxProvider, str]:
     if (given := overrides.get("sandboxes")) is not None:
         return given, "given"
     match settings.sandbox_provider:
@@ -138,19 +157,47 @@ async def _sandboxes(
         case "local":
             log.warning("SANDBOX_PROVIDER=local: the model's commands run on this machine as your user, unisolated")
         case "docker":
-            raise UnusableSetting("SANDBOX_PROVIDER: docker is not supported by this version yet")
+            return await _docker(settings, store)
         case "auto":
+            if await docker_answers(os.environ):
+                return await _docker(settings, store)
             if settings.model_provider != "demo":
                 log.warning(REAL_MODEL_UNISOLATED)
                 return RefusedSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
-            if not await docker_answers(os.environ):
-                log.warning("no Docker here: the demo model's commands run on this machine as your user, unisolated")
+            log.warning("no Docker here: the demo model's commands run on this machine as your user, unisolated")
     local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
     hide_process()
     await local.start()
-    if strays := await local.sweep(await sessions.ids()):
+    if strays := await local.sweep(await store.sessions.ids()):
         log.info("removed %d workspaces of sessions that were deleted", strays)
     return local, "processes on this machine, unisolated"
+
+
+async def _docker(settings: Settings, store: SqliteStore) -> tuple[SandboxProvider, str]:
+    # The SDK costs 8 MB and a tenth of a second, which those without Docker need not pay.
+    from app.infrastructure.sandbox.docker.egress import parse_egress
+    from app.infrastructure.sandbox.docker.provider import DockerSandboxes
+
+    try:
+        egress = parse_egress(settings.sandbox_egress)
+    except ValueError as error:
+        raise UnusableSetting(f"SANDBOX_EGRESS: {error}") from None
+    docker = DockerSandboxes(
+        image=settings.sandbox_image,
+        name_prefix=settings.sandbox_name_prefix,
+        network=settings.sandbox_network,
+        ttl_minutes=settings.sandbox_ttl_minutes,
+        pool_size=settings.sandbox_pool_size,
+        memory=settings.sandbox_memory,
+        cpus=settings.sandbox_cpus,
+        egress=egress,
+        sudo=settings.sandbox_sudo,
+        runtime=settings.sandbox_runtime,
+        installation=store.installation,
+        known=store.sessions.ids,
+    )
+    await docker.start()
+    return docker, f"Docker containers of {settings.sandbox_image}"
 
 
 async def _engine(settings: Settings, overrides: Overrides, stack: AsyncExitStack) -> SearchEngine:

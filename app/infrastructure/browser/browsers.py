@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from app.domain.errors import SandboxUnavailable
 from app.domain.external.sandbox import SandboxProvider
-from app.infrastructure.browser.driver import Driver
-from app.infrastructure.browser.session import SessionBrowser
+
+if TYPE_CHECKING:
+    from app.infrastructure.browser.driver import Driver
+    from app.infrastructure.browser.session import SessionBrowser
 
 log = logging.getLogger(__name__)
 
@@ -21,21 +25,21 @@ class PlaywrightBrowsers:
     def __init__(self, sandboxes: SandboxProvider, *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._sandboxes = sandboxes
         self._idle_seconds = idle_seconds
-        self._driver = Driver()
+        self._driver: Driver | None = None
         self._sessions: dict[str, SessionBrowser] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def open(self, session_id: str) -> SessionBrowser:
+    async def open(self, session_id: str) -> "SessionBrowser":
         """See `Browsers.open`."""
         if self._closed:
             raise SandboxUnavailable("The service is shutting down.")
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep_forever(), name="browser sweeper")
         sandbox = await self._sandboxes.acquire(session_id)
-        browser = self._sessions.get(session_id)
-        if browser is None:
-            browser = self._sessions[session_id] = SessionBrowser(self._driver)
+        # Playwright is 8 MB and a twentieth of a second, which a service that nobody browses with need not spend.
+        await asyncio.to_thread(import_module, "app.infrastructure.browser.session")
+        browser = self._sessions.get(session_id) or self._new(session_id)
         await browser.ready(sandbox)
         return browser
 
@@ -53,7 +57,7 @@ class PlaywrightBrowsers:
             if not browser.busy and now - browser.last_used >= self._idle_seconds
         ]
         await asyncio.gather(*(self.release(session_id) for session_id in idle))
-        if not self._sessions:
+        if not self._sessions and self._driver is not None:
             await self._driver.rest()
         return len(idle)
 
@@ -65,7 +69,17 @@ class PlaywrightBrowsers:
             await asyncio.wait({self._sweeper})
             self._sweeper = None
         await asyncio.gather(*(self.release(session_id) for session_id in list(self._sessions)))
-        await self._driver.close()
+        if self._driver is not None:
+            await self._driver.close()
+
+    def _new(self, session_id: str) -> "SessionBrowser":
+        from app.infrastructure.browser.driver import Driver
+        from app.infrastructure.browser.session import SessionBrowser
+
+        if self._driver is None:
+            self._driver = Driver()
+        browser = self._sessions[session_id] = SessionBrowser(self._driver)
+        return browser
 
     async def _sweep_forever(self) -> None:
         while True:
