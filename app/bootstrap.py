@@ -29,7 +29,7 @@ from app.infrastructure.llm.demo import DemoModel
 from app.infrastructure.llm.openai import OpenAIModel
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.queue.inline import InlineRunQueue
-from app.infrastructure.sandbox.detect import docker_answers
+from app.infrastructure.sandbox.detect import docker_answers, has_chromium
 from app.infrastructure.sandbox.local import LocalSandboxes
 from app.infrastructure.sandbox.privacy import hide_process
 from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSandboxes
@@ -170,7 +170,8 @@ async def _sandboxes(settings: Settings, overrides: Overrides, store: SqliteStor
     await local.start()
     if strays := await local.sweep(await store.sessions.ids()):
         log.info("removed %d workspaces of sessions that were deleted", strays)
-    return local, "processes on this machine, unisolated"
+    browser = "" if has_chromium() else ", without a browser: there is no Chromium here"
+    return local, f"processes on this machine, unisolated{browser}"
 
 
 async def _docker(settings: Settings, store: SqliteStore) -> tuple[SandboxProvider, str]:

@@ -1,12 +1,16 @@
-"""Whether a Docker engine answers: what `SANDBOX_PROVIDER=auto` goes by."""
+"""What this machine has for sandboxes: a Docker engine (`SANDBOX_PROVIDER=auto` goes by it), a Chromium."""
 
 import asyncio
+import shutil
 from collections.abc import Mapping
 
 import httpx
 
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 PING_SECONDS = 1.0
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+"""The names under which a sandbox looks for one."""
 
 
 async def docker_answers(environment: Mapping[str, str]) -> bool:
@@ -28,3 +32,8 @@ async def docker_answers(environment: Mapping[str, str]) -> bool:
     except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, OSError):
         return False
     return answer.is_success
+
+
+def has_chromium() -> bool:
+    """Whether a sandbox that is a process on this machine finds a browser."""
+    return any(shutil.which(name) for name in CHROMIUM)
