@@ -9,16 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from sandbox.failure import Failure
+
 log = logging.getLogger("sandbox")
-
-
-class Failure(Exception):
-    """An expected failure: `status` is the HTTP status, `message` what a model or a person can act on."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 class Envelope(JSONResponse):

@@ -13,8 +13,10 @@ from fastapi import FastAPI
 from sandbox.activity import Activity, CountActivity
 from sandbox.auth import MIB, BearerAuth, BodyLimit, Token
 from sandbox.bridges.upgrade import Bridge, Handshake
-from sandbox.envelope import Failure, install_handlers
+from sandbox.envelope import install_handlers
+from sandbox.failure import Failure
 from sandbox.files.paths import Paths
+from sandbox.files.root import Root
 from sandbox.parts import Parts
 from sandbox.routes_cdp import cdp_routes
 from sandbox.routes_file import UPLOAD_BYTES, file_routes
@@ -33,13 +35,14 @@ class Sandbox:
     def __init__(self, settings: Settings) -> None:
         self.shells = Shells(settings)
         self.parts = Parts(settings, self.shells.word)
+        self.root = Root(settings)
         self.activity = Activity(time.monotonic)
         self.token = Token(settings.token)
 
     @property
     def pids(self) -> set[int]:
         """The processes that somebody waits for."""
-        return self.shells.pids | self.parts.pids
+        return self.shells.pids | self.parts.pids | self.root.pids
 
     async def close(self) -> None:
         """Ends all of it. Idempotent."""
@@ -83,7 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.sandbox = sandbox
     install_handlers(app)
     app.include_router(shell_routes(sandbox.shells, paths, settings), prefix=API)
-    app.include_router(file_routes(paths), prefix=API)
+    app.include_router(file_routes(paths, sandbox.root), prefix=API)
     app.include_router(status_routes(sandbox.shells, sandbox.parts, sandbox.activity), prefix=API)
     app.include_router(cdp_routes(sandbox.parts.browser))
     # The last one added is the first that a request meets.

@@ -6,7 +6,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from sandbox.envelope import Failure, answer
+from sandbox.envelope import answer
+from sandbox.failure import Failure
 from sandbox.files.paths import Paths
 from sandbox.settings import Settings
 from sandbox.shell.console import row

@@ -3,7 +3,7 @@
 import http.client
 import json
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 
 _SECONDS = 10.0
 _ADDRESSES = ("webSocketDebuggerUrl", "devtoolsFrontendUrl")

@@ -3,8 +3,10 @@
 import asyncio
 import struct
 from collections.abc import Callable
+from typing import cast
 
 _SIZE = 256 * 1024
+_FLUSH_SECONDS = 2.0
 _ROOM = 10
 """Before what was read there is room for the longest head of a WebSocket frame."""
 
@@ -32,8 +34,7 @@ class Inner(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """From the transport."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self._made()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -74,9 +75,10 @@ class Inner(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def close(self) -> None:
-        """Ends the connection at once; `lost` is called later."""
+        """Ends the connection once what was written is sent, or cannot be; `lost` is called then."""
         if self._transport is not None:
-            self._transport.abort()
+            self._transport.close()
+            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._transport.abort)
 
     def _put_head(self, size: int) -> int:
         """Puts the frame's head before what was read; says where it begins. The shortest form is the only valid one."""

@@ -4,7 +4,7 @@ import asyncio
 
 from sandbox.bridges.inner import Inner
 from sandbox.bridges.upgrade import Handshake
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 
 _PASSED_ON = ("upgrade", "connection", "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol")
 """Not `sec-websocket-extensions`, so that nothing is compressed; not `origin`, which Chromium would refuse; not the

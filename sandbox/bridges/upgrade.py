@@ -9,13 +9,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from starlette.responses import Response
 
 from sandbox.activity import Activity
 from sandbox.auth import Token, not_allowed
-from sandbox.envelope import Failure, refusal
+from sandbox.envelope import refusal
+from sandbox.failure import Failure
 
 log = logging.getLogger("sandbox")
 
@@ -78,8 +79,7 @@ class Upgrade(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by uvicorn with the connection as it is."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:

@@ -11,7 +11,7 @@ from websockets.typing import Subprotocol
 
 from sandbox.bridges.inner import Inner
 from sandbox.bridges.upgrade import Handshake
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 
 _LARGEST_MESSAGE = 16 * 1024 * 1024
 """A viewer sends keys, pointer moves and now and then a clipboard."""
@@ -35,6 +35,8 @@ class VncBridge:
         self._accept(handshake)
         self._inner = Inner(viewer, made=self._flush, lost=self._desktop_lost, framed=True)
         self._lost = False
+        self._parting = False
+        """We have said goodbye: nothing more goes to the desktop."""
 
     async def open(self, path: str) -> None:
         """Connects to the unix socket at `path` and answers the handshake. Failure 503."""
@@ -49,7 +51,7 @@ class VncBridge:
         """What the viewer sent after its handshake."""
         self._socket.receive_data(data)
         for event in self._socket.events_received():
-            if not isinstance(event, Frame) or self._socket.state is not State.OPEN:
+            if not isinstance(event, Frame) or self._parting:
                 continue
             if event.opcode in (Opcode.BINARY, Opcode.CONT):
                 self._inner.write(bytes(event.data))
@@ -90,6 +92,7 @@ class VncBridge:
     def _say_goodbye(self, code: int, reason: str) -> None:
         if self._lost or self._socket.state is not State.OPEN:
             return
+        self._parting = True
         self._socket.send_close(code, reason)
         self._flush()
         # The viewer answers and ends the connection; one that does not is left.

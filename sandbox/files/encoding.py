@@ -3,7 +3,7 @@
 import codecs
 from dataclasses import dataclass
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 
 SAMPLE_BYTES = 64 * 1024
 

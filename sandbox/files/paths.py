@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 from sandbox.settings import Settings
 
 P = ParamSpec("P")
@@ -86,13 +86,12 @@ class Paths:
         """The absolute folder for a command, "" for where the shell is; Failure 404 when there is none."""
         return await asyncio.to_thread(self._existing_folder, path) if path else ""
 
-    async def use(self, path: str, sudo: bool | None, work: Callable[[Place], T]) -> T:
+    async def use(self, path: str, work: Callable[[Place], T]) -> T:
         """Runs `work` on the place in a thread; what the operating system refuses becomes a Failure."""
-        if sudo:
-            raise Failure(400, NO_SUDO)
-        return await asyncio.to_thread(self._guarded, path, work)
+        return await asyncio.to_thread(self.run, path, work)
 
-    def _guarded(self, path: str, work: Callable[[Place], T]) -> T:
+    def run(self, path: str, work: Callable[[Place], T]) -> T:
+        """The same on this thread."""
         try:
             return work(self.place(path))
         except OSError as error:

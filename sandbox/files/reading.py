@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 from sandbox.files.encoding import SAMPLE_BYTES, Encoding, detect
 from sandbox.files.paths import Place
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 from sandbox.files.paths import Place
 from sandbox.files.reading import decoded, file_encoding, open_regular
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 from sandbox.files.encoding import Encoding, readable
 from sandbox.files.paths import Place
 from sandbox.files.reading import file_encoding, open_regular

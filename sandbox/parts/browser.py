@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 from sandbox.parts import chromium
 from sandbox.parts.child import Command
 from sandbox.parts.desktop import Desktop

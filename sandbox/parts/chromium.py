@@ -10,12 +10,17 @@ from sandbox.parts.desktop import HEIGHT, WIDTH
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _LOCKS = ("SingletonLock", "SingletonCookie", "SingletonSocket", "DevToolsActivePort")
 _CACHE_BYTES = 48 * 1024 * 1024
+_OFF = (
+    *("Translate", "MediaRouter", "DialMediaRouteProvider", "GlobalMediaControls", "OptimizationHints"),
+    # Parts of its own window that are pages: a renderer each, and targets that a driver stumbles over.
+    *("WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup"),
+)
 _QUIET = (
     # Nothing that calls home, asks, or shows a bubble that nobody is there to close.
     *("--no-first-run", "--no-default-browser-check", "--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--disable-quic", "--disable-breakpad", "--disable-crash-reporter", "--noerrdialogs"),
     *("--hide-crash-restore-bubble", "--disable-search-engine-choice-screen", "--password-store=basic"),
-    "--disable-features=Translate,MediaRouter,OptimizationHints,DialMediaRouteProvider,GlobalMediaControls",
+    f"--disable-features={','.join(_OFF)}",
 )
 
 
@@ -40,7 +45,8 @@ def arguments(program: str, profile: Path, cache: Path, *, windowed: bool, confi
         *(("--start-maximized", "--window-position=0,0") if windowed else ("--headless=new",)),
         # A bar across the page would warn of the missing sandbox; a test browser shows none.
         *(() if confined else ("--no-sandbox", "--test-type")),
-        "--disable-gpu",
+        # No GPU here; what draws with WebGL, such as maps, is drawn by the processor.
+        *("--disable-gpu", "--enable-unsafe-swiftshader"),
         "about:blank",
     )
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 from sandbox.parts.child import Command
 from sandbox.parts.keeper import Keeper
 

@@ -8,7 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 from sandbox.settings import Settings
 from sandbox.shell.bash import Launch
 from sandbox.shell.environment import shell_environment

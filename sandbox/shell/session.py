@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox.envelope import Failure
+from sandbox.failure import Failure
 from sandbox.shell.bash import Bash, Launch
 from sandbox.shell.console import Console
 from sandbox.shell.environment import user_name

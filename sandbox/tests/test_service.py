@@ -3,19 +3,15 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from sandbox.auth import BearerAuth
-
-ROOT = Path(__file__).parents[2]
+from sandbox.tests.real import ROOT, Service
 
 
 async def test_every_request_needs_the_token(box):
@@ -24,24 +20,6 @@ async def test_every_request_needs_the_token(box):
             response = await box.client.get(path, headers=headers)
             assert response.status_code == 401
             assert response.json() == {"success": False, "message": "no or wrong token", "data": None}
-
-
-async def test_a_websocket_without_the_token_is_denied_with_401():
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    async def never(*_):
-        raise AssertionError("let through")
-
-    gate = BearerAuth(never, token="t")
-    await gate({"type": "websocket", "headers": [], "extensions": {"websocket.http.response": {}}}, never, send)
-    assert sent[0]["type"] == "websocket.http.response.start" and sent[0]["status"] == 401
-    assert sent[1]["type"] == "websocket.http.response.body"
-    sent.clear()
-    await gate({"type": "websocket", "headers": []}, never, send)
-    assert sent[0]["type"] == "websocket.close"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +34,7 @@ async def test_a_websocket_without_the_token_is_denied_with_401():
         ("POST", "/api/v1/nothing", b"{}", 404, "no such route"),
         ("GET", "/api/v1/shell/exec", b"", 405, "not allowed"),
         ("GET", "/docs", b"", 404, "no such route"),
-        ("POST", "/api/v1/browser/restart", b"{}", 409, "no browser"),
+        ("POST", "/cdp/json/version", b"{}", 405, "not allowed"),
         ("POST", "/api/v1/file/upload", b"", 400, ""),
         ("GET", "/api/v1/file/download", b"", 400, "path"),
     ],
@@ -93,48 +71,21 @@ async def test_a_fault_is_an_envelope_without_a_trace(box, monkeypatch):
     assert response.json()["success"] is False
 
 
-async def test_status_says_what_is_there(box):
-    data = (await box.client.get("/api/v1/status")).json()["data"]
+async def test_status_says_what_is_there(make_box, box):
+    bare = await make_box(chromium="/nowhere/chromium")
+    data = (await bare.client.get("/api/v1/status")).json()["data"]
     assert data["shell"] == {"ready": True, "reason": ""}
     assert data["browser"] == data["desktop"] == {"ready": False, "reason": "not installed"}
+    assert data["idle_seconds"] >= 0
 
 
-class Service:
-    """A real `python -m sandbox` on an inherited socket, with a lifeline."""
-
-    def __init__(self, tmp_path: Path, **env: str) -> None:
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.socket.listen(16)
-        reading, self.lifeline = os.pipe()
-        settings = {
-            "SANDBOX_TOKEN": "t",
-            "SANDBOX_HOME": str(tmp_path / "home"),
-            "SANDBOX_OUTPUT_DIR": str(tmp_path / "out"),
-            "SANDBOX_FD": str(self.socket.fileno()),
-            "SANDBOX_LIFELINE_FD": str(reading),
-            "SANDBOX_EXEC_SECONDS": "0.2",
-        }
-        fds = (self.socket.fileno(), reading)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox"], cwd=ROOT, env={**os.environ, **settings, **env}, pass_fds=fds
-        )
-        os.close(reading)
-        port = self.socket.getsockname()[1]
-        self.client = httpx.Client(
-            base_url=f"http://127.0.0.1:{port}/api/v1", headers={"Authorization": "Bearer t"}, timeout=20
-        )
-
-    def run(self, command: str, id: str = "a") -> dict:
-        body = {"id": id, "exec_dir": "", "command": command}
-        return self.client.post("/shell/exec", json=body).json()["data"]
-
-    def stop(self) -> None:
-        self.client.close()
-        self.socket.close()
-        self.process.kill()
-        self.process.wait()
-        os.close(self.lifeline) if self.lifeline >= 0 else None
+async def test_without_a_browser_the_answer_is_409_and_says_so(make_box, box):
+    for options, word in (({"chromium": "/nowhere/chromium"}, "not installed"), ({"browser": "off"}, "switched off")):
+        bare = await make_box(**options)
+        for method, path in (("GET", "/cdp/json/version"), ("GET", "/cdp/json"), ("POST", "/api/v1/browser/restart")):
+            response = await bare.client.request(method, path)
+            message = f"there is no browser in this sandbox: {word}"
+            assert (response.status_code, response.json()["message"]) == (409, message)
 
 
 @pytest.fixture

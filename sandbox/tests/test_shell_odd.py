@@ -111,4 +111,5 @@ async def test_any_command_leaves_the_shell_usable(box):
             await box.call("/shell/kill", id="fuzz")
         assert "7717" not in data["output"] and "\x1b" not in data["output"]
         fine = await box.run("echo fine", id="fuzz")
-        assert fine["output"].endswith("fine\n") and fine["returncode"] == 0, command
+        # A job that the command left in the background may still have a word to say.
+        assert "fine\n" in fine["output"] and fine["returncode"] == 0, command

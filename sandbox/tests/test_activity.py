@@ -1,0 +1,90 @@
+"""When a sandbox counts as used, and that an unused one ends itself."""
+
+import asyncio
+import os
+import time
+
+import httpx
+import pytest
+import websockets
+
+from sandbox.activity import Activity
+from sandbox.tests.real import Service
+
+
+@pytest.fixture
+def service(tmp_path):
+    services = []
+
+    def start(**env):
+        services.append(Service(tmp_path, ANKER_SANDBOX=f"test-{os.getpid()}-{time.monotonic_ns()}", **env))
+        return services[-1]
+
+    yield start
+    for one in services:
+        one.stop()
+
+
+def test_idle_time_runs_from_the_end_of_the_last_use_and_stands_still_during_one():
+    now = 100.0
+    activity = Activity(lambda: now)
+    now = 103.0
+    assert activity.idle_seconds == 3
+    with activity.use():
+        now = 110.0
+        assert activity.idle_seconds == 0
+        with activity.use():
+            now = 112.0
+        assert activity.idle_seconds == 0
+        now = 113.0
+    assert activity.idle_seconds == 0
+    now = 114.5
+    assert activity.idle_seconds == 1.5
+
+
+async def test_asking_for_the_status_is_no_use_and_everything_else_is(box):
+    async def idle():
+        return (await box.client.get("/api/v1/status")).json()["data"]["idle_seconds"]
+
+    first = await idle()
+    await asyncio.sleep(0.05)
+    assert await idle() >= first + 0.04
+    await box.client.get("/api/v1/status", headers={"Authorization": ""})
+    await box.client.post("/api/v1/shell/exec", headers={"Authorization": ""}, json={})
+    assert await idle() >= first + 0.04
+    await box.run("true")
+    assert await idle() < first + 0.04
+
+
+def test_an_unused_sandbox_ends_itself_in_order(service):
+    one = service(SANDBOX_IDLE_SECONDS="1.2")
+    one.run("sleep 711 &")
+    used = time.monotonic()
+    while one.process.poll() is None and time.monotonic() < used + 8:
+        try:
+            one.client.get("/status", timeout=1)  # looking does not keep it alive
+        except httpx.HTTPError:
+            break
+    assert one.process.wait(5) == 0
+    assert time.monotonic() - used > 1.2
+
+
+async def test_a_request_under_way_and_an_open_websocket_keep_it_alive(service, tmp_path):
+    one = service(SANDBOX_IDLE_SECONDS="0.6", SANDBOX_EXEC_SECONDS="2")
+    began = time.monotonic()
+    # A command that takes longer than the limit, within one request.
+    assert (await asyncio.to_thread(one.run, "sleep 1.3; echo done"))["output"] == "done\n"
+    assert time.monotonic() - began > 1.2
+    # A WebSocket that waits for its handshake's answer counts as well, and one that is open does.
+    url = f"ws://{one.address}/cdp/devtools/browser/none"
+    with pytest.raises(websockets.InvalidStatus):
+        await websockets.connect(url, additional_headers=one.headers, proxy=None)
+    assert one.process.poll() is None
+    assert await asyncio.to_thread(one.process.wait, 8) == 0
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_without_a_limit_it_stays(service, value):
+    one = service(SANDBOX_IDLE_SECONDS=value)
+    one.run("true")
+    assert one.run("sleep 0.1; echo still here", id="b")["output"] == "still here\n"
