@@ -10,6 +10,9 @@ from typing import Any
 SANDBOX_IMAGE = os.environ.get("SANDBOX_IMAGE") or "simpleyyt/anker-sandbox"
 """The image of the sandboxes; `scripts/image.sh` makes it."""
 
+ROUNDS = 5
+"""A service that is removed may have begun to make something that only shows afterwards."""
+
 
 async def run(*command: str, check: bool = True) -> str:
     """What a command writes to stdout."""
@@ -43,13 +46,17 @@ async def named(prefix: str) -> dict[str, list[str]]:
 
 async def clear(prefix: str) -> None:
     """Remove everything whose name begins with `prefix`."""
-    found = await named(prefix)
-    if found["container"]:
-        await docker("rm", "--force", "--volumes", *found["container"], check=False)
-    if found["volume"]:
-        await docker("volume", "rm", "--force", *found["volume"], check=False)
-    if found["network"]:
-        await docker("network", "rm", *found["network"], check=False)
+    for _ in range(ROUNDS):
+        found = await named(prefix)
+        if not any(found.values()):
+            return
+        if found["container"]:
+            await docker("rm", "--force", "--volumes", *found["container"], check=False)
+        if found["volume"]:
+            await docker("volume", "rm", "--force", *found["volume"], check=False)
+        if found["network"]:
+            await docker("network", "rm", *found["network"], check=False)
+    raise AssertionError(f"could not be removed: {found}")
 
 
 @asynccontextmanager
