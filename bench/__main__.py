@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import fanout, first_event, history, many, sessions_list, start, tool_turn
+from bench import desktop, fanout, first_event, history, many, sandbox_start, sessions_list, start, tool_turn
 from bench.harness import Bench
 from bench.report import Row, machine, table
 
@@ -22,6 +22,8 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterable[Row]]] = {
     "many": many.run,
     "fanout": fanout.run,
     "start": start.run,
+    "sandbox_start": sandbox_start.run,
+    "desktop": desktop.run,
 }
 
 

@@ -1,0 +1,158 @@
+"""What the benchmarks of Docker sandboxes share: a corner of the engine of their own, and its clearing up."""
+
+import asyncio
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from app.infrastructure.sandbox.docker.egress import Egress
+from app.infrastructure.sandbox.docker.engine import Engine
+from app.infrastructure.sandbox.docker.guard import Guard
+from app.infrastructure.sandbox.docker.names import Names
+from app.infrastructure.sandbox.docker.network import SandboxNetwork
+from app.infrastructure.sandbox.docker.provider import DockerSandboxes
+from app.infrastructure.sandbox.docker.spec import Recipe, parse_size
+from app.settings import Settings
+from bench.harness import CannotRun
+
+MEMORY = "1g"
+CPUS = 1.0
+EGRESS: Egress = "open"
+TTL_MINUTES = 30
+EXEC_SECONDS = 10.0
+"""As the settings are when nobody has set anything."""
+
+_SECONDS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Corner:
+    """Everything whose name begins with `prefix` is the benchmark's."""
+
+    prefix: str
+    image: str
+
+    @property
+    def network(self) -> str:
+        """The sandboxes' network."""
+        return f"{self.prefix}-network"
+
+    @property
+    def names(self) -> Names:
+        """How this installation's objects are called."""
+        return Names(self.prefix, self.prefix)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the provider makes its containers."""
+        return Recipe(
+            image=self.image,
+            network=self.network,
+            memory=parse_size(MEMORY),
+            cpus=CPUS,
+            sudo=False,
+            runtime="",
+            ttl_seconds=TTL_MINUTES * 60,
+            exec_seconds=EXEC_SECONDS,
+        )
+
+    def sandboxes(self, known: set[str], *, pool_size: int = 0) -> DockerSandboxes:
+        """The provider; `known` are the sessions that there are."""
+
+        async def ids() -> set[str]:
+            return known
+
+        return DockerSandboxes(
+            image=self.image,
+            name_prefix=self.prefix,
+            network=self.network,
+            installation=self.prefix,
+            known=ids,
+            ttl_minutes=TTL_MINUTES,
+            pool_size=pool_size,
+            memory=MEMORY,
+            cpus=CPUS,
+            egress=EGRESS,
+            exec_seconds=EXEC_SECONDS,
+        )
+
+    def settings(self) -> dict[str, str]:
+        """The settings that make the service put its sandboxes here."""
+        where = {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
+        return where | {
+            "SANDBOX_PROVIDER": "docker",
+            "SANDBOX_IMAGE": self.image,
+            "SANDBOX_NAME_PREFIX": self.prefix,
+            "SANDBOX_NETWORK": self.network,
+        }
+
+    def clear(self) -> None:
+        """Remove everything, the rules of the packet filter included."""
+        listings = {
+            "container": ("ps", "--all", "--format", "{{.Names}}"),
+            "volume": ("volume", "ls", "--format", "{{.Name}}"),
+            "network": ("network", "ls", "--format", "{{.Name}}"),
+        }
+        for kind, listing in listings.items():
+            names = [name for name in docker(*listing).split() if name.startswith(f"{self.prefix}-")]
+            if names:
+                docker(kind, "rm", *(["--force"] if kind != "network" else []), *names)
+            if names and kind == "network":
+                asyncio.run(self._retire())
+
+    async def _retire(self) -> None:
+        engine = Engine()
+        network = SandboxNetwork(engine, self.names, name=self.network, egress=str(EGRESS))
+        guard = Guard(engine, self.names, self.recipe, network, EGRESS)
+        await guard.retire(self.network)
+        await guard.close()
+        engine.close()
+
+
+@contextmanager
+def corner() -> Iterator[Corner]:
+    """A corner of the engine; nothing is left in it afterwards.
+
+    Raises:
+        CannotRun: there is no engine here, or not the sandbox's image.
+    """
+    image = os.environ.get("SANDBOX_IMAGE") or Settings.model_fields["sandbox_image"].default
+    docker("version", why="needs a Docker engine (scripts/engine.sh starts one)")
+    docker("image", "inspect", image, why=f"needs the image {image} (scripts/image.sh builds it)")
+    found = Corner(f"anker-bench-{secrets.token_hex(3)}", image)
+    try:
+        yield found
+    finally:
+        found.clear()
+
+
+def docker(*arguments: str, why: str = "") -> str:
+    """What the command line of Docker answers.
+
+    Raises:
+        CannotRun: it fails; `why` says what is missing then.
+    """
+    try:
+        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotRun(f"{why or ' '.join(arguments[:2])}: {error}") from error
+    if done.returncode:
+        raise CannotRun(f"{why or ' '.join(arguments[:2])}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def inspect(name: str) -> dict[str, Any]:
+    """What the engine knows of a container."""
+    return orjson.loads(docker("container", "inspect", name))[0]
+
+
+def token_of(inspected: Mapping[str, Any]) -> str:
+    """The token of a sandbox."""
+    variables = dict(each.partition("=")[::2] for each in inspected["Config"]["Env"])
+    return variables["SANDBOX_TOKEN"]
