@@ -126,7 +126,7 @@ def _refusal(status: int, body: bytes | bytearray | None) -> SandboxUnavailable:
         envelope = None
     said = cast("dict[str, object]", envelope).get("message") if isinstance(envelope, dict) else None
     if isinstance(said, str) and said:
-        return SandboxUnavailable(f"The sandbox shows no desktop: {said[:_MAX_WORDS]}")
+        return SandboxUnavailable(said[:_MAX_WORDS])
     return SandboxUnavailable(f"The sandbox shows no desktop (HTTP {status}).")
 
 
