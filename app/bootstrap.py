@@ -96,38 +96,54 @@ async def open_container(settings: Settings, overrides: Overrides, metrics: Metr
         queue = InlineRunQueue(runs)
         stack.push_async_callback(queue.close)
         stack.callback(feed.close)
-        streams = EventStreams(store.journal, feed)
-        sessions = SessionService(
+        opened = _Opened(store=store, feed=feed, queue=queue, sandboxes=sandboxes, browsers=browsers, pictures=pictures)
+        services = _services(opened, metrics, heartbeat=overrides.get("heartbeat", 15.0))
+        for session_id in await store.sessions.active():
+            log.info("a run that was cut short goes on", extra={"session_id": session_id})
+            await queue.wake(session_id)
+        words = f"store: SQLite in {settings.data_dir}; sandbox: {sandbox_words}; model: {model_words}"
+        yield Container(services=services, queue=queue, description=words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """What the use cases stand on."""
+
+    store: SqliteStore
+    feed: MemoryFeed
+    queue: InlineRunQueue
+    sandboxes: SandboxProvider
+    browsers: Browsers
+    pictures: PictureService
+
+
+def _services(opened: _Opened, metrics: Metrics, *, heartbeat: float) -> Services:
+    store, feed, queue, sandboxes = opened.store, opened.feed, opened.queue, opened.sandboxes
+    streams = EventStreams(store.journal, feed)
+    desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
+    return Services(
+        chat=ChatService(sessions=store.sessions, journal=store.journal, streams=streams, feed=feed, queue=queue),
+        sessions=SessionService(
             sessions=store.sessions,
             journal=store.journal,
             streams=streams,
             feed=feed,
             queue=queue,
             sandboxes=sandboxes,
-            browsers=browsers,
-        )
-        desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
-        chat = ChatService(sessions=store.sessions, journal=store.journal, streams=streams, feed=feed, queue=queue)
-        services = Services(
-            chat=chat,
-            sessions=sessions,
-            pictures=pictures,
-            desktop=desktop,
-            checks={"store": store.sessions.check, "sandbox": sandboxes.check},
-            end_streams=feed.close,
-            metrics=metrics,
-            gauges={
-                "runs_active": lambda: queue.active,
-                "streams_open": lambda: feed.followers - desktop.viewers,
-                "viewers_open": lambda: desktop.viewers,
-            },
-            heartbeat=overrides.get("heartbeat", 15.0),
-        )
-        for session_id in await store.sessions.active():
-            log.info("a run that was cut short goes on", extra={"session_id": session_id})
-            await queue.wake(session_id)
-        words = f"store: SQLite in {settings.data_dir}; sandbox: {sandbox_words}; model: {model_words}"
-        yield Container(services=services, queue=queue, description=words)
+            browsers=opened.browsers,
+        ),
+        pictures=opened.pictures,
+        desktop=desktop,
+        checks={"store": store.sessions.check, "sandbox": sandboxes.check},
+        end_streams=feed.close,
+        metrics=metrics,
+        gauges={
+            "runs_active": lambda: queue.active,
+            "streams_open": lambda: feed.followers - desktop.viewers,
+            "viewers_open": lambda: desktop.viewers,
+        },
+        heartbeat=heartbeat,
+    )
 
 
 def _model(settings: Settings, overrides: Overrides) -> tuple[LLM, str]:
