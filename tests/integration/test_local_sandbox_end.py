@@ -14,6 +14,7 @@ import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Ledger
+from app.infrastructure.sandbox.link import SandboxLink
 from app.infrastructure.sandbox.local import LocalSandboxes
 from app.infrastructure.sandbox.workspace import remove_tree
 from tests.integration.sandbox_processes import commands, eventually, marked, services
@@ -133,6 +134,26 @@ async def test_a_sandbox_with_a_call_under_way_is_not_idle(tmp_path: Path) -> No
         assert await provider.expire() == 1
 
 
+async def test_a_sandbox_whose_browser_somebody_drives_is_not_idle(tmp_path: Path) -> None:
+    clock = Clock()
+    async with LocalSandboxes(tmp_path, ttl_minutes=30, clock=clock, exec_seconds=30) as provider:
+        endpoint = (await provider.acquire("s1")).browser
+        # Browsers are driven over connections that the provider does not see.
+        theirs = SandboxLink(endpoint.url.removesuffix("/cdp"), endpoint.token)
+        body = {"id": "main", "exec_dir": "", "command": "sleep 1000"}
+        call = asyncio.create_task(theirs.post("shell/exec", body, seconds=60))
+        await eventually(lambda: "sleep 1000" in commands(marked(tmp_path)))
+        clock.now += 3600
+        assert await provider.expire() == 0
+        await theirs.post("shell/kill", {"id": "main"}, seconds=10)
+        await call
+        clock.now += 1799
+        assert await provider.expire() == 0
+        clock.now += 1
+        assert await provider.expire() == 1
+        await theirs.aclose()
+
+
 async def test_the_reaper_looks_by_itself_and_clears_up_after_a_crash(tmp_path: Path) -> None:
     async with LocalSandboxes(tmp_path, reap_seconds=0.02, exec_seconds=EXEC_SECONDS) as provider:
         sandbox = await provider.acquire("s1")
@@ -165,6 +186,7 @@ async def test_close_ends_all_in_about_two_seconds_even_those_that_hang(tmp_path
 SERVICE = """
 import asyncio, sys
 from pathlib import Path
+from app.infrastructure.sandbox.link import SandboxLink
 from app.infrastructure.sandbox.local import LocalSandboxes
 
 async def main():

@@ -1,4 +1,4 @@
-"""What the sandbox contract runs on: the fake, and the real sandbox as a process on this machine."""
+"""What the sandbox contract runs on: the fake, and the real sandbox as a process on this machine and as a container."""
 
 import itertools
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +10,7 @@ import pytest_asyncio
 from app.domain.external.sandbox import Sandbox, SandboxProvider
 from app.infrastructure.sandbox.local import LocalSandboxes
 from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.integration.docker.site import make_sure_of_engine_and_image, site
 
 _numbers = itertools.count()
 
@@ -46,12 +47,16 @@ def _memory() -> Bench:
     return Bench(provider, session)
 
 
-@pytest_asyncio.fixture(params=["memory", "local"], scope="module", loop_scope="module")
+@pytest_asyncio.fixture(params=["memory", "local", "docker"], scope="module", loop_scope="module")
 async def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     if request.param == "memory":
         bench = _memory()
         yield bench
         await bench.provider.close()
+    elif request.param == "docker":
+        make_sure_of_engine_and_image()
+        async with site() as here, here.provider(exec_seconds=0.3) as provider:
+            yield Bench(provider, here.session)
     else:
         async with LocalSandboxes(tmp_path_factory.mktemp("data"), exec_seconds=0.3) as provider:
             yield Bench(provider, lambda: f"s{next(_numbers)}")

@@ -127,8 +127,7 @@ class Site:
         try:
             for network in self.networks():
                 self.api.remove_network(network)
-            for network in self._networks:
-                await guard_of(provider).retire(network)
+            await asyncio.gather(*(guard_of(provider).retire(network) for network in self._networks))
         finally:
             await provider.close()
 

@@ -27,6 +27,9 @@ MOST_ADDRESSES = 512
 
 _HOST = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)*")
 
+_NUMBER = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)\.?(/.*)?")
+"""What ends in a number means an address, also where it is written as 0x7f.1 or 2130706433, which nobody should."""
+
 
 @dataclass(frozen=True, slots=True)
 class EgressList:
@@ -69,8 +72,7 @@ def _network(entry: str) -> IPv4Network | None:
     """None when the entry means to be a name."""
     if ":" in entry and "/" not in entry and _is_ipv6(entry):
         raise ValueError(f"{entry}: sandboxes have no IPv6")
-    # A name has a letter in its last part; 0x7f.1 and 2130706433 are ways to write an address that nobody should use.
-    if not re.fullmatch(r"[0-9./x]+", entry):
+    if not _NUMBER.fullmatch(entry):
         return None
     try:
         network = IPv4Network(entry)
@@ -133,7 +135,7 @@ class Addresses:
             log.warning("SANDBOX_EGRESS: %s could not be looked up", host)
             return False
         found = {IPv4Address(str(address[0])) for *_, address in answers}
-        if closed := {address for address in found if not may_be_pinned(address)}:
+        if closed := {address for address in found if is_closed(str(address))}:
             # Whoever runs that name's server must not be able to open our own network to the sandboxes.
             log.warning(
                 "SANDBOX_EGRESS: %s has addresses that are closed to sandboxes: %s", host, sorted(map(str, closed))
@@ -143,6 +145,6 @@ class Addresses:
         return bool(new)
 
 
-def may_be_pinned(address: IPv4Address) -> bool:
-    """Whether a name may open this address."""
-    return not any(address in closed for closed in (*PRIVATE, *NEVER))
+def is_closed(network: str) -> bool:
+    """Whether an address, or a whole network, is one that no name may open and no sandbox reach by itself."""
+    return any(IPv4Network(network).subnet_of(closed) for closed in (*PRIVATE, *NEVER))

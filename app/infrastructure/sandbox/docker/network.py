@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox.docker import failures
+from app.infrastructure.sandbox.docker.egress import is_closed
 from app.infrastructure.sandbox.docker.engine import Engine
 from app.infrastructure.sandbox.docker.facts import Container, Network
 from app.infrastructure.sandbox.docker.names import EGRESS, ROLE, Names
@@ -34,7 +35,7 @@ class Members:
     services: tuple[str, ...]
     """The addresses of containers that are services like this one."""
     others: tuple[str, ...]
-    """The subnets of the engine's other networks."""
+    """The subnets of the engine's other networks, where they are not among the private addresses."""
 
 
 class SandboxNetwork:
@@ -95,7 +96,7 @@ class SandboxNetwork:
             for other in await self._engine.networks({})
             if other.id != network.id
             for subnet in other.subnets
-            if ":" not in subnet
+            if ":" not in subnet and not is_closed(subnet)
         ]
         return Members(_v4(network.subnets), tuple(sorted(services)), tuple(sorted(others)))
 

@@ -84,7 +84,7 @@ class Slot:
         """The sandbox if its container runs and answers.
 
         Raises:
-            SandboxUnavailable: the engine does not tell.
+            SandboxUnavailable: the engine does not tell, or its network is not guarded.
         """
         life = self._life
         if life is not None and (life.fresh or await self._site.launcher.has(life)):
@@ -94,6 +94,7 @@ class Slot:
             await asyncio.wait({self._start}, timeout=FIND_SECONDS)
             return self._life.sandbox if self._life and self._life.fresh else None
         async with self._turn:
+            await self._site.guard.ensure()
             found = await self._site.ledger.find(self._session_id)
             return self._life.sandbox if await self._resumed(found) and self._life else None
 
@@ -138,6 +139,8 @@ class Slot:
         async with self._turn:
             if self._life is not None and self._life.fresh:
                 return self._life.sandbox
+            # First of all: should sandboxes be allowed something else now, it ends those that were started before.
+            await self._site.guard.ensure()
             found = await self._site.ledger.find(self._session_id)
             if await self._resumed(found) and self._life is not None:
                 return self._life.sandbox
@@ -145,7 +148,7 @@ class Slot:
                 # It ended by itself, which it also does when the engine is started anew.
                 self._site.guard.doubt()
                 await self._let_go()
-            await self._site.guard.ensure()
+                await self._site.guard.ensure()
             self._life = await self._adopted(found) or await self._made()
             return self._life.sandbox
 

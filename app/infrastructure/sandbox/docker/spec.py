@@ -1,7 +1,9 @@
 """How a sandbox's container is made: everything that keeps what runs in it from the rest of the machine."""
 
+import errno
 import json
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -70,6 +72,7 @@ class Recipe:
     ttl_seconds: float
     exec_seconds: float
     seccomp: str = field(default_factory=lambda: _profile(), repr=False)
+    """The system calls that a sandbox may make, as the engine takes them."""
 
     def sandbox(self, *, token: str, volume: str, labels: Mapping[str, str], reach: Reach) -> Config:
         """A sandbox with `volume` as its workspace. Its volume gets the same labels if it does not exist yet."""
@@ -140,11 +143,12 @@ class Recipe:
         # An operator who wants sudo gets a root that is no more than the container's: still without the capabilities
         # that open the host, still behind the same system call filter.
         privileges = [] if self.sudo else ["no-new-privileges"]
+        profile = _without_audit(self.seccomp) if self.sudo else self.seccomp
         return {
             "ReadonlyRootfs": not self.sudo,
             "CapDrop": ["ALL"],
             "CapAdd": list(SUDO_CAPABILITIES) if self.sudo else [],
-            "SecurityOpt": [*privileges, f"seccomp={self.seccomp}"],
+            "SecurityOpt": [*privileges, f"seccomp={profile}"],
             "Privileged": False,
             "IpcMode": "private",
             "PublishAllPorts": False,
@@ -170,6 +174,7 @@ class Recipe:
         }
 
 
+_NETLINK_AUDIT = 9
 _POWERLESS: Config = {
     "CapDrop": ["ALL"],
     "SecurityOpt": ["no-new-privileges"],
@@ -181,6 +186,22 @@ _POWERLESS: Config = {
 
 
 def _profile() -> str:
-    """The system calls that a sandbox may make, as the engine takes them: without the white space."""
     text = resources.files(__package__ or "").joinpath("seccomp.json").read_text("utf-8")
     return json.dumps(json.loads(text), separators=(",", ":"))
+
+
+def _without_audit(profile: str) -> str:
+    """`profile`, under which sudo hears that there is no audit system. Told that it may not use it, it gives up."""
+    rules = json.loads(profile)
+    rules["syscalls"].append(
+        {
+            "names": ["socket"],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": errno.EPROTONOSUPPORT,
+            "args": [
+                {"index": 0, "value": socket.AF_NETLINK, "op": "SCMP_CMP_EQ"},
+                {"index": 2, "value": _NETLINK_AUDIT, "op": "SCMP_CMP_EQ"},
+            ],
+        }
+    )
+    return json.dumps(rules, separators=(",", ":"))
