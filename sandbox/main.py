@@ -59,13 +59,13 @@ class Sandbox:
             from sandbox.bridges.vnc import VncBridge
 
             bridge = VncBridge(viewer, handshake)
-            await bridge.open(await self.parts.desktop.vnc())
+            await self.parts.desktop.reach(bridge.open)
             return bridge
         if handshake.path.startswith("/cdp/devtools/"):
             from sandbox.bridges.tunnel import Tunnel
 
             tunnel = Tunnel(viewer, handshake, handshake.target.removeprefix("/cdp"))
-            await tunnel.open(await self.parts.browser.port())
+            await self.parts.browser.reach(tunnel.open)
             return tunnel
         raise Failure(404, f"no such route: WebSocket {handshake.path}")
 

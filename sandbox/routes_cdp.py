@@ -16,14 +16,17 @@ def cdp_routes(browser: Browser) -> APIRouter:
     @router.api_route("/json", methods=["GET", "PUT"])
     @router.api_route("/json/{_rest:path}", methods=["GET", "PUT"])
     async def ask(request: Request) -> Response:
-        port = await browser.port()
         # As it came: Chromium undoes the escapes itself.
         target = request.scope["raw_path"].decode("latin-1").removeprefix("/cdp")
         if request.url.query:
             target = f"{target}?{request.url.query}"
-        status, body, kind = await asyncio.to_thread(devtools.ask, port, request.method, target)
         host = request.headers.get("host", "")
-        return Response(devtools.readdressed(body, port, host), status, media_type=kind)
+
+        async def passed_on(port: int) -> Response:
+            status, body, kind = await asyncio.to_thread(devtools.ask, port, request.method, target)
+            return Response(devtools.readdressed(body, port, host), status, media_type=kind)
+
+        return await browser.reach(passed_on)
 
     _ = ask
     return router

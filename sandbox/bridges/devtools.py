@@ -3,21 +3,19 @@
 import http.client
 import json
 
-from sandbox.failure import Failure
-
 _SECONDS = 10.0
 _ADDRESSES = ("webSocketDebuggerUrl", "devtoolsFrontendUrl")
 
 
 def ask(port: int, method: str, target: str) -> tuple[int, bytes, str]:
-    """Chromium's answer to `target` (`/json/…`): status, body, content type. Blocking. Failure 503."""
+    """Chromium's answer to `target` (`/json/…`): status, body, content type. Blocking. Raises OSError."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)
     try:
         connection.request(method, target, headers={"Connection": "close"})
         response = connection.getresponse()
         return response.status, response.read(), response.headers.get("Content-Type", "application/json")
-    except (OSError, http.client.HTTPException) as error:
-        raise Failure(503, "the browser does not answer") from error
+    except http.client.HTTPException as error:
+        raise ConnectionError("not an answer of HTTP") from error
     finally:
         connection.close()
 

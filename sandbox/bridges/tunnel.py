@@ -4,7 +4,6 @@ import asyncio
 
 from sandbox.bridges.inner import Inner
 from sandbox.bridges.upgrade import Handshake
-from sandbox.failure import Failure
 
 _PASSED_ON = ("upgrade", "connection", "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol")
 """Not `sec-websocket-extensions`, so that nothing is compressed; not `origin`, which Chromium would refuse; not the
@@ -24,12 +23,9 @@ class Tunnel:
         self._inner = Inner(viewer, made=self._ask, lost=self._chromium_lost, framed=False)
 
     async def open(self, port: int) -> None:
-        """Connects to the DevTools on loopback; Chromium itself answers the handshake. Failure 503."""
+        """Connects to the DevTools on loopback; Chromium itself answers the handshake. Raises OSError."""
         self._host = f"127.0.0.1:{port}"
-        try:
-            await asyncio.get_running_loop().create_connection(lambda: self._inner, "127.0.0.1", port)
-        except OSError as error:
-            raise Failure(503, "the browser does not answer") from error
+        await asyncio.get_running_loop().create_connection(lambda: self._inner, "127.0.0.1", port)
         if self._lost:
             self._inner.close()
 

@@ -39,11 +39,8 @@ class VncBridge:
         """We have said goodbye: nothing more goes to the desktop."""
 
     async def open(self, path: str) -> None:
-        """Connects to the unix socket at `path` and answers the handshake. Failure 503."""
-        try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: self._inner, path)
-        except OSError as error:
-            raise Failure(503, "the desktop does not answer") from error
+        """Connects to the unix socket at `path` and answers the handshake. Raises OSError."""
+        await asyncio.get_running_loop().create_unix_connection(lambda: self._inner, path)
         if self._lost:
             self._inner.close()
 

@@ -5,22 +5,23 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sandbox.failure import Failure
 from sandbox.parts import chromium
 from sandbox.parts.child import Command
 from sandbox.parts.desktop import Desktop
-from sandbox.parts.keeper import Keeper
+from sandbox.parts.farewell import close_browser
+from sandbox.parts.keeper import NOTICE_SECONDS, Keeper
 
+T = TypeVar("T")
 BrowserMode = Literal["eager", "lazy", "off"]
 
 START_SECONDS = 20.0
-_LISTENING = re.compile(rb"DevTools listening on ws://127\.0\.0\.1:(\d+)/")
+_LISTENING = re.compile(rb"DevTools listening on ws://(127\.0\.0\.1:\d+/devtools/browser/[\w-]+)\s")
 _PROFILE = Path(".config") / "anker-chromium"
-_GRACE_SECONDS = 0.8
 
 log = logging.getLogger("sandbox")
 
@@ -39,7 +40,7 @@ class Browser:
         self._desktop = desktop
         self._confined = not chromium.runs_as_root()
         self._cache: Path | None = None
-        self._keeper = Keeper("Chromium", self._launch, ready=_LISTENING, grace=_GRACE_SECONDS)
+        self._keeper = Keeper("Chromium", self._launch, ready=_LISTENING, farewell=close_browser)
 
     @property
     def reason(self) -> str:
@@ -69,10 +70,24 @@ class Browser:
             raise Failure(409, f"there is no browser in this sandbox: {self.reason}")
         self._keeper.begin()
         try:
-            return int(await self._keeper.ready(START_SECONDS))
+            address = await self._keeper.ready(START_SECONDS)
         except TimeoutError:
             log.warning("Chromium does not start: %s", self._keeper.failure)
             raise Failure(503, f"the browser did not start within {START_SECONDS:g} s") from None
+        return int(address.partition("/")[0].rpartition(":")[2])
+
+    async def reach(self, use: Callable[[int], Awaitable[T]]) -> T:
+        """Calls `use` with the port of the DevTools; a second time, with the next browser's, when nobody listens there
+        any more. `use` may raise OSError. Failures as for `port`, and 503 when it does not answer."""
+        try:
+            try:
+                return await use(await self.port())
+            except ConnectionRefusedError:
+                # It has just died: known here a moment later.
+                await asyncio.sleep(NOTICE_SECONDS)
+                return await use(await self.port())
+        except OSError as error:
+            raise Failure(503, "the browser does not answer") from error
 
     async def restart(self) -> None:
         """Ends it with all its processes, starts it again and waits until it can be driven. Failures as for `port`."""

@@ -61,15 +61,17 @@ class Child:
         return self._tail.decode("utf-8", "replace").strip()
 
     async def end(self, grace: float) -> None:
-        """SIGTERM, at most `grace` seconds, then SIGKILL, each to its whole process group."""
-        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
-            if not self.exited.done():
-                self._signal(number)
-                await asyncio.wait({self.exited}, timeout=seconds)
+        """SIGTERM, at most `grace` seconds, then SIGKILL to its whole process group."""
+        # To it alone: a browser whose helpers die at the same moment cannot write down what they know.
+        self._process.send_signal(signal.SIGTERM)
+        await asyncio.wait({self.exited}, timeout=grace)
+        if not self.exited.done():
+            self._kill_group()
+            await asyncio.wait({self.exited}, timeout=_KILL_SECONDS)
 
-    def _signal(self, number: int) -> None:
+    def _kill_group(self) -> None:
         try:
-            os.killpg(self.pid, number)
+            os.killpg(self.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             return
 
@@ -94,7 +96,7 @@ class Child:
 
     def _gone(self, returncode: int) -> None:
         # What it leaves behind of its group is of no use without it, and may hold on to its files.
-        self._signal(signal.SIGKILL)
+        self._kill_group()
         self._readable()
         self._loop.remove_reader(self._output)
         os.close(self._output)

@@ -4,12 +4,12 @@ import asyncio
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from sandbox.failure import Failure
 from sandbox.parts.child import Command
-from sandbox.parts.keeper import Keeper
+from sandbox.parts.keeper import NOTICE_SECONDS, Keeper
 
 WIDTH, HEIGHT = 1280, 800
 _MANAGER_SETTINGS = Path(__file__).parent / "jwm.xml"
@@ -73,6 +73,19 @@ class Desktop:
         except TimeoutError:
             raise Failure(503, f"the desktop did not start within {_START_SECONDS:g} s") from None
         return self._socket
+
+    async def reach(self, use: Callable[[str], Awaitable[None]]) -> None:
+        """Calls `use` with the VNC server's socket; a second time when nobody listens there any more. `use` may raise
+        OSError. Failures as for `vnc`, and 503 when it does not answer."""
+        try:
+            try:
+                await use(await self.vnc())
+            except ConnectionRefusedError:
+                # It has just died: known here a moment later.
+                await asyncio.sleep(NOTICE_SECONDS)
+                await use(await self.vnc())
+        except OSError as error:
+            raise Failure(503, "the desktop does not answer") from error
 
     async def end(self) -> None:
         """Ends it and removes its files. Who draws on it is to be ended first."""

@@ -7,10 +7,13 @@ from collections.abc import Awaitable, Callable
 
 from sandbox.parts.child import Child, Command
 
+NOTICE_SECONDS = 0.2
+"""A program that has died shows by its closed connections first; this much later it is known here."""
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 _STEADY_SECONDS = 10.0
 """Who has run for so long did not fail at its start: the pauses begin anew."""
+_FAREWELL_SECONDS = 0.6
 _SEARCHED = 65536
 
 log = logging.getLogger("sandbox")
@@ -29,9 +32,11 @@ class Keeper:
         launch: Callable[[], Awaitable[Command]],
         *,
         ready: re.Pattern[bytes] | None = None,
+        farewell: Callable[[str], Awaitable[None]] | None = None,
         grace: float = 0.3,
     ) -> None:
-        """`grace` is how long it may take to end itself. Without `ready` it can be used at once."""
+        """Without `ready` it can be used at once. `farewell` asks it, by what it said, to end itself, before any signal
+        does; may raise OSError, EOFError. `grace` is how long it may take after SIGTERM."""
         self.name = name
         self.said: str | None = None
         """What the running program wrote in the group of `ready`; None while it cannot be used."""
@@ -39,6 +44,7 @@ class Keeper:
         """The end of what it wrote when it last ended before it could be used."""
         self._launch = launch
         self._pattern = ready
+        self._farewell = farewell
         self._grace = grace
         self._child: Child | None = None
         self._task: asyncio.Task[None] | None = None
@@ -70,9 +76,7 @@ class Keeper:
     async def restart(self) -> None:
         """Ends the program with its whole group; it is started again at once."""
         self._hurry.set()
-        self._unready()
-        if self._child is not None:
-            await self._child.end(self._grace)
+        await self._end_child()
 
     async def end(self) -> None:
         """Ends the program for good."""
@@ -80,10 +84,8 @@ class Keeper:
             self._task.cancel()
             await asyncio.wait({self._task})
             self._task = None
-        self._unready()
-        if self._child is not None:
-            await self._child.end(self._grace)
-            self._child = None
+        await self._end_child()
+        self._child = None
 
     async def _keep(self) -> None:
         loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE
@@ -119,6 +121,20 @@ class Keeper:
         self.failure = child.last_words
         self._unready()
         self._child = None
+
+    async def _end_child(self) -> None:
+        child, said = self._child, self.said
+        self._unready()
+        if child is None:
+            return
+        if said is not None and self._farewell is not None:
+            try:
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await self._farewell(said)
+                    await asyncio.shield(child.exited)
+            except (OSError, EOFError):
+                pass  # then by a signal
+        await child.end(self._grace)
 
     async def _rest(self, seconds: float) -> None:
         try:

@@ -1,6 +1,7 @@
 """Programs that are kept running: real processes, real signals."""
 
 import asyncio
+import itertools
 import os
 import re
 import time
@@ -78,7 +79,7 @@ async def test_the_pause_grows_while_it_keeps_failing(keep):
     keeper.begin()
     await reached(lambda: len(keeper.starts()) >= 4)
     starts = keeper.starts()
-    pauses = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(starts)]
     assert pauses[0] >= 0.1 and pauses[1] >= 0.2 and pauses[2] >= 0.4
     assert keeper.failure == "no luck"
 

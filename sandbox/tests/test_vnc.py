@@ -9,6 +9,7 @@ import pytest
 import websockets
 
 from sandbox.bridges.vnc import VncBridge
+from sandbox.failure import Failure
 from sandbox.tests.bridging import listening, serving
 
 MIB = 1024 * 1024
@@ -22,7 +23,10 @@ def path(tmp_path):
 def door_to(path: str):
     async def door(handshake, viewer):
         bridge = VncBridge(viewer, handshake)
-        await bridge.open(path)
+        try:
+            await bridge.open(path)
+        except OSError as error:
+            raise Failure(503, "the desktop does not answer") from error
         return bridge
 
     return door

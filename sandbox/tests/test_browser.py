@@ -1,0 +1,242 @@
+"""A real Chromium behind `/cdp`, started by who wants to drive it."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+import websockets
+from playwright.async_api import async_playwright
+
+from sandbox.parts import chromium
+from sandbox.tests.real import Service, below, until
+
+pytestmark = pytest.mark.skipif(chromium.find_chromium("") is None, reason="there is no Chromium on this machine")
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def start(tmp_path):
+    services = []
+
+    def make(**env) -> Service:
+        mark = f"test-{os.getpid()}-{time.monotonic_ns()}"
+        services.append(Service(tmp_path, **({"ANKER_SANDBOX": mark, "SANDBOX_EXEC_SECONDS": "5"} | env)))
+        return services[-1]
+
+    yield make
+    for service in services:
+        service.stop()
+
+
+def browsers(service: Service) -> list[psutil.Process]:
+    return [process for process in below(service.process.pid) if "chrom" in process.name()]
+
+
+def cdp(service: Service, path: str, **options) -> httpx.Response:
+    return service.client.get(f"http://{service.address}/cdp{path}", **options)
+
+
+def driven(service: Service, playwright):
+    return playwright.chromium.connect_over_cdp(f"http://{service.address}/cdp", headers=service.headers)
+
+
+def test_it_is_started_by_the_first_who_asks_and_not_before(start):
+    service = start()
+    service.run("true")
+    assert service.status()["browser"] == {"ready": False, "reason": "starts when it is first used"}
+    assert browsers(service) == []
+    assert cdp(service, "/json/version").json()["Browser"].startswith("Chrome/")
+    assert service.status()["browser"] == {"ready": True, "reason": ""}
+    assert any("--headless=new" in process.cmdline() for process in browsers(service))
+
+
+def test_an_eager_one_is_there_without_being_asked_for(start):
+    service = start(SANDBOX_BROWSER="eager")
+    until(lambda: service.status()["browser"]["ready"], 20)
+
+
+def test_addresses_lead_through_the_port_that_was_asked(start):
+    service = start()
+    version = cdp(service, "/json/version/").json()
+    assert version["webSocketDebuggerUrl"].startswith(f"ws://{service.address}/cdp/devtools/browser/")
+    version = cdp(service, "/json/version", headers={"Host": "sandbox.example:81"}).json()
+    assert version["webSocketDebuggerUrl"].startswith("ws://sandbox.example:81/cdp/devtools/browser/")
+    for path in ("/json/list", "/json"):
+        (page,) = [target for target in cdp(service, path).json() if target["type"] == "page"]
+        assert page["webSocketDebuggerUrl"] == f"ws://{service.address}/cdp/devtools/page/{page['id']}"
+        assert f"ws={service.address}/cdp/devtools/page/" in page["devtoolsFrontendUrl"]
+
+
+def test_pages_are_opened_and_closed_and_what_chromium_refuses_is_its_own_answer(start):
+    service = start()
+    made = service.client.put(f"http://{service.address}/cdp/json/new?data:text/html,%3Ctitle%3Ehi%3C/title%3E")
+    assert made.status_code == 200 and made.json()["url"] == "data:text/html,<title>hi</title>"
+    assert cdp(service, f"/json/close/{made.json()['id']}").text == "Target is closing"
+    assert cdp(service, "/json/close/none").status_code == 404
+
+
+def test_every_way_in_needs_the_token(start):
+    service = start()
+    bare = httpx.Client(base_url=f"http://{service.address}")
+    assert bare.get("/cdp/json/version").status_code == 401
+    assert bare.put("/cdp/json/new?about:blank").status_code == 401
+    assert browsers(service) == [], "a stranger started it"
+
+    async def knock(path):
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            await websockets.connect(f"ws://{service.address}{path}", proxy=None)
+        return caught.value.response.status_code
+
+    for path in ("/cdp/devtools/browser/x", "/vnc", "/nowhere"):
+        assert asyncio.run(knock(path)) == 401
+
+
+async def test_a_websocket_that_leads_nowhere_is_refused_in_words(start):
+    service = await asyncio.to_thread(start)
+    for path, status, word in (
+        ("/nowhere", 404, b"no such route"),
+        ("/cdp", 404, b"no such route"),
+        ("/vnc", 409, b"there is no desktop in this sandbox"),
+        ("/cdp/devtools/page/none", 500, b"No such target id: none"),  # Chromium's own answer
+    ):
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            await websockets.connect(f"ws://{service.address}{path}", additional_headers=service.headers, proxy=None)
+        response = caught.value.response
+        assert response.status_code == status and word in (response.body or b""), path
+
+
+async def test_playwright_drives_it_and_the_page_is_rendered(start):
+    service = await asyncio.to_thread(start)
+    async with async_playwright() as playwright:
+        browser = await driven(service, playwright)
+        page = await browser.contexts[0].new_page()
+        await page.set_content("<title>t</title><button onclick=\"document.title='clicked'\">Press</button>")
+        await page.get_by_role("button", name="Press").click()
+        assert await page.title() == "clicked"
+        assert (await page.screenshot()).startswith(b"\x89PNG")
+        assert await page.evaluate("!!document.createElement('canvas').getContext('webgl')")
+        await browser.close()
+
+
+async def test_messages_may_be_large_in_both_directions(start):
+    service = await asyncio.to_thread(start)
+    (page,) = [one for one in (await asyncio.to_thread(cdp, service, "/json/list")).json() if one["type"] == "page"]
+    options = {"additional_headers": service.headers, "proxy": None, "max_size": None, "compression": "deflate"}
+    async with websockets.connect(page["webSocketDebuggerUrl"], **options) as socket:
+        assert socket.protocol.extensions == [], "it was compressed"
+        expression = f"'{'y' * (48 * MIB)}'.length"
+        await socket.send(json.dumps({"id": 1, "method": "Runtime.evaluate", "params": {"expression": expression}}))
+        assert json.loads(await socket.recv())["result"]["result"]["value"] == 48 * MIB
+        params = {"expression": f"'z'.repeat({100 * MIB})", "returnByValue": True}
+        await socket.send(json.dumps({"id": 2, "method": "Runtime.evaluate", "params": params}))
+        assert len(await socket.recv()) > 100 * MIB
+
+
+async def test_one_that_dies_comes_back_and_its_drivers_are_told(start):
+    service = await asyncio.to_thread(start)
+    version = (await asyncio.to_thread(cdp, service, "/json/version")).json()
+    options = {"additional_headers": service.headers, "proxy": None}
+    async with websockets.connect(version["webSocketDebuggerUrl"], **options) as driver:
+        main = min(browsers(service), key=lambda process: process.create_time())
+        main.send_signal(signal.SIGKILL)
+        with pytest.raises(websockets.ConnectionClosed):
+            await asyncio.wait_for(driver.recv(), 10)
+    again = (await asyncio.to_thread(cdp, service, "/json/version")).json()
+    assert again["webSocketDebuggerUrl"] != version["webSocketDebuggerUrl"]
+
+
+def test_a_restart_replaces_every_process_and_answers_when_it_can_be_driven(start):
+    service = start()
+    first = cdp(service, "/json/version").json()["webSocketDebuggerUrl"]
+    before = browsers(service)
+    answer = service.client.post("/browser/restart").json()
+    assert answer["success"], answer
+    assert service.status()["browser"]["ready"]
+    assert cdp(service, "/json/version").json()["webSocketDebuggerUrl"] != first
+    until(lambda: not any(process.is_running() for process in before))
+
+
+def test_a_restart_starts_one_that_was_never_used(start):
+    service = start()
+    assert service.client.post("/browser/restart").json()["success"]
+    assert len(browsers(service)) > 1
+
+
+async def test_cookies_outlive_the_browser_and_locks_of_another_life_do_not_matter(start, tmp_path):
+    service = await asyncio.to_thread(start)
+
+    async def visit(code: str):
+        async with async_playwright() as playwright:
+            browser = await driven(service, playwright)
+            page = await browser.contexts[0].new_page()
+            await page.route("**", lambda route: route.fulfill(body="<title>x</title>", content_type="text/html"))
+            await page.goto("http://site.example/")
+            return await page.evaluate(code)
+
+    await visit("document.cookie = 'login=yes; max-age=999999'")
+    service.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(service.process.wait, 5) == 0
+    profile = tmp_path / "home" / ".config" / "anker-chromium"
+    (profile / "SingletonLock").unlink(missing_ok=True)
+    (profile / "SingletonLock").symlink_to("another-host-4711")
+    service = await asyncio.to_thread(start)
+    assert await visit("document.cookie") == "login=yes"
+    caches = [found for found in profile.rglob("Cache_Data")]
+    assert caches == [], "the cache is in the workspace"
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL", "lifeline"])
+def test_nothing_of_it_outlives_the_sandbox(start, end):
+    service = start()
+    cdp(service, "/json/version")
+    family = below(service.process.pid)
+    assert len([process for process in family if "chrom" in process.name()]) > 2
+    caches = {argument for process in family for argument in process.cmdline() if "disk-cache-dir" in argument}
+    began = time.monotonic()
+    if end == "lifeline":
+        os.close(service.lifeline)
+        service.lifeline = -1
+    else:
+        service.process.send_signal(getattr(signal, end))
+    service.process.wait(5)
+    assert time.monotonic() - began < 2
+    assert psutil.wait_procs(family, timeout=3)[1] == []
+    if end != "SIGKILL":
+        assert not any(os.path.exists(cache.partition("=")[2]) for cache in caches)
+
+
+def test_neither_the_browser_nor_a_command_gets_the_token(start):
+    service = start(SANDBOX_TOKEN="t")
+    cdp(service, "/json/version")
+    service.run("sleep 60 &")
+    family = below(service.process.pid)
+    assert len(family) > 4
+    for process in family:
+        environment = process.environ()
+        assert not [name for name in environment if name.startswith("SANDBOX_")], process.name()
+
+
+def test_one_that_cannot_start_is_told_as_such(start, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no display >&2\nexit 1\n")
+    broken.chmod(0o755)
+    service = start(SANDBOX_CHROMIUM=str(broken))
+    answer = cdp(service, "/json/version", timeout=40)
+    assert answer.status_code == 503 and "did not start within 20 s" in answer.json()["message"]
+    assert service.status()["browser"] == {"ready": False, "reason": "starting"}
+    assert service.run("echo works")["output"] == "works\n"
+
+
+def test_as_another_user_it_keeps_its_own_sandbox(tmp_path):
+    program = chromium.find_chromium("") or ""
+    for confined in (True, False):
+        arguments = chromium.arguments(program, tmp_path, tmp_path, windowed=False, confined=confined)
+        assert ("--no-sandbox" in arguments) is not confined
+    assert shutil.which(program)

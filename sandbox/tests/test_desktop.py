@@ -1,0 +1,214 @@
+"""A real Xvnc with a window manager and Chromium in a window, through the service's own port."""
+
+import asyncio
+import os
+import shutil
+import signal
+import struct
+import time
+
+import psutil
+import pytest
+import websockets
+from playwright.async_api import async_playwright
+
+from sandbox.parts.chromium import find_chromium
+from sandbox.tests.real import Service, below, until
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("Xvnc") is None, reason="there is no Xvnc on this machine"),
+    pytest.mark.skipif(shutil.which("jwm") is None, reason="there is no jwm on this machine"),
+]
+with_chromium = pytest.mark.skipif(find_chromium("") is None, reason="there is no Chromium on this machine")
+
+
+@pytest.fixture
+def start(tmp_path):
+    services = []
+
+    def make(**env) -> Service:
+        mark = f"test-{os.getpid()}-{time.monotonic_ns()}"
+        defaults = {"ANKER_SANDBOX": mark, "SANDBOX_DESKTOP": "true", "SANDBOX_BROWSER": "off"}
+        services.append(Service(tmp_path, **(defaults | env)))
+        return services[-1]
+
+    yield make
+    for service in services:
+        service.stop()
+
+
+def named(service: Service, name: str) -> list[psutil.Process]:
+    return [process for process in below(service.process.pid) if process.name() == name]
+
+
+def ready(service: Service, part: str, seconds: float = 20) -> None:
+    until(lambda: service.status()[part]["ready"], seconds)
+
+
+def viewing(service: Service):
+    return websockets.connect(
+        f"ws://{service.address}/vnc", additional_headers=service.headers, subprotocols=["binary"], proxy=None
+    )
+
+
+class Viewer:
+    """Just enough of an RFB client: it asks for whole frames, raw, and can press keys."""
+
+    def __init__(self, socket) -> None:
+        self._socket = socket
+        self._read = bytearray()
+
+    async def take(self, count: int) -> bytes:
+        while len(self._read) < count:
+            self._read += await self._socket.recv()
+        taken = bytes(self._read[:count])
+        del self._read[:count]
+        return taken
+
+    async def greet(self) -> str:
+        version = await self.take(12)
+        await self._socket.send(version)
+        types = await self.take((await self.take(1))[0])
+        assert types == b"\x01", "more than `None`, or something else, was offered"
+        await self._socket.send(b"\x01")
+        assert await self.take(4) == bytes(4)
+        await self._socket.send(b"\x00")  # not shared, if it had a say
+        self.width, self.height = struct.unpack(">HH", await self.take(4))
+        await self.take(16)
+        name = await self.take(struct.unpack(">I", await self.take(4))[0])
+        await self._socket.send(struct.pack(">BxHi", 2, 1, 0))
+        return name.decode()
+
+    async def frame(self) -> bytes:
+        await self._socket.send(struct.pack(">BBHHHH", 3, 0, 0, 0, self.width, self.height))
+        while (await self.take(1))[0] != 0:  # 2 is a bell, all others would be news
+            pass
+        pixels = bytearray(self.width * self.height * 4)
+        for _ in range(struct.unpack(">xH", await self.take(3))[0]):
+            left, top, width, height, _ = struct.unpack(">HHHHi", await self.take(12))
+            part = await self.take(width * height * 4)
+            for row in range(height):
+                at = ((top + row) * self.width + left) * 4
+                pixels[at : at + width * 4] = part[row * width * 4 : (row + 1) * width * 4]
+        return bytes(pixels)
+
+    async def type(self, text: str) -> None:
+        for letter in text:
+            for down in (1, 0):
+                await self._socket.send(struct.pack(">BBxxI", 4, down, ord(letter)))
+
+
+def test_it_is_there_soon_and_listens_nowhere_but_on_unix_sockets(start):
+    service = start()
+    ready(service, "desktop")
+    (server,) = named(service, "Xvnc")
+    assert [found for found in server.net_connections("inet") if found.status == psutil.CONN_LISTEN] == []
+    until(lambda: named(service, "jwm"))
+    assert service.status()["browser"] == {"ready": False, "reason": "switched off"}
+
+
+async def test_the_first_viewer_need_not_wait_for_the_start_to_be_over(start):
+    service = await asyncio.to_thread(start)
+    async with viewing(service) as socket:
+        viewer = Viewer(socket)
+        await viewer.greet()
+        assert socket.subprotocol == "binary" and (viewer.width, viewer.height) == (1280, 800)
+
+
+async def test_many_viewers_see_the_same_at_once(start):
+    service = await asyncio.to_thread(start)
+    sockets = [await viewing(service) for _ in range(4)]
+    viewers = [Viewer(socket) for socket in sockets]
+    for viewer in viewers:
+        await viewer.greet()
+    background = bytes((0x3C, 0x30, 0x22))
+
+    async def painted() -> bool:
+        frames = await asyncio.gather(*(viewer.frame() for viewer in viewers))
+        # All of it but the pointer.
+        return len(set(frames)) == 1 and frames[0].count(background) > 1280 * 800 * 0.98
+
+    async with asyncio.timeout(15):
+        while not await painted():
+            await asyncio.sleep(0.05)  # the window manager paints it
+    for socket in sockets:
+        await socket.close()
+
+
+@pytest.mark.parametrize("name", ["Xvnc", "jwm"])
+def test_what_dies_of_it_comes_back(start, name):
+    service = start()
+    ready(service, "desktop")
+    until(lambda: named(service, name))
+    (before,) = named(service, name)
+    before.send_signal(signal.SIGKILL)
+    until(lambda: [process.pid for process in named(service, name)] not in ([], [before.pid]))
+    ready(service, "desktop")
+    until(lambda: named(service, "jwm"))
+
+
+async def test_a_viewer_is_told_when_the_desktop_dies(start):
+    service = await asyncio.to_thread(start)
+    async with viewing(service) as socket:
+        await Viewer(socket).greet()
+        named(service, "Xvnc")[0].send_signal(signal.SIGKILL)
+        with pytest.raises(websockets.ConnectionClosedError):
+            while True:
+                await asyncio.wait_for(socket.recv(), 10)
+        assert (socket.close_code, socket.close_reason) == (1011, "the desktop has ended the connection")
+    async with viewing(service) as socket:
+        await Viewer(socket).greet()
+
+
+async def test_a_viewer_is_told_when_the_sandbox_ends_and_nothing_is_left(start):
+    service = await asyncio.to_thread(start)
+    async with viewing(service) as socket:
+        await Viewer(socket).greet()
+        family = below(service.process.pid)
+        folders = {part for process in family for part in process.cmdline() if "anker-desktop-" in part}
+        assert folders and len(family) >= 2
+        service.process.send_signal(signal.SIGTERM)
+        with pytest.raises(websockets.ConnectionClosed):
+            while True:
+                await asyncio.wait_for(socket.recv(), 10)
+        assert (socket.close_code, socket.close_reason) == (1001, "the sandbox is ending")
+    assert await asyncio.to_thread(service.process.wait, 5) == 0
+    assert psutil.wait_procs(family, timeout=3)[1] == []
+    assert not any(os.path.exists(os.path.dirname(folder)) for folder in folders)
+
+
+@with_chromium
+async def test_what_the_agent_does_is_seen_and_what_the_viewer_types_arrives(start):
+    service = await asyncio.to_thread(start, SANDBOX_BROWSER="eager")
+    await asyncio.to_thread(ready, service, "browser")
+    async with async_playwright() as playwright, viewing(service) as socket:
+        browser = await playwright.chromium.connect_over_cdp(f"http://{service.address}/cdp", headers=service.headers)
+        (page,) = browser.contexts[0].pages
+        await page.goto("data:text/html,<body style='background:rgb(12,200,34)'><input autofocus>")
+        await page.bring_to_front()
+        viewer = Viewer(socket)
+        await viewer.greet()
+        green = bytes((34, 200, 12))  # as the screen has it: blue first
+        async with asyncio.timeout(15):
+            while (await viewer.frame()).count(green) < 300_000:  # most of the screen: the window is maximised
+                await asyncio.sleep(0.05)
+        await page.locator("input").focus()
+        async with asyncio.timeout(15):
+            while await page.locator("input").input_value() != "hello":
+                await page.locator("input").fill("")
+                await viewer.type("hello")
+                await asyncio.sleep(0.2)
+
+
+@with_chromium
+async def test_the_browser_comes_back_with_the_desktop(start):
+    service = await asyncio.to_thread(start, SANDBOX_BROWSER="eager")
+    await asyncio.to_thread(ready, service, "browser")
+    before = {process.pid for process in below(service.process.pid)}
+    named(service, "Xvnc")[0].send_signal(signal.SIGKILL)
+
+    def replaced() -> bool:
+        mains = [one for one in below(service.process.pid) if "--start-maximized" in one.cmdline()]
+        return bool(mains) and not {one.pid for one in mains} & before and service.status()["browser"]["ready"]
+
+    await asyncio.to_thread(until, replaced, 20)
