@@ -14,7 +14,7 @@ from sandbox.parts import chromium
 from sandbox.parts.child import Command
 from sandbox.parts.desktop import Desktop
 from sandbox.parts.farewell import close_browser
-from sandbox.parts.keeper import NOTICE_SECONDS, Keeper
+from sandbox.parts.keeper import Keeper
 
 T = TypeVar("T")
 BrowserMode = Literal["eager", "lazy", "off"]
@@ -77,14 +77,13 @@ class Browser:
         return int(address.partition("/")[0].rpartition(":")[2])
 
     async def reach(self, use: Callable[[int], Awaitable[T]]) -> T:
-        """Calls `use` with the port of the DevTools; a second time, with the next browser's, when nobody listens there
-        any more. `use` may raise OSError. Failures as for `port`, and 503 when it does not answer."""
+        """Calls `use` with the port of the DevTools; a second time, with the next browser's, when it turns out to be
+        gone. `use` may raise OSError. Failures as for `port`, and 503 when it does not answer."""
         try:
             try:
                 return await use(await self.port())
-            except ConnectionRefusedError:
-                # It has just died: known here a moment later.
-                await asyncio.sleep(NOTICE_SECONDS)
+            except ConnectionError:
+                await self._keeper.lost()
                 return await use(await self.port())
         except OSError as error:
             raise Failure(503, "the browser does not answer") from error

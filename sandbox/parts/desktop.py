@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sandbox.failure import Failure
 from sandbox.parts.child import Command
-from sandbox.parts.keeper import NOTICE_SECONDS, Keeper
+from sandbox.parts.keeper import Keeper
 
 WIDTH, HEIGHT = 1280, 800
 _MANAGER_SETTINGS = Path(__file__).parent / "jwm.xml"
@@ -75,14 +75,13 @@ class Desktop:
         return self._socket
 
     async def reach(self, use: Callable[[str], Awaitable[None]]) -> None:
-        """Calls `use` with the VNC server's socket; a second time when nobody listens there any more. `use` may raise
+        """Calls `use` with the VNC server's socket; a second time when it turns out to be gone. `use` may raise
         OSError. Failures as for `vnc`, and 503 when it does not answer."""
         try:
             try:
                 await use(await self.vnc())
-            except ConnectionRefusedError:
-                # It has just died: known here a moment later.
-                await asyncio.sleep(NOTICE_SECONDS)
+            except ConnectionError:
+                await self._server.lost()
                 await use(await self.vnc())
         except OSError as error:
             raise Failure(503, "the desktop does not answer") from error

@@ -7,13 +7,12 @@ from collections.abc import Awaitable, Callable
 
 from sandbox.parts.child import Child, Command
 
-NOTICE_SECONDS = 0.2
-"""A program that has died shows by its closed connections first; this much later it is known here."""
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 _STEADY_SECONDS = 10.0
 """Who has run for so long did not fail at its start: the pauses begin anew."""
 _FAREWELL_SECONDS = 0.6
+_NOTICE_SECONDS = 2.0
 _SEARCHED = 65536
 
 log = logging.getLogger("sandbox")
@@ -73,6 +72,12 @@ class Keeper:
                 await self._ready.wait()
         return self.said
 
+    async def lost(self) -> None:
+        """To be called by who finds its connection closed or refused: that shows before the program's end does. Returns
+        when that is known here, or soon if it goes on running."""
+        if self._child is not None:
+            await asyncio.wait({self._child.exited}, timeout=_NOTICE_SECONDS)
+
     async def restart(self) -> None:
         """Ends the program with its whole group; it is started again at once."""
         self._hurry.set()
@@ -115,11 +120,11 @@ class Keeper:
             del searched[:-_SEARCHED]
 
         self._child = child = Child(command, look)
+        child.exited.add_done_callback(lambda _: self._unready())
         if self._pattern is None:
             self._become_ready("")
         await asyncio.shield(child.exited)
         self.failure = child.last_words
-        self._unready()
         self._child = None
 
     async def _end_child(self) -> None:
