@@ -126,7 +126,7 @@ def options_of(name: str) -> dict[str, object]:
     for mount in host["Mounts"]:
         mount.pop("Source")
         mount.pop("VolumeOptions", None)
-    variables = [each for each in config["Env"] if not each.startswith("SANDBOX_TOKEN=")]
+    variables = sorted(each for each in config["Env"] if not each.startswith("SANDBOX_TOKEN="))
     host |= {"User": config["User"], "Hostname": config["Hostname"], "Env": variables}
     host["Ulimits"] = sorted(host["Ulimits"], key=lambda limit: limit["Name"])
     # What is not set is told in more than one way.

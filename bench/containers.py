@@ -124,7 +124,9 @@ def corner() -> Iterator[Corner]:
     """
     image = os.environ.get("SANDBOX_IMAGE") or Settings.model_fields["sandbox_image"].default
     docker("version", why="needs a Docker engine (scripts/engine.sh starts one)")
-    docker("image", "inspect", image, why=f"needs the image {image} (scripts/image.sh builds it)")
+    missing = f"needs the image {image} (scripts/image.sh builds it)"
+    # By its id: should the name be given to a new image meanwhile, like would not be beside like.
+    image = docker("image", "inspect", "--format", "{{.Id}}", image, why=missing).strip()
     found = Corner(f"anker-bench-{secrets.token_hex(3)}", image)
     try:
         yield found
