@@ -477,7 +477,10 @@ async def test_a_real_model_gets_no_unisolated_shell_unless_the_operator_says_so
     model: ScriptedOpenAI, tmp_path: Path
 ) -> None:
     model.reset(agent_script(steps=1, calls=[shell("id")]))
-    service = ServiceProcess(tmp_path / "data", API_KEY=KEY, API_BASE=model.url)
+    nowhere = f"unix://{tmp_path}/docker.sock"
+    service = ServiceProcess(
+        tmp_path / "data", API_KEY=KEY, API_BASE=model.url, SANDBOX_PROVIDER="auto", DOCKER_HOST=nowhere
+    )
     client = await service.start()
     seen = await client.run(await client.create(), "Go")
     called = next(item for item in seen if item.event == "tool" and item.data["status"] == "called")

@@ -16,7 +16,7 @@ async def test_the_reloading_service_answers_and_ends_with_its_watcher(tmp_path:
     watcher = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app", "--reload"),
         cwd=ROOT,
-        env={**kept, "DATA_DIR": str(tmp_path / "data"), "PORT": "0"},
+        env={**kept, "DATA_DIR": str(tmp_path / "data"), "PORT": "0", "SANDBOX_PROVIDER": "local"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -17,7 +17,7 @@ async def refused(data_dir: Path, **settings: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app"),
         cwd=ROOT,
-        env={**kept, "DATA_DIR": str(data_dir), "PORT": "0", **settings},
+        env={**kept, "DATA_DIR": str(data_dir), "PORT": "0", "SANDBOX_PROVIDER": "local", **settings},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

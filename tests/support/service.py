@@ -136,7 +136,8 @@ class ServiceProcess:
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "HOME")}
-        self.environment = {**kept, "DATA_DIR": str(data_dir), "PORT": "0", **settings}
+        own = {"DATA_DIR": str(data_dir), "PORT": "0", "SANDBOX_PROVIDER": "local"}
+        self.environment = {**kept, **own, **settings}
         self.process: asyncio.subprocess.Process | None = None
         self.log = data_dir.parent / "service.log"
         self.url = ""

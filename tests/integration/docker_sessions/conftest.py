@@ -110,6 +110,7 @@ async def yard(images: None, model: ScriptedOpenAI, tmp_path: Path) -> AsyncIter
             API_KEY=KEY,
             API_BASE=model.url,
             MODEL_NAME="scripted",
+            SANDBOX_PROVIDER="auto",
             SANDBOX_NAME_PREFIX=prefix,
             SANDBOX_NETWORK=f"{prefix}-network",
             LOG_LEVEL="DEBUG",
