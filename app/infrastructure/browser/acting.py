@@ -50,9 +50,11 @@ async def press(tab: Tab, keys: str) -> None:
     try:
         await _within(tab, tab.page.keyboard.press(keys))
     except BrowserFailure as error:
-        if "unknown key" in str(error).lower():
+        if "unknown key" not in str(error).lower():
+            raise
+        if len(keys) > 1:
             raise BrowserFailure(f"There is no key {keys!r}. Keys are named as in Enter, ArrowDown, a, F5.") from error
-        raise
+        await _within(tab, tab.page.keyboard.insert_text(keys))  # a letter that no key of this keyboard has
 
 
 async def fill(tab: Tab, target: Target | None, words: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 from playwright.async_api import Browser, BrowserContext
 from playwright.async_api import Error as PlaywrightError
 
-from app.domain.errors import SandboxUnavailable
+from app.domain.errors import BrowserFailure, SandboxUnavailable
 from app.domain.external.sandbox import Sandbox
 from app.infrastructure.browser.channel import Channel, Ending, text
 from app.infrastructure.browser.downloads import Downloads
@@ -16,6 +16,7 @@ from app.infrastructure.browser.failures import Hung, TabGone
 from app.infrastructure.browser.tabs import Tabs
 
 CLOSE_SECONDS = 3.0
+ANSWER_SECONDS = 5.0
 
 
 class Connection:
@@ -53,14 +54,24 @@ class Connection:
             raise
         return connection
 
-    def serves(self, sandbox: Sandbox) -> bool:
-        """Whether it is alive and leads to this life of the sandbox."""
-        return self.alive and sandbox.computer == self._computer
+    async def serves(self, sandbox: Sandbox) -> bool:
+        """Whether the browser is there, and is that of this life of the sandbox."""
+        return sandbox.computer == self._computer and await self.answers()
 
     @property
     def alive(self) -> bool:
-        """Whether the browser is there."""
+        """Whether the browser is there, as far as is known."""
         return self._browser.is_connected()
+
+    async def answers(self) -> bool:
+        """Whether the browser is there. It is asked: of its end its tabs are told first, and some time may go by."""
+        if not self.alive:
+            return False
+        try:
+            await self._wire.send("Browser.getVersion", seconds=ANSWER_SECONDS)
+        except BrowserFailure:
+            return False
+        return True
 
     async def close(self) -> None:
         """Let go of the browser; it goes on."""
@@ -68,7 +79,8 @@ class Connection:
 
     async def _start(self, *, own_context: bool) -> None:
         context_id = await self._context_id() if own_context else ""
-        self.downloads = Downloads(self._wire, self.home, context_id, self.tabs.note)
+        tabs = self.tabs
+        self.downloads = Downloads(self._wire, self.home, context_id, note=tabs.note, is_ours=tabs.has_target)
         await self.downloads.start(self.sandbox)
         await self.tabs.start(self._wire, context_id)
 

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.domain.errors import BrowserFailure, SandboxFailure, SandboxUnavailable
+from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.external.sandbox import Sandbox
 from app.infrastructure.browser.channel import Channel, Json, number, text
 
@@ -27,20 +27,33 @@ class _Download:
 class Downloads:
     """Where one browser's downloads go, and what became of them.
 
-    Chromium writes a download over a file of the same name, and its place is settled before its name is known. So each
-    has a folder of its own: `~/Downloads` while that is empty, then `~/Downloads/2`, `~/Downloads/3`, …
+    Chromium writes a download over a file of the same name, and its place is settled before its name is known. So the
+    downloads of each action have a folder of their own: `~/Downloads` while that is empty, then `~/Downloads/2`, …
     """
 
-    def __init__(self, channel: Channel, home: str, context_id: str, note: Callable[[str], None]) -> None:
-        """`context_id` is empty for the browser's own context; `note` is told what happened."""
+    def __init__(
+        self,
+        channel: Channel,
+        home: str,
+        context_id: str,
+        *,
+        note: Callable[[str], None],
+        is_ours: Callable[[str], bool],
+    ) -> None:
+        """`context_id` is empty for the browser's own context; `note` is told what happened; `is_ours` knows our tabs.
+
+        Chromium tells whoever listens of the downloads of everybody.
+        """
         self._channel = channel
         self._home = home
         self._root = posixpath.join(home, FOLDER)
         self._context_id = context_id
         self._note = note
+        self._is_ours = is_ours
         self._count = 0
+        """Folders that are in use."""
+        self._is_used = False
         self._active: dict[str, _Download] = {}
-        self._steps: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         channel.on("Browser.downloadWillBegin", self._began)
         channel.on("Browser.downloadProgress", self._progressed)
@@ -55,12 +68,18 @@ class Downloads:
         self._count = await _folders_used(sandbox, self._root)
         await self._direct()
 
+    async def prepare(self) -> None:
+        """An action begins: what it downloads does not go to where something is already."""
+        if self._is_used:
+            self._is_used = False
+            self._count += 1
+            await self._direct()
+
     async def begun(self, *, seconds: float) -> None:
         """Wait for a download that is known to come to begin."""
-        before = self._count
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._count == before and not self.active:
+                while not self._is_used:
                     self._changed.clear()
                     await self._changed.wait()
 
@@ -88,23 +107,17 @@ class Downloads:
         await self._channel.send("Browser.setDownloadBehavior", where)
 
     def _began(self, event: Json) -> None:
+        if self._context_id and not self._is_ours(text(event, "frameId")):
+            return
         name = posixpath.basename(text(event, "suggestedFilename")) or "download"
         self._active[text(event, "guid")] = _Download(name, self._folder)
-        self._count += 1
+        self._is_used = True
         self._changed.set()
-        step = asyncio.ensure_future(self._next_folder())
-        self._steps.add(step)
-        step.add_done_callback(self._steps.discard)
-
-    async def _next_folder(self) -> None:
-        try:
-            await self._direct()
-        except BrowserFailure:
-            return  # the browser is gone, and its downloads with it
 
     def _progressed(self, event: Json) -> None:
         download = self._active.get(text(event, "guid"))
         if download is None:
+            self._came_from_a_frame(event)
             return
         download.received, download.total = number(event, "receivedBytes"), number(event, "totalBytes")
         state = text(event, "state")
@@ -118,6 +131,13 @@ class Downloads:
         else:
             self._note(f"The download of {download.name!r} was cut off after {_size(download.received)}.")
         self._changed.set()
+
+    def _came_from_a_frame(self, event: Json) -> None:
+        """A download whose beginning told of no tab of ours, and that lies in our folder all the same."""
+        path = text(event, "filePath")
+        if self._context_id and text(event, "state") == "completed" and path.startswith(self._root + "/"):
+            self._is_used = True
+            self._note(f"Downloaded {self._shown(path)} ({_size(number(event, 'receivedBytes'))}).")
 
     def _place(self, download: _Download) -> str:
         return self._shown(posixpath.join(download.folder, download.name))

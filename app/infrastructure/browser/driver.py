@@ -30,22 +30,28 @@ class Driver:
         Raises:
             SandboxUnavailable: it does not answer, or there is no driver.
         """
-        # Nothing of Playwright's defaults: it is a person's browser too, and downloads have a place of their own.
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                playwright = await self._started()
-                browser = await playwright.chromium.connect_over_cdp(
-                    address, headers={"Authorization": f"Bearer {token}"} if token else {}, no_defaults=True
-                )
+                try:
+                    browser = await self._connect(address, token)
+                except PlaywrightError as error:
+                    if "closed" not in error.message.lower():
+                        raise
+                    await self._forget()  # it was the driver that died
+                    browser = await self._connect(address, token)
         except TimeoutError:
             raise SandboxUnavailable("The browser does not answer.") from None
         except PlaywrightError as error:
-            if "Connection closed" in error.message:
-                await self._forget()
             raise SandboxUnavailable("The browser cannot be connected to.") from error
         self._browsers.add(browser)
         browser.on("disconnected", lambda gone: self._browsers.discard(gone))
         return browser
+
+    async def _connect(self, address: str, token: str) -> Browser:
+        playwright = await self._started()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # Nothing of Playwright's defaults: it is a person's browser too, and downloads have a place of their own.
+        return await playwright.chromium.connect_over_cdp(address, headers=headers, no_defaults=True)
 
     async def rest(self) -> None:
         """End the driver when no browser is connected; the next `connect` starts it again."""

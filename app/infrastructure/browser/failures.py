@@ -99,11 +99,11 @@ def _in_words(message: str) -> BrowserFailure:
     said = message.lower()
     if "context with specified id" in said or "context was destroyed" in said or "navigated" in said:
         return ContextGone()
-    if "no frame for given id" in said or "frame was detached" in said or "no frame with given id" in said:
+    if any(each in said for each in ("no frame", "frame was detached", "not attached to an active page")):
         return ContextGone()
     if "crash" in said:
         return TabGone("The tab crashed.", status=CONFLICT)
-    if "closed" in said or "not attached" in said or "detached" in said:
+    if "closed" in said or "detached" in said:
         return TabGone("The tab was closed.", status=CONFLICT)
     first = re.sub(r"^[\w.]+: ", "", message.strip().partition("\n")[0])
     return BrowserFailure(f"The browser refused: {re.sub(r'^Protocol error [(][^)]*[)]: ', '', first)[:300]}")

@@ -7,11 +7,13 @@ from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Frame, Page
 
 from app.domain.errors import BrowserFailure
-from app.infrastructure.browser.channel import Channel, Ending, Json, item, items, text
+from app.infrastructure.browser.channel import CALL_SECONDS, Channel, Ending, Json, item, items, text
 from app.infrastructure.browser.failures import ContextGone
 from app.infrastructure.browser.world import Owner, World, make_world
 
 ATTACH_SECONDS = 3.0
+ALIVE_SECONDS = 2.0
+"""For a frame to answer at all; the page around it is told without one that does not."""
 MOST_FRAMES = 30
 """Frames of another process that are asked for their sessions."""
 
@@ -32,32 +34,31 @@ class Frames:
         self._remote: dict[Frame, Channel] = {}
         self._channels: dict[str, Channel] = {}
 
-    @property
-    def main_id(self) -> str:
-        """The id of the outermost frame; empty before `main` was asked for."""
-        return self._main
-
     def watch(self, channel: Channel) -> None:
         """Hear of the files that pages of `channel` ask for."""
         channel.on("Page.fileChooserOpened", lambda event: self._file_wanted(channel, event))
 
     async def main(self) -> World:
         """The world of the tab's outermost document."""
-        if not self._main:
-            tree = await self._channel.send("Page.getFrameTree")
-            self._main = text(tree, "frameTree", "frame", "id")
         try:
-            return await self.world(self._main, self._channel, None)
+            return await self.world(await self.main_id(), self._channel, None)
         except ContextGone:
             self._main = ""
             raise
+
+    async def main_id(self) -> str:
+        """The id of the tab's outermost frame."""
+        if not self._main:
+            tree = await self._channel.send("Page.getFrameTree")
+            self._main = text(tree, "frameTree", "frame", "id")
+        return self._main
 
     async def world(self, frame_id: str, channel: Channel, owner: Owner | None) -> World:
         """The world of the frame's present document, made when it has none that answers."""
         known = self._worlds.get(frame_id)
         if known is not None and known.channel is channel:
             try:
-                await known.call("alive")
+                await known.call("alive", seconds=ALIVE_SECONDS if owner else CALL_SECONDS)
                 known.owner = owner
                 return known
             except ContextGone:

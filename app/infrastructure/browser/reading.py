@@ -176,7 +176,8 @@ class _Job:
             return []
 
         def placed(line: Line) -> Line:
-            return Line(line.text, box["y"] + line.top * scale, box["y"] + line.bottom * scale, line.gap)
+            gap = line.gap and line is not lines[0]
+            return Line(line.text, box["y"] + line.top * scale, box["y"] + line.bottom * scale, gap)
 
         name = box["name"] or raw["title"]
         edge = Line(f"(frame{f' {name!r}' if name else ''})", box["y"], box["y"], gap=True)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from app.domain.errors import BrowserFailure, SandboxUnavailable
 from app.domain.external.browser import Target
@@ -21,6 +22,7 @@ from app.infrastructure.browser.viewing import free, view_page
 DOWNLOAD_SECONDS = 3.0
 """That an action waits for a download that it set off."""
 BEGIN_SECONDS = 2.0
+ERROR_PAGE_SECONDS = 1.0
 STARTED_ANEW = "The browser was started anew: its tabs and what was typed into them are gone."
 LOST = "The browser ended in the middle of it. It starts anew: use browser_view, then try again."
 
@@ -58,7 +60,7 @@ class SessionBrowser:
         """See `Browser.view`."""
         async with self._turn() as connection:
             tab = await settle(connection.tabs, await connection.tabs.front())
-            return await view_page(connection.tabs, tab, whole=True)
+            return await _view(connection, tab, whole=True)
 
     async def navigate(self, url: str) -> PageView:
         """See `Browser.navigate`."""
@@ -145,40 +147,41 @@ class SessionBrowser:
     async def _go(self, connection: Connection, url: str) -> PageView:
         tabs, urls = connection.tabs, addresses(url, connection.home)
         tab = await tabs.front()
+        await connection.downloads.prepare()
         try:
             tab, is_download = await navigating.go(tabs, tab, urls)
         except asyncio.CancelledError:
             self._tidy(tab.channel.try_send("Page.stopLoading"))
             raise
+        except BrowserFailure:
+            # Chromium is still putting up its own page about it; what is done next must not meet that half way.
+            await tab.traffic.until(lambda: not tab.traffic.loading, seconds=ERROR_PAGE_SECONDS)
+            raise
         if is_download:
             await connection.downloads.begun(seconds=BEGIN_SECONDS)
-        front = await self._settled(connection, tab)
-        return await view_page(tabs, front, whole=True)
+        return await _view(connection, await settle(tabs, tab), whole=True)
 
     async def _act(self, action: Action, *, scrolled: bool = False) -> PageView:
         async with self._turn() as connection:
             tabs = connection.tabs
             tab = await tabs.front()
+            await connection.downloads.prepare()
             await tab.traffic.count()
             try:
                 await action(connection, tab)
-                front = await self._settled(connection, tab)
+                front = await settle(tabs, tab)
             except Hung:
                 await free(tabs, tab)
                 front = tab
             except TabGone:
-                if tabs.is_crashed(tab) or not connection.alive:
+                if tabs.is_crashed(tab) or not await connection.answers():
                     raise
-                front = await self._settled(connection, await tabs.front())  # it closed itself, as it was asked to
+                front = await settle(tabs, await tabs.front())  # it closed itself, as it was asked to
             finally:
                 self._tidy(tab.traffic.rest())
-            return await view_page(tabs, front, whole=False, scrolled=scrolled)
-
-    async def _settled(self, connection: Connection, tab: Tab) -> Tab:
-        front = await settle(connection.tabs, tab)
-        if connection.downloads.active:
-            await connection.downloads.settle(seconds=DOWNLOAD_SECONDS)
-        return front
+            if tab.chooser is not None:
+                tabs.note("The page asks for a file: give its path with browser_input.")
+            return await _view(connection, front, whole=False, scrolled=scrolled)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[Connection]:
@@ -190,7 +193,7 @@ class SessionBrowser:
             try:
                 yield connection
             except BrowserFailure as error:
-                if not connection.alive:
+                if isinstance(error, TabGone) and not await connection.answers():
                     raise SandboxUnavailable(LOST) from error
                 raise
             finally:
@@ -199,7 +202,7 @@ class SessionBrowser:
     async def _connected(self) -> Connection:
         sandbox = self._given()
         before = self._connection
-        if before is not None and before.serves(sandbox):
+        if before is not None and await before.serves(sandbox):
             return before
         lost = before is not None
         await self._let_go()
@@ -228,6 +231,15 @@ class SessionBrowser:
             await work
 
         self._tidying = asyncio.ensure_future(run())
+
+
+async def _view(connection: Connection, tab: Tab, *, whole: bool, scrolled: bool = False) -> PageView:
+    if connection.downloads.active:
+        await connection.downloads.settle(seconds=DOWNLOAD_SECONDS)
+    view = await view_page(connection.tabs, tab, whole=whole, scrolled=scrolled)
+    if connection.downloads.active:  # one that began a moment later than an action takes
+        await connection.downloads.settle(seconds=DOWNLOAD_SECONDS)
+    return replace(view, notes=connection.tabs.drain())
 
 
 async def _in_window(connection: Connection, tab: Tab, key: BrowserKey) -> None:

@@ -14,12 +14,14 @@ NETWORK_SECONDS = 1.5
 """For requests that an action set off."""
 COMMIT_SECONDS = 15.0
 """For a server to begin to answer a navigation."""
-TEXT_SECONDS = 8.0
+TEXT_SECONDS = 6.0
 """For the text of a page to arrive after that."""
 REST_SECONDS = 3.0
 """For pictures, scripts and frames after that."""
 MOST_ROUNDS = 5
 """Of redirections by scripts."""
+MOST_SECONDS = 25.0
+"""For all of it."""
 
 
 async def settle(tabs: Tabs, tab: Tab) -> Tab:
@@ -34,6 +36,7 @@ async def settle(tabs: Tabs, tab: Tab) -> Tab:
 
 
 async def _settle_one(tabs: Tabs, tab: Tab) -> None:
+    end = time.monotonic() + MOST_SECONDS
     for _ in range(MOST_ROUNDS):
         await _load(tabs, tab)
         commits = tab.traffic.commits
@@ -43,7 +46,7 @@ async def _settle_one(tabs: Tabs, tab: Tab) -> None:
             continue
         except (TabGone, Hung):
             return  # whoever looks at the page next finds out what is the matter
-        if tab.traffic.commits == commits and not tab.traffic.navigating:
+        if (tab.traffic.commits == commits and not tab.traffic.navigating) or time.monotonic() > end:
             return
 
 
@@ -53,9 +56,13 @@ async def _load(tabs: Tabs, tab: Tab) -> None:
         tabs.note(f"The page wanted to go elsewhere, and got no answer within {COMMIT_SECONDS:g} s.")
         await tab.channel.try_send("Page.stopLoading")
         return
-    if traffic.loading:
-        await traffic.until(lambda: traffic.ready or not traffic.loading, seconds=TEXT_SECONDS)
-        await traffic.until(lambda: not traffic.loading, seconds=REST_SECONDS)
+    commits = traffic.commits
+
+    def waits() -> bool:
+        return traffic.loading and traffic.commits == commits
+
+    if waits() and await traffic.until(lambda: traffic.ready or not waits(), seconds=TEXT_SECONDS):
+        await traffic.until(lambda: not waits(), seconds=REST_SECONDS)
 
 
 async def _quiet(tab: Tab) -> None:

@@ -54,7 +54,7 @@ class Tab:
         # A dialog of the desktop would wait for a person; this way the page's wish is told to us instead.
         await tab.channel.send("Page.setInterceptFileChooserDialog", {"enabled": True})
         await tab.focus(True)
-        tab.traffic.main_id = (await tab.frames.main()).frame_id
+        tab.traffic.main_id = await tab.frames.main_id()
         return tab
 
     async def focus(self, focused: bool) -> None:

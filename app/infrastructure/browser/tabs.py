@@ -28,6 +28,7 @@ class Tabs:
         self._tabs: dict[Page, Tab] = {}
         self._endings: dict[Page, Ending] = {}
         self._crashed: set[Page] = set()
+        self._targets: set[str] = set()
         self._opening: dict[str, str] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -69,6 +70,10 @@ class Tabs:
         for ending in self._endings.values():
             ending.end(reason)
         self._changed.set()
+
+    def has_target(self, target_id: str) -> bool:
+        """Whether one of our tabs has this id, which is also that of its outermost frame."""
+        return target_id in self._targets
 
     def is_crashed(self, tab: Tab) -> bool:
         """Whether the tab has crashed and was not cleared away yet."""
@@ -219,8 +224,10 @@ class Tabs:
     def _target_created(self, event: Json, context_id: str) -> None:
         info = item(event, "targetInfo")
         if text(info, "type") == "page" and context_id in ("", text(info, "browserContextId")):
+            self._targets.add(text(info, "targetId"))
             self._opening[text(info, "targetId")] = text(info, "url")
 
     def _target_destroyed(self, event: Json) -> None:
+        self._targets.discard(text(event, "targetId"))
         self._opening.pop(text(event, "targetId"), None)
         self._changed.set()

@@ -11,8 +11,8 @@ from app.infrastructure.browser.settle import settle
 from app.infrastructure.browser.tab import Tab
 from app.infrastructure.browser.tabs import Tabs
 
-MOST_TRIES = 4
-"""For a page that goes on to another while it is read."""
+MOST_TRIES = 6
+"""For a page that goes on to another while it is read; after half of them it is held up."""
 MAX_URL = 300
 MAX_TITLE = 200
 HTTP_ERROR = 400
@@ -21,8 +21,8 @@ NUMBERS = 900
 
 
 async def view_page(tabs: Tabs, tab: Tab, *, whole: bool, scrolled: bool = False) -> PageView:
-    """The page of `tab`. Unless `whole`, only what changed when most is as the model was told last; after scrolling
-    nothing is told to be gone.
+    """The page of `tab`, without the notes. Unless `whole`, only what changed, when most is as the model was told last;
+    after scrolling nothing is told to be gone.
 
     Raises:
         BrowserFailure: the page cannot be read.
@@ -40,7 +40,6 @@ async def view_page(tabs: Tabs, tab: Tab, *, whole: bool, scrolled: bool = False
         text=excerpt.text if told is None else told,
         partial=told is not None,
         unshown=excerpt.unshown,
-        notes=tabs.drain(),
         screenshot=picture,
     )
 
@@ -53,7 +52,7 @@ async def free(tabs: Tabs, tab: Tab) -> None:
 
 async def _look(tabs: Tabs, tab: Tab) -> tuple[Reading, bytes | None]:
     freed = False
-    for _ in range(MOST_TRIES):
+    for tried in range(MOST_TRIES):
         if tabs.next_number > NUMBERS and tab.traffic.commits != tab.numbered_at:
             tabs.next_number = 1
         camera = asyncio.ensure_future(tab.camera.take())
@@ -63,7 +62,11 @@ async def _look(tabs: Tabs, tab: Tab) -> tuple[Reading, bytes | None]:
             tab.numbered_at = tab.traffic.commits
             return reading, await camera
         except ContextGone:
-            await settle(tabs, tab)
+            if tried < MOST_TRIES // 2:
+                await settle(tabs, tab)
+                continue
+            await tab.channel.try_send("Page.stopLoading")
+            tabs.note("The page goes on to another again and again; it was stopped to be read.")
         except Hung:
             if freed:
                 raise

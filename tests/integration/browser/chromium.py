@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -82,6 +83,21 @@ class Chromium:
         group = self._process.pid
         return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit() and _group(each) == group]
 
+    def busy(self) -> bool:
+        """Whether one of its processes uses a processor most of the time."""
+        before = self._ticks()
+        time.sleep(0.2)
+        return any(after - before.get(pid, after) >= 10 for pid, after in self._ticks().items())
+
+    def _ticks(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for pid in self.pids:
+            try:
+                found[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+            except OSError:
+                continue
+        return found
+
     def tabs(self) -> list[str]:
         """The ids of its tabs."""
         return re.findall(r'"id": "(\w+)",\s+"title"[^}]*?"type": "page"', self._ask("GET", "/json/list"))
@@ -90,17 +106,19 @@ class Chromium:
         """One blank tab instead of all there are."""
         before = self.tabs()
         self._ask("PUT", "/json/new?about:blank")
-        for tab in before:
-            self._ask("GET", f"/json/close/{tab}")
-        deadline = time.monotonic() + 5
-        while len(self.tabs()) > 1:
+        deadline = time.monotonic() + 10
+        while left := set(before) & set(self.tabs()):
             assert time.monotonic() < deadline, "tabs do not close"
-            time.sleep(0.01)
+            for tab in left:
+                self._ask("GET", f"/json/close/{tab}")
 
     def _ask(self, method: str, path: str) -> str:
         request = urllib.request.Request(self.url + path, method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.read().decode()
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError as error:  # a tab that has closed meanwhile
+            return error.read().decode()
 
 
 def _group(process: Path) -> int:

@@ -141,7 +141,7 @@ function scrollable(element) {
 // What moves when a person scrolls: the page, or the pane that fills most of it.
 function mainScroller() {
   const page = ofDocument("scrollingElement") ?? ofDocument("documentElement");
-  if (scrollable(page)) return page;
+  if (!page || scrollable(page)) return page; // a document that is just being opened has no elements at all
   for (let each = hit(innerWidth / 2, innerHeight / 2); each; each = parentOf(each)) {
     if (typeOf(each) === ELEMENT && scrollable(each)) return each;
   }

@@ -113,7 +113,8 @@ const api = {
     ({ suspects } = reader);
     const scroller = mainScroller();
     const page = scroller === (ofDocument("scrollingElement") ?? body);
-    const top = page ? -(scroller?.scrollTop ?? 0) : boxOf(scroller).top - scroller.scrollTop;
+    const scrolled = scroller?.scrollTop ?? 0;
+    const top = page ? -scrolled : boxOf(scroller).top - scrolled;
     return {
       url: location.href, title: collapse(ofDocument("title")).slice(0, 300), type: ofDocument("contentType"),
       ready: ofDocument("readyState"), status: performance.getEntriesByType("navigation")[0]?.responseStatus ?? 0,
