@@ -24,18 +24,22 @@ PARTS = {
 """What the tests of a folder cannot do without; `./test.sh` gets it where it can."""
 
 
+BUILD_SECONDS = 900
+"""For the first test of such a folder: an image may have to be built before it."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the tests whose parts are not on this machine; not in CI, where they must be."""
-    if os.environ.get("CI") == "true":
-        return
-    missing: dict[str, bool] = {}
+    there: dict[str, bool] = {}
     for item in items:
         part = PARTS.get(str(item.path.parent.relative_to(ROOT)))
-        if part is not None:
-            if part not in missing:
-                missing[part] = not _is_there(part)
-            if missing[part]:
-                item.add_marker(pytest.mark.skip(reason=f"there is no {part} here"))
+        if part is None:
+            continue
+        item.add_marker(pytest.mark.timeout(BUILD_SECONDS))
+        if part not in there:
+            there[part] = os.environ.get("CI") == "true" or _is_there(part)
+        if not there[part]:
+            item.add_marker(pytest.mark.skip(reason=f"there is no {part} here"))
 
 
 def _is_there(part: str) -> bool:
