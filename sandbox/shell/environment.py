@@ -12,6 +12,8 @@ SHELL_MARK = "ANKER_SHELL"
 _HANDED_ON = frozenset(
     {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO"}
     | {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "TZ", "TMPDIR"}
+    # Where npm finds the headers of this Node when it has to build something; else it downloads them.
+    | {"NPM_PACKAGE_CONFIG_NODE_GYP_NODEDIR"}
 )
 _HANDED_ON_PREFIXES = ("PIP_", "NPM_CONFIG_")
 
