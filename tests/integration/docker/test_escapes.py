@@ -180,6 +180,6 @@ async def test_a_busy_sandbox_takes_no_more_than_its_share(here: Site, box: Sand
         spent = used[1]["cpu_stats"]["cpu_usage"]["total_usage"] - used[0]["cpu_stats"]["cpu_usage"]["total_usage"]
         whole = used[1]["cpu_stats"]["system_cpu_usage"] - used[0]["cpu_stats"]["system_cpu_usage"]
         share = spent / whole * used[1]["cpu_stats"]["online_cpus"]
-        assert 0.2 < share < 1.2
+        assert 0.05 < share < 1.2
     finally:
         await box.shell_kill("busy")

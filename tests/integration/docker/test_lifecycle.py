@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
-from tests.integration.docker.site import Site, eventually, run
+from tests.integration.docker.site import Site, eventually, run, site
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -86,9 +86,10 @@ async def test_another_sandbox_at_the_same_address_is_never_taken_for_ones_own(
     await service.destroy(mine)
 
 
-async def test_an_idle_sandbox_ends_and_its_files_stay(here: Site) -> None:
-    session = here.session()
-    async with here.provider(ttl_minutes=2 / 60, exec_seconds=0.2) as service:
+async def test_an_idle_sandbox_ends_and_its_files_stay(engine: None) -> None:
+    # In a place of its own: the other sandboxes rest for longer than a moment.
+    async with site() as here, here.provider(ttl_minutes=2 / 60, exec_seconds=0.2) as service:
+        session = here.session()
         first = await service.acquire(session)
         await first.file_write("kept.txt", "still here", append=False, sudo=False)
         await first.shell_exec("main", "", "sleep 1003")
@@ -116,19 +117,20 @@ async def test_an_idle_sandbox_ends_and_its_files_stay(here: Site) -> None:
 
 
 async def test_a_sandbox_ends_itself_when_no_service_looks_after_it(
-    here: Site, monkeypatch: pytest.MonkeyPatch
+    engine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.infrastructure.sandbox.docker.spec.IDLE_MARGIN_SECONDS", 1.0)
-    session = here.session()
-    async with here.provider(ttl_minutes=1 / 60) as service:
-        await service.acquire(session)
-    await eventually(lambda: here.inspect(session)["State"]["Status"] == "exited")
-    assert here.inspect(session)["State"]["ExitCode"] == 0
-    async with here.provider() as service:
-        await service.reap()
-        assert here.container(session) is None and here.name(session) in here.volumes()
-        await service.destroy(session)
-    assert here.name(session) not in here.volumes()
+    async with site() as here:
+        session = here.session()
+        async with here.provider(ttl_minutes=1 / 60) as service:
+            await service.acquire(session)
+        await eventually(lambda: here.inspect(session)["State"]["Status"] == "exited")
+        assert here.inspect(session)["State"]["ExitCode"] == 0
+        async with here.provider() as service:
+            await service.reap()
+            assert here.container(session) is None and here.name(session) in here.volumes()
+            await service.destroy(session)
+        assert here.name(session) not in here.volumes()
 
 
 async def test_destroying_leaves_nothing_even_while_it_starts_and_when_the_caller_gives_up(

@@ -201,8 +201,8 @@ class Engine:
                 asking.exception()  # seen: nobody is told of it any more
             raise
 
-    async def _ask(self, call: Callable[[_Api], T], *, seconds: float = QUICK_SECONDS) -> T:
-        loop = asyncio.get_running_loop()
+    async def _ask(self, call: Callable[[_Api], T], *, seconds: float | None = None) -> T:
+        loop, seconds = asyncio.get_running_loop(), seconds or QUICK_SECONDS
         try:
             async with asyncio.timeout(seconds + MARGIN_SECONDS):
                 return await loop.run_in_executor(self._threads, self._call, call, seconds)

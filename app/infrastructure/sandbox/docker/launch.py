@@ -23,7 +23,7 @@ PROMPT_SECONDS = 0.25
 """How long one that answered before takes to answer again, as a rule."""
 BUSY_SECONDS = 10.0
 """How long one that has run for a while may be too busy to answer."""
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.005
 LOOK_SECONDS = 0.5
 """How often the engine is asked meanwhile whether it still runs."""
 

@@ -149,7 +149,7 @@ class Slot:
                 self._site.guard.doubt()
                 await self._let_go()
                 await self._site.guard.ensure()
-            self._life = await self._adopted(found) or await self._made()
+            self._life = await self._adopted(found) or await self._made(found)
             return self._life.sandbox
 
     async def _resumed(self, found: Container | None) -> bool:
@@ -189,10 +189,11 @@ class Slot:
             await self._site.pool.discard(life)
         return None
 
-    async def _made(self) -> Life:
+    async def _made(self, found: Container | None) -> Life:
         async with self._site.launcher.gate:
-            for _ in range(ATTEMPTS):
-                found = await self._site.ledger.find(self._session_id)
+            for attempt in range(ATTEMPTS):
+                if attempt or found is not None:
+                    found = await self._site.ledger.find(self._session_id)
                 try:
                     if found is not None and found.ended:
                         await self._bury(found)
