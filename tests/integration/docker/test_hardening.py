@@ -29,6 +29,7 @@ async def test_nothing_of_the_host_is_handed_in(told: dict[str, Any], here: Site
     assert not host["Binds"] and not host["Devices"] and not host["VolumesFrom"] and not host["Links"]
     assert [(each["Type"], each["Destination"]) for each in told["Mounts"]] == [("volume", "/home/ubuntu")]
     assert (host["PidMode"], host["UTSMode"], host["UsernsMode"], host["IpcMode"]) == ("", "", "", "private")
+    assert host["CgroupnsMode"] == "private"
     assert host["NetworkMode"] == here.network and list(told["NetworkSettings"]["Networks"]) == [here.network]
     assert not any(told["NetworkSettings"]["Ports"].values()) and not host["PublishAllPorts"]
     assert host["Sysctls"]["net.ipv6.conf.all.disable_ipv6"] == "1"

@@ -352,6 +352,15 @@ def rules(here: Site) -> list[str]:
     return [line for line in here.saved_rules().splitlines() if word in line and line.startswith("-A")]
 
 
+async def test_a_container_knows_itself_and_a_host_full_of_containers_takes_itself_for_none(
+    here: Site, box: Sandbox
+) -> None:
+    _, mounts = await run(box, "cat /proc/self/mountinfo")
+    assert set(network._OWN_MOUNT.findall(mounts)) == {box.computer}
+    if own := network._own_names():  # these tests may run in a container themselves
+        assert box.computer not in own
+
+
 def inside(here: Site, container: str, command: list[str]) -> str:
     """What a command says that runs in a container."""
     return here.api.exec_start(here.api.exec_create(container, command)["Id"]).decode()

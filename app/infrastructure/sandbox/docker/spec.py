@@ -151,6 +151,8 @@ class Recipe:
             "SecurityOpt": [*privileges, f"seccomp={profile}"],
             "Privileged": False,
             "IpcMode": "private",
+            # The older kind of control groups would be the host's otherwise.
+            "CgroupnsMode": "private",
             "PublishAllPorts": False,
         }
 
