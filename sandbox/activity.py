@@ -31,6 +31,10 @@ class Activity:
             self._open -= 1
             self._last = self._clock()
 
+    def touch(self) -> None:
+        """The sandbox was used now."""
+        self._last = self._clock()
+
     async def idle_for(self, seconds: float) -> None:
         """Returns once nothing has used the sandbox for `seconds`."""
         while True:

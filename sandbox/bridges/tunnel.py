@@ -13,6 +13,9 @@ token."""
 class Tunnel:
     """One driver's connection to DevTools. After the handshake neither side's bytes are looked at."""
 
+    watched = False
+    """A driver stays connected between two actions, for longer than an unused sandbox is to live."""
+
     def __init__(self, viewer: asyncio.Transport, handshake: Handshake, target: str) -> None:
         """`target` is the path to ask Chromium for."""
         self._viewer = viewer

@@ -38,6 +38,11 @@ class Handshake:
 class Bridge(Protocol):
     """What has taken over a viewer's connection. All but `from_viewer` may come at any time."""
 
+    @property
+    def watched(self) -> bool:
+        """Whether somebody uses the sandbox for as long as this is open; else only by what he sends."""
+        ...
+
     def from_viewer(self, data: bytes) -> None:
         """What the viewer sent after its handshake."""
         ...
@@ -85,6 +90,8 @@ class Upgrade(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """First the whole handshake, written anew by uvicorn; then what follows."""
         if self._bridge is not None:
+            if not self._bridge.watched:
+                self._activity.touch()
             self._bridge.from_viewer(data)
         elif self._opening is None and self._transport is not None:
             self._transport.pause_reading()
@@ -129,6 +136,8 @@ class Upgrade(asyncio.Protocol):
             log.exception("fault in opening %s", handshake.path)
             _refuse(transport, refusal(500, "a fault in the sandbox service; its log has the details"))
         else:
+            if not self._bridge.watched:
+                self._held.close()
             transport.resume_reading()
 
 

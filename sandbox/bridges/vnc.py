@@ -28,6 +28,8 @@ class VncBridge:
     """One viewer. What it sends is parsed by the WebSocket library; what the desktop sends, which is nearly all there
     is, only gets the head of a frame before it."""
 
+    watched = True
+
     def __init__(self, viewer: asyncio.Transport, handshake: Handshake) -> None:
         """Raises Failure 400 when this is no handshake."""
         self._viewer = viewer

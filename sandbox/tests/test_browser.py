@@ -12,6 +12,7 @@ import psutil
 import pytest
 import websockets
 from playwright.async_api import async_playwright
+from websockets.sync.client import connect
 
 from sandbox.parts import chromium
 from sandbox.tests.real import Service, below, until
@@ -240,3 +241,15 @@ def test_as_another_user_it_keeps_its_own_sandbox(tmp_path):
         arguments = chromium.arguments(program, tmp_path, tmp_path, windowed=False, confined=confined)
         assert ("--no-sandbox" in arguments) is not confined
     assert shutil.which(program)
+
+
+def test_a_connected_driver_uses_the_sandbox_by_what_it_sends_only(start):
+    service = start()
+    address = cdp(service, "/json/version").json()["webSocketDebuggerUrl"]
+    with connect(address, additional_headers=service.headers) as driver:
+        until(lambda: service.status()["idle_seconds"] > 0.3)
+        before = time.monotonic()
+        driver.send(json.dumps({"id": 1, "method": "Browser.getVersion"}))
+        assert json.loads(driver.recv(10))["id"] == 1
+        assert service.status()["idle_seconds"] <= time.monotonic() - before
+        until(lambda: service.status()["idle_seconds"] > 0.3)
