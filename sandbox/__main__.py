@@ -106,7 +106,7 @@ async def _stop_when_idle(server: _Server, sandbox: Sandbox, seconds: float) -> 
 def main() -> int:
     """The exit status: 0 after an orderly end, 2 for a setting that cannot be used."""
     try:
-        settings = Settings()  # pyright: ignore[reportCallIssue] - the token comes from the environment
+        settings = Settings.from_environment(os.environ)
     except ValidationError as error:
         print(complaint(error), file=sys.stderr)
         return 2

@@ -4,9 +4,9 @@ import json
 import logging
 from collections.abc import Mapping
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from sandbox.failure import Failure
@@ -50,13 +50,13 @@ async def _on_http(request: Request, error: Exception) -> Envelope:
 
 
 async def _on_invalid(_: Request, error: Exception) -> Envelope:
-    if not isinstance(error, RequestValidationError):
+    if not isinstance(error, ValidationError):
         raise error
     parts: list[str] = []
-    for problem in error.errors():
+    for problem in error.errors(include_url=False, include_input=False):
         if problem["type"] == "json_invalid":
             return refusal(400, f"the body is not valid JSON: {problem.get('ctx', {}).get('error', 'cannot be read')}")
-        where = ".".join(str(part) for part in problem["loc"][1:])
+        where = ".".join(str(part) for part in problem["loc"])
         parts.append(f"{where}: {problem['msg']}" if where else str(problem["msg"]))
     return refusal(400, "; ".join(parts[:5]))
 
@@ -66,9 +66,10 @@ async def _on_fault(request: Request, error: Exception) -> Envelope:
     return refusal(500, "a fault in the sandbox service; its log has the details")
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Makes every failure of `app`, the framework's own included, an envelope."""
-    app.add_exception_handler(Failure, _on_failure)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(Exception, _on_fault)
+HANDLERS = {
+    Failure: _on_failure,
+    HTTPException: _on_http,
+    ValidationError: _on_invalid,
+    Exception: _on_fault,
+}
+"""Every failure, the framework's own included, becomes an envelope."""

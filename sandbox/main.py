@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount
 
 from sandbox.activity import Activity, CountActivity
 from sandbox.auth import MIB, BearerAuth, BodyLimit, Token
 from sandbox.bridges.upgrade import Bridge, Handshake
-from sandbox.envelope import install_handlers
+from sandbox.envelope import HANDLERS
 from sandbox.failure import Failure
 from sandbox.files.paths import Paths
 from sandbox.files.root import Root
@@ -70,27 +72,33 @@ class Sandbox:
         raise Failure(404, f"no such route: WebSocket {handshake.path}")
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Starlette:
     """The application; needs no running event loop."""
     sandbox = Sandbox(settings)
     paths = Paths(settings)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
         try:
             yield
         finally:
             await sandbox.close()
 
-    app = FastAPI(title="Anker sandbox", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    routes = [
+        *shell_routes(sandbox.shells, paths, settings),
+        *file_routes(paths, sandbox.root),
+        *status_routes(sandbox.shells, sandbox.parts, sandbox.activity),
+    ]
+    limits = {f"{API}/file/upload": UPLOAD_BYTES + MIB}
+    app = Starlette(
+        routes=[Mount(API, routes=routes), *cdp_routes(sandbox.parts.browser)],
+        middleware=[
+            Middleware(BearerAuth, token=sandbox.token),
+            Middleware(CountActivity, activity=sandbox.activity, spared=(f"{API}{STATUS}",)),
+            Middleware(BodyLimit, default=JSON_BYTES, by_path=limits),
+        ],
+        exception_handlers=HANDLERS,
+        lifespan=lifespan,
+    )
     app.state.sandbox = sandbox
-    install_handlers(app)
-    app.include_router(shell_routes(sandbox.shells, paths, settings), prefix=API)
-    app.include_router(file_routes(paths, sandbox.root), prefix=API)
-    app.include_router(status_routes(sandbox.shells, sandbox.parts, sandbox.activity), prefix=API)
-    app.include_router(cdp_routes(sandbox.parts.browser))
-    # The last one added is the first that a request meets.
-    app.add_middleware(BodyLimit, default=JSON_BYTES, by_path={f"{API}/file/upload": UPLOAD_BYTES + MIB})
-    app.add_middleware(CountActivity, activity=sandbox.activity, spared=(f"{API}{STATUS}",))
-    app.add_middleware(BearerAuth, token=sandbox.token)
     return app

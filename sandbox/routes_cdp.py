@@ -2,19 +2,17 @@
 
 import asyncio
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from sandbox.bridges import devtools
 from sandbox.parts.browser import Browser
 
 
-def cdp_routes(browser: Browser) -> APIRouter:
+def cdp_routes(browser: Browser) -> list[Route]:
     """The routes below `/cdp/json`. Answers are Chromium's own, failures our envelope."""
-    router = APIRouter(prefix="/cdp")
 
-    @router.api_route("/json", methods=["GET", "PUT"])
-    @router.api_route("/json/{_rest:path}", methods=["GET", "PUT"])
     async def ask(request: Request) -> Response:
         # As it came: Chromium undoes the escapes itself.
         target = request.scope["raw_path"].decode("latin-1").removeprefix("/cdp")
@@ -28,5 +26,4 @@ def cdp_routes(browser: Browser) -> APIRouter:
 
         return await browser.reach(passed_on)
 
-    _ = ask
-    return router
+    return [Route(path, ask, methods=["GET", "PUT"]) for path in ("/cdp/json", "/cdp/json/{_:path}")]

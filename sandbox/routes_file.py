@@ -1,17 +1,20 @@
 """The file API. Paths are absolute, relative to the home or `~`; see `files/` for what each call does."""
 
 import os
-from typing import Annotated
 
-from fastapi import APIRouter, File, Form, UploadFile
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.routing import Route
 
 from sandbox.auth import MIB
 from sandbox.envelope import answer
+from sandbox.failure import Failure
 from sandbox.files import reading, search, writing
-from sandbox.files.calls import Body, OneFile, Read, Replace, Search, Write, run
+from sandbox.files.calls import OneFile, Read, Replace, Search, Write, run
 from sandbox.files.paths import Paths, Place
 from sandbox.files.root import Root
+from sandbox.web import Body, post
 
 UPLOAD_BYTES = 1024 * MIB
 
@@ -29,42 +32,26 @@ class List(Body):
     path: str
 
 
-def file_routes(paths: Paths, root: Root) -> APIRouter:
+def file_routes(paths: Paths, root: Root) -> list[Route]:
     """The routes below `/file`."""
-    router = APIRouter(prefix="/file")
-    _content_routes(router, paths, root)
-    _folder_routes(router, paths)
-    _transfer_routes(router, paths)
-    return router
+    return [*_content_routes(paths, root), *_folder_routes(paths), *_transfer_routes(paths)]
 
 
-def _content_routes(router: APIRouter, paths: Paths, root: Root) -> None:
+def _content_routes(paths: Paths, root: Root) -> list[Route]:
     async def carry_out(call: str, body: OneFile) -> Response:
         if body.sudo:
             return answer(*await root.call(call, body))
         return answer(*await paths.use(body.file, lambda place: run(call, place, body)))
 
-    @router.post("/read")
-    async def read(body: Read) -> Response:
-        return await carry_out("read", body)
-
-    @router.post("/write")
-    async def write(body: Write) -> Response:
-        return await carry_out("write", body)
-
-    @router.post("/replace")
-    async def replace(body: Replace) -> Response:
-        return await carry_out("replace", body)
-
-    @router.post("/search")
-    async def search_in(body: Search) -> Response:
-        return await carry_out("search", body)
-
-    _ = (read, write, replace, search_in)
+    return [
+        post("/file/read", Read, lambda body: carry_out("read", body)),
+        post("/file/write", Write, lambda body: carry_out("write", body)),
+        post("/file/replace", Replace, lambda body: carry_out("replace", body)),
+        post("/file/search", Search, lambda body: carry_out("search", body)),
+    ]
 
 
-def _folder_routes(router: APIRouter, paths: Paths) -> None:
-    @router.post("/find")
+def _folder_routes(paths: Paths) -> list[Route]:
     async def find(body: Find) -> Response:
         def work(place: Place) -> dict[str, object]:
             files, truncated = search.find(place, body.glob)
@@ -72,7 +59,6 @@ def _folder_routes(router: APIRouter, paths: Paths) -> None:
 
         return answer(await paths.use(body.path, work))
 
-    @router.post("/list")
     async def list_folder(body: List) -> Response:
         def work(place: Place) -> dict[str, object]:
             entries, truncated = search.list_folder(place)
@@ -80,24 +66,30 @@ def _folder_routes(router: APIRouter, paths: Paths) -> None:
 
         return answer(await paths.use(body.path, work))
 
-    _ = (find, list_folder)
+    return [post("/file/find", Find, find), post("/file/list", List, list_folder)]
 
 
-def _transfer_routes(router: APIRouter, paths: Paths) -> None:
-    @router.post("/upload")
-    async def upload(file: Annotated[UploadFile, File()], path: Annotated[str, Form()]) -> Response:
-        def work(place: Place) -> dict[str, object]:
-            return {"file": place.shown, "size": writing.save_stream(place, file.file)}
+def _transfer_routes(paths: Paths) -> list[Route]:
+    async def upload(request: Request) -> Response:
+        async with request.form() as form:
+            file, path = form.get("file"), form.get("path")
+            if not isinstance(file, UploadFile) or not isinstance(path, str):
+                raise Failure(400, "a multipart form with `file`, a file, and `path` is wanted")
 
-        return answer(await paths.use(path, work))
+            def work(place: Place) -> dict[str, object]:
+                return {"file": place.shown, "size": writing.save_stream(place, file.file)}
 
-    @router.get("/download")
-    async def download(path: str) -> Response:
+            return answer(await paths.use(path, work))
+
+    async def download(request: Request) -> Response:
+        path = request.query_params.get("path")
+        if path is None:
+            raise Failure(400, "path: which file?")
         place = await paths.use(path, _checked)
         # The real path: what was checked is what is sent.
         return FileResponse(place.real, filename=place.shown.rpartition("/")[2], media_type="application/octet-stream")
 
-    _ = (upload, download)
+    return [Route("/file/upload", upload, methods=["POST"]), Route("/file/download", download)]
 
 
 def _checked(place: Place) -> Place:

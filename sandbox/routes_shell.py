@@ -2,9 +2,9 @@
 
 import os
 
-from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
+from starlette.routing import Route
 
 from sandbox.envelope import answer
 from sandbox.failure import Failure
@@ -15,15 +15,12 @@ from sandbox.shell.excerpt import Excerpt
 from sandbox.shell.manager import Shells
 from sandbox.shell.record import Record
 from sandbox.shell.session import Shell
+from sandbox.web import Body, post
 
 MOST_INPUT = 65_536
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ShellId(_Body):
+class ShellId(Body):
     """Which shell."""
 
     id: str
@@ -49,17 +46,15 @@ class Write(ShellId):
     press_enter: bool = False
 
 
-class KillAll(_Body):
+class KillAll(Body):
     """Which shells, by the start of their ids; empty: all."""
 
     prefix: str = ""
 
 
-def shell_routes(shells: Shells, paths: Paths, settings: Settings) -> APIRouter:
+def shell_routes(shells: Shells, paths: Paths, settings: Settings) -> list[Route]:
     """The routes below `/shell`."""
-    router = APIRouter(prefix="/shell")
 
-    @router.post("/exec")
     async def execute(body: Exec) -> Response:
         if "\0" in body.command:
             raise Failure(400, "a command cannot hold a NUL character")
@@ -69,7 +64,6 @@ def shell_routes(shells: Shells, paths: Paths, settings: Settings) -> APIRouter:
         await shell.ended(settings.exec_seconds)
         return await _ran(shell, record, _message(record, note, settings.exec_seconds))
 
-    @router.post("/view")
     async def view(body: ShellId) -> Response:
         shell = shells.get(body.id)
         newest = shell.console.newest
@@ -78,31 +72,33 @@ def shell_routes(shells: Shells, paths: Paths, settings: Settings) -> APIRouter:
         text, rows = await shell.console.text(), await shell.console.rows()
         return answer({**_state(shell, newest), "output": text, "console": rows})
 
-    @router.post("/wait")
     async def wait(body: Wait) -> Response:
         shell = shells.get(body.id)
         await shell.ended(15 if body.seconds is None else body.seconds)
         return await _news(shell)
 
-    @router.post("/write")
     async def write(body: Write) -> Response:
         shell = shells.get(body.id)
         await shell.write(body.input + ("\r" if body.press_enter else ""))
         await shell.settled()
         return await _news(shell)
 
-    @router.post("/kill")
     async def kill(body: ShellId) -> Response:
         shell = shells.get(body.id)
         await shell.kill()
         return answer(_state(shell, shell.console.newest), "killed what ran")
 
-    @router.post("/kill_all")
     async def kill_all(body: KillAll) -> Response:
         return answer({"killed": await shells.kill_all(body.prefix)})
 
-    _ = (execute, view, wait, write, kill, kill_all)
-    return router
+    return [
+        post("/shell/exec", Exec, execute),
+        post("/shell/view", ShellId, view),
+        post("/shell/wait", Wait, wait),
+        post("/shell/write", Write, write),
+        post("/shell/kill", ShellId, kill),
+        post("/shell/kill_all", KillAll, kill_all),
+    ]
 
 
 async def _ran(shell: Shell, record: Record, message: str) -> Response:

@@ -2,11 +2,11 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 
 def default_output_dir() -> Path:
@@ -14,12 +14,12 @@ def default_output_dir() -> Path:
     return Path(tempfile.gettempdir()) / f"anker-shell-{os.getuid()}"
 
 
-class Settings(BaseSettings):
-    """Settings from `SANDBOX_*`; a wrong value raises pydantic's `ValidationError` (see `complaint`)."""
+class Settings(BaseModel):
+    """Settings from `SANDBOX_*`; a wrong value raises pydantic's `ValidationError` (see `complaint`).
 
-    model_config = SettingsConfigDict(
-        env_prefix="SANDBOX_", frozen=True, populate_by_name=True, hide_input_in_errors=True
-    )
+    Read without pydantic-settings: loading that takes longer than everything that is done with it here."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     token: str = Field(min_length=1, pattern=r"^[\x21-\x7e]+$")
     """What every request must carry as `Authorization: Bearer <token>`."""
@@ -31,9 +31,9 @@ class Settings(BaseSettings):
     """The workspace: where shells start and what relative paths start from."""
     home_alias: Path | None = None
     """Paths at or below it mean the same path below `home`."""
-    roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    roots: tuple[Path, ...] = ()
     """When set, the file API stays below these folders."""
-    closed: Annotated[tuple[Path, ...], NoDecode] = ()
+    closed: tuple[Path, ...] = ()
     """Folders that the file API keeps out of even where they lie below a root, but for the roots inside them."""
     output_dir: Path = Field(default_factory=default_output_dir)
     lifeline_fd: int | None = Field(default=None, ge=0)
@@ -50,18 +50,14 @@ class Settings(BaseSettings):
     """The service ends itself when it was not used for so long; 0: never."""
     sudo: bool = False
     """Whether the file API may work as root, through sudo."""
-    instance: str = Field(default="", validation_alias="ANKER_SANDBOX")
+    instance: str = ""
     """Handed on to every shell as ANKER_SANDBOX, so that leftovers can be found by it."""
 
-    @field_validator("fd", "home_alias", "lifeline_fd", mode="before")
     @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        return None if value == "" else value
-
-    @field_validator("idle_seconds", mode="before")
-    @classmethod
-    def _empty_is_never(cls, value: object) -> object:
-        return 0 if value == "" else value
+    def from_environment(cls, source: Mapping[str, str]) -> "Settings":
+        """The settings in `source`; a variable that is empty counts as absent. Raises ValidationError."""
+        found = {name: source.get(variable(name)) for name in cls.model_fields}
+        return cls.model_validate({name: value for name, value in found.items() if value})
 
     @field_validator("roots", "closed", mode="before")
     @classmethod
@@ -80,11 +76,14 @@ class Settings(BaseSettings):
         return Path(os.path.realpath(value))
 
 
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return "ANKER_SANDBOX" if name == "instance" else f"SANDBOX_{name.upper()}"
+
+
 def complaint(error: ValidationError) -> str:
     """One line that names each variable that cannot be used and why; never its value."""
     parts: list[str] = []
     for problem in error.errors(include_input=False, include_url=False):
-        name = str(problem["loc"][0]) if problem["loc"] else "settings"
-        variable = name if name == "ANKER_SANDBOX" else f"SANDBOX_{name.upper()}"
-        parts.append(f"{variable}: {problem['msg'].lower()}")
+        parts.append(f"{variable(str(problem['loc'][0]))}: {problem['msg'].lower()}")
     return "; ".join(parts)

@@ -6,20 +6,15 @@ They are also what the program run by sudo can do (see `root`).
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sandbox.failure import Failure
 from sandbox.files import reading, search, writing
 from sandbox.files.paths import Place
+from sandbox.web import Body
 
 Answer = tuple[dict[str, object], str]
 """What is answered: the data and a message."""
-
-
-class Body(BaseModel):
-    """No field that a call does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class OneFile(Body):

@@ -445,10 +445,12 @@ class Viewer:
     def __init__(self, address: str) -> None:
         host, _, port = address.partition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=20)
-        self._socket.sendall(
-            f"GET /vnc HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {TOKEN}\r\nUpgrade: websocket\r\n"
-            "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        lines = (
+            *("GET /vnc HTTP/1.1", f"Host: {address}", f"Authorization: Bearer {TOKEN}"),
+            *("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"),
+            *("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "", ""),
         )
+        self._socket.sendall("\r\n".join(lines).encode())
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             head += self._socket.recv(1)
