@@ -6,7 +6,8 @@ from typing import TypeVar
 from app.domain.errors import BrowserFailure
 from app.domain.external.browser import Target
 from app.domain.models.browser import Point
-from app.infrastructure.browser.channel import CALL_SECONDS, Json, number, text
+from app.infrastructure.browser import channel
+from app.infrastructure.browser.channel import Json, number, text
 from app.infrastructure.browser.failures import CONFLICT, NOT_FOUND, gone
 from app.infrastructure.browser.reach import ask, check_point, place_of, world_of
 from app.infrastructure.browser.tab import Tab
@@ -166,8 +167,8 @@ async def _click_at(tab: Tab, place: Point) -> None:
     await _within(tab, tab.page.mouse.click(place.x, place.y))
 
 
-async def _within(tab: Tab, work: Coroutine[object, object, T], *, seconds: float = CALL_SECONDS) -> T:
-    return await tab.ending.within(work, seconds=seconds)
+async def _within(tab: Tab, work: Coroutine[object, object, T], *, seconds: float | None = None) -> T:
+    return await tab.ending.within(work, seconds=channel.CALL_SECONDS if seconds is None else seconds)
 
 
 def _refusal(way: str, role: str, how: Json) -> BrowserFailure:

@@ -78,15 +78,15 @@ class Channel:
         self._session = cast("_Session", session)
         self.ending = ending
 
-    async def send(self, method: str, params: Json | None = None, *, seconds: float = CALL_SECONDS) -> Json:
-        """What the command answers.
+    async def send(self, method: str, params: Json | None = None, *, seconds: float | None = None) -> Json:
+        """What the command answers, within `CALL_SECONDS` unless told otherwise.
 
         Raises:
             ContextGone, TabGone, Hung: see there.
             BrowserFailure: the browser refused it.
         """
         asked = self._session.send(method, dict(params) if params else None)
-        return await self.ending.within(asked, seconds=seconds)
+        return await self.ending.within(asked, seconds=CALL_SECONDS if seconds is None else seconds)
 
     async def try_send(self, method: str, params: Json | None = None) -> None:
         """Send a command whose failure changes nothing, such as tidying up."""

@@ -13,6 +13,12 @@ MOST_CHANGED = 0.5
 MAX_GONE = 8
 """Lines that are no longer there that are told as such."""
 GONE_CHARS = 80
+LEAST_UNSHOWN = 0.05
+"""Screens that are worth a word."""
+
+
+_ABOVE, _HIDDEN = 1e9, 1e12
+"""Distances that come after all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,8 @@ class Line:
     bottom: float
     gap: bool = False
     """A blank line comes before it."""
+    outside: bool = False
+    """It is scrolled away within a pane or a frame that scrolls by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +63,8 @@ class Excerpt:
 
 
 def choose(sheet: Sheet, *, limit: int = MAX_CHARS) -> Excerpt:
-    """Those of the lines that are told: what is in the viewport, then what is nearest below it, then above."""
+    """Those of the lines that are told: what is in the viewport, then what is nearest below it, then above it; at last
+    what panes of the page hide."""
     order = sorted(range(len(sheet.lines)), key=lambda number: (_distance(sheet.lines[number], sheet.height), number))
     chosen: set[int] = set()
     left = limit
@@ -107,25 +116,29 @@ def joined(lines: Iterable[Line]) -> str:
 
 def _distance(line: Line, height: float) -> float:
     """0 in the viewport, growing with the way below it; above it comes after everything below."""
+    if line.outside:
+        return _HIDDEN + max(line.top, -line.bottom)
     if line.bottom >= 0 and line.top <= height:
         return 0
-    return line.top - height if line.top > height else 1e9 - line.bottom
+    return line.top - height if line.top > height else _ABOVE - line.bottom
 
 
 def _unshown(sheet: Sheet, kept: Sequence[Line], *, dropped: Sequence[Line]) -> str:
+    kept = [line for line in kept if not line.outside] or kept
+    dropped = [line for line in dropped if not line.outside]
     if not kept:
         return ""
     first, last = min(line.top for line in kept), max(line.bottom for line in kept)
-    parts: list[str] = []
+    parts: list[tuple[float, str]] = []
     if sheet.cut_above or any(line.bottom <= first for line in dropped):
-        parts.append(f"{_screens(first - sheet.top, sheet.height)} above")
+        parts.append((first - sheet.top, "above"))
     if sheet.cut_below or any(line.top >= last for line in dropped):
-        parts.append(f"{_screens(sheet.bottom - last, sheet.height)} below")
-    return ", ".join(parts)
+        parts.append((sheet.bottom - last, "below"))
+    told = [(pixels / max(sheet.height, 1), where) for pixels, where in parts]
+    return ", ".join(f"{_screens(count)} {where}" for count, where in told if count >= LEAST_UNSHOWN)
 
 
-def _screens(pixels: float, height: float) -> str:
-    count = max(pixels, 0) / max(height, 1)
+def _screens(count: float) -> str:
     amount = f"{count:.1f}".removesuffix(".0") if count < 10 else f"{count:.0f}"
     return "1 screen" if amount == "1" else f"{amount} screens"
 

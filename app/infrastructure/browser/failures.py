@@ -31,6 +31,7 @@ _NET_ERRORS: Mapping[str, str] = {
     "ERR_CERT_AUTHORITY_INVALID": "the certificate is from nobody that the browser trusts",
     "ERR_CERT_COMMON_NAME_INVALID": "the certificate is for another host",
     "ERR_CERT_DATE_INVALID": "the certificate has expired, or is not valid yet",
+    "ERR_INVALID_AUTH_CREDENTIALS": "it wants a user name and a password, as in https://name:password@host/",
     "ERR_UNSAFE_PORT": "browsers refuse this port",
     "ERR_BLOCKED_BY_CLIENT": "the browser's settings block it",
     "ERR_BLOCKED_BY_ADMINISTRATOR": "the browser's settings block it",
@@ -97,6 +98,8 @@ def translated() -> Generator[None]:
 
 def _in_words(message: str) -> BrowserFailure:
     said = message.lower()
+    if "termination request in progress" in said or "couldn't parse value object" in said:
+        return Hung()  # a script that was told to end, and does not
     if "context with specified id" in said or "context was destroyed" in said or "navigated" in said:
         return ContextGone()
     if any(each in said for each in ("no frame", "frame was detached", "not attached to an active page")):

@@ -7,11 +7,11 @@ from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Frame, Page
 
 from app.domain.errors import BrowserFailure
-from app.infrastructure.browser.channel import CALL_SECONDS, Channel, Ending, Json, item, items, text
+from app.infrastructure.browser.channel import Channel, Ending, Json, item, items, text
 from app.infrastructure.browser.failures import ContextGone
-from app.infrastructure.browser.world import Owner, World, make_world
+from app.infrastructure.browser.world import PAGE_SCRIPT, Owner, World, javascript, make_world
 
-ATTACH_SECONDS = 3.0
+ATTACH_SECONDS = 5.0
 ALIVE_SECONDS = 2.0
 """For a frame to answer at all; the page around it is told without one that does not."""
 MOST_FRAMES = 30
@@ -34,9 +34,13 @@ class Frames:
         self._remote: dict[Frame, Channel] = {}
         self._channels: dict[str, Channel] = {}
 
-    def watch(self, channel: Channel) -> None:
-        """Hear of the files that pages of `channel` ask for."""
+    async def take_over(self, channel: Channel) -> None:
+        """Hear of what goes on in the documents of `channel`, and keep the desktop's dialogs from holding them up."""
         channel.on("Page.fileChooserOpened", lambda event: self._file_wanted(channel, event))
+        await channel.send("Page.enable", seconds=ATTACH_SECONDS)
+        await channel.send("Page.setInterceptFileChooserDialog", {"enabled": True}, seconds=ATTACH_SECONDS)
+        script: Json = {"source": javascript(PAGE_SCRIPT), "runImmediately": True}
+        await channel.send("Page.addScriptToEvaluateOnNewDocument", script, seconds=ATTACH_SECONDS)
 
     async def main(self) -> World:
         """The world of the tab's outermost document."""
@@ -58,7 +62,7 @@ class Frames:
         known = self._worlds.get(frame_id)
         if known is not None and known.channel is channel:
             try:
-                await known.call("alive", seconds=ALIVE_SECONDS if owner else CALL_SECONDS)
+                await known.call("alive", seconds=ALIVE_SECONDS if owner else None)
                 known.owner = owner
                 return known
             except ContextGone:
@@ -136,10 +140,8 @@ class Frames:
         except (PlaywrightError, TimeoutError):
             return  # it shares the process of the frame around it
         channel = Channel(session, self._ending)
-        self.watch(channel)
         try:
-            await channel.send("Page.enable", seconds=ATTACH_SECONDS)
-            await channel.send("Page.setInterceptFileChooserDialog", {"enabled": True}, seconds=ATTACH_SECONDS)
+            await self.take_over(channel)
             tree = await channel.send("Page.getFrameTree", seconds=ATTACH_SECONDS)
         except BrowserFailure:
             return

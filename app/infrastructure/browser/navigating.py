@@ -9,6 +9,7 @@ from app.infrastructure.browser.tabs import Tabs
 COMMIT_SECONDS = 20.0
 """For a server to begin to answer."""
 HISTORY_SECONDS = 15.0
+NETWORK_TRIES = 3
 _TRY_OTHER_SCHEME = (
     "ERR_CONNECTION",
     "ERR_SSL_PROTOCOL_ERROR",
@@ -18,6 +19,7 @@ _TRY_OTHER_SCHEME = (
     "ERR_INVALID_HTTP_RESPONSE",
 )
 _NOTHING_TO_SHOW = "ERR_ABORTED"
+_NETWORK_CHANGED = "ERR_NETWORK_CHANGED"
 
 
 async def go(tabs: Tabs, tab: Tab, urls: tuple[str, ...]) -> tuple[Tab, bool]:
@@ -60,7 +62,15 @@ async def reload(tab: Tab) -> None:
 
 
 async def _open(tabs: Tabs, tab: Tab, url: str) -> tuple[Tab, Json]:
-    """The tab, and what Chromium answers."""
+    """The tab, and what Chromium answers; asked again when the machine's network changed under it."""
+    for _ in range(NETWORK_TRIES):
+        tab, answer = await _ask(tabs, tab, url)
+        if _NETWORK_CHANGED not in text(answer, "errorText"):
+            return tab, answer
+    return await _ask(tabs, tab, url)
+
+
+async def _ask(tabs: Tabs, tab: Tab, url: str) -> tuple[Tab, Json]:
     try:
         return tab, await tab.channel.send("Page.navigate", {"url": url}, seconds=COMMIT_SECONDS)
     except Hung:

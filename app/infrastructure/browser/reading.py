@@ -19,7 +19,9 @@ MOST_SHADOWS = 3
 """Closed shadow trees within closed shadow trees that are looked into."""
 
 RawLine = tuple[str | int, float, float, int, int]
-"""Text (or the position of a frame), top, bottom, 1 when a blank line comes before; the last counts for the script."""
+"""Text (or the position of a frame), top, bottom, signs; the last counts for the script only."""
+GAP, OUTSIDE = 1, 2
+"""Signs of a line: see `Line.gap`, `Line.outside`."""
 
 
 class Cut(TypedDict):
@@ -145,9 +147,9 @@ class _Job:
     async def _with_frames(self, world: World, raw: Raw, depth: int) -> list[Line]:
         inside = await self._inside(world, raw, depth)
         lines: list[Line] = []
-        for what, top, bottom, gap, _ in raw["lines"]:
+        for what, top, bottom, signs, _ in raw["lines"]:
             if isinstance(what, str):
-                lines.append(Line(what, top, bottom, bool(gap)))
+                lines.append(Line(what, top, bottom, gap=bool(signs & GAP), outside=bool(signs & OUTSIDE)))
             else:
                 lines.extend(inside.get(what, ()))
         return lines
@@ -176,8 +178,9 @@ class _Job:
             return []
 
         def placed(line: Line) -> Line:
-            gap = line.gap and line is not lines[0]
-            return Line(line.text, box["y"] + line.top * scale, box["y"] + line.bottom * scale, gap)
+            top, bottom = box["y"] + line.top * scale, box["y"] + line.bottom * scale
+            outside = line.outside or top >= box["y"] + box["height"] or bottom <= box["y"]
+            return Line(line.text, top, bottom, gap=line.gap and line is not lines[0], outside=outside)
 
         name = box["name"] or raw["title"]
         edge = Line(f"(frame{f' {name!r}' if name else ''})", box["y"], box["y"], gap=True)

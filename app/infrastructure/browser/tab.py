@@ -49,10 +49,7 @@ class Tab:
         """
         session = await ending.within(page.context.new_cdp_session(page), seconds=ATTACH_SECONDS)
         tab = cls(page, Channel(session, ending))
-        tab.frames.watch(tab.channel)
-        await tab.channel.send("Page.enable", seconds=ATTACH_SECONDS)
-        # A dialog of the desktop would wait for a person; this way the page's wish is told to us instead.
-        await tab.channel.send("Page.setInterceptFileChooserDialog", {"enabled": True})
+        await tab.frames.take_over(tab.channel)
         await tab.focus(True)
         tab.traffic.main_id = await tab.frames.main_id()
         return tab

@@ -12,9 +12,11 @@ from functools import cache
 from pathlib import Path
 
 from app.domain.errors import BrowserFailure
-from app.infrastructure.browser.channel import CALL_SECONDS, Channel, Json, item, items, number, text
+from app.infrastructure.browser.channel import Channel, Json, item, items, number, text
 from app.infrastructure.browser.failures import ContextGone
 
+PAGE_SCRIPT = "page.js"
+"""The only one that runs in the page's own world."""
 SCRIPTS = ("dom.js", "elements.js", "markdown.js", "blocks.js", "hands.js")
 NAME = "anker"
 """How debuggers show the world."""
@@ -53,7 +55,7 @@ class World:
     numbers: list[range] = field(default_factory=list[range])
     """The numbers that elements of this document were given."""
 
-    async def call(self, name: str, *values: object, seconds: float = CALL_SECONDS) -> object:
+    async def call(self, name: str, *values: object, seconds: float | None = None) -> object:
         """What our function `name` answers, by value.
 
         Raises:
@@ -66,13 +68,13 @@ class World:
             raise ContextGone
         return value.get("value")
 
-    async def ask(self, name: str, *values: object, seconds: float = CALL_SECONDS) -> Json:
+    async def ask(self, name: str, *values: object, seconds: float | None = None) -> Json:
         """What our function `name` answers, an object; empty when it answers none."""
         return item({"value": await self.call(name, *values, seconds=seconds)}, "value")
 
     async def handle(self, name: str, *values: object) -> str:
         """The handle of the object that our function `name` answers; empty when there is none."""
-        answer = await self._run(_HANDLE, name, values, by_value=False, seconds=CALL_SECONDS)
+        answer = await self._run(_HANDLE, name, values, by_value=False, seconds=None)
         return text(answer, "result", "objectId")
 
     async def members(self, name: str, *values: object) -> list[str]:
@@ -104,7 +106,7 @@ class World:
         return len(roots)
 
     async def _run(
-        self, function: str, name: str, values: tuple[object, ...], *, by_value: bool, seconds: float
+        self, function: str, name: str, values: tuple[object, ...], *, by_value: bool, seconds: float | None
     ) -> Json:
         answer = await self.channel.send(
             "Runtime.callFunctionOn",

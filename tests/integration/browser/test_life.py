@@ -16,6 +16,7 @@ import pytest
 
 from app.domain.errors import BrowserFailure, SandboxUnavailable
 from app.domain.models.sandbox import BrowserEndpoint
+from app.infrastructure.browser import channel
 from app.infrastructure.browser import endpoint as endpoints
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.browser.endpoint import find_browser
@@ -63,7 +64,8 @@ async def test_a_tab_that_crashes_under_an_action_fails_it_with_a_word(house: Ho
     assert (await house.show("<p>works</p>")).text == "works"
 
 
-async def test_a_page_that_hangs_is_freed(house: House) -> None:
+async def test_a_page_that_hangs_is_freed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "CALL_SECONDS", 1.0)
     view = await house.show("<button onclick='document.title = \"hangs\"; for (;;);'>hang</button><p>text</p>")
     began = time.monotonic()
     view = await (await house.browser()).click(index(view.text, "hang"))
@@ -111,7 +113,7 @@ async def test_a_browser_that_died_is_told_of_when_the_next_one_is_there(other: 
 async def test_a_browser_that_is_just_starting_is_waited_for(other: House, own: Chromium) -> None:
     await other.show("<p>before</p>")
     own.kill()
-    threading.Timer(1.0, own.start).start()
+    threading.Timer(0.3, own.start).start()
     assert (await other.show("<p>after</p>")).text == "after"
 
 
@@ -211,8 +213,7 @@ async def test_stopping_at_any_moment_of_an_action_leaves_the_browser_usable(hou
     task = asyncio.create_task(browser.click(index(view.text, "b")))
     await asyncio.sleep(after)
     task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await asyncio.wait({task})  # a fast machine may be done by then
     view = await browser.click(index(view.text, "b"))
     assert 'button "b"' in view.text
 
@@ -260,19 +261,26 @@ async def test_a_driver_that_died_is_started_again(chromium: Chromium, house: Ho
 async def test_the_driver_starts_with_the_first_use_and_ends_with_the_last(chromium: Chromium, house: House) -> None:
     sandboxes = MemorySandboxProvider()
     sandboxes.sandboxes["s"] = DiskSandbox(chromium, house.home)
-    known = {each.pid for each in driver_processes()}
+    before = {each.pid for each in driver_processes()}
+
+    def mine() -> set[int]:
+        return {each.pid for each in driver_processes()} - before
+
     browsers = PlaywrightBrowsers(sandboxes, idle_seconds=0)
     try:
-        assert {each.pid for each in driver_processes()} == known
+        assert not mine()
         await browsers.open("s")
-        assert {each.pid for each in driver_processes()} > known
-        while {each.pid for each in driver_processes()} != known:
-            await browsers.sweep()
+        assert mine()
+        async with asyncio.timeout(10):
+            while mine():
+                await browsers.sweep()
         await browsers.open("s")
-        assert {each.pid for each in driver_processes()} > known
+        assert mine()
     finally:
         await browsers.close()
-    assert {each.pid for each in driver_processes()} == known
+    async with asyncio.timeout(10):
+        while mine():
+            await asyncio.sleep(0.02)
     with pytest.raises(SandboxUnavailable, match="shutting down"):
         await browsers.open("s")
 
@@ -294,7 +302,7 @@ async def test_nothing_is_left_behind_by_many_sessions(chromium: Chromium, house
     await once(0)
     await asyncio.sleep(0)
     before = left()
-    for number in range(1, 9):
+    for number in range(1, 6):
         await once(number)
     async with asyncio.timeout(10):
         while any(now > then for now, then in zip(left(), before, strict=True)):

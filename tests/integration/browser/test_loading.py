@@ -92,7 +92,10 @@ async def test_endless_redirects_are_told_in_words(house: House) -> None:
         await (await house.browser()).navigate(house.site.url("/loop"))
 
 
-async def test_a_page_that_goes_on_to_itself_without_end_comes_to_a_view_or_a_word(house: House) -> None:
+async def test_a_page_that_goes_on_to_itself_without_end_comes_to_a_view_or_a_word(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "MOST_ROUNDS", 2)
     house.site.html("<p>again</p><script>location.replace('/loop?' + Math.random())</script>", "/loop")
     browser = await house.browser()
     began = time.monotonic()
@@ -137,6 +140,28 @@ async def test_a_closed_port_is_told_in_words_and_so_is_a_server_that_hangs_up(h
         await browser.navigate(house.site.url("/rude"))
     with pytest.raises(BrowserFailure, match="nothing listens there"):
         await browser.navigate("127.0.0.1:2")
+
+
+async def test_a_page_behind_a_password_says_so_and_is_opened_with_it(house: House) -> None:
+    house.site.html("<p>secret</p>", "/inside")
+
+    def ask(request: BaseHTTPRequestHandler) -> None:
+        if request.headers["Authorization"]:
+            house.site.pages["/locked"] = house.site.pages["/inside"]
+            house.site.answer(request)
+            return
+        request.send_response(401)
+        request.send_header("WWW-Authenticate", "Basic realm=x")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    house.site.pages["/locked"] = ask
+    browser = await house.browser()
+    with pytest.raises(BrowserFailure, match="it wants a user name and a password"):
+        await browser.navigate(house.site.url("/locked"))
+    view = await browser.navigate(house.site.url("/locked", host="name:word@127.0.0.1"))
+    assert view.text == "secret"
+    assert "word" not in view.url
 
 
 async def test_a_host_without_a_scheme_is_opened_whether_it_speaks_tls_or_not(house: House) -> None:

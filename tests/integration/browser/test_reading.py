@@ -1,5 +1,7 @@
 """What is told of a page."""
 
+import base64
+import json
 import time
 
 import pytest
@@ -215,6 +217,17 @@ async def test_a_pane_that_scrolls_within_the_window_counts_as_the_page(house: H
     assert "paragraph 399 " in view.text
 
 
+async def test_what_a_side_pane_hides_leaves_room_for_the_page(house: House) -> None:
+    aside = "".join(f"<li><a href='/entry/{n}'>entry {n} of the contents</a>" for n in range(500))
+    view = await house.show(
+        "<style>aside{position:fixed;width:300px;height:100vh;overflow:auto}main{margin-left:320px}</style>"
+        f"<aside><ul>{aside}</ul></aside><main>" + "".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(100))
+    )
+    assert "entry 3 of" in view.text
+    assert "entry 300 of" not in view.text
+    assert "paragraph 30 " in view.text
+
+
 async def test_five_megabytes_of_text_are_told_in_part_and_in_time(house: House) -> None:
     house.site.pages["/big"] = Page(("".join(f"line {n} of many\n" for n in range(300_000))).encode(), "text/plain")
     browser = await house.browser()
@@ -264,6 +277,30 @@ async def test_what_is_no_html_is_told_for_what_it_is(
     view = await (await house.browser()).navigate(house.site.url("/file"))
     assert told in view.text
     assert noted in " ".join(view.notes)
+
+
+LOOK = """const blob = await (await fetch("data:image/jpeg;base64,{picture}")).blob();
+const image = await createImageBitmap(blob);
+const drawing = new OffscreenCanvas(image.width, image.height).getContext("2d");
+drawing.drawImage(image, 0, 0);
+[image.width, image.height, ...drawing.getImageData(image.width / 2, image.height / 2, 1, 1).data.slice(0, 3)]"""
+
+
+async def test_the_picture_is_small_and_shows_the_page_as_it_is_after_the_action(house: House) -> None:
+    view = await house.show(
+        "<style>body{background:rgb(0,0,255)}</style>"
+        "<button onclick='document.body.style.background = \"rgb(255,0,0)\"'>red</button>"
+    )
+    browser = await house.browser()
+    for action in (browser.click(index(view.text, "red")), browser.press_key("Shift"), browser.view()):
+        view = await action
+        assert view.screenshot is not None
+        assert len(view.screenshot) < 80_000
+        look = LOOK.format(picture=base64.b64encode(view.screenshot).decode())
+        width, height, red, _, blue = json.loads((await browser.execute(look)).value)
+        assert width <= 1024
+        assert 0 < height <= 1024
+        assert (red > 200, blue < 50) == (True, True)
 
 
 async def test_an_empty_page_is_empty(house: House) -> None:

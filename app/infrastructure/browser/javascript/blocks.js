@@ -34,7 +34,6 @@ Reader.prototype.link = function (element, context) {
   if (size === writer.size && !written) writer.put(" ", boxOf(element));
   if (where) writer.wrap(start, `[${number}${states} `, `](${where})`, `[${number}${states}](${where})`, name);
   else writer.wrap(start, `[${number} link${states} "`, '"]', `[${number} link${states}]`, name || "link");
-  writer.put(" ");
 };
 
 function heading(element, context, level) {

@@ -111,7 +111,7 @@ const api = {
     if (body) reader.element(body, { box: null, cursor: "", faded: false, unseen: false, mute: false, pre: false });
     reader.writer.flush();
     ({ suspects } = reader);
-    const scroller = mainScroller();
+    const { scroller } = reader;
     const page = scroller === (ofDocument("scrollingElement") ?? body);
     const scrolled = scroller?.scrollTop ?? 0;
     const top = page ? -scrolled : boxOf(scroller).top - scrolled;

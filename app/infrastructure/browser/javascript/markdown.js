@@ -12,12 +12,15 @@ const SCREENS_ABOVE = 3;
 const SCREENS_BELOW = 6;
 const MOST_SUSPECTS = 60;
 const MOST_FRAMES = 20;
+const GAP = 1; // a blank line comes before the line
+const OUTSIDE = 2; // the line is scrolled away within its pane
 
 class Writer {
   // `inline`: line breaks become spaces, for the cells of tables.
   constructor(inline = false) {
-    this.lines = []; // [text, top, bottom, gap before, length of what leads in]; a frame's number instead of a text
+    this.lines = []; // [text, top, bottom, signs, length of what leads in]; a frame's number instead of a text
     this.inline = inline;
+    this.clip = null; // the box of a pane that scrolls by itself
     this.indent = "";
     this.lead = null;
     this.gap = false;
@@ -62,8 +65,10 @@ class Writer {
     const lead = this.lead ?? this.indent;
     this.lead = null;
     this.size += text.length;
-    this.lines.push([typeof text === "string" ? lead + text : text, Math.round(this.top), Math.round(this.bottom),
-      this.gap ? 1 : 0, lead.length]);
+    const { top, bottom, clip } = this;
+    const outside = clip !== null && (top >= clip.bottom || bottom <= clip.top);
+    this.lines.push([typeof text === "string" ? lead + text : text, Math.round(top), Math.round(bottom),
+      (this.gap ? GAP : 0) + (outside ? OUTSIDE : 0), lead.length]);
     this.gap = false;
   }
 
@@ -105,6 +110,7 @@ class Reader {
     this.most = most;
     this.end = performance.now() + seconds * 1000;
     this.visited = 0;
+    this.scroller = mainScroller();
     this.cut = { above: false, below: false, short: false };
     this.kept = this.drawnNow();
   }
@@ -215,7 +221,19 @@ class Reader {
     if (role && box && box.width && box.height && !(own.unseen && !this.overlaid(element, own))) {
       return this.interactive(element, role, own, inline);
     }
-    this.content(element, tag, own, inline, style);
+    this.inPane(element, style, box, () => this.content(element, tag, own, inline, style));
+  }
+
+  inPane(element, style, box, tell) {
+    const pane = box && style.overflowY !== "visible" && element !== this.scroller &&
+      scrollHeightOf(element) - clientHeightOf(element) > 4;
+    if (!pane) return tell();
+    const outer = this.writer.clip;
+    this.writer.flush();
+    this.writer.clip = box;
+    tell();
+    this.writer.flush();
+    this.writer.clip = outer;
   }
 
   // A transparent check box or file field over something drawn is the usual way to style one.
@@ -258,7 +276,8 @@ class Reader {
   }
 
   inlineContent(element, tag, context, style) {
-    const apart = style.display !== "inline" && style.display !== "contents";
+    const wording = CODE.has(tag) || tag in EMPHASIS;
+    const apart = !wording && style.display !== "inline" && style.display !== "contents";
     if (apart) this.writer.put(" ");
     const sign = CODE.has(tag) ? "`" : context.strong ? undefined : EMPHASIS[tag];
     const start = this.writer.here();
