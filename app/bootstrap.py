@@ -193,13 +193,13 @@ async def _sandboxes(settings: Settings, overrides: Overrides, store: SqliteStor
 async def _docker(settings: Settings, store: SqliteStore) -> tuple[SandboxProvider, str]:
     # The SDK costs 8 MB and a tenth of a second, which those without Docker need not pay.
     from app.infrastructure.sandbox.docker.egress import parse_egress
-    from app.infrastructure.sandbox.docker.provider import DockerSandboxes
+    from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
 
     try:
         egress = parse_egress(settings.sandbox_egress)
     except ValueError as error:
         raise UnusableSetting(f"SANDBOX_EGRESS: {error}") from None
-    docker = DockerSandboxes(
+    options = DockerOptions(
         image=settings.sandbox_image,
         name_prefix=settings.sandbox_name_prefix,
         network=settings.sandbox_network,
@@ -210,9 +210,8 @@ async def _docker(settings: Settings, store: SqliteStore) -> tuple[SandboxProvid
         egress=egress,
         sudo=settings.sandbox_sudo,
         runtime=settings.sandbox_runtime,
-        installation=store.installation,
-        known=store.sessions.ids,
     )
+    docker = DockerSandboxes(options, installation=store.installation, known=store.sessions.ids)
     await docker.start()
     return docker, f"Docker containers of {settings.sandbox_image}"
 

@@ -16,7 +16,7 @@ from app.infrastructure.sandbox.docker.engine import Engine
 from app.infrastructure.sandbox.docker.guard import Guard
 from app.infrastructure.sandbox.docker.names import Names
 from app.infrastructure.sandbox.docker.network import SandboxNetwork
-from app.infrastructure.sandbox.docker.provider import DockerSandboxes
+from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
 from app.infrastructure.sandbox.docker.spec import Recipe, parse_size
 from app.settings import Settings
 from bench.harness import CannotRun
@@ -68,12 +68,10 @@ class Corner:
         async def ids() -> set[str]:
             return known
 
-        return DockerSandboxes(
+        options = DockerOptions(
             image=self.image,
             name_prefix=self.prefix,
             network=self.network,
-            installation=self.prefix,
-            known=ids,
             ttl_minutes=TTL_MINUTES,
             pool_size=pool_size,
             memory=MEMORY,
@@ -81,6 +79,7 @@ class Corner:
             egress=EGRESS,
             exec_seconds=EXEC_SECONDS,
         )
+        return DockerSandboxes(options, installation=self.prefix, known=ids)
 
     def settings(self) -> dict[str, str]:
         """The settings that make the service put its sandboxes here."""

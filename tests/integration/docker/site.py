@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from docker.utils import kwargs_from_env
 from app.domain.external.sandbox import Sandbox
 from app.infrastructure.sandbox.docker.guard import Guard
 from app.infrastructure.sandbox.docker.names import INSTALLATION
-from app.infrastructure.sandbox.docker.provider import DockerSandboxes
+from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
 from app.infrastructure.sandbox.docker.rules import bridge_name
 
 ROOT = Path(__file__).parents[3]
@@ -68,7 +69,7 @@ class Site:
 
     def provider(self, **changes: Any) -> DockerSandboxes:
         """A service's provider, not yet started. Several of them are several processes of one installation."""
-        options: dict[str, Any] = {
+        whole: dict[str, Any] = {
             "image": IMAGE,
             "name_prefix": self.prefix,
             "network": self.network,
@@ -77,9 +78,11 @@ class Site:
             "exec_seconds": 5.0,
             # A test that wants a round asks for it.
             "reap_seconds": 3600.0,
+            **changes,
         }
-        self._networks.add(changes.get("network", self.network))
-        return DockerSandboxes(**(options | changes))
+        self._networks.add(whole["network"])
+        decided = {field.name: whole.pop(field.name) for field in fields(DockerOptions) if field.name in whole}
+        return DockerSandboxes(DockerOptions(**decided), **whole)
 
     def name(self, session: str) -> str:
         """The container of a session, and its volume."""
@@ -141,7 +144,7 @@ class Site:
 
 def guard_of(provider: DockerSandboxes) -> Guard:
     """A provider's network guard."""
-    return provider._guard
+    return provider._site.guard
 
 
 async def run(sandbox: Sandbox, command: str, *, shell: str = "main", seconds: int = 60) -> tuple[int, str]:

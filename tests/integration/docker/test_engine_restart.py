@@ -47,6 +47,6 @@ async def test_after_a_restart_of_the_engine_sandboxes_come_back_with_their_file
         assert (await run(second, f"curl -s --max-time 5 http://{beyond.allowed}/"))[0] == 0
         await service.reap()
         assert here.container(untouched) is None and here.name(untouched) in here.volumes()
-        await eventually(lambda: service._pool._waiting)
+        await eventually(lambda: service._site.pool._waiting)
         for each in (session, untouched):
             await service.destroy(each)

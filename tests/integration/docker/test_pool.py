@@ -24,7 +24,7 @@ async def pooled(here: Site) -> AsyncIterator[DockerSandboxes]:
 
 def waiting(provider: DockerSandboxes) -> list[str]:
     """The ids of the containers that wait."""
-    return [life.container.id for life in provider._pool._waiting]
+    return [life.container.id for life in provider._site.pool._waiting]
 
 
 async def test_a_session_gets_a_waiting_sandbox_and_another_is_made_behind(
@@ -94,8 +94,8 @@ async def test_another_services_waiting_sandbox_is_left_alone_until_its_maker_is
     assert here.api.inspect_container(ready)["State"]["Running"]
     name = here.api.inspect_container(ready)["Name"].removeprefix("/")
     # Its maker is killed, so nobody tells it any more that it is wanted.
-    pooled._pool._waiting.clear()
-    pooled._pool._size = 0
+    pooled._site.pool._waiting.clear()
+    pooled._site.pool._size = 0
     monkeypatch.setattr("app.infrastructure.sandbox.docker.reaper.ABANDONED_SECONDS", 0.5)
     monkeypatch.setattr("app.infrastructure.sandbox.docker.reaper.YOUNG_SECONDS", 0.0)
 

@@ -12,7 +12,7 @@ from app.infrastructure.sandbox.docker.egress import Addresses, Egress, EgressLi
 from app.infrastructure.sandbox.docker.engine import Engine
 from app.infrastructure.sandbox.docker.facts import Network
 from app.infrastructure.sandbox.docker.names import Names
-from app.infrastructure.sandbox.docker.network import SandboxNetwork
+from app.infrastructure.sandbox.docker.network import SandboxNetwork, own_container
 from app.infrastructure.sandbox.docker.rules import Plan
 from app.infrastructure.sandbox.docker.spec import Config, Reach, Recipe
 
@@ -82,6 +82,12 @@ class Guard:
         if news or self._applied is None or self._clock() - self._applied >= CHECK_SECONDS:
             await self._apply()
         await self.ensure()
+
+    async def enter(self) -> None:
+        """Make the network and enter it, where this service is itself a container; raises as `ensure`."""
+        if await own_container(self._engine) is not None:
+            await self._network.ensure()
+            await self._network.join()
 
     async def retire(self, network: str) -> None:
         """Take the rules for a network that is no more out of the packet filter."""

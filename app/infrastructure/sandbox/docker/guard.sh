@@ -31,13 +31,25 @@ enter() {
     done
 }
 
+# leave CHAIN BRIDGE OURS
 leave() {
-    while "$filter" -w 5 -D "$1" -i "$BRIDGE" -j "$2" 2>/dev/null; do :; done
-    forget "$2"
+    while "$filter" -w 5 -D "$1" -i "$2" -j "$3" 2>/dev/null; do :; done
+    forget "$3"
 }
 
 forget() {
     "$filter" -w 5 -F "$1" 2>/dev/null && "$filter" -w 5 -X "$1"
+}
+
+# Networks are also removed by hand, and their rules would stay for ever.
+sweep() {
+    [ -e "/sys/class/net/$BRIDGE" ] || return 0
+    for word in $("$filter" -w 5 -S DOCKER-USER | sed -n 's/^-A DOCKER-USER -i anker-\([0-9a-f]*\) -j ANKER-F-\1$/\1/p'); do
+        [ -e "/sys/class/net/anker-$word" ] && continue
+        leave DOCKER-USER "anker-$word" "ANKER-F-$word" || :
+        leave INPUT "anker-$word" "ANKER-I-$word" || :
+        forget "ANKER-R-$word" || :
+    done
 }
 
 # Sandboxes have no IPv6. Should one get it all the same, it leads nowhere.
@@ -57,9 +69,10 @@ if [ "$ACTION" = apply ]; then
     printf '%s\n' "$TABLE" | "$filter-restore" -w 5 --noflush
     enter DOCKER-USER "$FORWARD"
     enter INPUT "$INPUT"
+    sweep
 else
-    leave DOCKER-USER "$FORWARD" || :
-    leave INPUT "$INPUT" || :
+    leave DOCKER-USER "$BRIDGE" "$FORWARD" || :
+    leave INPUT "$BRIDGE" "$INPUT" || :
     forget "$REFUSAL" || :
 fi
 without_six "$ACTION" || echo "IPv6 could not be closed on $BRIDGE" >&2

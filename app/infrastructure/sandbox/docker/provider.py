@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox.client import HttpSandbox
@@ -25,6 +26,41 @@ STARTS_AT_ONCE = 4
 REAP_SECONDS = 60.0
 CLOSE_SECONDS = 8.0
 CHECK_SECONDS = 8.0
+ENTER_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerOptions:
+    """What an operator decides about sandboxes: the settings of the same names."""
+
+    image: str
+    name_prefix: str
+    network: str
+    ttl_minutes: float = 30
+    pool_size: int = 0
+    memory: str = "1g"
+    cpus: float = 1
+    egress: Egress = "open"
+    sudo: bool = False
+    runtime: str = ""
+    exec_seconds: float = 10.0
+
+    def recipe(self) -> Recipe:
+        """How a container is made.
+
+        Raises:
+            ValueError: `memory` is no size.
+        """
+        return Recipe(
+            image=self.image,
+            network=self.network,
+            memory=parse_size(self.memory),
+            cpus=self.cpus,
+            sudo=self.sudo,
+            runtime=self.runtime,
+            ttl_seconds=self.ttl_minutes * 60,
+            exec_seconds=self.exec_seconds,
+        )
 
 
 class DockerSandboxes:
@@ -36,66 +72,28 @@ class DockerSandboxes:
 
     def __init__(
         self,
+        options: DockerOptions,
         *,
-        image: str,
-        name_prefix: str,
-        network: str,
         installation: str,
         known: Known,
-        ttl_minutes: float = 30,
-        pool_size: int = 0,
-        memory: str = "1g",
-        cpus: float = 1,
-        egress: Egress = "open",
-        sudo: bool = False,
-        runtime: str = "",
-        exec_seconds: float = 10.0,
         environment: Mapping[str, str] | None = None,
         reap_seconds: float = REAP_SECONDS,
         starts_at_once: int = STARTS_AT_ONCE,
     ) -> None:
-        """The arguments are the settings of the same names.
-
-        `installation` names all processes that share one store, and nobody else; `known` answers the ids of all
+        """`installation` names all processes that share one store, and nobody else; `known` answers the ids of all
         sessions that exist, or raises an `AnkerError`; `environment` says where the engine is (`DOCKER_HOST`): this
         process's when None.
 
         Raises:
-            ValueError: `memory` is no size.
+            ValueError: `options.memory` is no size.
         """
-        self._image = image
-        self._names = Names(name_prefix, installation)
-        self._engine = Engine(environment)
-        recipe = Recipe(
-            image=image,
-            network=network,
-            memory=parse_size(memory),
-            cpus=cpus,
-            sudo=sudo,
-            runtime=runtime,
-            ttl_seconds=ttl_minutes * 60,
-            exec_seconds=exec_seconds,
-        )
-        bridge = SandboxNetwork(self._engine, self._names, name=network, egress=str(egress))
-        self._guard = Guard(self._engine, self._names, recipe, bridge, egress)
-        ledger = Ledger(self._engine, self._names, recipe)
-        launcher = Launcher(
-            self._engine, self._guard, network=network, exec_seconds=exec_seconds, starts_at_once=starts_at_once
-        )
-        self._pool = Pool(self._names, ledger, self._guard, launcher, size=pool_size)
-        self._site = Site(engine=self._engine, ledger=ledger, guard=self._guard, launcher=launcher, pool=self._pool)
+        self._image = options.image
+        self._names = names = Names(options.name_prefix, installation)
+        self._engine = engine = Engine(environment)
+        self._site = site = _site(engine, names, options, starts_at_once)
         self._slots: dict[str, Slot] = {}
         self._reaper = Reaper(
-            engine=self._engine,
-            names=self._names,
-            ledger=ledger,
-            launcher=launcher,
-            guard=self._guard,
-            pool=self._pool,
-            slots=self._slots,
-            network=network,
-            known=known,
-            ttl_seconds=ttl_minutes * 60,
+            site, names, self._slots, network=options.network, known=known, ttl_seconds=options.ttl_minutes * 60
         )
         self._reap_seconds = reap_seconds
         self._reaping: asyncio.Task[None] | None = None
@@ -106,10 +104,17 @@ class DockerSandboxes:
     async def start(self) -> None:
         """Begin to set up the network, to clear up and to fill the pool, all in the background; never raises.
 
-        Whether the engine is there shows at `check`, and at the first sandbox: it may be started later.
+        Whether the engine is there shows at `check`, and at the first sandbox: it may be started later. A service that
+        is itself a container enters the network first: an engine may move the ports that it publishes to that network,
+        which cuts what is connected to them.
         """
+        try:
+            async with asyncio.timeout(ENTER_SECONDS):
+                await self._site.guard.enter()
+        except (TimeoutError, SandboxUnavailable) as error:
+            log.warning("the sandboxes' network cannot be entered yet: %s", error)
         self._reaping = asyncio.create_task(self._reap_forever(), name="sandbox reaper")
-        self._pool.start()
+        self._site.pool.start()
 
     async def __aenter__(self) -> "DockerSandboxes":
         await self.start()
@@ -162,13 +167,13 @@ class DockerSandboxes:
 
     async def _reaped(self) -> None:
         try:
-            await self._guard.refresh()
+            await self._site.guard.refresh()
         except SandboxUnavailable as error:
             log.warning("the sandboxes' network is not guarded now: %s", error)
         await self._reaper.round()
         for name in [name for name, slot in self._slots.items() if slot.empty]:
             del self._slots[name]
-        await self._pool.tend()
+        await self._site.pool.tend()
 
     async def check(self) -> str | None:
         """Why no sandbox could be started now; None when one could."""
@@ -177,7 +182,7 @@ class DockerSandboxes:
             if not await self._engine.has_image(self._image):
                 return failures.NO_IMAGE
             async with asyncio.timeout(CHECK_SECONDS):
-                await self._guard.ensure()
+                await self._site.guard.ensure()
         except TimeoutError:
             return "The Docker engine takes long to set up the sandboxes' network."
         except SandboxUnavailable as error:
@@ -195,10 +200,10 @@ class DockerSandboxes:
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await asyncio.gather(*(slot.end() for slot in self._slots.values()), *self._removals)
-                await self._pool.close()
+                await self._site.pool.close()
         except TimeoutError:
             log.warning("the Docker engine is slow: some waiting sandboxes were left to end themselves")
-        await self._guard.close()
+        await self._site.guard.close()
         await self._reaper.close()
         self._slots.clear()
         self._engine.close()
@@ -229,3 +234,16 @@ class DockerSandboxes:
         if slot is None:
             slot = self._slots[name] = Slot(session_id, name, self._site)
         return slot
+
+
+def _site(engine: Engine, names: Names, options: DockerOptions, starts_at_once: int) -> Site:
+    """The parts that all slots share."""
+    recipe, network = options.recipe(), options.network
+    bridge = SandboxNetwork(engine, names, name=network, egress=str(options.egress))
+    guard = Guard(engine, names, recipe, bridge, options.egress)
+    ledger = Ledger(engine, names, recipe)
+    launcher = Launcher(
+        engine, guard, network=network, exec_seconds=options.exec_seconds, starts_at_once=starts_at_once
+    )
+    pool = Pool(names, ledger, guard, launcher, size=options.pool_size)
+    return Site(engine=engine, ledger=ledger, guard=guard, launcher=launcher, pool=pool)

@@ -12,15 +12,10 @@ from datetime import UTC, datetime
 
 from app.domain.errors import AnkerError, SandboxUnavailable
 from app.infrastructure.sandbox.docker import failures
-from app.infrastructure.sandbox.docker.engine import Engine
 from app.infrastructure.sandbox.docker.facts import Container, Volume
-from app.infrastructure.sandbox.docker.guard import Guard
-from app.infrastructure.sandbox.docker.launch import Launcher
-from app.infrastructure.sandbox.docker.ledger import Ledger
 from app.infrastructure.sandbox.docker.life import Life
 from app.infrastructure.sandbox.docker.names import MAKER, ROLE, SESSION, VOLUME, Names, is_waiting
-from app.infrastructure.sandbox.docker.pool import Pool
-from app.infrastructure.sandbox.docker.slot import Slot
+from app.infrastructure.sandbox.docker.slot import Site, Slot
 
 log = logging.getLogger(__name__)
 
@@ -50,26 +45,22 @@ class Reaper:
 
     def __init__(
         self,
-        *,
-        engine: Engine,
+        site: Site,
         names: Names,
-        ledger: Ledger,
-        launcher: Launcher,
-        guard: Guard,
-        pool: Pool,
         slots: Mapping[str, Slot],
+        *,
         network: str,
         known: Known,
         ttl_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`slots` are this process's, by the container's name; `known` answers the ids of all sessions that exist."""
-        self._engine = engine
+        self._engine = site.engine
+        self._ledger = site.ledger
+        self._launcher = site.launcher
+        self._guard = site.guard
+        self._pool = site.pool
         self._names = names
-        self._ledger = ledger
-        self._launcher = launcher
-        self._guard = guard
-        self._pool = pool
         self._slots = slots
         self._network = network
         self._known = known
