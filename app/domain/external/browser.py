@@ -13,7 +13,8 @@ class Browser(Protocol):
     """The browser in one session's sandbox. Every action answers the page as it is afterwards.
 
     Raises (every method):
-        BrowserFailure: it could not be done, with words that the model can act on (a stale index, no such option).
+        BrowserFailure: it could not be done, with words that the model can act on (a stale index, no such option, no
+            browser in this sandbox).
         SandboxUnavailable: the browser or its sandbox does not answer.
     """
 
@@ -66,11 +67,12 @@ class Browsers(Protocol):
     """Connects to the browsers of sandboxes: one connection a session at most."""
 
     async def open(self, session_id: str) -> Browser:
-        """The session's browser, connected; its sandbox is started first when it has none.
+        """The session's browser; its sandbox is started first when it has none.
+
+        The first call on it connects, so that a browser that does not answer can still be restarted.
 
         Raises:
-            SandboxUnavailable: no sandbox can be had, or its browser does not answer; says why.
-            BrowserFailure: this sandbox has no browser.
+            SandboxUnavailable: no sandbox can be had; says why.
         """
         ...
 

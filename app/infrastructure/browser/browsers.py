@@ -40,7 +40,7 @@ class PlaywrightBrowsers:
         # Playwright is 8 MB and a twentieth of a second, which a service that nobody browses with need not spend.
         await asyncio.to_thread(import_module, "app.infrastructure.browser.session")
         browser = self._sessions.get(session_id) or self._new(session_id)
-        await browser.ready(sandbox)
+        browser.use(sandbox)
         return browser
 
     async def release(self, session_id: str) -> None:

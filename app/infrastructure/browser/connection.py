@@ -10,8 +10,8 @@ from app.domain.errors import BrowserFailure, SandboxUnavailable
 from app.domain.external.sandbox import Sandbox
 from app.infrastructure.browser.channel import Channel, Ending, text
 from app.infrastructure.browser.downloads import Downloads
-from app.infrastructure.browser.driver import Driver
-from app.infrastructure.browser.endpoint import find_browser
+from app.infrastructure.browser.driver import Driver, NoAnswer
+from app.infrastructure.browser.endpoint import close_tabs, find_browser
 from app.infrastructure.browser.failures import Hung, TabGone
 from app.infrastructure.browser.tabs import Tabs
 
@@ -40,12 +40,22 @@ class Connection:
             SandboxUnavailable: it does not answer.
         """
         endpoint = sandbox.browser
-        browser = await driver.connect(await find_browser(endpoint), endpoint.token)
+        hung = False
+        try:
+            browser = await driver.connect(await find_browser(endpoint), endpoint.token)
+        except NoAnswer:
+            if endpoint.shared:
+                raise  # the tabs are not all ours
+            hung = True
+            await close_tabs(endpoint)
+            browser = await driver.connect(await find_browser(endpoint), endpoint.token)
         try:
             # Whoever shares a browser with other sessions keeps to a context of its own.
             context = await browser.new_context(no_viewport=True) if endpoint.shared else browser.contexts[0]
             connection = cls(sandbox, browser, context, Channel(await browser.new_browser_cdp_session(), Ending()))
             await connection._start(own_context=endpoint.shared)
+            if hung:
+                connection.tabs.note("The browser's tabs did not respond any more, and were closed.")
         except (PlaywrightError, IndexError, Hung, TabGone) as error:
             await _close(browser)
             raise SandboxUnavailable("The sandbox's browser broke off the connection.") from error

@@ -12,8 +12,12 @@ from app.domain.errors import SandboxUnavailable
 log = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
-CONNECT_SECONDS = 15.0
+CONNECT_SECONDS = 10.0
 STOP_SECONDS = 5.0
+
+
+class NoAnswer(SandboxUnavailable):
+    """The browser was reached, and did not let itself be connected to in time: one of its tabs hangs."""
 
 
 class Driver:
@@ -28,7 +32,8 @@ class Driver:
         """Connect to the browser whose WebSocket is at `address`.
 
         Raises:
-            SandboxUnavailable: it does not answer, or there is no driver.
+            NoAnswer: see there.
+            SandboxUnavailable: it cannot be reached, or there is no driver.
         """
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -40,7 +45,7 @@ class Driver:
                     await self._forget()  # it was the driver that died
                     browser = await self._connect(address, token)
         except TimeoutError:
-            raise SandboxUnavailable("The browser does not answer.") from None
+            raise NoAnswer("The browser does not answer: restart it.") from None
         except PlaywrightError as error:
             raise SandboxUnavailable("The browser cannot be connected to.") from error
         self._browsers.add(browser)

@@ -18,7 +18,7 @@ REFUSED_SECONDS = 5.0
 ANSWER_SECONDS = 22.0
 """For one answer: a sandbox waits with it while its browser starts."""
 PAUSE_SECONDS = 0.15
-MAX_ANSWER_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 256 * 1024
 
 OK = 200
 UNAUTHORIZED = 401
@@ -36,7 +36,7 @@ async def find_browser(endpoint: BrowserEndpoint, *, seconds: float = WAIT_SECON
     transport = http_transport(endpoint.url)
     try:
         while True:
-            status, body = await _ask(transport, endpoint)
+            status, body = await _ask(transport, endpoint, "/json/version")
             if status == OK and (address := _address(endpoint, body)):
                 return address
             waited = time.monotonic() - began
@@ -51,15 +51,35 @@ async def find_browser(endpoint: BrowserEndpoint, *, seconds: float = WAIT_SECON
         await transport.aclose()
 
 
-async def _ask(transport: httpx.AsyncHTTPTransport, endpoint: BrowserEndpoint) -> tuple[int, bytes]:
+async def close_tabs(endpoint: BrowserEndpoint) -> None:
+    """Put one blank tab in the place of all there are: a tab that hangs keeps a driver from connecting at all.
+
+    Raises:
+        SandboxUnavailable: the browser does not answer even so.
+    """
+    transport = http_transport(endpoint.url)
+    try:
+        status, body = await _ask(transport, endpoint, "/json/list")
+        made, _ = await _ask(transport, endpoint, "/json/new?about:blank", method="PUT")
+        if (status, made) != (OK, OK):
+            raise SandboxUnavailable("The sandbox's browser does not answer.")
+        for tab in _pages(body):
+            await _ask(transport, endpoint, f"/json/close/{tab}")
+    finally:
+        await transport.aclose()
+
+
+async def _ask(
+    transport: httpx.AsyncHTTPTransport, endpoint: BrowserEndpoint, path: str, *, method: str = "GET"
+) -> tuple[int, bytes]:
     """The status and the body of what is asked; status 0 when nobody answers."""
-    url = httpx.URL(endpoint.url.rstrip("/") + "/json/version")
+    url = httpx.URL(endpoint.url.rstrip("/") + path)
     headers = {"Host": url.netloc.decode("ascii"), "Accept-Encoding": "identity"}
     if endpoint.token:
         headers["Authorization"] = f"Bearer {endpoint.token}"
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            response = await transport.handle_async_request(httpx.Request("GET", url, headers=headers))
+            response = await transport.handle_async_request(httpx.Request(method, url, headers=headers))
             try:
                 body = b""
                 async for chunk in cast("httpx.AsyncByteStream", response.stream):
@@ -80,6 +100,19 @@ def _address(endpoint: BrowserEndpoint, body: bytes) -> str:
         return ""
     base = httpx.URL(endpoint.url)
     return str(base.copy_with(scheme="wss" if base.scheme == "https" else "ws", raw_path=httpx.URL(told).raw_path))
+
+
+def _pages(body: bytes) -> list[str]:
+    """The ids of the tabs in a list of targets."""
+    try:
+        parsed: object = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return []
+    if not isinstance(parsed, list):
+        return []
+    targets = [cast("dict[str, object]", each) for each in cast("list[object]", parsed) if isinstance(each, dict)]
+    ids = [each.get("id") for each in targets if each.get("type") == "page"]
+    return [each for each in ids if isinstance(each, str) and each.isalnum()]
 
 
 def _words(body: bytes) -> str:

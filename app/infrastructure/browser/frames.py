@@ -103,8 +103,14 @@ class Frames:
             return await self.world(frame_id, channel, Owner(owner, key))
         except BrowserFailure:
             # A frame that is gone, or whose process hangs or has died, is left out: the page around it can be read.
-            self._channels.pop(frame_id, None)
+            self._forget(frame_id)
             return None
+
+    def _forget(self, frame_id: str) -> None:
+        """The next reading asks for the frame's session again."""
+        lost = self._channels.pop(frame_id, None)
+        for frame in [frame for frame, channel in self._remote.items() if channel is lost]:
+            del self._remote[frame]
 
     async def _frame_ids(self, owner: World, keys: Sequence[int]) -> list[str]:
         async def frame_id(handle: str) -> str:

@@ -142,6 +142,7 @@ class _Job:
         """Whether an element that might have a closed shadow tree has one."""
         found = await world.adopt(await world.members("suspectElements"))
         await world.call("examined")
+        await world.release()
         return found > 0
 
     async def _with_frames(self, world: World, raw: Raw, depth: int) -> list[Line]:
@@ -160,6 +161,7 @@ class _Job:
         if not boxes or depth >= MOST_DEPTH:
             return {}
         worlds = await self._frames.inside(world, [box["key"] for _, box in boxes])
+        await world.release()
         found: dict[int, list[Line]] = {}
         for (place, box), inner in zip(boxes, worlds, strict=True):
             if inner is None or self._documents >= MOST_DOCUMENTS:

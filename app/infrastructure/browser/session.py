@@ -45,16 +45,9 @@ class SessionBrowser:
         """Whether something is being done."""
         return self._lock.locked()
 
-    async def ready(self, sandbox: Sandbox) -> None:
-        """Connect to the browser of `sandbox`, unless that is done.
-
-        Raises:
-            BrowserFailure: the sandbox has none.
-            SandboxUnavailable: it does not answer.
-        """
-        async with self._lock:
-            self._sandbox = sandbox
-            await self._connected()
+    def use(self, sandbox: Sandbox) -> None:
+        """From the next call on, drive the browser of `sandbox`."""
+        self._sandbox = sandbox
 
     async def view(self) -> PageView:
         """See `Browser.view`."""

@@ -9,7 +9,7 @@ from playwright.async_api import Error as PlaywrightError
 from app.domain.errors import BrowserFailure
 from app.infrastructure.browser.channel import Channel, Ending, Json, item, text
 from app.infrastructure.browser.dialogs import Dialogs
-from app.infrastructure.browser.failures import translated
+from app.infrastructure.browser.failures import Hung, translated
 from app.infrastructure.browser.tab import Tab, close_page
 
 MOST_TABS = 10
@@ -87,9 +87,8 @@ class Tabs:
         """
         await self._bury_crashed()
         page = self._pages[-1] if self._pages else await self._new_page()
-        tab = self._tabs.get(page)
-        if tab is None:
-            tab = self._tabs[page] = await Tab.attach(page, self._endings[page])
+        tab = self._tabs.get(page) or await self._attach(page)
+        page = tab.page
         if page is not self._front:
             if self._front is not None:
                 if (before := self._tabs.get(self._front)) is not None:
@@ -149,6 +148,18 @@ class Tabs:
         self._adopt(page)
         self._raise(page)
         return page
+
+    async def _attach(self, page: Page) -> Tab:
+        """Begin to drive `page`, or a blank tab in its place when it hangs."""
+        try:
+            tab = await Tab.attach(page, self._endings[page])
+        except Hung:
+            self.note(f"The tab with {page.url[:MAX_URL]} did not respond and was closed.")
+            self._close_soon(page)
+            page = await self._new_page()
+            tab = await Tab.attach(page, self._endings[page])
+        self._tabs[page] = tab
+        return tab
 
     async def _bury_crashed(self) -> None:
         for page in [each for each in self._pages if each in self._crashed]:

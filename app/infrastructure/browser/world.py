@@ -90,13 +90,21 @@ class World:
         """Learn the closed shadow roots of the elements behind these handles; answers how many there were."""
         return sum(await asyncio.gather(*(self._adopt(host) for host in hosts if host)))
 
+    async def release(self) -> None:
+        """Let go of every handle: what a debugger holds is not cleared away when the page drops it."""
+        await self.channel.try_send("Runtime.releaseObjectGroup", {"objectGroup": NAME})
+
     async def _adopt(self, host: str) -> int:
         described = await self.channel.send("DOM.describeNode", {"objectId": host, "depth": 0, "pierce": True})
         roots = [each for each in items(described, "node", "shadowRoots") if text(each, "shadowRootType") == "closed"]
         for root in roots:
             resolved = await self.channel.send(
                 "DOM.resolveNode",
-                {"backendNodeId": int(number(root, "backendNodeId")), "executionContextId": self.context_id},
+                {
+                    "backendNodeId": int(number(root, "backendNodeId")),
+                    "executionContextId": self.context_id,
+                    "objectGroup": NAME,
+                },
             )
             handles = [{"value": self.token}, {"objectId": host}, {"objectId": text(resolved, "object", "objectId")}]
             await self.channel.send(

@@ -16,7 +16,7 @@ import pytest
 
 from app.domain.errors import BrowserFailure, SandboxUnavailable
 from app.domain.models.sandbox import BrowserEndpoint
-from app.infrastructure.browser import channel
+from app.infrastructure.browser import channel, driver
 from app.infrastructure.browser import endpoint as endpoints
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.browser.endpoint import find_browser
@@ -138,6 +138,27 @@ async def test_restarting_gives_a_fresh_browser_with_the_page_open(other: House,
     assert view.text == "fresh"
     assert view.notes == ()
     assert not set(before) & set(own.pids)
+
+
+async def test_a_browser_that_hangs_before_it_is_connected_to_is_cleared(
+    other: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "CONNECT_SECONDS", 2.0)
+    view = await other.show("<button onclick='setTimeout(() => { for (;;); }, 200)'>hang</button>")
+    await (await other.browser()).click(index(view.text, "hang"))
+    await other.browsers.release(other.session_id)
+    while not await asyncio.to_thread(other.chromium.busy):
+        await asyncio.sleep(0.02)
+    view = await (await other.browser()).view()
+    assert view.url == "about:blank"
+    assert view.notes == ("The browser's tabs did not respond any more, and were closed.",)
+    assert (await other.show("<p>works</p>")).text == "works"
+
+
+async def test_a_browser_that_cannot_be_connected_to_can_be_restarted(other: House, own: Chromium) -> None:
+    own.kill()
+    view = await (await other.browser()).restart(other.site.html("<p>fresh</p>"))
+    assert view.text == "fresh"
 
 
 async def test_restarting_with_what_is_no_url_leaves_the_browser_alone(other: House, own: Chromium) -> None:
@@ -268,13 +289,14 @@ async def test_the_driver_starts_with_the_first_use_and_ends_with_the_last(chrom
 
     browsers = PlaywrightBrowsers(sandboxes, idle_seconds=0)
     try:
+        browser = await browsers.open("s")
         assert not mine()
-        await browsers.open("s")
+        await browser.view()
         assert mine()
         async with asyncio.timeout(10):
             while mine():
                 await browsers.sweep()
-        await browsers.open("s")
+        await (await browsers.open("s")).view()
         assert mine()
     finally:
         await browsers.close()
