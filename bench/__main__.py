@@ -31,7 +31,7 @@ def main() -> int:
     """The exit status: 0, whatever the numbers say; 1 when a benchmark could not run."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)} (all)")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions; all of it in less than a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions; all of it in two minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(BENCHMARKS))
