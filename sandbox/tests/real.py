@@ -31,6 +31,22 @@ def below(pid: int) -> list[psutil.Process]:
     return [process for process in found if _state(process) not in (None, psutil.STATUS_ZOMBIE)]
 
 
+def name(process: psutil.Process) -> str:
+    """Its name; empty when it has just ended."""
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
+
+
+def arguments(process: psutil.Process) -> list[str]:
+    """Its command line; empty when it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def _state(process: psutil.Process) -> str | None:
     try:
         return process.status()

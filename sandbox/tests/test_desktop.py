@@ -13,7 +13,8 @@ import websockets
 from playwright.async_api import async_playwright
 
 from sandbox.parts.chromium import find_chromium
-from sandbox.tests.real import Service, below, until
+from sandbox.tests.real import Service, arguments, below, until
+from sandbox.tests.real import name as name_of
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("Xvnc") is None, reason="there is no Xvnc on this machine"),
@@ -38,7 +39,7 @@ def start(tmp_path):
 
 
 def named(service: Service, name: str) -> list[psutil.Process]:
-    return [process for process in below(service.process.pid) if process.name() == name]
+    return [process for process in below(service.process.pid) if name_of(process) == name]
 
 
 def ready(service: Service, part: str, seconds: float = 20) -> None:
@@ -165,7 +166,7 @@ async def test_a_viewer_is_told_when_the_sandbox_ends_and_nothing_is_left(start)
     async with viewing(service) as socket:
         await Viewer(socket).greet()
         family = below(service.process.pid)
-        folders = {part for process in family for part in process.cmdline() if "anker-desktop-" in part}
+        folders = {part for process in family for part in arguments(process) if "anker-desktop-" in part}
         assert folders and len(family) >= 2
         service.process.send_signal(signal.SIGTERM)
         with pytest.raises(websockets.ConnectionClosed):
@@ -208,7 +209,7 @@ async def test_the_browser_comes_back_with_the_desktop(start):
     named(service, "Xvnc")[0].send_signal(signal.SIGKILL)
 
     def replaced() -> bool:
-        mains = [one for one in below(service.process.pid) if "--start-maximized" in one.cmdline()]
+        mains = [one for one in below(service.process.pid) if "--start-maximized" in arguments(one)]
         return bool(mains) and not {one.pid for one in mains} & before and service.status()["browser"]["ready"]
 
     await asyncio.to_thread(until, replaced, 20)
