@@ -234,19 +234,6 @@ def test_one_that_cannot_start_is_told_as_such(start, tmp_path):
     assert service.run("echo works")["output"] == "works\n"
 
 
-def test_one_that_may_not_make_its_own_sandbox_is_started_without(start, tmp_path):
-    # A stand-in that says what Chromium says then; as root, which cannot have one, this is not asked at all.
-    confined = tmp_path / "confined"
-    confined.write_text(
-        "#!/bin/sh\n"
-        'case "$*" in *--no-sandbox*) echo "DevTools listening on ws://127.0.0.1:1/devtools/browser/x "; sleep 60;; esac\n'
-        "echo 'No usable sandbox! If this is a Debian system, …' >&2; exit 1\n"
-    )
-    confined.chmod(0o755)
-    service = start(SANDBOX_CHROMIUM=str(confined), SANDBOX_BROWSER="eager")
-    until(lambda: service.status()["browser"]["ready"])
-
-
 def test_a_connected_driver_uses_the_sandbox_by_what_it_sends_only(start):
     service = start()
     address = cdp(service, "/json/version").json()["webSocketDebuggerUrl"]
