@@ -135,8 +135,9 @@ class Site:
             await provider.close()
 
     def saved_rules(self) -> str:
-        """The host's packet filter."""
-        return subprocess.run(["iptables-save", "-t", "filter"], capture_output=True, text=True, check=True).stdout
+        """The host's packet filter, for both kinds of addresses."""
+        both = (["iptables-save", "-t", "filter"], ["ip6tables-save", "-t", "filter"])
+        return "".join(subprocess.run(each, capture_output=True, text=True, check=True).stdout for each in both)
 
     def _labels(self, labels: dict[str, str]) -> list[str]:
         return [f"{INSTALLATION}={self.installation}", *(f"anker.{name}={value}" for name, value in labels.items())]

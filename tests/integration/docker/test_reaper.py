@@ -120,3 +120,16 @@ async def test_a_network_that_is_not_used_any_more_goes_with_its_rules(here: Sit
     assert name not in here.networks()
     saved = here.saved_rules()
     assert bridge not in saved and here.bridge in saved
+
+
+async def test_the_rules_of_a_network_that_somebody_removed_by_hand_go_too(here: Site) -> None:
+    name = f"{here.network}-byhand"
+    async with here.provider(network=name) as other:
+        assert await other.check() is None
+        bridge = guard_of(other)._network.bridge
+    assert bridge in here.saved_rules()
+    here.api.remove_network(name)
+    async with here.provider() as service:
+        assert await service.check() is None
+    saved = here.saved_rules()
+    assert bridge not in saved and here.bridge in saved

@@ -41,27 +41,30 @@ forget() {
     "$filter" -w 5 -F "$1" 2>/dev/null && "$filter" -w 5 -X "$1"
 }
 
+# Sandboxes have no IPv6. Should one get it all the same, it leads nowhere.
+six=$(echo "$filter" | sed s/iptables/ip6tables/)
+close_six() {
+    for chain in INPUT FORWARD; do
+        "$six" -w 5 -C $chain -i "$BRIDGE" -j DROP 2>/dev/null || "$six" -w 5 -I $chain 1 -i "$BRIDGE" -j DROP
+    done
+}
+
+open_six() {
+    for chain in INPUT FORWARD; do
+        while "$six" -w 5 -D $chain -i "$1" -j DROP 2>/dev/null; do :; done
+    done
+}
+
 # Networks are also removed by hand, and their rules would stay for ever.
 sweep() {
     [ -e "/sys/class/net/$BRIDGE" ] || return 0
-    for word in $("$filter" -w 5 -S DOCKER-USER | sed -n 's/^-A DOCKER-USER -i anker-\([0-9a-f]*\) -j ANKER-F-\1$/\1/p'); do
+    for word in $({ "$filter" -w 5 -S DOCKER-USER; "$six" -w 5 -S INPUT; } 2>/dev/null |
+        sed -n 's/^-A [A-Z-]* -i anker-\([0-9a-f]*\) -j .*/\1/p' | sort -u); do
         [ -e "/sys/class/net/anker-$word" ] && continue
         leave DOCKER-USER "anker-$word" "ANKER-F-$word" || :
         leave INPUT "anker-$word" "ANKER-I-$word" || :
         forget "ANKER-R-$word" || :
-    done
-}
-
-# Sandboxes have no IPv6. Should one get it all the same, it leads nowhere.
-six=$(echo "$filter" | sed s/iptables/ip6tables/)
-without_six() {
-    [ -e /proc/net/if_inet6 ] || return 0
-    for chain in INPUT FORWARD; do
-        if [ "$1" = apply ]; then
-            "$six" -w 5 -C $chain -i "$BRIDGE" -j DROP 2>/dev/null || "$six" -w 5 -I $chain 1 -i "$BRIDGE" -j DROP
-        else
-            while "$six" -w 5 -D $chain -i "$BRIDGE" -j DROP 2>/dev/null; do :; done
-        fi
+        open_six "anker-$word"
     done
 }
 
@@ -69,11 +72,14 @@ if [ "$ACTION" = apply ]; then
     printf '%s\n' "$TABLE" | "$filter-restore" -w 5 --noflush
     enter DOCKER-USER "$FORWARD"
     enter INPUT "$INPUT"
+    if [ -e /proc/net/if_inet6 ]; then
+        close_six || echo "IPv6 could not be closed on $BRIDGE" >&2
+    fi
     sweep
 else
     leave DOCKER-USER "$BRIDGE" "$FORWARD" || :
     leave INPUT "$BRIDGE" "$INPUT" || :
     forget "$REFUSAL" || :
+    open_six "$BRIDGE"
 fi
-without_six "$ACTION" || echo "IPv6 could not be closed on $BRIDGE" >&2
 echo guarded
