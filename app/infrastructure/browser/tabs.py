@@ -183,7 +183,7 @@ class Tabs:
         if not self._making:
             self.note(f"A new tab was opened and is in front: {page.url[:MAX_URL]} (Control+w closes it)")
         if len(self._pages) > MOST_TABS:
-            oldest = self._pages[0]
+            oldest = next(each for each in self._pages if each is not self._front)
             self.note(f"There were more than {MOST_TABS} tabs: the oldest was closed ({oldest.url[:MAX_URL]}).")
             self._close_soon(oldest)
 

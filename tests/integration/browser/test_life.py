@@ -1,6 +1,7 @@
 """Browsers that crash, end and start anew; connections that come and go."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -237,6 +238,30 @@ async def test_stopping_at_any_moment_of_an_action_leaves_the_browser_usable(hou
     await asyncio.wait({task})  # a fast machine may be done by then
     view = await browser.click(index(view.text, "b"))
     assert 'button "b"' in view.text
+
+
+def connections(chromium: Chromium) -> int:
+    """How many connections drivers hold to the browser."""
+    count = 0
+    for process in driver_processes():
+        with contextlib.suppress(psutil.Error):
+            count += sum(bool(each.raddr) and each.raddr.port == chromium.port for each in process.net_connections())
+    return count
+
+
+async def test_stopping_at_any_moment_of_connecting_leaves_no_connection(house: House) -> None:
+    await (await house.browser()).view()
+    await house.browsers.release(house.session_id)
+    for after in (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12):
+        task = asyncio.create_task((await house.browser()).view())
+        await asyncio.sleep(after)
+        task.cancel()
+        await asyncio.wait({task})
+        await house.browsers.release(house.session_id)
+    async with asyncio.timeout(20):
+        while connections(house.chromium):
+            await asyncio.sleep(0.05)
+    assert (await house.show("<p>works</p>")).text == "works"
 
 
 async def test_actions_of_one_session_go_one_after_the_other(house: House) -> None:

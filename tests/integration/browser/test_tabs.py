@@ -127,6 +127,26 @@ async def test_a_page_that_asks_whether_to_leave_it_is_left(house: House) -> Non
     assert "The page asked whether to leave it; it was left." in view.notes
 
 
+async def test_a_dialog_of_a_tab_that_is_just_opening_does_not_hold_it_up(house: House) -> None:
+    house.site.html("<script>alert('welcome')</script><p>second</p>", "/second")
+    view = await house.show("<button onclick='window.open(\"/second\")'>open</button>")
+    view = await (await house.browser()).click(index(view.text, "open"))
+    assert view.text == "second"
+
+
+async def test_a_page_that_opens_tabs_without_end_stays_in_reach(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tabs, "MOST_TABS", 3)
+    view = await house.show(
+        "<p>opener</p><button onclick='for (let i = 0; i < 9; i++) window.open(\"about:blank#\" + i)'>open</button>"
+    )
+    browser = await house.browser()
+    await browser.execute("for (let i = 0; i < 9; i++) window.open('about:blank#' + i)")
+    for _ in range(tabs.MOST_TABS):
+        if "opener" in (view := await browser.press_key("Control+w")).text:
+            break
+    assert "opener" in view.text
+
+
 async def test_a_page_that_prints_itself_is_not_held_up(house: House) -> None:
     view = await house.show("<button onclick='window.print(); textContent = \"printed\"'>print</button>")
     view = await (await house.browser()).click(index(view.text, "print"))

@@ -12,6 +12,7 @@ const SCREENS_ABOVE = 3;
 const SCREENS_BELOW = 6;
 const MOST_SUSPECTS = 60;
 const MOST_FRAMES = 20;
+const FILE_FIELD = "input[type=file]";
 const GAP = 1; // a blank line comes before the line
 const OUTSIDE = 2; // the line is scrolled away within its pane
 
@@ -20,6 +21,7 @@ class Writer {
   constructor(inline = false) {
     this.lines = []; // [text, top, bottom, signs, length of what leads in]; a frame's number instead of a text
     this.inline = inline;
+    this.reached = 0; // where the last line ends
     this.clip = null; // the box of a pane that scrolls by itself
     this.indent = "";
     this.lead = null;
@@ -65,7 +67,10 @@ class Writer {
     const lead = this.lead ?? this.indent;
     this.lead = null;
     this.size += text.length;
-    const { top, bottom, clip } = this;
+    // What is not drawn itself stands where the line before it ends.
+    const { top, bottom } = this.top < Infinity ? this : { top: this.reached, bottom: this.reached };
+    this.reached = bottom;
+    const { clip } = this;
     const outside = clip !== null && (top >= clip.bottom || bottom <= clip.top);
     this.lines.push([typeof text === "string" ? lead + text : text, Math.round(top), Math.round(bottom),
       (this.gap ? GAP : 0) + (outside ? OUTSIDE : 0), lead.length]);
@@ -206,7 +211,7 @@ class Reader {
     const tag = tagOf(element);
     if (UNSEEN.has(tag) || this.over()) return;
     const style = getComputedStyle(element);
-    if (style.display === "none") return this.hidden(element, tag);
+    if (style.display === "none") return this.hidden(element);
     const inline = style.display.startsWith("inline") || style.display === "contents";
     const box = style.display === "contents" ? null : boxOf(element);
     if (box) {
@@ -242,8 +247,9 @@ class Reader {
   }
 
   // Fields for files are often not rendered at all; they can be filled in all the same.
-  hidden(element, tag) {
-    if (tag === "input" && element.type === "file") this.writer.put(` ${mark(element, "file")} `, null);
+  hidden(element) {
+    const field = matches(element, FILE_FIELD) ? element : find(element, FILE_FIELD);
+    if (field) this.writer.put(` ${mark(field, "file")} `, null);
   }
 
   suspect(element, tag, box) {
