@@ -97,7 +97,7 @@ class SandboxLink:
                     await response.aclose()
         except TimeoutError:
             raise SandboxUnavailable(f"The sandbox did not answer within {seconds:g} s.") from None
-        except httpx.ConnectError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise SandboxUnavailable("The sandbox cannot be reached: it does not run.") from error
         except httpx.TransportError as error:
             raise SandboxUnavailable("The connection to the sandbox broke before it answered.") from error
