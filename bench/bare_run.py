@@ -105,6 +105,7 @@ class BareRun:
             "user": config["User"],
             "read-only": str(host["ReadonlyRootfs"]).lower(),
             "ipc": host["IpcMode"],
+            "cgroupns": host["CgroupnsMode"],
             "memory": host["Memory"],
             "memory-swap": host["MemorySwap"],
             "cpus": host["NanoCpus"] / 1e9,
