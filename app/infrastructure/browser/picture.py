@@ -28,8 +28,8 @@ class Camera:
     async def take(self) -> bytes | None:
         """The viewport as a JPEG; None when none can be had in time.
 
-        The first frame of a screencast is scaled by the browser itself, costs half as much as a still, and does not
-        lay the page out anew for it, which a watched desktop would show. A page of which no frame comes gets a still.
+        The first frame of a screencast is scaled by the browser itself and costs half as much as a still, which a page
+        gets of which no frame comes.
         """
         try:
             data = await self._first_frame() or await self._still()
