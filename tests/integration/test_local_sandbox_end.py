@@ -147,6 +147,9 @@ async def test_a_sandbox_whose_browser_somebody_drives_is_not_idle(tmp_path: Pat
         assert await provider.expire() == 0
         await theirs.post("shell/kill", {"id": "main"}, seconds=10)
         await call
+        # An answer is read before the sandbox has noticed that it is over.
+        while not (await theirs.get("status", seconds=10))["idle_seconds"]:
+            await asyncio.sleep(0.01)
         clock.now += 1799
         assert await provider.expire() == 0
         clock.now += 1
