@@ -214,6 +214,15 @@ async def test_the_console_is_told_line_by_line(house: House) -> None:
     assert (await house.call("console_view")).text == "[the console is empty]"
 
 
+async def test_of_a_long_console_the_newest_lines_are_told(house: House) -> None:
+    house.browser.lines = tuple(f"log {n} {'x' * 500}" for n in range(200))
+    result = await house.call("console_view")
+    assert len(result.text) <= 16_000
+    assert result.text.splitlines()[-1].startswith("log 199 ")
+    assert result.data is not None
+    assert result.data["lines"] == result.text.splitlines()
+
+
 @pytest.mark.parametrize("failure", [BrowserFailure("no such index", status=404), SandboxUnavailable("gone")])
 async def test_what_a_browser_cannot_do_is_passed_on(house: House, failure: BrowserFailure) -> None:
     house.browser.failure = failure

@@ -3,7 +3,7 @@
 import pytest
 
 from app.domain.errors import BrowserFailure
-from app.infrastructure.browser.addresses import addresses, workspace_path
+from app.infrastructure.browser.addresses import addresses, shown_url, workspace_path
 from app.infrastructure.browser.excerpt import Line, Sheet, changes, choose, joined
 from app.infrastructure.browser.failures import net_failure
 from app.infrastructure.browser.keys import parse_keys, window_key
@@ -79,6 +79,19 @@ def test_what_is_no_url_or_not_to_be_opened_is_refused(url: str) -> None:
 )
 def test_paths_are_those_of_the_workspace(path: str, meant: str) -> None:
     assert workspace_path(path, HOME) == meant
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://a.example/file:/x", "https://a.example/file:/x"),
+        ("file:///data/workspace/a%20b.html", "~/a b.html"),
+        ("file:///data/workspace-other/x", "file:///data/workspace-other/x"),
+        ("file:///data/workspace", "~"),
+    ],
+)
+def test_files_of_the_workspace_are_told_without_where_it_is(url: str, told: str) -> None:
+    assert shown_url(url, HOME) == told
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,21 @@ def workspace_path(path: str, home: str) -> str:
     return posixpath.normpath(posixpath.join(home, path))
 
 
+def shown_path(path: str, home: str) -> str:
+    """`path` as it is told: what is in the workspace begins with `~`, wherever that really is."""
+    root = home.rstrip("/")
+    return "~" + path[len(root) :] if path == root or path.startswith(root + "/") else path
+
+
+def shown_url(url: str, home: str) -> str:
+    """`url` as it is told: a file of the workspace as its path."""
+    if not url.lower().startswith("file:"):
+        return url
+    path = unquote(urlsplit(url).path)
+    told = shown_path(path, home)
+    return told if told != path else url
+
+
 def _file(path: str, home: str) -> str:
     absolute = workspace_path(path, home)
     if absolute != home and not absolute.startswith(home.rstrip("/") + "/"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.external.sandbox import Sandbox
+from app.infrastructure.browser.addresses import shown_path
 from app.infrastructure.browser.channel import Channel, Json, number, text
 
 FOLDER = "Downloads"
@@ -126,7 +127,7 @@ class Downloads:
         del self._active[text(event, "guid")]
         if state == "completed":
             path = text(event, "filePath")
-            where = self._shown(path) if path else self._place(download)
+            where = shown_path(path, self._home) if path else self._place(download)
             self._note(f"Downloaded {where} ({_size(download.received)}).")
         else:
             self._note(f"The download of {download.name!r} was cut off after {_size(download.received)}.")
@@ -137,14 +138,10 @@ class Downloads:
         path = text(event, "filePath")
         if self._context_id and text(event, "state") == "completed" and path.startswith(self._root + "/"):
             self._is_used = True
-            self._note(f"Downloaded {self._shown(path)} ({_size(number(event, 'receivedBytes'))}).")
+            self._note(f"Downloaded {shown_path(path, self._home)} ({_size(number(event, 'receivedBytes'))}).")
 
     def _place(self, download: _Download) -> str:
-        return self._shown(posixpath.join(download.folder, download.name))
-
-    def _shown(self, path: str) -> str:
-        inside = path.startswith(self._home.rstrip("/") + "/")
-        return "~" + path[len(self._home.rstrip("/")) :] if inside else path
+        return shown_path(posixpath.join(download.folder, download.name), self._home)
 
 
 async def _folders_used(sandbox: Sandbox, root: str) -> int:

@@ -1,6 +1,7 @@
 """Going to another page: by URL, through the history, or again."""
 
 from app.domain.errors import BrowserFailure
+from app.infrastructure.browser.addresses import shown_url
 from app.infrastructure.browser.channel import Json, items, number, text
 from app.infrastructure.browser.failures import Hung, TabGone, net_failure
 from app.infrastructure.browser.tab import Tab
@@ -22,8 +23,9 @@ _NOTHING_TO_SHOW = "ERR_ABORTED"
 _NETWORK_CHANGED = "ERR_NETWORK_CHANGED"
 
 
-async def go(tabs: Tabs, tab: Tab, urls: tuple[str, ...]) -> tuple[Tab, bool]:
+async def go(tabs: Tabs, tab: Tab, urls: tuple[str, ...], home: str) -> tuple[Tab, bool]:
     """Open the first of `urls` that answers; answers the tab that it is open in, and whether it is a download instead.
+    `home` is the workspace.
 
     Raises:
         BrowserFailure: none does; the words are about the last.
@@ -31,9 +33,9 @@ async def go(tabs: Tabs, tab: Tab, urls: tuple[str, ...]) -> tuple[Tab, bool]:
     for url in urls[:-1]:
         tab, answer = await _open(tabs, tab, url)
         if not any(each in text(answer, "errorText") for each in _TRY_OTHER_SCHEME):
-            return tab, _outcome(tabs, answer, url)
+            return tab, _outcome(tabs, answer, shown_url(url, home))
     tab, answer = await _open(tabs, tab, urls[-1])
-    return tab, _outcome(tabs, answer, urls[-1])
+    return tab, _outcome(tabs, answer, shown_url(urls[-1], home))
 
 
 async def back_or_forward(tab: Tab, step: int) -> None:

@@ -10,7 +10,7 @@ from app.domain.external.browser import Target
 from app.domain.external.sandbox import Sandbox
 from app.domain.models.browser import PageView, Point, ScriptResult
 from app.infrastructure.browser import acting, console, navigating, uploads
-from app.infrastructure.browser.addresses import addresses
+from app.infrastructure.browser.addresses import addresses, shown_url
 from app.infrastructure.browser.connection import Connection
 from app.infrastructure.browser.driver import Driver
 from app.infrastructure.browser.failures import Hung, TabGone
@@ -142,7 +142,7 @@ class SessionBrowser:
         tab = await tabs.front()
         await connection.downloads.prepare()
         try:
-            tab, is_download = await navigating.go(tabs, tab, urls)
+            tab, is_download = await navigating.go(tabs, tab, urls, connection.home)
         except asyncio.CancelledError:
             self._tidy(tab.channel.try_send("Page.stopLoading"))
             raise
@@ -232,7 +232,7 @@ async def _view(connection: Connection, tab: Tab, *, whole: bool, scrolled: bool
     view = await view_page(connection.tabs, tab, whole=whole, scrolled=scrolled)
     if connection.downloads.active:  # one that began a moment later than an action takes
         await connection.downloads.settle(seconds=DOWNLOAD_SECONDS)
-    return replace(view, notes=connection.tabs.drain())
+    return replace(view, url=shown_url(view.url, connection.home), notes=connection.tabs.drain())
 
 
 async def _in_window(connection: Connection, tab: Tab, key: BrowserKey) -> None:

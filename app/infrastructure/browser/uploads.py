@@ -2,7 +2,7 @@
 
 from app.domain.errors import BrowserFailure, SandboxFailure
 from app.domain.external.sandbox import Sandbox
-from app.infrastructure.browser.addresses import workspace_path
+from app.infrastructure.browser.addresses import shown_path, workspace_path
 from app.infrastructure.browser.channel import Channel, Json, text
 from app.infrastructure.browser.failures import CONFLICT, NOT_FOUND, gone
 from app.infrastructure.browser.reach import ask, world_of
@@ -29,7 +29,7 @@ async def upload(tab: Tab, index: int | None, words: str, sandbox: Sandbox) -> N
     if not paths:
         raise BrowserFailure("Give the path of the file.")
     for path in paths:
-        await _check(sandbox, path)
+        await _check(sandbox, path, shown_path(path, home))
     channel, field = await _field(tab, index)
     try:
         await channel.send("DOM.setFileInputFiles", {"files": paths, **field})
@@ -56,11 +56,11 @@ async def _field(tab: Tab, index: int | None) -> tuple[Channel, Json]:
     return channel, {"backendNodeId": node}
 
 
-async def _check(sandbox: Sandbox, path: str) -> None:
+async def _check(sandbox: Sandbox, path: str, told: str) -> None:
     """Chromium takes a path that leads nowhere without a word."""
     try:
         await sandbox.file_read(path, start=0, end=1, sudo=False)
     except SandboxFailure as error:
         if error.status == NOT_FOUND or "folder" in str(error):
-            raise BrowserFailure(f"There is no file {path}.", status=NOT_FOUND) from error
+            raise BrowserFailure(f"There is no file {told}.", status=NOT_FOUND) from error
         # That it is no text is as good.

@@ -175,7 +175,9 @@ async def test_files_of_the_workspace_and_data_are_opened(house: House) -> None:
     browser = await house.browser()
     for path in ("~/page one.html", "/home/ubuntu/page one.html", (house.home / "page one.html").as_uri()):
         view = await browser.navigate(path)
-        assert (view.title, view.text) == ("File", "from a file")
+        assert (view.title, view.text, view.url) == ("File", "from a file", "~/page one.html")
+    with pytest.raises(BrowserFailure, match=r"^~/missing.html cannot be opened"):
+        await browser.navigate("~/missing.html")
     assert (await browser.navigate("data:text/html,<p>data</p>")).text == "data"
 
 

@@ -1,7 +1,7 @@
 """The browser toolkit: a real browser in the session's sandbox."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from pydantic import Field
 
@@ -9,7 +9,7 @@ from app.domain.errors import AnkerError, BrowserFailure
 from app.domain.external.browser import Browser, Target
 from app.domain.models.browser import PageView, Point
 from app.domain.models.tool import ToolResult
-from app.domain.services.tools.base import I, Tool, ToolContext, ToolInput, clip, function_tool
+from app.domain.services.tools.base import MAX_TEXT, I, Tool, ToolContext, ToolInput, clip, function_tool
 
 log = logging.getLogger(__name__)
 
@@ -95,15 +95,27 @@ async def _console_exec(args: _Script, context: ToolContext) -> ToolResult:
 
 
 async def _console_view(args: _Lines, context: ToolContext) -> ToolResult:
-    lines = await (await context.browser()).console(args.max_lines)
-    text = clip("\n".join(lines))
+    lines = _newest(await (await context.browser()).console(args.max_lines))
+    text = "\n".join(lines)
     return ToolResult(
         success=True,
         text=text or "[the console is empty]",
         message=f"{len(lines)} lines",
-        data={"lines": list(lines)},
+        data={"lines": lines},
         content={"console": text},
     )
+
+
+def _newest(lines: Sequence[str]) -> list[str]:
+    """As many of the last lines as the model is given."""
+    left = MAX_TEXT
+    kept: list[str] = []
+    for line in reversed(lines):
+        left -= len(line) + 1
+        if left < 0:
+            break
+        kept.append(line)
+    return kept[::-1]
 
 
 async def _click(args: _Target, browser: Browser) -> PageView:
