@@ -141,7 +141,7 @@ class Slot:
                 log.warning("not all files of session %s could be deleted", self._session_id)
 
     async def _is_driven(self, life: _Life) -> bool:
-        """Whether it is in use without us: a browser is driven over a connection that is not ours."""
+        """Whether it is in use without us, over a connection that is not ours."""
         try:
             return answers.idle_seconds(await life.link.get("status", seconds=ASK_SECONDS)) == 0
         except (SandboxUnavailable, SandboxFailure):
