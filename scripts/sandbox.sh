@@ -16,7 +16,11 @@ prepare_sandbox_image() {
     *) return ;;
     esac
     if docker version >/dev/null 2>&1; then
-        SANDBOX_IMAGE=$(setting SANDBOX_IMAGE simpleyyt/anker-sandbox) scripts/image.sh ||
+        SANDBOX_IMAGE=$(setting SANDBOX_IMAGE simpleyyt/anker-sandbox) _build_sandbox_image ||
             echo "The sandbox's image could not be built: no sandbox can be started until it is there." >&2
     fi
+}
+
+_build_sandbox_image() {
+    scripts/image.sh --check || { . scripts/engine.sh && ensure_base_image && scripts/image.sh; }
 }
