@@ -4,7 +4,8 @@
 #   scripts/image.sh --check  only say, by the exit status, whether it is up to date
 # Run it, or source it and call `ensure_image`. Needs a Docker engine that answers (scripts/engine.sh can start one).
 
-SANDBOX_IMAGE=${SANDBOX_IMAGE:-simpleyyt/anker-sandbox}
+_OUR_IMAGE=simpleyyt/anker-sandbox
+SANDBOX_IMAGE=${SANDBOX_IMAGE:-$_OUR_IMAGE}
 _SOURCES_LABEL=anker.sources
 _IMAGE_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -16,8 +17,12 @@ _image_sources() (
         sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-16
 )
 
+# An image of another name that does not say what it was made of is the operator's own: it is left as it is.
 _image_is_current() {
-    [ "$(docker image inspect --format "{{index .Config.Labels \"$_SOURCES_LABEL\"}}" "$SANDBOX_IMAGE" 2>/dev/null)" = "$1" ]
+    local made_of
+    made_of=$(docker image inspect --format "{{index .Config.Labels \"$_SOURCES_LABEL\"}}" "$SANDBOX_IMAGE" 2>/dev/null) ||
+        return 1
+    [ "$made_of" = "$1" ] || { [ -z "$made_of" ] && [ "$SANDBOX_IMAGE" != "$_OUR_IMAGE" ]; }
 }
 
 ensure_image() {
