@@ -57,8 +57,8 @@ class PlaywrightBrowsers:
             if not browser.busy and now - browser.last_used >= self._idle_seconds
         ]
         await asyncio.gather(*(self.release(session_id) for session_id in idle))
-        if not self._sessions and self._driver is not None:
-            await self._driver.rest()
+        if self._driver is not None:
+            await self._spare(self._driver)
         return len(idle)
 
     async def close(self) -> None:
@@ -71,6 +71,14 @@ class PlaywrightBrowsers:
         await asyncio.gather(*(self.release(session_id) for session_id in list(self._sessions)))
         if self._driver is not None:
             await self._driver.close()
+
+    async def _spare(self, driver: "Driver") -> None:
+        """End the driver when nothing is connected, and a heavy one as soon as nothing is under way."""
+        if not self._sessions:
+            await driver.rest()
+        elif driver.is_heavy and not any(browser.busy for browser in self._sessions.values()):
+            log.warning("the browser driver has grown too large, and is started anew")
+            await driver.close()
 
     def _new(self, session_id: str) -> "SessionBrowser":
         from app.infrastructure.browser.driver import Driver

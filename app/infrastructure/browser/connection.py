@@ -22,8 +22,12 @@ ANSWER_SECONDS = 5.0
 class Connection:
     """A connected browser with its tabs and downloads. Made by `connect`; close it."""
 
-    def __init__(self, sandbox: Sandbox, browser: Browser, context: BrowserContext, wire: Channel) -> None:
+    def __init__(
+        self, sandbox: Sandbox, browser: Browser, context: BrowserContext, wire: Channel, *, address: str
+    ) -> None:
         self.sandbox = sandbox
+        self.address = address
+        """Names this life of the browser."""
         self.home = sandbox.browser.home
         self.tabs = Tabs(context)
         self._computer = sandbox.computer
@@ -40,19 +44,21 @@ class Connection:
             SandboxUnavailable: it does not answer.
         """
         endpoint = sandbox.browser
+        address = await find_browser(endpoint)
         hung = False
         try:
-            browser = await driver.connect(await find_browser(endpoint), endpoint.token)
+            browser = await driver.connect(address, endpoint.token)
         except NoAnswer:
             if endpoint.shared:
                 raise  # the tabs are not all ours
             hung = True
             await close_tabs(endpoint)
-            browser = await driver.connect(await find_browser(endpoint), endpoint.token)
+            browser = await driver.connect(address, endpoint.token)
         try:
             # Whoever shares a browser with other sessions keeps to a context of its own.
             context = await browser.new_context(no_viewport=True) if endpoint.shared else browser.contexts[0]
-            connection = cls(sandbox, browser, context, Channel(await browser.new_browser_cdp_session(), Ending()))
+            wire = Channel(await browser.new_browser_cdp_session(), Ending())
+            connection = cls(sandbox, browser, context, wire, address=address)
             await connection._start(own_context=endpoint.shared)
             if hung:
                 connection.tabs.note("The browser's tabs did not respond any more, and were closed.")

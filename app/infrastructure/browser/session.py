@@ -24,6 +24,7 @@ DOWNLOAD_SECONDS = 3.0
 BEGIN_SECONDS = 2.0
 ERROR_PAGE_SECONDS = 1.0
 STARTED_ANEW = "The browser was started anew: its tabs and what was typed into them are gone."
+CONNECTED_ANEW = "The connection to the browser broke and was made anew: numbers of elements from before do not hold."
 LOST = "The browser ended in the middle of it. It starts anew: use browser_view, then try again."
 
 Action = Callable[[Connection, Tab], Awaitable[None]]
@@ -197,11 +198,11 @@ class SessionBrowser:
         before = self._connection
         if before is not None and await before.serves(sandbox):
             return before
-        lost = before is not None
         await self._let_go()
         connection = self._connection = await Connection.connect(self._driver, sandbox)
-        if lost:
-            connection.tabs.note(STARTED_ANEW)
+        if before is not None:
+            same = connection.address == before.address and not sandbox.browser.shared
+            connection.tabs.note(CONNECTED_ANEW if same else STARTED_ANEW)
         return connection
 
     async def _let_go(self) -> None:

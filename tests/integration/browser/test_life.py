@@ -332,6 +332,27 @@ async def test_the_driver_starts_with_the_first_use_and_ends_with_the_last(chrom
         await browsers.open("s")
 
 
+async def test_a_driver_that_has_grown_heavy_is_started_anew_and_pages_stay(
+    chromium: Chromium, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandboxes = MemorySandboxProvider()
+    sandboxes.sandboxes["s"] = DiskSandbox(chromium, house.home)
+    browsers = PlaywrightBrowsers(sandboxes)
+    try:
+        await (await browsers.open("s")).navigate(house.site.html("<p>stays</p>"))
+        before = {each.pid for each in driver_processes()}
+        await browsers.sweep()
+        assert {each.pid for each in driver_processes()} == before
+        monkeypatch.setattr(driver, "HEAVY_MB", 1)
+        await browsers.sweep()
+        view = await (await browsers.open("s")).view()
+        assert {each.pid for each in driver_processes()} != before
+        assert view.text == "stays"
+        assert [each.split(":")[0] for each in view.notes] == ["The connection to the browser broke and was made anew"]
+    finally:
+        await browsers.close()
+
+
 async def test_nothing_is_left_behind_by_many_sessions(chromium: Chromium, house: House) -> None:
     async def once(number: int) -> None:
         name = f"many-{number}"
