@@ -147,7 +147,7 @@ async def test_one_that_dies_comes_back_and_its_drivers_are_told(start):
         main = min(browsers(service), key=lambda process: process.create_time())
         main.send_signal(signal.SIGKILL)
         with pytest.raises(websockets.ConnectionClosed):
-            await asyncio.wait_for(driver.recv(), 10)
+            await asyncio.wait_for(driver.recv(), 30)
     again = (await asyncio.to_thread(cdp, service, "/json/version")).json()
     assert again["webSocketDebuggerUrl"] != version["webSocketDebuggerUrl"]
 
