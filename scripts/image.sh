@@ -7,6 +7,7 @@
 _OUR_IMAGE=simpleyyt/anker-sandbox
 SANDBOX_IMAGE=${SANDBOX_IMAGE:-$_OUR_IMAGE}
 _SOURCES_LABEL=anker.sources
+_NAME_LABEL=anker.built-as
 _IMAGE_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # What the image is made of, as one word. Everything that the Dockerfile copies must be named here.
@@ -17,12 +18,15 @@ _image_sources() (
         sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-16
 )
 
-# An image of another name that does not say what it was made of is the operator's own: it is left as it is.
+# An image of another name that was not built under it here is the operator's own, maybe made from ours and with our
+# labels: it is left as it is.
 _image_is_current() {
-    local made_of
-    made_of=$(docker image inspect --format "{{index .Config.Labels \"$_SOURCES_LABEL\"}}" "$SANDBOX_IMAGE" 2>/dev/null) ||
-        return 1
-    [ "$made_of" = "$1" ] || { [ -z "$made_of" ] && [ "$SANDBOX_IMAGE" != "$_OUR_IMAGE" ]; }
+    local labels
+    labels=$(docker image inspect "$SANDBOX_IMAGE" 2>/dev/null --format \
+        "{{index .Config.Labels \"$_NAME_LABEL\"}} {{index .Config.Labels \"$_SOURCES_LABEL\"}}") || return 1
+    [ "${labels#* }" = "$1" ] || {
+        [ "${labels%% *}" != "$SANDBOX_IMAGE" ] && [ "$SANDBOX_IMAGE" != "$_OUR_IMAGE" ]
+    }
 }
 
 ensure_image() {
@@ -36,14 +40,20 @@ ensure_image() {
     fi
     echo "Building the sandbox's image $SANDBOX_IMAGE (the first time takes some minutes) …" >&2
     log=$(mktemp)
-    if ! docker build --label "$_SOURCES_LABEL=$sources" -t "$SANDBOX_IMAGE" \
-        -f "$_IMAGE_ROOT/sandbox/Dockerfile" "$_IMAGE_ROOT" 2>&1 | tee "$log" | _progress >&2; then
+    if ! _build "$sources" "$log"; then
         echo "The image $SANDBOX_IMAGE could not be built: $(grep -v '^ *$' "$log" | tail -n 1)" >&2
         rm -f "$log"
         return 1
     fi
     rm -f "$log"
 }
+
+# _build SOURCES LOG: the build itself, its whole output in LOG.
+_build() (
+    set -o pipefail
+    docker build --label "$_SOURCES_LABEL=$1" --label "$_NAME_LABEL=$SANDBOX_IMAGE" -t "$SANDBOX_IMAGE" \
+        -f "$_IMAGE_ROOT/sandbox/Dockerfile" "$_IMAGE_ROOT" 2>&1 | tee "$2" | _progress >&2
+)
 
 # The steps only: what they print is for when one of them fails.
 _progress() {
