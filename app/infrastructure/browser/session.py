@@ -141,6 +141,8 @@ class SessionBrowser:
     async def _go(self, connection: Connection, url: str) -> PageView:
         tabs, urls = connection.tabs, addresses(url, connection.home)
         tab = await tabs.front()
+        if tab.is_restless:
+            tab = await tabs.replace(tab)
         await connection.downloads.prepare()
         try:
             tab, is_download = await navigating.go(tabs, tab, urls, connection.home)

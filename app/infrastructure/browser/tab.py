@@ -32,6 +32,8 @@ class Tab:
         """The lines of the last view that the model was given."""
         self.told_of = ""
         """The document that they are from."""
+        self.is_restless = False
+        """Its page goes on to another again and again, which may well come between when another is opened."""
         self.numbered_at = 0
         """How many documents there had been when elements were numbered last."""
 

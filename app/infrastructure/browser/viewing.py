@@ -65,6 +65,7 @@ async def _look(tabs: Tabs, tab: Tab) -> tuple[Reading, bytes | None]:
             if tried < MOST_TRIES // 2:
                 await settle(tabs, tab)
                 continue
+            tab.is_restless = True
             await tab.channel.try_send("Page.stopLoading")
             tabs.note("The page goes on to another again and again; it was stopped to be read.")
         except Hung:
