@@ -132,6 +132,8 @@ def _open(status: int, body: bytes) -> JsonObject:
     success, message, data = fields.get("success"), fields.get("message"), fields.get("data")
     if success is False and isinstance(message, str):
         raise SandboxFailure(message or f"The sandbox refused (HTTP {status}).", status=status)
+    if success is True and data is None:
+        return {}  # done, and nothing to tell
     if success is not True or not isinstance(data, dict):
         raise SandboxUnavailable(f"The sandbox gave an answer that makes no sense (HTTP {status}).")
     return cast("dict[str, object]", data)
