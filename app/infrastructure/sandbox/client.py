@@ -47,7 +47,7 @@ class HttpSandbox:
         """
         self._link = link
         self._computer = computer or link.address
-        self._browser = BrowserEndpoint(url=f"{link.address}/cdp", token=link.token, home=home)
+        self._browser = BrowserEndpoint(url=f"{link.address}/cdp", token=link.token, home=home, shared=bool(scope))
         self._prefix = f"{encode_scope(scope)}." if scope else ""
         self._exec_seconds = exec_seconds
         self._activity = activity or nullcontext()

@@ -28,6 +28,7 @@ async def test_a_task_uses_shell_files_and_browser_and_its_pictures_can_be_fetch
             calling("browser_navigate", url="~/page.html"),
             calling("browser_input", index=2, text="Ada", press_enter=False),
             calling("browser_console_exec", javascript="document.querySelector('input').value"),
+            calling("browser_restart", url="~/page.html"),
             complete(),
             Reply(text="Done."),
         ]
@@ -41,6 +42,7 @@ async def test_a_task_uses_shell_files_and_browser_and_its_pictures_can_be_fetch
     assert called[2]["name"] == "browser"
     assert called[2]["result"]["data"]["title"] == "Hello"
     assert called[4]["content"]["console"] == "Ada"
+    assert called[5]["result"]["data"]["title"] == "Hello"
     picture = await yard.client.http.get(called[2]["content"]["screenshot"])
     assert picture.headers["content-type"] == "image/jpeg"
     assert picture.content[:2] == b"\xff\xd8"
