@@ -27,8 +27,8 @@ fi
 
 # Real parts, where a user has real parts.
 prepare_parts() {
-    install_missing chromium=chromium Xvnc=tigervnc-standalone-server jwm=jwm npm=npm ip=iproute2 openssl=openssl && ensure_engine &&
-        ensure_base_image && ensure_image
+    install_missing chromium=chromium Xvnc=tigervnc-standalone-server jwm=jwm npm=npm ip=iproute2 openssl=openssl &&
+        ensure_engine && ensure_base_image && ensure_image
 }
 if ! prepare_parts && [ "${CI:-}" = true ]; then
     exit 1
