@@ -30,6 +30,8 @@ from app.infrastructure.llm.openai import OpenAIModel
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.sandbox.detect import docker_answers, has_chromium
+from app.infrastructure.sandbox.docker.egress import parse_egress
+from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
 from app.infrastructure.sandbox.local import LocalSandboxes
 from app.infrastructure.sandbox.privacy import hide_process
 from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSandboxes
@@ -191,10 +193,6 @@ async def _sandboxes(settings: Settings, overrides: Overrides, store: SqliteStor
 
 
 async def _docker(settings: Settings, store: SqliteStore) -> tuple[SandboxProvider, str]:
-    # The SDK costs 8 MB and a tenth of a second, which those without Docker need not pay.
-    from app.infrastructure.sandbox.docker.egress import parse_egress
-    from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
-
     try:
         egress = parse_egress(settings.sandbox_egress)
     except ValueError as error:

@@ -115,12 +115,12 @@ async def yard(images: None, model: ScriptedOpenAI, tmp_path: Path) -> AsyncIter
             SANDBOX_NETWORK=f"{prefix}-network",
             LOG_LEVEL="DEBUG",
         )
-        yard = Yard(service, await service.start(), model, prefix)
         try:
+            yard = Yard(service, await service.start(), model, prefix)
             yield yard
-        finally:
             tokens = [_token(await inspect(name)) for name in await yard.containers()]
             await yard.client.close()
+        finally:
             await service.stop()
         log = service.log.read_text()
         for secret in (KEY, *tokens):
@@ -131,7 +131,7 @@ async def yard(images: None, model: ScriptedOpenAI, tmp_path: Path) -> AsyncIter
 def _token(container: dict[str, Any]) -> str:
     variables = dict(line.split("=", 1) for line in container["Config"]["Env"])
     assert KEY not in str(container)
-    return variables.get("SANDBOX_TOKEN") or KEY
+    return variables["SANDBOX_TOKEN"]
 
 
 async def kill(name: str) -> None:
