@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Error as PlaywrightError
 
 from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.containers import SANDBOX_IMAGE, cleared, docker, inspect, named, run
@@ -81,8 +82,20 @@ class Stage:
     async def viewer(self, session_id: str) -> Page:
         """A page with noVNC that has begun to connect."""
         page = await self.chromium.new_page(viewport={"width": 1280, "height": 800})
-        await page.goto(f"{self.site}/?url={quote(self.address(session_id))}")
-        return page
+        lost: list[str] = []
+        page.on("requestfailed", lambda request: lost.append(request.failure or ""))
+        # A container that starts or ends is a change of this machine's network, at which Chromium gives up whatever it
+        # is loading, noVNC's modules too.
+        for _ in range(10):
+            lost.clear()
+            try:
+                await page.goto(f"{self.site}/?url={quote(self.address(session_id))}")
+                await page.wait_for_function("window.started", timeout=5_000)
+            except PlaywrightError as error:
+                assert any("ERR_NETWORK_CHANGED" in each for each in (*lost, error.message)), (lost, error.message)
+            else:
+                return page
+        raise AssertionError("the network never came to rest")
 
     async def containers(self, session_id: str) -> list[str]:
         """The names of the session's containers."""
