@@ -4,7 +4,8 @@
     ├── InvalidInput          the caller sent something unusable
     ├── NotFound              there is no such resource, or it is not the caller's
     ├── Conflict              the state does not allow it
-    │   └── Superseded        a newer user message came first; the run must read it
+    │   ├── Superseded        a newer user message came first; the run must read it
+    │   └── LeaseLost         another worker has the session's run now
     ├── TooLarge              more than a limit allows
     ├── LimitReached          too many at once; carries `retry_after`
     ├── Unavailable           something we depend on is away; carries `retry_after`
@@ -38,6 +39,10 @@ class Conflict(AnkerError):
 
 class Superseded(Conflict):
     """A user message arrived that the run has not read yet, so the run may not end."""
+
+
+class LeaseLost(Conflict):
+    """The lease under which something was to be written is over, and the session leased anew: stop, write nothing."""
 
 
 class TooLarge(AnkerError):

@@ -186,3 +186,11 @@ async def test_all_ids_are_told_whoever_owns_them(store: Harness) -> None:
     await store.sessions.create("a", owner="me", at=1)
     await store.sessions.create("b", owner="you", at=2)
     assert sorted(await store.sessions.ids()) == ["a", "b", "s"]
+
+
+async def test_the_heads_of_many_sessions_are_told_at_once(store: Harness) -> None:
+    await store.sessions.create("a", owner="you", at=1)
+    await store.journal.receive("a", "one", at=1, key=None)
+    await store.journal.receive("a", "two", at=1, key=None)
+    assert dict(await store.sessions.heads(["a", "s", "nobody"])) == {"a": 2, "s": 0}
+    assert dict(await store.sessions.heads([])) == {}

@@ -1,11 +1,11 @@
 """A store in memory: the storage ports with the semantics of the real ones, for tests that need no disk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import orjson
 
-from app.domain.errors import Conflict, NotFound, StoreUnavailable, Superseded
+from app.domain.errors import Conflict, LeaseLost, NotFound, StoreUnavailable, Superseded
 from app.domain.models.event import Event, EventRecord, MessageEvent
 from app.domain.models.message import Message, Usage
 from app.domain.models.run import RunState, Thread
@@ -50,12 +50,15 @@ class MemoryStore:
         self._kept: dict[str, _Kept] = {}
         self._created = 0
         self.trouble: str | None = None
+        self.fences: dict[str, int] = {}
+        """The token of each session's newest lease."""
 
     async def commit(self, session_id: str, change: Change) -> Sequence[EventRecord]:
         check_time(change.at)
         kept = self._find(session_id)
-        last_words = max((number for _, number in kept.speakers("user", 0)), default=0)
-        if change.ends_after is not None and last_words > change.ends_after:
+        if change.fence is not None and change.fence != self.fences.get(session_id):
+            raise LeaseLost("another worker has the session's run now")
+        if change.ends_after is not None and self.last_words(session_id) > change.ends_after:
             raise Superseded("a newer message is waiting to be read")
         records = self._append(kept, change.events, change.at)
         for thread, message in change.said:
@@ -96,7 +99,7 @@ class MemoryStore:
 
     async def create(self, session_id: str, *, owner: str, at: int) -> None:
         check_time(at)
-        self._check_trouble()
+        self.check_trouble()
         if session_id in self._kept:
             raise Conflict("there is a session of this id")
         self._created += 1
@@ -117,7 +120,7 @@ class MemoryStore:
         return self._owned(session_id, owner).session
 
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
-        self._check_trouble()
+        self.check_trouble()
         place = None if cursor is None else decode_cursor(cursor)
         mine = [
             kept
@@ -133,12 +136,16 @@ class MemoryStore:
         )
 
     async def active(self) -> Sequence[str]:
-        self._check_trouble()
+        self.check_trouble()
         return [kept.session.id for kept in self._kept.values() if kept.session.status == "active"]
 
     async def ids(self) -> Sequence[str]:
-        self._check_trouble()
+        self.check_trouble()
         return list(self._kept)
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+        self.check_trouble()
+        return {key: len(self._kept[key].events) for key in session_ids if key in self._kept}
 
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         kept = self._find(session_id)
@@ -166,6 +173,12 @@ class MemoryStore:
             raise NotFound("no such picture in this session")
         return pictures[picture_id]
 
+    def exists(self, session_id: str) -> bool:
+        return session_id in self._kept
+
+    def last_words(self, session_id: str) -> int:
+        return max((number for _, number in self._kept[session_id].speakers("user", 0)), default=0)
+
     def _append(self, kept: _Kept, events: Sequence[Event], at: int) -> list[EventRecord]:
         first = len(kept.events) + 1
         records = [
@@ -187,7 +200,7 @@ class MemoryStore:
         return records
 
     def _find(self, session_id: str) -> _Kept:
-        self._check_trouble()
+        self.check_trouble()
         if session_id not in self._kept:
             raise NotFound("no such session")
         return self._kept[session_id]
@@ -198,7 +211,7 @@ class MemoryStore:
             raise NotFound("no such session")
         return kept
 
-    def _check_trouble(self) -> None:
+    def check_trouble(self) -> None:
         if self.trouble is not None:
             raise StoreUnavailable(self.trouble)
 

@@ -70,9 +70,9 @@ async def idle(queue: InlineRunQueue) -> None:
 
 
 async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await worker.started.acquire()
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await worker.started.acquire()
     worker.let_go.release()
     await idle(queue)
@@ -81,9 +81,9 @@ async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: InlineRunQue
 
 
 async def test_a_hundred_wakes_at_once_never_run_side_by_side(queue: InlineRunQueue, worker: Worker) -> None:
-    await asyncio.gather(*(queue.wake("s") for _ in range(100)))
+    await asyncio.gather(*(queue.wake("s", upto=0) for _ in range(100)))
     await worker.started.acquire()
-    await asyncio.gather(*(queue.wake("s") for _ in range(100)))
+    await asyncio.gather(*(queue.wake("s", upto=0) for _ in range(100)))
     for _ in range(10):
         worker.let_go.release()
     await idle(queue)
@@ -93,7 +93,7 @@ async def test_a_hundred_wakes_at_once_never_run_side_by_side(queue: InlineRunQu
 
 async def test_sessions_run_beside_each_other(queue: InlineRunQueue, worker: Worker) -> None:
     for name in "abc":
-        await queue.wake(name)
+        await queue.wake(name, upto=0)
     for _ in "abc":
         await worker.started.acquire()
     assert worker.running == 3
@@ -102,7 +102,7 @@ async def test_sessions_run_beside_each_other(queue: InlineRunQueue, worker: Wor
 async def test_stop_cuts_the_run_kills_everything_and_returns_when_it_is_written(
     queue: InlineRunQueue, worker: Worker
 ) -> None:
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await worker.started.acquire()
     await queue.stop("s", upto=7)
     assert worker.log == ["work", "cut", "abort all", "stop 7"]
@@ -115,7 +115,7 @@ async def test_stop_works_for_a_run_that_rests(queue: InlineRunQueue, worker: Wo
 
 
 async def test_words_that_come_after_a_stop_are_worked_on(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await worker.started.acquire()
     worker.stop_failures.append(Superseded("newer words"))
     await queue.stop("s", upto=1)
@@ -124,7 +124,7 @@ async def test_words_that_come_after_a_stop_are_worked_on(queue: InlineRunQueue,
 
 
 async def test_many_stops_at_once_all_return(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await worker.started.acquire()
     async with asyncio.timeout(5):
         await asyncio.gather(*(queue.stop("s", upto=n) for n in range(20)))
@@ -132,7 +132,7 @@ async def test_many_stops_at_once_all_return(queue: InlineRunQueue, worker: Work
 
 
 async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await worker.started.acquire()
     worker.stop_failures.append(StoreUnavailable("full"))
     with pytest.raises(StoreUnavailable):
@@ -141,7 +141,7 @@ async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(queue: 
 
 
 async def test_cancel_ends_the_run_without_a_word(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await worker.started.acquire()
     await queue.cancel("s")
     assert worker.log == ["work", "cut"]
@@ -151,7 +151,7 @@ async def test_cancel_ends_the_run_without_a_word(queue: InlineRunQueue, worker:
 async def test_a_run_that_was_overtaken_by_new_words_starts_again(queue: InlineRunQueue, worker: Worker) -> None:
     worker.failures.append(Superseded("newer words"))
     worker.let_go.release()
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await idle(queue)
     assert worker.reasons == [CRASHED, INTERRUPTED]
 
@@ -162,14 +162,14 @@ async def test_a_run_rests_while_the_store_is_away_and_goes_on_by_itself(
     monkeypatch.setattr(inline, "_RETRY_SECONDS", (0.0, 0.0))
     worker.failures.extend(StoreUnavailable("away") for _ in range(5))
     worker.let_go.release()
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await idle(queue)
     assert worker.log == ["work"] * 6 + ["ended"]
 
 
 async def test_stop_does_not_wait_for_the_store_to_come_back(queue: InlineRunQueue, worker: Worker) -> None:
     worker.failures.append(StoreUnavailable("away"))
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await worker.started.acquire()
     async with asyncio.timeout(0.15):
         await queue.stop("s", upto=1)
@@ -186,10 +186,10 @@ async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run
     queue: InlineRunQueue, worker: Worker
 ) -> None:
     worker.failures.append(RuntimeError("bug"))
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await idle(queue)
     worker.let_go.release()
-    await queue.wake("s")
+    await queue.wake("s", upto=0)
     await idle(queue)
     assert worker.log == ["work", "work", "ended"]
 
@@ -197,9 +197,9 @@ async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run
 async def test_close_cuts_every_run_short(worker: Worker) -> None:
     queue = InlineRunQueue(worker)
     for name in "ab":
-        await queue.wake(name)
+        await queue.wake(name, upto=0)
         await worker.started.acquire()
     await queue.close()
     assert worker.running == 0
-    await queue.wake("a")
+    await queue.wake("a", upto=0)
     assert worker.running == 0

@@ -109,7 +109,7 @@ class World:
         await self.queue.close()
         self.start()
         for session_id in await self.store.active():
-            await self.queue.wake(session_id)
+            await self.queue.wake(session_id, upto=0)
 
     async def say(self) -> None:
         self.said += 1

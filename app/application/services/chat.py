@@ -74,7 +74,7 @@ class ChatService:
         after = receipt.number if request.after is None else request.after
         place = _Place(after=after, skip=receipt.number, ends_after=receipt.number)
         if receipt.fresh:
-            await self._queue.wake(session_id)
+            await self._queue.wake(session_id, upto=receipt.number)
             return self._stream(session_id, place)
         # Said before: the run may be over, and the client may have its end already.
         session = await self._sessions.get(session_id, owner=owner)

@@ -102,12 +102,14 @@ class SessionService:
         Raises:
             NotFound: no such session (any more).
         """
-        await self._sessions.get(session_id, owner=owner)
+        session = await self._sessions.get(session_id, owner=owner)
         await self._queue.cancel(session_id)
         try:
             await self._sessions.delete(session_id, owner=owner)
         except StoreUnavailable:
-            await self._queue.wake(session_id)  # not deleted, and the caller is told so: its run goes on
+            await self._queue.wake(
+                session_id, upto=session.head
+            )  # not deleted, and the caller is told so: its run goes on
             raise
         # A message that was stored in between may have woken the run again; now none can come any more.
         await self._queue.cancel(session_id)

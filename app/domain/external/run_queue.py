@@ -6,8 +6,9 @@ from typing import Protocol
 class RunQueue(Protocol):
     """At most one run a session goes at any time, in whichever process."""
 
-    async def wake(self, session_id: str) -> None:
-        """There are words to read: start the session's run, or interrupt the one that is going."""
+    async def wake(self, session_id: str, *, upto: int) -> None:
+        """There are words up to event number `upto` to read: start the session's run, or interrupt the one that is
+        going."""
         ...
 
     async def stop(self, session_id: str, *, upto: int) -> None:

@@ -15,7 +15,9 @@ class Change:
 
     `at` is the time of its events, whole seconds since the epoch, UTC. `said` goes to the end of its transcripts.
     `ends_after`: the change ends a run that has read the user's messages up to this number; when a newer user message
-    is already stored the whole change is refused with `Superseded`.
+    is already stored the whole change is refused with `Superseded`. `fence`: the token of the lease under which it is
+    written; when the session has been leased anew since, the whole change is refused with `LeaseLost`. None: written
+    under no lease, where the store has only one process.
     """
 
     at: int
@@ -24,6 +26,7 @@ class Change:
     run: RunState | None = None
     usage: Usage | None = None
     ends_after: int | None = None
+    fence: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,8 @@ class Journal(Protocol):
 
     Raises (every method):
         NotFound: the session does not exist (any more).
-        StoreUnavailable: the store cannot be reached or is full; nothing was written.
+        StoreUnavailable: the store cannot be reached or is full. Nothing was written, or, when the connection broke in
+            the middle of it, all of it: read before going on.
     """
 
     async def commit(self, session_id: str, change: Change) -> Sequence[EventRecord]:
@@ -58,6 +62,7 @@ class Journal(Protocol):
 
         Raises:
             Superseded: see `Change.ends_after`.
+            LeaseLost: see `Change.fence`.
         """
         ...
 

@@ -1,6 +1,6 @@
 """Port of storage: the sessions themselves. Never reads events."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from app.domain.models.message import Usage
@@ -37,6 +37,11 @@ class SessionRepository(Protocol):
 
     async def ids(self) -> Sequence[str]:
         """The ids of all sessions, whoever owns them."""
+        ...
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+        """The number of the newest event of each of these sessions, 0 while there is none; those that do not exist
+        are left out. One cheap look, however many."""
         ...
 
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:

@@ -51,7 +51,7 @@ class InlineRunQueue:
         """How many runs are going."""
         return len(self._runs)
 
-    async def wake(self, session_id: str) -> None:
+    async def wake(self, session_id: str, *, upto: int) -> None:
         """See `RunQueue.wake`."""
         if self._closing:
             return

@@ -1,8 +1,10 @@
 """The sessions over SQLite."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+
+import orjson
 
 from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.models.message import Usage
@@ -23,6 +25,8 @@ _NEXT_PAGE = (
     " ORDER BY touched DESC, ordinal DESC LIMIT ?"
 )
 _USAGE = "SELECT prompt_tokens, cached_tokens, completion_tokens, calls FROM sessions WHERE id = ?"
+
+_HEADS = "SELECT id, head FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
 
 
 class SqliteSessions:
@@ -74,6 +78,12 @@ class SqliteSessions:
         """See `SessionRepository.ids`."""
         rows = await self._reader.run(lambda connection: connection.execute("SELECT id FROM sessions").fetchall())
         return [session_id for (session_id,) in rows]
+
+    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+        """See `SessionRepository.heads`."""
+        asked = orjson.dumps(list(session_ids)).decode()
+        rows = await self._reader.run(lambda connection: connection.execute(_HEADS, (asked,)).fetchall())
+        return dict(rows)
 
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         """See `SessionRepository.mark_delivered`."""
