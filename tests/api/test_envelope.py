@@ -232,6 +232,7 @@ def test_every_error_has_a_status() -> None:
         "NotFound": 404,
         "Conflict": 409,
         "Superseded": 409,
+        "LeaseLost": 409,
         "TooLarge": 413,
         "_Retryable": 500,
         "LimitReached": 429,
