@@ -102,7 +102,7 @@ async def open_container(settings: Settings, overrides: Overrides, metrics: Metr
         services = _services(opened, metrics, heartbeat=overrides.get("heartbeat", 15.0))
         for session_id in await store.sessions.active():
             log.info("a run that was cut short goes on", extra={"session_id": session_id})
-            await queue.wake(session_id, upto=0)
+            queue.resume(session_id)
         words = f"store: SQLite in {settings.data_dir}; sandbox: {sandbox_words}; model: {model_words}"
         yield Container(services=services, queue=queue, description=words)
 

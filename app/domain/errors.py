@@ -14,7 +14,8 @@
     ├── SandboxFailure        the sandbox answered, but not with success
     │   └── BrowserFailure    the page, or the browser, did not do what was asked
     ├── SearchFailure         the search engine refused, failed or timed out
-    └── ModelFailure          the model refused, failed or timed out
+    ├── ModelFailure          the model refused, failed or timed out
+    └── RunGivenUp            too many processes died with a run
 
 Every message is written for the person (or the model) who reads it: no stack traces, server paths or secrets.
 Adapters translate their vendor's exceptions into these; `interfaces/errors.py` alone knows HTTP status codes.
@@ -92,6 +93,10 @@ class BrowserFailure(SandboxFailure):
 
 class ModelFailure(AnkerError):
     """The model could not answer, after all retries. The message says what a person can do about it."""
+
+
+class RunGivenUp(AnkerError):
+    """A run cost too many processes their lives. The message says so to the user."""
 
 
 class SearchFailure(AnkerError):

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.domain.errors import NotFound, StoreUnavailable, Superseded
+from app.domain.external.run_queue import Attempt
 from app.domain.services.flows.plan_act import CRASHED, INTERRUPTED, STOPPED
-from app.infrastructure.queue import inline
+from app.infrastructure.queue import drivers
 from app.infrastructure.queue.inline import InlineRunQueue
 
 
@@ -24,10 +25,10 @@ class Worker:
         self.failures: list[Exception] = []
         self.stop_failures: list[Exception] = []
 
-    async def work(self, session_id: str, reason: str) -> None:
+    async def work(self, session_id: str, attempt: Attempt) -> None:
         self.running += 1
         self.most = max(self.most, self.running)
-        self.reasons.append(reason)
+        self.reasons.append(attempt.reason)
         self.log.append("work")
         self.started.release()
         try:
@@ -44,7 +45,10 @@ class Worker:
     async def abort(self, session_id: str, *, everything: bool) -> None:
         self.log.append(f"abort {'all' if everything else 'open'}")
 
-    async def stop(self, session_id: str, *, upto: int) -> None:
+    async def forget(self, session_id: str) -> None:
+        self.log.append("forget")
+
+    async def stop(self, session_id: str, *, upto: int, fence: int | None) -> None:
         self.log.append(f"stop {upto}")
         if self.stop_failures:
             raise self.stop_failures.pop(0)
@@ -65,8 +69,8 @@ async def queue(worker: Worker) -> AsyncIterator[InlineRunQueue]:
 async def idle(queue: InlineRunQueue) -> None:
     """Until no run is left."""
     async with asyncio.timeout(5):
-        while queue._runs:
-            await asyncio.wait([run.driver for run in queue._runs.values() if run.driver])
+        while queue._drivers._runs:
+            await asyncio.wait([run.driver for run in queue._drivers._runs.values() if run.driver])
 
 
 async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: InlineRunQueue, worker: Worker) -> None:
@@ -145,7 +149,7 @@ async def test_cancel_ends_the_run_without_a_word(queue: InlineRunQueue, worker:
     await worker.started.acquire()
     await queue.cancel("s")
     assert worker.log == ["work", "cut"]
-    assert not queue._runs
+    assert not queue._drivers._runs
 
 
 async def test_a_run_that_was_overtaken_by_new_words_starts_again(queue: InlineRunQueue, worker: Worker) -> None:
@@ -159,7 +163,7 @@ async def test_a_run_that_was_overtaken_by_new_words_starts_again(queue: InlineR
 async def test_a_run_rests_while_the_store_is_away_and_goes_on_by_itself(
     queue: InlineRunQueue, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inline, "_RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(drivers, "_RETRY_SECONDS", (0.0, 0.0))
     worker.failures.extend(StoreUnavailable("away") for _ in range(5))
     worker.let_go.release()
     await queue.wake("s", upto=0)

@@ -1,6 +1,7 @@
 """A sandbox that was started anew in the middle of a session: what the model is told, and how often."""
 
 from app.application.services.runs import RunService
+from app.domain.external.run_queue import Attempt
 from app.domain.models.message import ToolMessage
 from app.domain.prompts.executing import NEW_COMPUTER
 from app.domain.services.flows.plan_act import FlowParts
@@ -44,7 +45,7 @@ class World:
             pictures=MemoryPictureKeeper(),
             engine=FakeSearch(),
         )
-        await worker.work("s", "")
+        await worker.work("s", Attempt(reason=""))
         fresh = (await self.store.transcript("s", "work"))[len(said) :]
         return [message.content for message in fresh if isinstance(message, ToolMessage)]
 

@@ -109,7 +109,7 @@ class World:
         await self.queue.close()
         self.start()
         for session_id in await self.store.active():
-            await self.queue.wake(session_id, upto=0)
+            self.queue.resume(session_id)
 
     async def say(self) -> None:
         self.said += 1
@@ -120,7 +120,7 @@ class World:
         self.patience = 0
         async with asyncio.timeout(20):
             while True:
-                drivers = [run.driver for run in self.queue._runs.values() if run.driver]
+                drivers = [run.driver for run in self.queue._drivers._runs.values() if run.driver]
                 if drivers:
                     for sandbox in self.sandboxes.sandboxes.values():
                         for shell in list(sandbox._shells):

@@ -4,9 +4,10 @@ import logging
 from dataclasses import dataclass
 
 from app.application import context
-from app.domain.errors import ModelFailure, NotFound, StoreUnavailable, Superseded
+from app.domain.errors import LeaseLost, ModelFailure, NotFound, RunGivenUp, StoreUnavailable, Superseded
 from app.domain.external.browser import Browsers
 from app.domain.external.pictures import Pictures
+from app.domain.external.run_queue import Attempt
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.domain.services.flows.plan_act import FlowParts, PlanActFlow
@@ -25,18 +26,21 @@ class RunService:
     pictures: Pictures
     engine: SearchEngine
 
-    async def work(self, session_id: str, reason: str) -> None:
+    async def work(self, session_id: str, attempt: Attempt) -> None:
         """See `RunWorker.work`. The root of a run: whatever else goes wrong ends here, logged, as an `error`."""
         context.session_id.set(session_id)
-        flow = self._flow(session_id)
+        flow = self._flow(session_id, attempt.fence)
         try:
-            await flow.run(reason)
-        except (Superseded, StoreUnavailable):
+            await flow.run(attempt.reason, crashed=attempt.crashed)
+        except (Superseded, StoreUnavailable, LeaseLost):
             raise
         except NotFound:
             log.info("the session was deleted under its run")
         except ModelFailure as error:
             log.warning("the model failed", extra={"error": str(error)})
+            await flow.fail(str(error))
+        except RunGivenUp as error:
+            log.error("a run was given up", extra={"error": str(error)})
             await flow.fail(str(error))
         except Exception:
             log.exception("a run failed")
@@ -44,13 +48,17 @@ class RunService:
 
     async def abort(self, session_id: str, *, everything: bool) -> None:
         """See `RunWorker.abort`."""
-        await self._flow(session_id).abort(everything=everything)
+        await self._flow(session_id, None).abort(everything=everything)
 
-    async def stop(self, session_id: str, *, upto: int) -> None:
+    async def stop(self, session_id: str, *, upto: int, fence: int | None) -> None:
         """See `RunWorker.stop`."""
-        await self._flow(session_id).stop(upto=upto)
+        await self._flow(session_id, fence).stop(upto=upto)
 
-    def _flow(self, session_id: str) -> PlanActFlow:
+    async def forget(self, session_id: str) -> None:
+        """See `RunWorker.forget`."""
+        await self.browsers.release(session_id)
+
+    def _flow(self, session_id: str, fence: int | None) -> PlanActFlow:
         reach = ToolContext(
             session_id=session_id,
             sandboxes=self.sandboxes,
@@ -58,4 +66,4 @@ class RunService:
             pictures=self.pictures,
             engine=self.engine,
         )
-        return PlanActFlow(self.parts, reach)
+        return PlanActFlow(self.parts, reach, fence=fence)

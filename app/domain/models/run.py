@@ -32,6 +32,9 @@ class RunState:
     computer: str = ""
     """The life of the sandbox (`Sandbox.computer`) that the agent knows; empty while it has used none."""
 
+    deaths: int = 0
+    """Processes that died with this run since it last got on: since a plan, a tool call or a step was finished."""
+
     def at_rest(self, *, consumed: int) -> "RunState":
         """The checkpoint once the run is over: only what outlives a run, with the messages up to `consumed` read."""
         return RunState(consumed=consumed, computer=self.computer)

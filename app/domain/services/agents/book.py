@@ -29,8 +29,12 @@ class RunBook:
     way: when the run is cancelled during one, it is finished first.
     """
 
-    def __init__(self, session_id: str, journal: Journal, *, now: Callable[[], int] = unix_now) -> None:
+    def __init__(
+        self, session_id: str, journal: Journal, *, fence: int | None = None, now: Callable[[], int] = unix_now
+    ) -> None:
+        """`fence`: see `Change.fence`."""
         self.session_id = session_id
+        self._fence = fence
         self.state = RunState()
         self._journal = journal
         self._now = now
@@ -104,6 +108,7 @@ class RunBook:
             run=self.state,
             usage=self._usage if self._usage.calls else None,
             ends_after=self.state.consumed if ends else None,
+            fence=self._fence,
         )
         self._staged.clear()
         self._usage = Usage()

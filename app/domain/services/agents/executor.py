@@ -148,7 +148,7 @@ class Executor:
             remaining = tuple(item for item in self._book.state.open_calls if item.id != opened.id)
             await self._book.commit_behind(
                 [ToolCalledEvent(call=opened, result=result)],
-                state=replace(self._book.state, open_calls=remaining, computer=computer),
+                state=replace(self._book.state, open_calls=remaining, computer=computer, deaths=0),
             )
 
     async def _ask_user(self, call: ToolCall, bound: AskCall) -> None:
@@ -170,7 +170,7 @@ class Executor:
             StepEvent(id=ended.id, description=ended.description, status=ended.status),
             PlanEvent(steps=plan.steps),
         ]
-        state = replace(self._book.state, plan=plan, phase="answering")
+        state = replace(self._book.state, plan=plan, phase="answering", deaths=0)
         following = plan.next_pending
         if following is not None:
             following = replace(following, status="running")

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from app.domain.errors import SandboxFailure, SandboxUnavailable
+from app.domain.errors import RunGivenUp, SandboxFailure, SandboxUnavailable
 from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, StepEvent, ToolCalledEvent
@@ -33,8 +33,12 @@ from app.domain.services.tools.base import Tool, ToolContext
 log = logging.getLogger(__name__)
 
 CRASHED = "the service was restarted"
+STORE_AWAY = "the service's store was away"
 INTERRUPTED = "a new message from the user"
 STOPPED = "stopped by the user"
+
+MAX_DEATHS = 8
+"""A run is given up when it has cost so many processes their lives without getting on in between."""
 
 ABORT_SECONDS = 0.7
 """How long ending a command may take; with it, Stop stays below its limit of a second."""
@@ -53,10 +57,11 @@ class FlowParts:
 class PlanActFlow:
     """One session's run. Make a new one for each attempt; it reads everything from the journal."""
 
-    def __init__(self, parts: FlowParts, context: ToolContext) -> None:
+    def __init__(self, parts: FlowParts, context: ToolContext, *, fence: int | None = None) -> None:
+        """`fence`: see `Change.fence`."""
         self._parts = parts
         self._context = context
-        self._book = RunBook(context.session_id, parts.journal)
+        self._book = RunBook(context.session_id, parts.journal, fence=fence)
 
     async def abort(self, *, everything: bool) -> None:
         """Kill what the tool calls under way left running in the sandbox; with `everything`, all that runs there.
@@ -80,16 +85,20 @@ class PlanActFlow:
         except (TimeoutError, SandboxFailure, SandboxUnavailable) as error:
             log.warning("what a cut short call left running could not be ended", extra={"error": str(error)})
 
-    async def run(self, reason: str = CRASHED) -> None:
-        """Go on from the checkpoint until the run rests or ends. `reason`: why the last attempt did not get there.
+    async def run(self, reason: str = CRASHED, *, crashed: bool = False) -> None:
+        """Go on from the checkpoint until the run rests or ends. `reason`: why the last attempt did not get there;
+        `crashed`: its process died.
 
         Raises:
             ModelFailure: the model failed for good; call `fail`.
+            RunGivenUp: too many processes died with it; call `fail`.
             Superseded: the user said more while the run was ending; call `run` again.
             StoreUnavailable: nothing is lost; call `run` again when the store is back.
         """
         try:
             await self._book.load()
+            if crashed:
+                await self._count_death()
             await self._prepare(reason)
             await self._go_on()
         finally:
@@ -140,6 +149,15 @@ class PlanActFlow:
             await book.stage("talk", *(UserMessage(content=planning.user_words(text)) for _, text in unread))
         consumed = unread[-1][0] if unread else book.state.consumed
         await book.commit([*events, last], state=book.state.at_rest(consumed=consumed), ends=True)
+
+    async def _count_death(self) -> None:
+        """Write down that a process died with this run, so that one that kills every process cannot go on for ever."""
+        state = self._book.state
+        if state.phase in ("idle", "waiting") and not await self._book.unread():
+            return
+        if state.deaths >= MAX_DEATHS:
+            raise RunGivenUp(f"given up: the service died {state.deaths} times in this work without getting on")
+        await self._book.commit(state=replace(state, deaths=state.deaths + 1))
 
     async def _prepare(self, reason: str) -> None:
         """Put the books in order and choose the phase."""
