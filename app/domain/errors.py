@@ -2,6 +2,8 @@
 
     AnkerError
     ├── InvalidInput          the caller sent something unusable
+    ├── Unauthorized          who asks has not shown that they may; a ticket that opens nothing (any more)
+    ├── Forbidden             who asks is known, and may not do this
     ├── NotFound              there is no such resource, or it is not the caller's
     ├── Conflict              the state does not allow it
     │   ├── Superseded        a newer user message came first; the run must read it
@@ -28,6 +30,14 @@ class AnkerError(Exception):
 
 class InvalidInput(AnkerError):
     """The caller sent something unusable; sending it again will not help."""
+
+
+class Unauthorized(AnkerError):
+    """Nothing was shown that opens this, or something that does not (any more). The message never repeats it."""
+
+
+class Forbidden(AnkerError):
+    """Who asks is known, and what they were given does not allow this."""
 
 
 class NotFound(AnkerError):

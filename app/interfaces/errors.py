@@ -16,6 +16,7 @@ from starlette.responses import Response
 from app.domain.errors import (
     AnkerError,
     Conflict,
+    Forbidden,
     InvalidInput,
     LimitReached,
     ModelFailure,
@@ -25,6 +26,7 @@ from app.domain.errors import (
     SearchFailure,
     StoreUnavailable,
     TooLarge,
+    Unauthorized,
     Unavailable,
 )
 from app.interfaces.envelope import failure
@@ -35,6 +37,8 @@ INTERNAL = "internal error; the log has the details under this answer's X-Reques
 
 STATUS: Mapping[type[AnkerError], int] = {
     InvalidInput: 400,
+    Unauthorized: 401,
+    Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
     TooLarge: 413,
@@ -68,6 +72,8 @@ def answer_to(error: AnkerError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(error, LimitReached | Unavailable):
         headers["Retry-After"] = str(error.retry_after)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("request failed", extra={"error": str(error), "kind": type(error).__name__})
     return failure(status, str(error) or HTTPStatus(status).phrase, headers=headers)

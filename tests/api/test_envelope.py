@@ -229,6 +229,8 @@ def test_every_error_has_a_status() -> None:
     assert {kind.__name__: status_of(kind("x")) for kind in kinds} == {
         "AnkerError": 500,
         "InvalidInput": 400,
+        "Unauthorized": 401,
+        "Forbidden": 403,
         "NotFound": 404,
         "Conflict": 409,
         "Superseded": 409,
