@@ -10,10 +10,10 @@ from app.domain.models.event import EventRecord
 from app.domain.models.message import Message
 from app.domain.models.run import RunState, Thread
 from app.domain.repositories.journal import Change, Receipt, UserWords
-from app.infrastructure.persistence.sqlite.codec import decode_messages, decode_run
+from app.infrastructure.persistence.codec import decode_messages, decode_run
+from app.infrastructure.persistence.rows import LAST_NUMBER, USER, event_key, transcript_key
 from app.infrastructure.persistence.sqlite.database import Database
 from app.infrastructure.persistence.sqlite.ledger import Ledger
-from app.infrastructure.persistence.sqlite.rows import LAST_NUMBER, USER, event_key, transcript_key
 from app.infrastructure.persistence.sqlite.writer import Writer, Written
 
 _NUMBER = f"key & {LAST_NUMBER}"

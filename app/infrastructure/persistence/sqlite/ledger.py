@@ -7,10 +7,10 @@ from app.domain.errors import Conflict, NotFound, Superseded
 from app.domain.models.event import Event, EventRecord, MessageEvent
 from app.domain.models.session import changes_of
 from app.domain.repositories.journal import Change, Receipt
+from app.infrastructure.persistence.codec import encode_message, encode_run
 from app.infrastructure.persistence.listing import check_time, preview, well_formed
-from app.infrastructure.persistence.sqlite.codec import encode_message, encode_run
+from app.infrastructure.persistence.rows import ASSISTANT, LAST_NUMBER, event_key, speaker_of, transcript_key
 from app.infrastructure.persistence.sqlite.heads import Head, Heads, save
-from app.infrastructure.persistence.sqlite.rows import ASSISTANT, LAST_NUMBER, event_key, speaker_of, transcript_key
 
 Encode = Callable[[Event, int, int], bytes]
 """An event, its number and its time (seconds since the epoch) to the JSON that is stored and sent."""
@@ -165,6 +165,7 @@ class Ledger:
             return True
         connection.execute("DELETE FROM runs WHERE session = ?", (ordinal,))
         connection.execute("DELETE FROM keys WHERE session = ?", (ordinal,))
+        connection.execute("DELETE FROM tickets WHERE session = ?", (ordinal,))
         connection.execute("DELETE FROM leaving WHERE session = ?", (ordinal,))
         return connection.execute("SELECT 1 FROM leaving LIMIT 1").fetchone() is not None
 

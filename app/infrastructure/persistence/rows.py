@@ -1,4 +1,4 @@
-"""The integer keys of the rows: see the note in `migrations.py`."""
+"""The integer keys of the rows: every session's rows lie together and in order, in every store."""
 
 from app.domain.models.event import Event, MessageEvent
 from app.domain.models.run import Thread
