@@ -9,9 +9,11 @@ from app.domain.models.event import EventRecord
 from app.domain.repositories.journal import Journal
 from app.domain.repositories.pictures import PictureRepository
 from app.domain.repositories.sessions import SessionRepository
+from app.domain.repositories.tickets import TicketRepository
 from app.infrastructure.persistence.sqlite import SqliteStore
 from app.interfaces.wire import encode_event
 from tests.fakes.memory_store import MemoryPictures, MemoryStore
+from tests.fakes.memory_tickets import MemoryTickets
 
 Committed = list[tuple[str, Sequence[EventRecord]]]
 
@@ -25,6 +27,7 @@ class MemoryHarness:
         self.journal: Journal = self._store
         self.sessions: SessionRepository = self._store
         self.pictures: PictureRepository = MemoryPictures(self._store)
+        self.tickets: TicketRepository = MemoryTickets(self._store)
 
     async def open(self) -> None:
         pass
@@ -39,6 +42,7 @@ class SqliteHarness:
     journal: Journal
     sessions: SessionRepository
     pictures: PictureRepository
+    tickets: TicketRepository
 
     def __init__(self, data_dir: Path) -> None:
         self.committed: Committed = []
@@ -52,6 +56,7 @@ class SqliteHarness:
         )
         await self.store.open()
         self.journal, self.sessions, self.pictures = self.store.journal, self.store.sessions, self.store.pictures
+        self.tickets = self.store.tickets
 
     async def close(self) -> None:
         await self.store.close()

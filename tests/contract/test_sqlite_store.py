@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.application.services.tickets import TicketService
 from app.domain.errors import StoreUnavailable
 from app.domain.models.event import MessageEvent, WaitEvent
 from app.domain.models.message import AssistantMessage, SystemMessage, ToolCall, ToolMessage, Usage, UserMessage
@@ -17,6 +18,7 @@ from app.domain.models.plan import Plan, Step
 from app.domain.models.run import RunState
 from app.domain.models.tool import OpenCall
 from app.domain.repositories.journal import Change, Receipt, UserWords
+from app.domain.repositories.tickets import Ticket
 from app.infrastructure.persistence.sqlite.migrations import MIGRATIONS
 from tests.contract.conftest import SqliteHarness
 
@@ -193,6 +195,9 @@ async def test_a_file_of_version_1_loads_whole_and_goes_on(tmp_path: Path) -> No
         )
         assert not (await store.journal.receive("golden", "Hello", at=1, key="k1")).fresh
         assert [r.number for r in await store.journal.commit("golden", Change(at=1, events=(WaitEvent(),)))] == [5]
+        ticket = Ticket(session_id="golden", owner="me", view_only=True, expires_at=31.5)
+        await store.tickets.put("digest", ticket, at=1.5)
+        assert await store.tickets.redeem("digest", session_id="golden", at=2) == ticket
     finally:
         await store.close()
 
@@ -252,7 +257,7 @@ async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(tmp_pat
 
 
 async def rows(store: SqliteHarness) -> dict[str, int]:
-    tables = ("sessions", "events", "transcripts", "runs", "keys", "pictures", "leaving")
+    tables = ("sessions", "events", "transcripts", "runs", "keys", "pictures", "tickets", "leaving")
     counts = {}
     for table in tables:
         count = await store.store._reader.run(lambda c, t=table: c.execute(f"SELECT count(*) FROM {t}").fetchone()[0])
@@ -270,6 +275,7 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
     await sqlite.journal.commit("s", long)
     await sqlite.journal.receive("s", "u", at=1, key="k")
     await sqlite.pictures.put("s", "p", b"jpeg")
+    await sqlite.tickets.put("t", Ticket(session_id="s", owner="me", view_only=False, expires_at=2), at=1)
     await sqlite.sessions.create("other", owner="me", at=1)
     delete = asyncio.create_task(sqlite.sessions.delete("s", owner="me"))
     while (await rows(sqlite))["leaving"] == 0 and not delete.done():
@@ -277,8 +283,7 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
     await sqlite.journal.receive("other", "meanwhile", at=1, key=None)
     assert not delete.done()
     await delete
-    left = {"sessions": 1, "events": 1, "transcripts": 0, "runs": 0, "keys": 0, "pictures": 0, "leaving": 0}
-    assert await rows(sqlite) == left
+    assert await rows(sqlite) == dict.fromkeys(await rows(sqlite), 0) | {"sessions": 1, "events": 1}
 
 
 async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(sqlite: SqliteHarness) -> None:
@@ -326,3 +331,17 @@ async def test_what_cannot_be_encoded_fails_alone(sqlite: SqliteHarness) -> None
     )
     assert isinstance(results[1], ValueError)
     assert [record.number for record in await sqlite.journal.read("s", after=0, limit=9)] == [1, 2]
+
+
+async def test_tickets_that_nobody_used_are_cleared_away_and_never_stored_as_they_are_shown(
+    sqlite: SqliteHarness,
+) -> None:
+    now = [100.0]
+    service = TicketService(sessions=sqlite.sessions, tickets=sqlite.tickets, now=lambda: now[0])
+    issued = [await service.issue("s", owner="me", view_only=False) for _ in range(50)]
+    dump = await sqlite.store._reader.run(lambda c: "\n".join(str(row) for row in c.execute("SELECT * FROM tickets")))
+    assert dump.count("\n") == 49
+    assert not [each for each in issued if each.ticket in dump]
+    now[0] += 30
+    await service.issue("s", owner="me", view_only=False)
+    assert (await rows(sqlite))["tickets"] == 1

@@ -61,7 +61,20 @@ _V3 = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
 )
 
-MIGRATIONS = (_V1, _V2, _V3)
+# Tickets, by a digest of what their holder shows, with their session's ordinal.
+_V4 = (
+    """CREATE TABLE tickets (
+        digest TEXT PRIMARY KEY,
+        session INTEGER NOT NULL,
+        owner TEXT NOT NULL,
+        view_only INTEGER NOT NULL,
+        expires_at REAL NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX tickets_of_session ON tickets (session, expires_at)",
+    "CREATE INDEX tickets_by_end ON tickets (expires_at)",
+)
+
+MIGRATIONS = (_V1, _V2, _V3, _V4)
 """Statements that lead from version i to i + 1; `PRAGMA user_version` says where a file stands."""
 
 

@@ -15,6 +15,7 @@ from app.infrastructure.persistence.sqlite.ledger import Encode, Ledger
 from app.infrastructure.persistence.sqlite.migrations import migrate
 from app.infrastructure.persistence.sqlite.pictures import SqlitePictures
 from app.infrastructure.persistence.sqlite.sessions import SqliteSessions
+from app.infrastructure.persistence.sqlite.tickets import SqliteTickets
 from app.infrastructure.persistence.sqlite.writer import OnCommitted, Writer
 
 _FILE = "anker.db"
@@ -41,6 +42,7 @@ class SqliteStore:
         self.journal = SqliteJournal(self._reader, self._writer)
         self.sessions = SqliteSessions(self._reader, self._writer)
         self.pictures = SqlitePictures(self._reader, self._writer)
+        self.tickets = SqliteTickets(self._writer)
         self.installation = ""
         """A random word that is made with the store: what belongs to it elsewhere carries the word. Set by `open`."""
 

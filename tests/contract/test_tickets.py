@@ -1,0 +1,83 @@
+"""What every store promises about tickets."""
+
+import asyncio
+
+import pytest
+
+from app.domain.errors import LimitReached, NotFound
+from app.domain.repositories.tickets import MAX_TICKETS, Ticket
+from tests.contract.conftest import Harness
+
+NOW = 1_700_000_000.25
+
+
+def ticket(session_id: str = "s", *, view_only: bool = False, seconds: float = 30) -> Ticket:
+    return Ticket(session_id=session_id, owner="me", view_only=view_only, expires_at=NOW + seconds)
+
+
+@pytest.mark.parametrize("view_only", [False, True])
+async def test_a_ticket_is_redeemed_once_also_after_a_restart(store: Harness, view_only: bool) -> None:
+    await store.tickets.put("d", ticket(view_only=view_only), at=NOW)
+    await store.close()
+    await store.open()
+    assert await store.tickets.redeem("d", session_id="s", at=NOW) == ticket(view_only=view_only)
+    assert await store.tickets.redeem("d", session_id="s", at=NOW) is None
+
+
+async def test_of_many_who_ask_at_once_one_gets_it(store: Harness) -> None:
+    for number in range(20):
+        await store.tickets.put(f"d{number}", ticket(), at=NOW)
+    asked = [store.tickets.redeem(f"d{number}", session_id="s", at=NOW) for number in range(20) for _ in range(10)]
+    assert sum(found is not None for found in await asyncio.gather(*asked)) == 20
+
+
+async def test_what_was_never_stored_opens_nothing(store: Harness) -> None:
+    assert await store.tickets.redeem("d", session_id="s", at=NOW) is None
+
+
+async def test_a_ticket_of_another_session_is_refused_and_not_used_up(store: Harness) -> None:
+    await store.sessions.create("other", owner="me", at=1)
+    await store.tickets.put("d", ticket(), at=NOW)
+    for session_id in ("other", "nobody"):
+        assert await store.tickets.redeem("d", session_id=session_id, at=NOW) is None
+    assert await store.tickets.redeem("d", session_id="s", at=NOW) == ticket()
+
+
+async def test_a_ticket_expires_to_the_instant(store: Harness) -> None:
+    await store.tickets.put("late", ticket(), at=NOW)
+    await store.tickets.put("in time", ticket(), at=NOW)
+    assert await store.tickets.redeem("in time", session_id="s", at=NOW + 29.999) == ticket()
+    assert await store.tickets.redeem("late", session_id="s", at=NOW + 30) is None
+
+
+async def test_no_ticket_is_kept_for_a_session_that_does_not_exist(store: Harness) -> None:
+    with pytest.raises(NotFound):
+        await store.tickets.put("d", ticket("gone"), at=NOW)
+
+
+async def test_tickets_go_with_their_session(store: Harness) -> None:
+    await store.sessions.create("other", owner="me", at=1)
+    await store.tickets.put("kept", ticket("other"), at=NOW)
+    await store.tickets.put("d", ticket(), at=NOW)
+    await store.sessions.delete("s", owner="me")
+    assert await store.tickets.redeem("d", session_id="s", at=NOW) is None
+    await store.sessions.create("s", owner="me", at=1)
+    assert await store.tickets.redeem("d", session_id="s", at=NOW) is None
+    assert await store.tickets.redeem("kept", session_id="other", at=NOW) == ticket("other")
+
+
+async def test_only_so_many_of_a_session_wait_at_a_time(store: Harness) -> None:
+    await store.sessions.create("other", owner="me", at=1)
+    for number in range(MAX_TICKETS):
+        await store.tickets.put(f"d{number}", ticket(seconds=30 + number), at=NOW)
+    with pytest.raises(LimitReached) as refused:
+        await store.tickets.put("too many", ticket(), at=NOW + 10)
+    assert refused.value.retry_after == 20
+    await store.tickets.put("elsewhere", ticket("other"), at=NOW + 10)
+    # One is used, one expires: room for two.
+    assert await store.tickets.redeem("d50", session_id="s", at=NOW + 10) is not None
+    await store.tickets.put("a", ticket(seconds=90), at=NOW + 10)
+    await store.tickets.put("b", ticket(seconds=90), at=NOW + 30)
+    with pytest.raises(LimitReached):
+        await store.tickets.put("c", ticket(seconds=90), at=NOW + 30)
+    assert await store.tickets.redeem("a", session_id="s", at=NOW + 31) is not None
