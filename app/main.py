@@ -12,11 +12,14 @@ from app.interfaces.api.install import install
 from app.interfaces.api.services import provide
 from app.interfaces.metrics import Metrics
 from app.interfaces.origin import OriginGuard
-from app.settings import Settings, load_settings
+from app.settings import Role, Settings, load_settings
 
 
-def create_app(settings: Settings | None = None, **overrides: Unpack[Overrides]) -> FastAPI:
-    """The service as an ASGI application. `settings`: from the environment when None; `overrides`: see `Overrides`.
+def create_app(
+    settings: Settings | None = None, *, role: Role = "all", **overrides: Unpack[Overrides]
+) -> FastAPI:
+    """The service as an ASGI application. `settings`: from the environment when None; `role`: whether this process
+    carries runs as well; `overrides`: see `Overrides`.
 
     Raises:
         UnusableSetting: a setting cannot be used.
@@ -27,7 +30,7 @@ def create_app(settings: Settings | None = None, **overrides: Unpack[Overrides])
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        async with open_container(chosen, overrides, metrics) as container:
+        async with open_container(chosen, overrides, metrics, role=role) as container:
             app.state.container = container
             provide(app, container.services)
             yield

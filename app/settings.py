@@ -6,16 +6,25 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-NOT_YET = ("MONGODB_URL", "REDIS_URL", "API_TOKENS", "MCP_CONFIG", "RUN_TOKEN_BUDGET")
+NOT_YET = ("API_TOKENS", "MCP_CONFIG", "RUN_TOKEN_BUDGET")
 """Settings of the contract that this version cannot honour: better not to start than to ignore one quietly."""
 
 
 _DOCKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 _MEMORY = re.compile(r"[1-9][0-9]{0,5}[mMgG]")
 _LEAST_MEGABYTES = 512
+_DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,38}")
+_STORE_SCHEMES = {
+    "mongodb_url": ("mongodb://", "mongodb+srv://"),
+    "redis_url": ("redis://", "rediss://", "unix://"),
+}
+
+
+Role = Literal["all", "api", "worker"]
+"""What a process does: serve requests and carry runs, or one of the two."""
 
 
 class Settings(BaseSettings):
@@ -98,6 +107,21 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("mongodb_url", "redis_url")
+    @classmethod
+    def _store(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        schemes = _STORE_SCHEMES[str(info.field_name)]
+        if (url := value.get_secret_value()) and not url.startswith(schemes):
+            raise ValueError(f"must begin with {' or '.join(schemes)}")
+        return value
+
+    @field_validator("mongodb_database")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        if not _DATABASE_NAME.fullmatch(value):
+            raise ValueError("must be at most 38 letters, digits, hyphens or underscores")
+        return value
+
     @field_validator("sandbox_memory")
     @classmethod
     def _memory(cls, value: str) -> str:
@@ -129,6 +153,19 @@ class Settings(BaseSettings):
         if self.search_provider == "google" and not self.has_google_keys:
             raise ValueError("GOOGLE_SEARCH_API_KEY: SEARCH_PROVIDER=google needs it, and GOOGLE_SEARCH_ENGINE_ID")
         return self
+
+    def check_role(self, role: Role) -> None:
+        """Refuse to do a part of the work only, where nobody could do the rest.
+
+        Raises:
+            UnusableSetting: the stores that several processes share are not set.
+        """
+        if role == "all":
+            return
+        for name in ("MONGODB_URL", "REDIS_URL"):
+            value: SecretStr = getattr(self, name.lower())
+            if not value.get_secret_value():
+                raise UnusableSetting(f"{name}: a process that does only the {role} part needs it")
 
     @property
     def is_loopback(self) -> bool:

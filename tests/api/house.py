@@ -16,6 +16,8 @@ from app.application.services.desktop import DesktopService
 from app.application.services.pictures import PictureService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
+from app.application.services.tickets import TicketService
+from app.domain.external.run_queue import Attempt
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent
 from app.domain.models.run import RunState
 from app.domain.repositories.journal import Change
@@ -28,6 +30,7 @@ from app.interfaces.wire import picture_address
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryPictures, MemoryStore
+from tests.fakes.memory_tickets import MemoryTickets
 
 API = "/api/v1/sessions"
 
@@ -51,7 +54,7 @@ class ScriptedWorker:
     runs: int = 0
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def work(self, session_id: str, reason: str) -> None:
+    async def work(self, session_id: str, attempt: Attempt) -> None:
         state = await self.store.run_state(session_id)
         words = await self.store.unread_words(session_id, after=state.consumed)
         if not words:
@@ -70,7 +73,10 @@ class ScriptedWorker:
     async def abort(self, session_id: str, *, everything: bool) -> None:
         pass
 
-    async def stop(self, session_id: str, *, upto: int) -> None:
+    async def forget(self, session_id: str) -> None:
+        pass
+
+    async def stop(self, session_id: str, *, upto: int, fence: int | None) -> None:
         await self.store.commit(session_id, Change(at=1_700_000_000, events=[DoneEvent()], run=RunState(consumed=upto)))
 
 
@@ -125,6 +131,8 @@ class House:
         self.pictures = PictureService(
             sessions=self.store, pictures=MemoryPictures(self.store), address=picture_address
         )
+        self.now = 1_700_000_000.75
+        self.tickets = MemoryTickets(self.store)
         self.metrics = Metrics()
         self.services = Services(
             metrics=self.metrics,
@@ -133,6 +141,7 @@ class House:
             sessions=sessions,
             pictures=self.pictures,
             desktop=DesktopService(sessions=self.store, sandboxes=self.sandboxes, feed=self.feed),
+            tickets=TicketService(sessions=self.store, tickets=self.tickets, now=lambda: self.now),
             checks={"store": self.store.check, "sandbox": self.sandboxes.check},
             end_streams=self.feed.close,
             heartbeat=heartbeat,

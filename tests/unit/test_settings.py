@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.settings import UnusableSetting, load_settings
+from app.settings import Role, UnusableSetting, load_settings
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,9 @@ from app.settings import UnusableSetting, load_settings
         ("SANDBOX_ADDRESS", "secret"),
         ("ALLOWED_ORIGINS", "secret"),
         ("ALLOWED_ORIGINS", "https://app.example/path"),
-        ("MONGODB_URL", "mongodb://secret"),
-        ("REDIS_URL", "redis://secret"),
+        ("MONGODB_URL", "secret://"),
+        ("MONGODB_DATABASE", "sec.ret"),
+        ("REDIS_URL", "http://secret"),
         ("API_TOKENS", "me:secret"),
         ("MCP_CONFIG", "secret.json"),
         ("RUN_TOKEN_BUDGET", "5"),
@@ -76,3 +77,16 @@ def test_secrets_do_not_show_in_the_settings_own_text(monkeypatch: pytest.Monkey
     monkeypatch.setenv("API_KEY", "sk-secret")
     monkeypatch.setenv("GOOGLE_SEARCH_API_KEY", "g-secret")
     assert "secret" not in repr(load_settings()).replace("SecretStr", "")
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+@pytest.mark.parametrize("missing", ["MONGODB_URL", "REDIS_URL"])
+def test_a_part_of_the_work_alone_needs_both_stores(monkeypatch: pytest.MonkeyPatch, role: Role, missing: str) -> None:
+    for name, value in (("MONGODB_URL", "mongodb://secret"), ("REDIS_URL", "redis://secret")):
+        if name != missing:
+            monkeypatch.setenv(name, value)
+    settings = load_settings()
+    settings.check_role("all")
+    with pytest.raises(UnusableSetting, match=missing) as refused:
+        settings.check_role(role)
+    assert "secret" not in str(refused.value)

@@ -185,8 +185,15 @@ class Drivers:
     async def _stop(self, session_id: str, run: _Run) -> None:
         upto, run.stop_upto = run.stop_upto or 0, None
         waiters, run.stopped = run.stopped, []
-        error: StoreUnavailable | LeaseLost | None = None
-        await self._abort(session_id, everything=True)
+        error: AnkerError | None = StoreUnavailable("the run could not be ended")
+        try:
+            await self._abort(session_id, everything=True)
+            error = await self._end(session_id, run, upto)
+        finally:
+            _settle(waiters, error)
+
+    async def _end(self, session_id: str, run: _Run, upto: int) -> AnkerError | None:
+        """Let the worker write the end; answers why it is not written."""
         try:
             await self._worker.stop(session_id, upto=upto, fence=run.fence)
         except Superseded:
@@ -195,11 +202,11 @@ class Drivers:
             log.info("the session was deleted while it was being stopped")
         except LeaseLost as lost:
             run.cancelled = run.lost = True
-            error = lost
+            return lost
         except StoreUnavailable as away:
-            error = away
             run.woken = True  # not stopped, and the caller is told so: the run goes on when the store is back
-        _settle(waiters, error)
+            return away
+        return None
 
     async def _abort(self, session_id: str, *, everything: bool) -> None:
         try:
