@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -139,9 +140,8 @@ async def test_files_outside_the_workspace_and_the_temporary_folder_are_out_of_r
             await provider.sweep(())
             await provider.destroy("s1")
             await provider.destroy("s2")
-    (data / "sandboxes" / ".owner").unlink()
-    (data / "sandboxes").rmdir()
-    data.rmdir()
+    assert [each.name for each in (data / "sandboxes").iterdir()] == [".running"]
+    shutil.rmtree(data)
 
 
 async def test_a_process_that_died_is_started_again_with_its_files(provider: LocalSandboxes, tmp_path: Path) -> None:

@@ -23,14 +23,12 @@ EXEC_SECONDS = 0.3
 STRAYS = "sleep 1000 & (nohup sleep 1000 &) ; setsid sleep 1000 & sleep 1000"
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+async def until_it_expires(provider: LocalSandboxes) -> float:
+    """Wait until the only sandbox was found to be idle; when that was, by the monotonic clock."""
+    async with asyncio.timeout(10):
+        while not await provider.expire():
+            await asyncio.sleep(0.02)
+    return time.monotonic()
 
 
 async def test_destroy_ends_every_process_and_deletes_every_file(tmp_path: Path) -> None:
@@ -46,7 +44,7 @@ async def test_destroy_ends_every_process_and_deletes_every_file(tmp_path: Path)
         await asyncio.gather(provider.destroy("s1"), provider.destroy("s1"))
         assert time.monotonic() - started < 2
         assert commands(marked(tmp_path, "s1")) == []
-        assert sorted(each.name for each in (tmp_path / "sandboxes").iterdir()) == [".owner", "other"]
+        assert sorted(each.name for each in (tmp_path / "sandboxes").iterdir()) == [".running", "other"]
         assert "sleep 1000" in commands(marked(tmp_path, "other"))
         await provider.destroy("s1")
         await provider.destroy("never existed")
@@ -101,59 +99,46 @@ async def test_a_call_under_way_ends_when_its_sandbox_is_destroyed(tmp_path: Pat
 
 
 async def test_an_idle_sandbox_ends_and_comes_back_with_its_files(tmp_path: Path) -> None:
-    clock = Clock()
-    async with LocalSandboxes(tmp_path, ttl_minutes=30, clock=clock, exec_seconds=EXEC_SECONDS) as provider:
+    async with LocalSandboxes(tmp_path, ttl_minutes=0.5 / 60, exec_seconds=EXEC_SECONDS) as provider:
         sandbox = await provider.acquire("s1")
         await sandbox.file_write("a.txt", "x", append=False, sudo=False)
-        clock.now += 29 * 60
-        assert await provider.expire() == 0
-        await sandbox.shell_exec("main", "", "sleep 1000")
-        clock.now += 29 * 60
-        assert await provider.expire() == 0
-        await provider.acquire("s1")
-        clock.now += 29 * 60
-        assert await provider.expire() == 0
-        clock.now += 60
-        assert await provider.expire() == 1
+        for use in (lambda: sandbox.shell_exec("main", "", "sleep 1000"), lambda: provider.acquire("s1")):
+            await eventually(lambda: provider._slots["s1"].idle_seconds > 0.25)
+            used = time.monotonic()
+            await use()
+        assert await until_it_expires(provider) - used >= 0.5
         assert await provider.find("s1") is None and commands(marked(tmp_path)) == []
         again = await provider.acquire("s1")
         assert (await again.file_read("a.txt", start=None, end=None, sudo=False)).content == "x"
 
 
 async def test_a_sandbox_with_a_call_under_way_is_not_idle(tmp_path: Path) -> None:
-    clock = Clock()
-    async with LocalSandboxes(tmp_path, ttl_minutes=30, clock=clock, exec_seconds=30) as provider:
+    async with LocalSandboxes(tmp_path, ttl_minutes=0.3 / 60, exec_seconds=30) as provider:
         sandbox = await provider.acquire("s1")
         call = asyncio.create_task(sandbox.shell_exec("main", "", "sleep 1000"))
         await eventually(lambda: "sleep 1000" in commands(marked(tmp_path)))
-        clock.now += 3600
+        begun = time.monotonic()
+        await eventually(lambda: time.monotonic() - begun > 0.4)
         assert await provider.expire() == 0
         await sandbox.shell_kill("main")
         assert (await call).status == "completed"
-        clock.now += 1800
-        assert await provider.expire() == 1
+        await until_it_expires(provider)
 
 
 async def test_a_sandbox_whose_browser_somebody_drives_is_not_idle(tmp_path: Path) -> None:
-    clock = Clock()
-    async with LocalSandboxes(tmp_path, ttl_minutes=30, clock=clock, exec_seconds=30) as provider:
+    async with LocalSandboxes(tmp_path, ttl_minutes=0.3 / 60, exec_seconds=30) as provider:
         endpoint = (await provider.acquire("s1")).browser
         # Browsers are driven over connections that the provider does not see.
         theirs = SandboxLink(endpoint.url.removesuffix("/cdp"), endpoint.token)
         body = {"id": "main", "exec_dir": "", "command": "sleep 1000"}
         call = asyncio.create_task(theirs.post("shell/exec", body, seconds=60))
         await eventually(lambda: "sleep 1000" in commands(marked(tmp_path)))
-        clock.now += 3600
+        await eventually(lambda: provider._slots["s1"].idle_seconds > 0.3)
         assert await provider.expire() == 0
+        used = time.monotonic()
         await theirs.post("shell/kill", {"id": "main"}, seconds=10)
         await call
-        # An answer is read before the sandbox has noticed that it is over.
-        while not (await theirs.get("status", seconds=10))["idle_seconds"]:
-            await asyncio.sleep(0.01)
-        clock.now += 1799
-        assert await provider.expire() == 0
-        clock.now += 1
-        assert await provider.expire() == 1
+        assert await until_it_expires(provider) - used >= 0.3
         await theirs.aclose()
 
 
@@ -252,7 +237,7 @@ async def test_sweep_deletes_the_workspaces_of_sessions_that_are_no_more(tmp_pat
         await provider.acquire("running")
         assert await provider.sweep({"known"}) == 1
         left = {each.name for each in (tmp_path / "sandboxes").iterdir()}
-        assert left == {".owner", "known", "running"}
+        assert left == {".running", "known", "running"}
         assert await provider.find("running") is not None
 
 

@@ -4,17 +4,19 @@ import asyncio
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from app.domain.errors import SandboxUnavailable
+from app.infrastructure.sandbox.claims import Claims
 from app.infrastructure.sandbox.client import HttpSandbox
 from app.infrastructure.sandbox.ledger import Ledger, kill_families
+from app.infrastructure.sandbox.left_over import clear_up, remove_strays
 from app.infrastructure.sandbox.process import REPOSITORY
 from app.infrastructure.sandbox.shell_ids import encode_scope
-from app.infrastructure.sandbox.slot import Site, Slot
-from app.infrastructure.sandbox.workspace import Place, Places
+from app.infrastructure.sandbox.site import Site
+from app.infrastructure.sandbox.slot import Slot
+from app.infrastructure.sandbox.workspace import Places
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,10 @@ REAP_SECONDS = 60.0
 class LocalSandboxes:
     """`SandboxProvider`: one child process a session, its workspace below `<data_dir>/sandboxes/<session>/workspace`.
 
-    Started with `start` or `async with`; `close` ends every process and keeps the workspaces. If this process is
-    killed, each sandbox ends itself (its lifeline breaks), and the next `start` ends whatever may still be left.
+    Several processes of the service on this machine may share `data_dir`: a session's sandbox is the child of the one
+    that was first asked for it, and the others use it too. Started with `start` or `async with`; `close` ends this
+    process's children and keeps the workspaces. If this process is killed, each of its sandboxes ends itself (its
+    lifeline breaks), and whoever needs the session next, or starts next, ends whatever may still be left.
     """
 
     def __init__(
@@ -36,7 +40,6 @@ class LocalSandboxes:
         ttl_minutes: float = 30,
         environment: Mapping[str, str] | None = None,
         exec_seconds: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
         reap_seconds: float = REAP_SECONDS,
         starts_at_once: int = STARTS_AT_ONCE,
     ) -> None:
@@ -44,13 +47,14 @@ class LocalSandboxes:
         root = data_dir.absolute() / "sandboxes"
         self._places = Places(root)
         self._ledger = Ledger(root)
+        self._claims = Claims(root)
         self._site = Site(
             places=self._places,
             ledger=self._ledger,
+            claims=self._claims,
             gate=asyncio.Semaphore(starts_at_once),
             environment=os.environ if environment is None else environment,
             exec_seconds=exec_seconds,
-            clock=clock,
         )
         self._ttl_seconds = ttl_minutes * 60
         self._reap_seconds = reap_seconds
@@ -60,18 +64,14 @@ class LocalSandboxes:
         self._closed = False
 
     async def start(self) -> None:
-        """Clear up after an earlier service that was killed, and watch for idle sandboxes from now on.
+        """Clear up after services that were killed, and watch for idle sandboxes from now on.
 
         Raises:
             OSError: the data folder cannot be written to.
         """
-        if await asyncio.to_thread(self._ledger.claim):
-            left_over = await asyncio.to_thread(self._ledger.kill)
-            if left_over:
-                log.warning("ended %d processes that an earlier service had left behind", left_over)
-            await asyncio.to_thread(self._places.empty_trash)
-        else:
-            log.warning("another service uses the same data folder: its sandboxes are left alone")
+        left_over = await asyncio.to_thread(clear_up, self._claims, self._ledger, self._places)
+        if left_over:
+            log.warning("ended %d processes that an earlier service had left behind", left_over)
         self._reaper = asyncio.create_task(self._reap_forever(), name="sandbox reaper")
 
     async def __aenter__(self) -> "LocalSandboxes":
@@ -97,9 +97,13 @@ class LocalSandboxes:
         return await self._slot(session_id).acquire()
 
     async def find(self, session_id: str) -> HttpSandbox | None:
-        """The session's sandbox if its process runs."""
-        slot = self._slots.get(session_id)
-        return slot.sandbox if slot else None
+        """The session's sandbox if its process runs, be it another process's child."""
+        if self._closed:
+            return None
+        slot = self._slot(session_id)
+        sandbox = await slot.find()
+        self._forget_if_empty(slot)
+        return sandbox
 
     async def destroy(self, session_id: str) -> None:
         """End the session's processes and delete its files; goes on to its end even when the caller is cancelled."""
@@ -112,17 +116,16 @@ class LocalSandboxes:
         """Delete the folders of sessions that are not in `known` and have no sandbox; answers how many."""
         kept = {encode_scope(session_id) for session_id in (*known, *self._slots)}
         strays = [name for name in await asyncio.to_thread(self._places.names) if name not in kept]
-        for name in strays:
-            await asyncio.to_thread(self._places.remove, Place(self._places.root / name))
-        return len(strays)
+        return await asyncio.to_thread(remove_strays, strays, self._claims, self._ledger, self._places)
 
     async def expire(self) -> int:
         """End the processes that were idle for too long, and clear up after those that died; answers how many."""
         rested = await asyncio.gather(
             *(slot.rest(idle_for=self._ttl_seconds) for slot in self._slots.values() if self._is_over(slot))
         )
-        for session_id in [key for key, slot in self._slots.items() if slot.empty]:
-            del self._slots[session_id]
+        await asyncio.to_thread(self._claims.tidy)
+        for slot in list(self._slots.values()):
+            self._forget_if_empty(slot)
         return sum(rested)
 
     async def check(self) -> str | None:
@@ -138,30 +141,39 @@ class LocalSandboxes:
         return None
 
     async def close(self) -> None:
-        """End every process at once, without manners. Workspaces stay. Idempotent."""
+        """End every process of ours at once, without manners. Workspaces stay. Idempotent."""
         self._closed = True
         if self._reaper is not None:
             self._reaper.cancel()
             await asyncio.wait({self._reaper})
             self._reaper = None
+        slots = list(self._slots.values())
+        await asyncio.gather(*(slot.leave() for slot in slots))
         # Asked one by one, each would look for its children among the processes of all the others.
-        await asyncio.to_thread(kill_families, {slot.pid for slot in self._slots.values() if slot.pid is not None})
-        await asyncio.gather(*(slot.end() for slot in self._slots.values()), *self._removals)
-        await asyncio.to_thread(self._ledger.kill, set(self._slots))
+        await asyncio.to_thread(kill_families, {slot.pid for slot in slots if slot.pid is not None})
+        await asyncio.gather(*(slot.end() for slot in slots), *self._removals)
+        if ours := {slot.session_id for slot in slots if slot.ours}:
+            await asyncio.to_thread(self._ledger.kill, ours)
+        await asyncio.gather(*(slot.release() for slot in slots))
         self._slots.clear()
-        await asyncio.to_thread(self._ledger.release)
 
     async def _destroy(self, session_id: str) -> None:
         slot = self._slot(session_id)
         await slot.destroy()
-        if slot.empty and self._slots.get(session_id) is slot:
-            del self._slots[session_id]
+        self._forget_if_empty(slot)
+
+    def _forget_if_empty(self, slot: Slot) -> None:
+        if slot.empty and self._slots.get(slot.session_id) is slot:
+            del self._slots[slot.session_id]
 
     async def _reap_forever(self) -> None:
         while True:
             await asyncio.sleep(self._reap_seconds)
-            if ended := await self.expire():
-                log.info("ended %d idle sandboxes", ended)
+            try:
+                if ended := await self.expire():
+                    log.info("ended %d idle sandboxes", ended)
+            except OSError:
+                log.exception("idle sandboxes are not looked after now")
 
     def _is_over(self, slot: Slot) -> bool:
         return slot.died or slot.idle_seconds >= self._ttl_seconds

@@ -95,6 +95,10 @@ class SandboxProcess:
         """Whether it has not ended yet, as far as is known."""
         return self._child.returncode is None
 
+    async def ended(self) -> None:
+        """Returns once it has ended, whoever ended it."""
+        await self._child.wait()
+
     async def stop(self) -> int:
         """End it and all that it started; answers its exit status. At once when it has ended already."""
         self._cut_lifeline()

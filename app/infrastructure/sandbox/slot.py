@@ -2,93 +2,84 @@
 
 import asyncio
 import logging
-import os
-import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from app.domain.errors import SandboxFailure, SandboxUnavailable
-from app.infrastructure.sandbox import answers
-from app.infrastructure.sandbox.activity import Activity
+from app.domain.errors import SandboxUnavailable
+from app.infrastructure.sandbox.claims import Claim
 from app.infrastructure.sandbox.client import HttpSandbox
-from app.infrastructure.sandbox.ledger import Ledger
-from app.infrastructure.sandbox.link import SandboxLink
-from app.infrastructure.sandbox.process import SandboxProcess
-from app.infrastructure.sandbox.workspace import Places
+from app.infrastructure.sandbox.ledger import end_family
+from app.infrastructure.sandbox.left_over import end_left_over
+from app.infrastructure.sandbox.life import Life
+from app.infrastructure.sandbox.loan import Borrower
+from app.infrastructure.sandbox.process import GRACE_SECONDS
+from app.infrastructure.sandbox.site import Site
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 30.0
-"""How long a process may take from its start to its first answer, on a machine that starts several."""
+WAIT_SECONDS = 45.0
+"""How long another process may take to start the session's sandbox, to end it or to clear up after it."""
 
-ASK_SECONDS = 2.0
-"""How long an idle sandbox may take to tell whether somebody drives its browser."""
+SEIZE_SECONDS = 10.0
+"""How long another process may take to notice that the sandbox it made was ended."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """What the slots of one provider share."""
-
-    places: Places
-    ledger: Ledger
-    gate: asyncio.Semaphore
-    """Bounds how many start at once: a start is half a second of CPU."""
-    environment: Mapping[str, str]
-    exec_seconds: float
-    clock: Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Life:
-    """A process with what was opened for it."""
-
-    process: SandboxProcess
-    link: SandboxLink
-    sandbox: HttpSandbox
-    activity: Activity
+LOOK_SECONDS = 0.02
+FIND_SECONDS = 0.25
+ENDED = "The session's sandbox was ended while it started."
 
 
 class Slot:
-    """At most one sandbox process for one session, whoever asks for it and however often."""
+    """At most one sandbox process for one session on this machine, whoever asks for it and however often.
+
+    It is ours (a `Life`, while we hold the session's `Claim`) or that of another process of the service (a `Borrower`).
+    """
 
     def __init__(self, session_id: str, site: Site) -> None:
-        self._session_id = session_id
+        self.session_id = session_id
         self._site = site
         self._place = site.places.of(session_id)
-        self._life: _Life | None = None
+        self._name = self._place.folder.name
+        self._claim: Claim | None = None
+        self._life: Life | None = None
+        self._borrower = Borrower(self._name, site.claims, exec_seconds=site.exec_seconds)
         self._start: asyncio.Task[HttpSandbox] | None = None
+        self._watch: asyncio.Task[None] | None = None
         # Starts, ends and removals come one after the other.
         self._turn = asyncio.Lock()
 
     @property
     def sandbox(self) -> HttpSandbox | None:
-        """The sandbox, if its process runs."""
+        """The sandbox, if it is ours and its process runs."""
         return self._life.sandbox if self._life and self._life.process.running else None
 
     @property
     def pid(self) -> int | None:
-        """The process's id while it runs."""
+        """The process's id while it runs, if it is ours."""
         return self._life.process.pid if self._life and self._life.process.running else None
+
+    @property
+    def ours(self) -> bool:
+        """Whether the session is this process's."""
+        return self._claim is not None
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing here to keep: no process, dead or alive, and nothing under way."""
-        return self._life is None and not self._turn.locked() and (self._start is None or self._start.done())
+        kept = self._life is not None or self._borrower.sandbox is not None or self._claim is not None
+        return not kept and not self._turn.locked() and (self._start is None or self._start.done())
 
     @property
     def died(self) -> bool:
-        """Whether a process has ended by itself and nobody has cleared up after it yet."""
+        """Whether our process has ended by itself and nobody has cleared up after it yet."""
         return self._life is not None and not self._life.process.running
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds since the last call; 0 while there is one, or no process."""
-        return self._life.activity.idle_seconds if self._life else 0.0
+        """Seconds since the last call from this process; 0 while there is one, or no sandbox."""
+        return self._life.activity.idle_seconds if self._life else self._borrower.idle_seconds
 
     def begin(self) -> asyncio.Task[HttpSandbox]:
         """The start that is under way, or a new one. It is shared: waiters must not cancel it."""
         if self._start is None or self._start.done():
-            self._start = asyncio.create_task(self._started(), name=f"sandbox start {self._session_id}")
+            self._start = asyncio.create_task(self._started(), name=f"sandbox start {self.session_id}")
             self._start.add_done_callback(self._report)
         return self._start
 
@@ -104,48 +95,85 @@ class Slot:
         start = self.begin()
         await asyncio.wait({start})
         if start.cancelled():
-            raise SandboxUnavailable("The session's sandbox was ended while it started.")
+            raise SandboxUnavailable(ENDED)
         return start.result()
 
-    async def rest(self, *, idle_for: float) -> bool:
-        """End a process that died or was idle for `idle_for` seconds; the workspace stays. Answers whether it did."""
+    async def find(self) -> HttpSandbox | None:
+        """The sandbox if it runs, whoever made it. One that we are starting is not there yet."""
+        if self._life is not None or self.ours:
+            return self.sandbox
+        if self._start is not None and not self._start.done():
+            # It may be there already and is only being looked up.
+            await asyncio.wait({self._start}, timeout=FIND_SECONDS)
+            return self.sandbox or self._borrower.sandbox
         async with self._turn:
+            return self.sandbox if self.ours else await self._borrower.find()
+
+    async def rest(self, *, idle_for: float) -> bool:
+        """End our process if it died or nobody used it for `idle_for` seconds; the workspace stays.
+
+        Answers whether it did. The sandbox of another process is let go of, and left to that process.
+        """
+        async with self._turn:
+            if self._borrower.idle_seconds >= idle_for:
+                await self._borrower.let_go()
             # Somebody may have come while this waited for its turn.
-            if not self.died and (self._life is None or self.idle_seconds < idle_for):
+            life = self._life
+            if life is None:
                 return False
-            if self._life is not None and not self.died and await self._is_driven(self._life):
-                self._life.activity.touch()
+            if not self.died and await life.idle_seconds(least=idle_for) < idle_for:
                 return False
             await self._end_life()
             await self._kill_marked()
+            await self.release()
             return True
 
-    async def end(self) -> None:
-        """End the process, or its start, whoever uses it; the workspace stays.
+    async def leave(self) -> None:
+        """Our sandbox is about to be ended: other processes find it no more, and nobody else clears up after it."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait({self._watch})
+        await self._retract()
 
-        What the sandbox may have lost sight of is left to the caller, who looks once for all slots.
+    async def end(self) -> None:
+        """End our process, or its start, whoever uses it; the workspace stays.
+
+        What the sandbox may have lost sight of is left to the caller, who looks once for all slots, and then calls
+        `release`.
         """
         await self._abort_start()
+        await self.leave()
         async with self._turn:
+            await self._borrower.let_go()
             await self._end_life()
+
+    async def release(self) -> None:
+        """Leave the session to whoever claims it next, of this process or another."""
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            await asyncio.to_thread(claim.release)
 
     async def destroy(self) -> None:
-        """End everything and delete the folder."""
+        """End everything, whoever made it, and delete the folder."""
         await self._abort_start()
         async with self._turn:
+            await self._borrower.let_go()
             await self._end_life()
-            if not await asyncio.to_thread(self._place.folder.exists):
-                return  # it never had a process
+            await self._condemn()
+            if self._claim is None:
+                if not await asyncio.to_thread(self._is_there):
+                    return  # it never had a process
+                await self._seize()
             await self._kill_marked()
             if not await asyncio.to_thread(self._site.places.remove, self._place):
-                log.warning("not all files of session %s could be deleted", self._session_id)
+                log.warning("not all files of session %s could be deleted", self.session_id)
+            await self.release()
 
-    async def _is_driven(self, life: _Life) -> bool:
-        """Whether it is in use without us, over a connection that is not ours."""
+    async def _condemn(self) -> None:
         try:
-            return answers.idle_seconds(await life.link.get("status", seconds=ASK_SECONDS)) == 0
-        except (SandboxUnavailable, SandboxFailure):
-            return False
+            await asyncio.to_thread(self._site.claims.condemn, self._name)
+        except OSError as error:
+            log.warning("other processes are not told that session %s is deleted: %s", self.session_id, error.strerror)
 
     async def _abort_start(self) -> None:
         if self._start is not None and not self._start.done():
@@ -158,67 +186,113 @@ class Slot:
                 self._life.activity.touch()
                 return sandbox
             if self.died:
-                log.warning("the sandbox of session %s had ended by itself; starting it again", self._session_id)
+                log.warning("the sandbox of session %s had ended by itself; starting it again", self.session_id)
                 await self._end_life()
                 await self._kill_marked()
+            condemned = await asyncio.to_thread(self._site.claims.condemned, self._name)
+            deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+            while (sandbox := await self._made(condemned) or await self._borrower.take()) is None:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise SandboxUnavailable("Another process of the service has the session's sandbox, out of reach.")
+                await asyncio.sleep(LOOK_SECONDS)
+            return sandbox
+
+    async def _made(self, condemned: int) -> HttpSandbox | None:
+        """Our own, new; None while another process has the session. `condemned` is what was known of deletions."""
+        try:
+            if self._claim is None and await asyncio.to_thread(self._site.claims.held, self._name):
+                return None
             async with self._site.gate:
+                if self._claim is None and not await self._claimed(condemned):
+                    return None
+                await self._borrower.let_go()
                 self._life = await self._live()
-            return self._life.sandbox
-
-    async def _live(self) -> _Life:
-        try:
-            await asyncio.to_thread(self._place.make)
-        except OSError as error:
-            raise SandboxUnavailable(f"No folder for the sandbox could be made: {error.strerror}.") from error
-        process = await SandboxProcess.spawn(
-            self._place,
-            mark=self._site.ledger.mark(self._session_id),
-            source=self._site.environment,
-            exec_seconds=self._site.exec_seconds,
-        )
-        link = SandboxLink(process.address, process.token)
-        try:
-            await link.get("status", seconds=START_SECONDS)
-        except (SandboxUnavailable, SandboxFailure) as error:
-            raise await self._stillborn(process, link, error) from error
-        except asyncio.CancelledError:
-            await self._close(process, link)
+        except (OSError, SandboxUnavailable) as error:
+            await self.release()
+            if isinstance(error, OSError):
+                raise SandboxUnavailable(f"No folder for the sandbox could be made: {error.strerror}.") from error
             raise
-        activity = Activity(self._site.clock)
-        home = await asyncio.to_thread(os.path.realpath, self._place.workspace)
-        sandbox = HttpSandbox(
-            link,
-            computer=f"{process.pid}-{secrets.token_hex(4)}",  # the number alone may be given again
-            home=home,
-            exec_seconds=self._site.exec_seconds,
-            activity=activity,
-        )
-        return _Life(process, link, sandbox, activity)
+        self._watch = asyncio.create_task(self._clear_up_after(self._life), name=f"sandbox watch {self.session_id}")
+        return self._life.sandbox
 
-    async def _stillborn(self, process: SandboxProcess, link: SandboxLink, error: Exception) -> SandboxUnavailable:
-        """The reason for whoever asked; what the process itself said is a note, for the log: it may name paths."""
-        status = await self._close(process, link)
-        reason = SandboxUnavailable("The session's sandbox did not start; the service's log says why.")
-        reason.add_note(f"{error} Exit status {status}; it wrote:\n{await process.last_words()}")
-        return reason
+    async def _live(self) -> Life:
+        if self._claim is None:
+            raise RuntimeError("a sandbox is started by whoever has the session")
+        return await Life.begin(
+            self._place,
+            self._claim,
+            session_id=self.session_id,
+            mark=self._site.ledger.mark(self.session_id),
+            environment=self._site.environment,
+            exec_seconds=self._site.exec_seconds,
+        )
+
+    async def _claimed(self, condemned: int) -> bool:
+        """Whether the session is ours now, and nothing is left of the process that had it, should that be dead."""
+        self._claim = await asyncio.to_thread(self._site.claims.claim, self._name)
+        if self._claim is None:
+            return False
+        if self._claim.stale:
+            log.warning("the process that had the sandbox of session %s was killed", self.session_id)
+            await self._end_left_over(self._claim)
+        if await asyncio.to_thread(self._site.claims.condemned, self._name) not in (0, condemned):
+            raise SandboxUnavailable(ENDED)
+        return True
+
+    async def _seize(self) -> None:
+        """Have the session, which may be another process's: its sandbox is ended for as long as it does not let go."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + SEIZE_SECONDS
+        while clock() < deadline:
+            try:
+                self._claim = await asyncio.to_thread(self._site.claims.claim, self._name)
+            except OSError:
+                break
+            if self._claim is not None:
+                if self._claim.stale:
+                    await self._end_left_over(self._claim)
+                return
+            if (record := await asyncio.to_thread(self._site.claims.living, self._name)) is not None:
+                await asyncio.to_thread(end_family, record.child, grace=GRACE_SECONDS)
+            else:
+                await self._kill_marked()  # it may be about to start
+            await asyncio.sleep(LOOK_SECONDS)
+        log.warning("session %s is deleted all the same: no process lets go of it", self.session_id)
+
+    async def _clear_up_after(self, life: Life) -> None:
+        """Once our process has ended by itself, or by the hand of another process, the session is not ours."""
+        await life.process.ended()
+        async with self._turn:
+            if self._life is life:
+                log.warning("the sandbox of session %s has ended by itself", self.session_id)
+                await self._end_life()
+                await self._kill_marked()
+                await self.release()
 
     async def _end_life(self) -> None:
         life, self._life = self._life, None
         if life is None:
             return
-        await self._close(life.process, life.link)
+        try:
+            await self._retract()
+        finally:
+            await life.close()
+
+    async def _retract(self) -> None:
+        if self._claim is not None:
+            await asyncio.to_thread(self._claim.retract)
+
+    async def _end_left_over(self, claim: Claim) -> None:
+        await asyncio.to_thread(end_left_over, [claim], self._site.ledger, marked=[self.session_id])
 
     async def _kill_marked(self) -> None:
         """What the sandbox did not know of any more, from before a crash for instance."""
-        await asyncio.to_thread(self._site.ledger.kill, {self._session_id})
+        await asyncio.to_thread(self._site.ledger.kill, {self.session_id})
 
-    async def _close(self, process: SandboxProcess, link: SandboxLink) -> int:
-        try:
-            return await process.stop()
-        finally:
-            await link.aclose()
+    def _is_there(self) -> bool:
+        return self._place.folder.exists() or self._site.claims.held(self._name)
 
     def _report(self, start: asyncio.Task[HttpSandbox]) -> None:
         """A start that nobody waits for fails in the log; whoever asks next tries again and is told."""
         if not start.cancelled() and (error := start.exception()) is not None:
-            log.error("no sandbox for session %s", self._session_id, exc_info=error)
+            log.error("no sandbox for session %s", self.session_id, exc_info=error)
