@@ -1,21 +1,31 @@
 """The stores under contract, each with what a test needs beside the ports."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from app.domain.models.event import EventRecord
 from app.domain.repositories.journal import Journal
+from app.domain.repositories.leases import LeaseRepository
 from app.domain.repositories.pictures import PictureRepository
 from app.domain.repositories.sessions import SessionRepository
 from app.domain.repositories.tickets import TicketRepository
+from app.infrastructure.persistence.mongo import MongoStore
+from app.infrastructure.persistence.mongo.driver import ClientName
 from app.infrastructure.persistence.sqlite import SqliteStore
 from app.interfaces.wire import encode_event
+from tests.fakes.memory_leases import MemoryLeases
 from tests.fakes.memory_store import MemoryPictures, MemoryStore
 from tests.fakes.memory_tickets import MemoryTickets
+from tests.support.stores import Mongod, mongod_binary
 
 Committed = list[tuple[str, Sequence[EventRecord]]]
+T = TypeVar("T", "MemoryHarness", "SqliteHarness", "MongoHarness", "Harness")
 
 
 class MemoryHarness:
@@ -28,6 +38,7 @@ class MemoryHarness:
         self.sessions: SessionRepository = self._store
         self.pictures: PictureRepository = MemoryPictures(self._store)
         self.tickets: TicketRepository = MemoryTickets(self._store)
+        self.leases: LeaseRepository = MemoryLeases(self._store)
 
     async def open(self) -> None:
         pass
@@ -62,28 +73,108 @@ class SqliteHarness:
         await self.store.close()
 
 
-Harness = MemoryHarness | SqliteHarness
+class MongoHarness:
+    """The real thing on a real server, in a database that lives as long as the test."""
 
-HARNESSES = {"memory": MemoryHarness, "sqlite": SqliteHarness}
+    journal: Journal
+    sessions: SessionRepository
+    pictures: PictureRepository
+    tickets: TicketRepository
+    leases: LeaseRepository
+
+    def __init__(self, mongod: Mongod, client: ClientName, database: str | None = None) -> None:
+        self.committed: Committed = []
+        self.mongod = mongod
+        self.client: ClientName = client
+        self.database = database or f"test_{secrets.token_hex(6)}"
+
+    async def open(self) -> None:
+        self.store = MongoStore(
+            self.mongod.url,
+            self.database,
+            encode=encode_event,
+            on_committed=lambda session, records: self.committed.append((session, records)),
+            client=self.client,
+        )
+        await self.store.open()
+        self.journal, self.sessions, self.pictures = self.store.journal, self.store.sessions, self.store.pictures
+        self.tickets, self.leases = self.store.tickets, self.store.leases
+
+    async def close(self) -> None:
+        await self.store.close()
+
+    def drop(self) -> None:
+        self.mongod.drop(self.database)
 
 
-@pytest.fixture(params=sorted(HARNESSES))
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
-    harness = HARNESSES[request.param](tmp_path / "data")
+Harness = MemoryHarness | SqliteHarness | MongoHarness
+
+CLIENTS: dict[str, ClientName] = {"mongo-motor": "motor", "mongo-pymongo": "pymongo"}
+STORES = ("memory", "mongo-motor", "mongo-pymongo", "sqlite")
+
+
+@pytest.fixture(scope="session")
+def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
+    """One server for all tests that do not kill it."""
+    need_mongod()
+    server = Mongod(tmp_path_factory.mktemp("mongod"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def need_mongod() -> None:
+    """Leave the test out where there is no server to be had; not in CI, where there must be one."""
+    if mongod_binary() is None and os.environ.get("CI") != "true":
+        pytest.skip("there is no mongod here")
+
+
+def harness_of(name: str, data_dir: Path, request: pytest.FixtureRequest) -> Harness:
+    match name:
+        case "memory":
+            return MemoryHarness(data_dir)
+        case "sqlite":
+            return SqliteHarness(data_dir)
+        case _:
+            return MongoHarness(request.getfixturevalue("mongod"), CLIENTS[name])
+
+
+async def opened(harness: T) -> AsyncIterator[T]:
+    """The harness, open and with a session; afterwards nothing is left of it."""
     await harness.open()
     try:
         await harness.sessions.create("s", owner="me", at=100)
         yield harness
     finally:
         await harness.close()
+        if isinstance(harness, MongoHarness):
+            await asyncio.to_thread(harness.drop)
+
+
+@pytest.fixture(params=STORES)
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
+    async for harness in opened(harness_of(request.param, tmp_path / "data", request)):
+        yield harness
 
 
 @pytest.fixture
 async def sqlite(tmp_path: Path) -> AsyncIterator[SqliteHarness]:
-    harness = SqliteHarness(tmp_path / "data")
-    await harness.open()
-    try:
-        await harness.sessions.create("s", owner="me", at=100)
+    async for harness in opened(SqliteHarness(tmp_path / "data")):
         yield harness
-    finally:
-        await harness.close()
+
+
+@pytest.fixture(params=sorted(CLIENTS))
+async def mongo(request: pytest.FixtureRequest, mongod: Mongod) -> AsyncIterator[MongoHarness]:
+    async for harness in opened(MongoHarness(mongod, CLIENTS[request.param])):
+        yield harness
+
+
+@pytest.fixture(params=["memory", *sorted(CLIENTS)])
+async def leasing(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryHarness | MongoHarness]:
+    """The stores that lease sessions."""
+    harness = harness_of(request.param, tmp_path, request)
+    assert not isinstance(harness, SqliteHarness)
+    async for each in opened(harness):
+        yield each

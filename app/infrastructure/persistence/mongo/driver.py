@@ -1,0 +1,279 @@
+"""The one module that knows the clients: Motor, or PyMongo's own asyncio client. Either is loaded when it is opened."""
+
+import inspect
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+from app.domain.errors import StoreUnavailable
+
+ClientName = Literal["motor", "pymongo"]
+
+Document = dict[str, Any]
+"""A document as it is stored; what is in which is told in `schema.py`."""
+
+_SELECTION_SECONDS = 2.0
+"""How long an operation looks for a primary: a driver's own retry, not an election."""
+
+_OPERATION_SECONDS = 4.0
+"""How long one operation may take with everything, well below the life of a lease."""
+
+_CONNECTIONS = 20
+"""At once, to a server: what waits for one of them waits no longer than an operation may take."""
+
+
+class UpdateResult(Protocol):
+    """What an update did."""
+
+    @property
+    def matched_count(self) -> int:
+        """Documents that the filter found."""
+        ...
+
+    @property
+    def upserted_id(self) -> object:
+        """The id of the document that was made, None when there was one."""
+        ...
+
+
+class DeleteResult(Protocol):
+    """What a deletion did."""
+
+    @property
+    def deleted_count(self) -> int:
+        """Documents that are gone."""
+        ...
+
+
+class Cursor(Protocol):
+    """The documents of a query."""
+
+    def to_list(self, length: int | None) -> Awaitable[list[Document]]:
+        """All of them, `length` at most."""
+        ...
+
+
+class Collection(Protocol):
+    """The part of a collection, alike in both clients, that the store uses."""
+
+    def find_one(
+        self, filter: Mapping[str, object], projection: Mapping[str, object] | None = None
+    ) -> Awaitable[Document | None]:
+        """The first document that fits."""
+        ...
+
+    def find(
+        self,
+        filter: Mapping[str, object],
+        projection: Mapping[str, object] | None = None,
+        *,
+        sort: Sequence[tuple[str, int]] | None = None,
+        limit: int = 0,
+    ) -> Cursor:
+        """Every document that fits; with `limit` 0, all of them."""
+        ...
+
+    def count_documents(self, filter: Mapping[str, object]) -> Awaitable[int]:
+        """How many fit."""
+        ...
+
+    def insert_one(self, document: Document) -> Awaitable[object]:
+        """Store a document."""
+        ...
+
+    def insert_many(self, documents: Iterable[Document], *, ordered: bool) -> Awaitable[object]:
+        """Store documents; not `ordered`: those after one that fails as well."""
+        ...
+
+    def update_one(
+        self, filter: Mapping[str, object], update: Mapping[str, object], *, upsert: bool = False
+    ) -> Awaitable[UpdateResult]:
+        """Change one document."""
+        ...
+
+    def update_many(
+        self, filter: Mapping[str, object], update: Sequence[Mapping[str, object]]
+    ) -> Awaitable[UpdateResult]:
+        """Change every document that fits."""
+        ...
+
+    def find_one_and_update(
+        self,
+        filter: Mapping[str, object],
+        update: Mapping[str, object] | Sequence[Mapping[str, object]],
+        projection: Mapping[str, object] | None = None,
+        *,
+        upsert: bool = False,
+        return_document: bool = False,
+    ) -> Awaitable[Document | None]:
+        """Change one document and answer it, as it was before, or with `return_document` as it is now."""
+        ...
+
+    def find_one_and_delete(self, filter: Mapping[str, object]) -> Awaitable[Document | None]:
+        """Remove one document, and answer it."""
+        ...
+
+    def delete_one(self, filter: Mapping[str, object]) -> Awaitable[DeleteResult]:
+        """Remove one document."""
+        ...
+
+    def delete_many(self, filter: Mapping[str, object]) -> Awaitable[DeleteResult]:
+        """Remove every document that fits."""
+        ...
+
+    def create_index(
+        self,
+        keys: Sequence[tuple[str, int]],
+        *,
+        name: str,
+        unique: bool = False,
+        partialFilterExpression: Mapping[str, object] | None = None,
+    ) -> Awaitable[str]:
+        """Make the index; nothing when it is there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A client's error in our words. `lost`: no server that could be written answered; it did not merely take long."""
+
+    words: str
+    lost: bool = False
+
+
+class Driver:
+    """One client, and what goes wrong with it. `open` before anything else.
+
+    Every operation is bounded in time. Writes are answered when a majority of the servers has them on its disks, and
+    reads see what a majority has.
+    """
+
+    def __init__(self, url: str, database: str, name: ClientName) -> None:
+        self._url = url
+        self._database = database
+        self._name: ClientName = name
+        self._client: Any = None
+        self._tables: Any = None
+        self.failures: tuple[type[Exception], ...] = ()
+        """What an operation may raise, for `except`; `failure` puts it into words."""
+
+    def open(self) -> None:
+        """Make the client; it connects at its first operation.
+
+        Raises:
+            StoreUnavailable: the address or the name of the database is none.
+        """
+        from bson.errors import BSONError
+        from pymongo.errors import PyMongoError
+        from pymongo.read_concern import ReadConcern
+        from pymongo.read_preferences import ReadPreference
+        from pymongo.write_concern import WriteConcern
+
+        self.failures = (PyMongoError, BSONError)
+        maker: Any = _motor() if self._name == "motor" else _pymongo()
+        try:
+            self._client = maker(
+                self._url,
+                appname="anker",
+                timeoutMS=int(_OPERATION_SECONDS * 1000),
+                serverSelectionTimeoutMS=int(_SELECTION_SECONDS * 1000),
+                connectTimeoutMS=int(_SELECTION_SECONDS * 1000),
+                maxPoolSize=_CONNECTIONS,
+                retryWrites=True,
+                retryReads=True,
+            )
+        except (PyMongoError, ValueError, TypeError, OSError) as error:
+            # Not the client's own words: they may repeat a part of the address.
+            raise StoreUnavailable(
+                "MONGODB_URL: not an address of MongoDB: mongodb://host:port/?replicaSet=name"
+            ) from error
+        try:
+            self._tables = self._client.get_database(
+                self._database,
+                read_concern=ReadConcern("majority"),
+                write_concern=WriteConcern("majority", j=True),
+                read_preference=ReadPreference.PRIMARY,
+            )
+        except PyMongoError as error:
+            raise StoreUnavailable("MONGODB_DATABASE: not a name for a database") from error
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._client is not None:
+            closing: object = self._client.close()
+            if inspect.isawaitable(closing):
+                await closing
+
+    def collection(self, name: str) -> Collection:
+        """One of the store's collections."""
+        return cast("Collection", self._tables[name])
+
+    def within(self, seconds: float) -> AbstractContextManager[object]:
+        """Operations begun inside it have `seconds` for all of them, instead of the usual bound for each."""
+        import pymongo
+
+        return pymongo.timeout(seconds)
+
+    async def command(self, name: str) -> Document:
+        """One of the server's commands without arguments."""
+        return cast("Document", await self._tables.command(name))
+
+    def is_duplicate(self, error: Exception) -> bool:
+        """Whether `error` only says that what was to be stored is there already."""
+        from pymongo.errors import BulkWriteError, DuplicateKeyError
+
+        if isinstance(error, BulkWriteError):
+            details = cast("Document", error.details)
+            codes = {fault.get("code") for fault in details.get("writeErrors", ())}
+            return codes == {11000} and not details.get("writeConcernErrors")
+        return isinstance(error, DuplicateKeyError)
+
+    def failure(self, error: Exception) -> Failure:
+        """`error` in words for whoever waits for the store: no address, no name of a server or a user."""
+        from pymongo import errors
+
+        match error:
+            case errors.ServerSelectionTimeoutError():
+                return Failure("no server answers that can be written", lost=True)
+            case errors.NetworkTimeout() | errors.WaitQueueTimeoutError():
+                return Failure("it does not answer in time")
+            case errors.ConnectionFailure():
+                return Failure("the connection broke", lost=True)
+            case errors.OperationFailure():
+                return Failure(_refusal(error.code), lost=error.code in _NO_PRIMARY)
+            case errors.PyMongoError() if error.timeout:
+                return Failure("it does not answer in time")
+            case _:
+                return Failure("the database refused")
+
+
+_NO_PRIMARY = {91, 189, 10107, 11600, 11602, 13435, 13436}
+"""Shutting down, stepped down, not (yet) primary."""
+
+_REFUSALS = {
+    13: "the user of MONGODB_URL may not do this",
+    18: "the login in MONGODB_URL is refused",
+    50: "it does not answer in time",
+    8000: "the login in MONGODB_URL is refused",
+    14031: "the disk is full",
+    20: "it is no replica set",
+}
+
+
+def _refusal(code: int | None) -> str:
+    if code in _NO_PRIMARY:
+        return "no server answers that can be written"
+    return _REFUSALS.get(code or 0, "the database refused")
+
+
+def _motor() -> object:
+    from motor.motor_asyncio import AsyncIOMotorClient
+
+    return AsyncIOMotorClient
+
+
+def _pymongo() -> object:
+    from pymongo import AsyncMongoClient
+
+    return AsyncMongoClient

@@ -1,0 +1,154 @@
+"""The gate before MongoDB: while it is away nobody waits for it, and when it is back everything goes on by itself."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from app.domain.errors import StoreUnavailable
+from app.infrastructure.persistence.mongo.driver import Driver, Failure
+
+T = TypeVar("T")
+
+_PAUSE_SECONDS = 0.5
+"""Between two looks at the server."""
+
+_PING_SECONDS = 0.7
+"""How long one look may take."""
+
+_MISSES = 2
+"""Looks in a row that took longer while nothing else succeeded: the server hangs."""
+
+_RETRY_AFTER = 2
+
+
+def unavailable(words: str) -> StoreUnavailable:
+    """The error of a store that does not work because of `words`."""
+    return StoreUnavailable(f"the store does not work now: {words}", retry_after=_RETRY_AFTER)
+
+
+class Gate:
+    """Lets operations through while the server answers. `start` and `close` belong to the store.
+
+    It closes as soon as an operation, or a look of its own, finds no server; from then on every call is refused at
+    once, those that were only reading included. It opens when a look succeeds.
+    """
+
+    def __init__(self, driver: Driver, *, on_closed: Callable[[StoreUnavailable], None]) -> None:
+        self._driver = driver
+        self._on_closed = on_closed
+        self._reads: set[asyncio.Future[object]] = set()
+        self._look = asyncio.Event()
+        self._succeeded = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.reason: str | None = "the store is closed"
+        """Why nothing gets through; None while it does."""
+
+    def start(self) -> None:
+        """Open the gate, and begin to look."""
+        self.reason = None
+        self._task = asyncio.create_task(self._watch(), name="mongo-gate")
+
+    async def close(self) -> None:
+        """Let nothing through any more."""
+        self.reason = "the store is closed"
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+            self._task = None
+
+    def check(self) -> None:
+        """Pass, or raise.
+
+        Raises:
+            StoreUnavailable: the server is away, or the store closed.
+        """
+        if self.reason is not None:
+            raise StoreUnavailable(self.reason, retry_after=_RETRY_AFTER)
+
+    async def write(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Carry out an operation to its end.
+
+        Raises:
+            StoreUnavailable: it failed, or the gate is closed.
+        """
+        self.check()
+        try:
+            answer = await operation()
+        except self._driver.failures as error:
+            raise self.refused(error) from error
+        self._succeeded = time.monotonic()
+        return answer
+
+    async def read(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Carry out an operation that changes nothing, and give it up when the gate closes.
+
+        Raises:
+            StoreUnavailable: it failed, or the gate is or was closed.
+        """
+        self.check()
+        task = asyncio.ensure_future(operation())
+        self._reads.add(task)  # type: ignore[arg-type]
+        try:
+            answer = await task
+        except self._driver.failures as error:
+            raise self.refused(error) from error
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            self.check()
+            raise
+        finally:
+            self._reads.discard(task)  # type: ignore[arg-type]
+        self._succeeded = time.monotonic()
+        return answer
+
+    def refused(self, error: Exception) -> StoreUnavailable:
+        """The client's `error` as ours; closes the gate when no server is there."""
+        failure = self._driver.failure(error)
+        if failure.lost:
+            self._shut(failure)
+        return unavailable(failure.words)
+
+    def _shut(self, failure: Failure) -> None:
+        if self.reason is not None:
+            return
+        trouble = unavailable(failure.words)
+        self.reason = str(trouble)
+        self._look.set()
+        for task in self._reads:
+            task.cancel()
+        self._on_closed(trouble)
+
+    async def _watch(self) -> None:
+        missed = 0
+        while True:
+            if missed == 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._look.wait(), _PAUSE_SECONDS)
+                self._look.clear()
+            began = time.monotonic()
+            failure = await self._ping()
+            if failure is None:
+                missed, self.reason = 0, None
+                continue
+            # A machine under load may miss a look although the server works: what succeeded meanwhile speaks for it.
+            missed = missed + 1 if self._succeeded < began else 0
+            if failure.lost or missed == _MISSES:
+                missed = 0
+                self._shut(failure)
+                self._look.clear()
+
+    async def _ping(self) -> Failure | None:
+        try:
+            # Twice bounded: the client's own bound does not hold while it waits for a thread.
+            async with asyncio.timeout(_PING_SECONDS + 0.1):
+                with self._driver.within(_PING_SECONDS):
+                    await self._driver.command("ping")
+        except TimeoutError:
+            return Failure("it does not answer in time")
+        except self._driver.failures as error:
+            return self._driver.failure(error)
+        return None

@@ -1,0 +1,196 @@
+"""Writes, one session's after the other: each session in use has a lane, and what waits in it is written at once."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from app.domain.errors import AnkerError, NotFound, StoreUnavailable
+from app.domain.models.event import EventRecord
+from app.infrastructure.persistence.mongo.draft import Draft
+from app.infrastructure.persistence.mongo.ledger import Ledger, Slot
+
+T = TypeVar("T")
+
+OnCommitted = Callable[[str, Sequence[EventRecord]], None]
+"""Called on the event loop with a session's id and its newly stored events, in the order of their numbers."""
+
+_CAPACITY = 1024
+"""Lanes that are kept although nothing waits in them; a write in one that was not costs a look-up."""
+
+_BATCH = 64
+"""Writes in one update at most, so that the first of them need not wait for ever more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Generic[T]):
+    """What one write answers its caller, and the events that it stored."""
+
+    answer: T
+    records: Sequence[EventRecord] = ()
+
+
+@dataclass(slots=True)
+class _Pending:
+    done: "asyncio.Future[object]"
+    fold: "Callable[[Draft], Written[object]] | None" = None
+    key: str | None = None
+    alone: "Callable[[], Awaitable[object]] | None" = None
+
+
+@dataclass(slots=True)
+class _Lane:
+    slot: Slot = field(default_factory=Slot)
+    pending: deque[_Pending] = field(default_factory=deque[_Pending])
+    task: "asyncio.Task[None] | None" = None
+
+
+_Outcome = Written[object] | AnkerError | TypeError | ValueError | RecursionError
+
+
+class Lanes:
+    """The lanes of one process. A caller that is cancelled while waiting does not undo its write."""
+
+    def __init__(self, ledger: Ledger, on_committed: OnCommitted) -> None:
+        self._ledger = ledger
+        self._on_committed = on_committed
+        self._lanes: OrderedDict[str, _Lane] = OrderedDict()
+        self._closing = False
+
+    async def fold(self, session_id: str, work: Callable[[Draft], Written[T]], *, key: str | None = None) -> T:
+        """Put `work` into the session's next batch, and wait until that is stored. `key`: one it wants to know of.
+
+        Raises:
+            StoreUnavailable: see `Journal`.
+            AnkerError: what `work` raised; nothing of it was written.
+        """
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(session_id, _Pending(done, fold=work, key=key))  # type: ignore[arg-type]
+        return await done
+
+    async def alone(self, session_id: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Carry out `work` when everything before it is written, and before anything that comes after it."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(session_id, _Pending(done, alone=work))  # type: ignore[arg-type]
+        return await done
+
+    def refuse_waiting(self, failure: StoreUnavailable) -> None:
+        """Refuse every write that has not begun."""
+        for lane in self._lanes.values():
+            while lane.pending:
+                _fail(lane.pending.popleft().done, failure)
+
+    async def close(self) -> None:
+        """Write what is waiting; later writes are refused."""
+        self._closing = True
+        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _put(self, session_id: str, pending: _Pending) -> None:
+        if self._closing:
+            raise StoreUnavailable("the store is closed")
+        lane = self._lanes.get(session_id)
+        if lane is None:
+            lane = self._lanes[session_id] = _Lane()
+        lane.pending.append(pending)
+        if lane.task is None:
+            self._lanes.move_to_end(session_id)
+            lane.task = asyncio.create_task(self._drain(session_id, lane), name="mongo-lane")
+
+    async def _drain(self, session_id: str, lane: _Lane) -> None:
+        try:
+            while lane.pending:
+                first = lane.pending[0]
+                if first.alone is not None:
+                    lane.pending.popleft()
+                    lane.slot.head = None  # whatever it does to the session, it does behind our back
+                    await self._carry_out(first, first.alone)
+                else:
+                    await self._write(session_id, lane)
+        finally:
+            lane.task = None
+            self._trim()
+
+    async def _carry_out(self, pending: _Pending, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            answer = await work()
+        except Exception as failure:  # the lane's root: whatever went wrong belongs to the one who waits
+            _fail(pending.done, failure)
+            return
+        _finish(pending.done, answer)
+
+    async def _write(self, session_id: str, lane: _Lane) -> None:
+        batch = _batch(lane.pending)
+        keys = [pending.key for pending in batch if pending.key is not None]
+        outcomes: list[_Outcome] = []
+
+        def fold(draft: Draft) -> bool:
+            outcomes.clear()
+            for pending in batch:
+                if draft.is_full:
+                    break
+                assert pending.fold is not None  # noqa: S101
+                outcomes.append(_attempt(draft, pending.fold))
+            return any(isinstance(outcome, AnkerError) for outcome in outcomes)
+
+        try:
+            await self._ledger.write(session_id, lane.slot, keys, fold)
+        except Exception as failure:  # the lane's root, as above
+            for pending in batch:
+                _fail(pending.done, failure)
+            return
+        lane.pending.extendleft(reversed(batch[len(outcomes) :]))
+        self._tell(session_id, batch, outcomes)
+        await self._ledger.copy_when_possible(lane.slot)
+
+    def _tell(self, session_id: str, batch: Sequence[_Pending], outcomes: Sequence[_Outcome]) -> None:
+        loop = asyncio.get_running_loop()
+        for outcome in outcomes:
+            if isinstance(outcome, Written) and outcome.records:
+                # Runs before any waiter, since those are scheduled below; a fault in there cannot hurt us.
+                loop.call_soon(self._on_committed, session_id, outcome.records)
+        for pending, outcome in zip(batch, outcomes, strict=False):
+            if isinstance(outcome, Written):
+                _finish(pending.done, outcome.answer)
+            else:
+                _fail(pending.done, outcome)
+
+    def _trim(self) -> None:
+        if len(self._lanes) <= _CAPACITY:
+            return
+        idle = [session_id for session_id, lane in self._lanes.items() if lane.task is None]
+        for session_id in idle[: len(self._lanes) - _CAPACITY]:
+            del self._lanes[session_id]
+
+
+def _batch(pending: deque[_Pending]) -> list[_Pending]:
+    batch: list[_Pending] = []
+    while pending and pending[0].fold is not None and len(batch) < _BATCH:
+        batch.append(pending.popleft())
+    return batch
+
+
+def _attempt(draft: Draft, work: Callable[[Draft], Written[object]]) -> _Outcome:
+    try:
+        return work(draft)
+    except (AnkerError, TypeError, ValueError, RecursionError) as refused:
+        # Its own fault and before it added anything: the others go on.
+        return refused
+
+
+def _finish(done: "asyncio.Future[object]", answer: object) -> None:
+    if not done.done():
+        done.set_result(answer)
+
+
+def _fail(done: "asyncio.Future[object]", failure: Exception) -> None:
+    if done.done():
+        return
+    # One exception raised in many tasks would collect all their tracebacks.
+    if isinstance(failure, StoreUnavailable):
+        failure = StoreUnavailable(str(failure), retry_after=failure.retry_after)
+    elif type(failure) is NotFound:
+        failure = NotFound(str(failure))
+    done.set_exception(failure)
