@@ -15,6 +15,7 @@ from app.application.services.pictures import PictureService
 from app.application.services.runs import RunService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
+from app.application.services.tickets import TicketService
 from app.domain.external.browser import Browsers
 from app.domain.external.llm import LLM
 from app.domain.external.run_queue import RunQueue
@@ -136,6 +137,7 @@ def _services(opened: _Opened, metrics: Metrics, *, heartbeat: float) -> Service
         ),
         pictures=opened.pictures,
         desktop=desktop,
+        tickets=TicketService(sessions=store.sessions, tickets=store.tickets),
         checks={"store": store.sessions.check, "sandbox": sandboxes.check},
         end_streams=feed.close,
         metrics=metrics,

@@ -6,7 +6,18 @@ from starlette.responses import Response
 from app.application.services.chat import ChatRequest
 from app.domain.errors import TooLarge
 from app.interfaces.api.document import body, operation_id, streams
-from app.interfaces.api.params import After, IdempotencyKey, LastEventId, Owner, SessionId, Use, position, read_body
+from app.interfaces.api.params import (
+    After,
+    IdempotencyKey,
+    LastEventId,
+    Owner,
+    SessionId,
+    TicketOf,
+    Use,
+    position,
+    read_body,
+    visitor_of,
+)
 from app.interfaces.api.schemas.requests import ChatBody
 from app.interfaces.api.schemas.streams import EventFrame, LiveFrame
 from app.interfaces.sse import EventStream, all_frames, event_frames
@@ -70,11 +81,20 @@ async def chat(
     )
 
 
-@router.get("/{session_id}/events", responses=streams(EventFrame, 400, 404, 503, example=_EXAMPLE))
+@router.get("/{session_id}/events", responses=streams(EventFrame, 400, 401, 404, 503, example=_EXAMPLE))
 async def follow_events(
-    services: Use, owner: Owner, session_id: SessionId, last_event_id: LastEventId = None, after: After = None
+    request: Request,
+    services: Use,
+    session_id: SessionId,
+    last_event_id: LastEventId = None,
+    after: After = None,
+    ticket: TicketOf = None,
 ) -> Response:
-    """Every event after the one that is named, then live for as long as the session lives. For `EventSource`."""
+    """Every event after the one that is named, then live for as long as the session lives. For `EventSource`.
+
+    A ticket opens it once: an `EventSource` that connects again by itself comes with the used one, is answered with 401
+    and gives up. Open a new one then, with a new ticket and `?after=` the last event."""
     number = position(last_event_id or after) or 0
-    items = await services.chat.follow(session_id, after=number, owner=owner)
+    visitor = await visitor_of(request, session_id, ticket)
+    items = await services.chat.follow(session_id, after=number, owner=visitor.owner)
     return EventStream(items, event_frames, heartbeat=services.heartbeat, end_streams=services.end_streams)

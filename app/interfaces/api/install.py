@@ -6,14 +6,22 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from app.interfaces.api import chat, health, pictures, sandbox, sessions, vnc
+from app.interfaces.api import chat, health, pictures, sandbox, sessions, tickets, vnc
 from app.interfaces.api.document import install_document
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.guard import Guard
 from app.interfaces.metrics import Metrics
 from app.interfaces.request_log import RequestLog
 
-ROUTERS = (sessions.router, chat.router, sandbox.router, pictures.router, vnc.router, health.router)
+ROUTERS = (
+    sessions.router,
+    chat.router,
+    sandbox.router,
+    pictures.router,
+    tickets.router,
+    vnc.router,
+    health.router,
+)
 
 
 def install(app: FastAPI, metrics: Metrics, *, allowed_origins: Sequence[str] = ()) -> None:

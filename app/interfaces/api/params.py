@@ -1,6 +1,7 @@
 """What routes read from a request, checked once: whose it is, which session, from where on, and its body."""
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Path, Query, Request
@@ -33,6 +34,27 @@ async def known_shape(session_id: Annotated[str, Path(description="The session's
         raise NotFound("no such session")
     session_context.set(session_id)
     return session_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visitor:
+    """Who opens a session with a request that may bring a ticket in place of a header."""
+
+    owner: str
+    view_only: bool = False
+
+
+async def visitor_of(connection: HTTPConnection, session_id: str, ticket: str | None) -> Visitor:
+    """Who asks for the session. A ticket is used up here: when nothing can be wrong with the request any more that
+    could be told without asking the store. One that is given must be good, also where none is needed.
+
+    Raises:
+        Unauthorized: the ticket does not open this session (any more).
+    """
+    if ticket is None:
+        return Visitor(owner=await owner_of(connection))
+    redeemed = await services_of(connection).tickets.redeem(ticket, session_id=session_id)
+    return Visitor(owner=redeemed.owner, view_only=redeemed.view_only)
 
 
 def position(event_id: str | None) -> int | None:
@@ -78,5 +100,9 @@ IdempotencyKey = Annotated[
         max_length=200,
         description="The same key twice in a session is one message.",
     ),
+]
+TicketOf = Annotated[
+    str | None,
+    Query(alias="ticket", description="From `POST /tickets`; for browsers, which can send no header with this."),
 ]
 After = Annotated[str | None, Query(description="An `event_id`: only what came after this event.")]

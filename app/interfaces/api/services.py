@@ -11,6 +11,7 @@ from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.pictures import PictureService
 from app.application.services.sessions import SessionService
+from app.application.services.tickets import TicketService
 from app.interfaces.metrics import Gauges, Metrics
 
 Check = Callable[[], Awaitable[str | None]]
@@ -25,6 +26,7 @@ class Services:
     sessions: SessionService
     pictures: PictureService
     desktop: DesktopService
+    tickets: TicketService
     checks: Mapping[str, Check]
     """What `/ready` asks, by the name of the dependency that is configured."""
     end_streams: Callable[[], None]

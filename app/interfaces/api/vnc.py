@@ -12,14 +12,15 @@ from fastapi import APIRouter, WebSocket
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
-from app.application.services.desktop import Ending
-from app.domain.errors import AnkerError, InvalidInput, TooLarge
+from app.application.services.desktop import Ending, Viewer
+from app.domain.errors import AnkerError, Forbidden, InvalidInput, TooLarge
 from app.interfaces.api.document import Document, failures_of, operation_id
-from app.interfaces.api.params import known_shape, owner_of
+from app.interfaces.api.params import TicketOf, known_shape, visitor_of
 from app.interfaces.api.services import services_of
-from app.interfaces.denial import deny
+from app.interfaces.denial import POLICY_VIOLATION, deny
 from app.interfaces.envelope import failure
 from app.interfaces.errors import status_of
+from app.interfaces.view_only import OnlyWatching
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +49,19 @@ router = APIRouter(tags=["sandbox"], default_response_class=Response, generate_u
 
 
 @router.get(_PATH, status_code=426, response_description="Not asked for as a WebSocket.", responses=_RESPONSES)
-async def watch_desktop(session_id: str) -> Response:
+async def watch_desktop(session_id: str, ticket: TicketOf = None) -> Response:
     """The session's desktop as a WebSocket: binary frames, subprotocol `binary` (or none), as noVNC speaks it.
 
     A sandbox is started first when the session has none; the viewer waits meanwhile. The connection is accepted in any
     case, as a browser tells a page nothing about one that is not, and then closed with a code and a reason to show:
     1000 the desktop ended the connection, 1001 or 1012 the service is shutting down, 1003 only binary frames are
-    understood, 1009 a message is too large, 1011 the viewer does not answer, or a fault of ours, 4404 no such session,
-    4410 the session was deleted or the sandbox is gone, 4502 the sandbox refused, 4503 no sandbox or desktop can be
-    had now. An unknown subprotocol (400) and pages of other origins (403) are refused at once.
+    understood, 1008 a viewer that may only watch says something unknown, 1009 a message is too large, 1011 the viewer
+    does not answer, or a fault of ours, 4401 the ticket opens nothing (any more), 4404 no such session, 4410 the
+    session was deleted or the sandbox is gone, 4502 the sandbox refused, 4503 no sandbox or desktop can be had now. An
+    unknown subprotocol (400) and pages of other origins (403) are refused at once.
+
+    With a ticket that was made with `view_only` the viewer only watches: what it types, points at or copies is dropped.
+    It must then speak RFB 3.7 or 3.8. What is copied on the desktop is still shown to it.
     """
     return failure(
         HTTPStatus.UPGRADE_REQUIRED, _MISTAKEN, headers={"Upgrade": "websocket", "Connection": "Upgrade, close"}
@@ -117,9 +122,11 @@ async def _watch(websocket: WebSocket, session_id: str) -> tuple[int, str]:
     """Serve the viewer; answers the code and the reason to close with, or 0 when it has left."""
     try:
         await known_shape(session_id)
-        owner = await owner_of(websocket)
-        desktop = services_of(websocket).desktop
-        ending = await desktop.watch(session_id, _SocketViewer(websocket), owner=owner)
+        visitor = await visitor_of(websocket, session_id, websocket.query_params.get("ticket"))
+        viewer: Viewer = _SocketViewer(websocket)
+        if visitor.view_only:
+            viewer = OnlyWatching(viewer)
+        ending = await services_of(websocket).desktop.watch(session_id, viewer, owner=visitor.owner)
     except AnkerError as error:
         return _code_of(error), str(error)
     except Exception:  # the root of a socket
@@ -148,6 +155,8 @@ def _code_of(error: AnkerError) -> int:
             return UNSUPPORTED
         case TooLarge():
             return TOO_BIG
+        case Forbidden():
+            return POLICY_VIOLATION
         case _:
             status = status_of(error)
             return INTERNAL if status == HTTPStatus.INTERNAL_SERVER_ERROR else PRIVATE + status

@@ -117,6 +117,19 @@ class FileAnswer(SuccessAnswer):
     data: FileView
 
 
+class IssuedTicket(Schema):
+    """A new ticket: for one request, within 30 seconds."""
+
+    ticket: str = Field(description="Goes into the query of what it opens, as `?ticket=`.")
+    expires_at: int = Field(description="Whole seconds since the epoch, UTC.")
+
+
+class TicketAnswer(SuccessAnswer):
+    """See `IssuedTicket`."""
+
+    data: IssuedTicket
+
+
 class Health(Schema):
     """The process answers."""
 

@@ -35,6 +35,15 @@ class ShellBody(RequestBody):
     )
 
 
+class TicketBody(RequestBody):
+    """What a ticket is for."""
+
+    session_id: StrictStr = Field(description="The session that it opens.")
+    view_only: StrictBool | None = Field(
+        None, description="A desktop that it opens is only watched: keyboard, pointer and clipboard are dropped."
+    )
+
+
 class FileBody(RequestBody):
     """Which file to read."""
 
