@@ -8,7 +8,7 @@ import pytest
 from app.domain.external.feed import Feed
 from app.domain.models.event import EventRecord, TextDelta
 from app.infrastructure.streams.memory import MemoryFeed
-from app.infrastructure.streams.memory.feed import _TAIL_BYTES, _TAIL_RECORDS
+from app.infrastructure.streams.memory.topics import _TAIL_BYTES, _TAIL_RECORDS
 
 
 @pytest.fixture

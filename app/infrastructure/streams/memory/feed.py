@@ -2,116 +2,22 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from app.domain.external.feed import Subscription
 from app.domain.models.event import TERMINAL, EventRecord, TextDelta
+from app.infrastructure.streams.memory.topics import Follower, Topic, Writing
 
-_TAIL_RECORDS = 512
-_TAIL_BYTES = 2 * 2**20
 _HEADS = 4096
 """Sessions whose newest number is remembered; for others a follower asks the journal."""
 
-_ENDS_TEXT = TERMINAL | {"message"}
+ENDS_TEXT = TERMINAL | {"message"}
 """Types of events after which nothing more comes of the message that was being written."""
 
-_LISTED = TERMINAL | {"message", "title"}
+LISTED = TERMINAL | {"message", "title"}
 """Types of events that change the list of sessions."""
-
-
-class _Writing:
-    """The message that the agent is writing: its pieces, kept once for all readers."""
-
-    __slots__ = ("message_id", "pieces")
-
-    def __init__(self, message_id: str) -> None:
-        self.message_id = message_id
-        self.pieces: list[str] = []
-
-
-class _Topic:
-    """A session that somebody follows. The tail's numbers run without gaps up to `head`; `head` 0 is unknown."""
-
-    __slots__ = ("followers", "head", "size", "tail", "writing")
-
-    def __init__(self, head: int, writing: _Writing | None) -> None:
-        self.head = head
-        self.writing = writing
-        self.tail: list[EventRecord] = []
-        self.size = 0
-        self.followers: set[_Follower] = set()
-
-    def add(self, records: Sequence[EventRecord]) -> None:
-        """Take newly stored `records` into the tail, and let go of the oldest beyond its bounds."""
-        if self.tail and records[0].number != self.head + 1:
-            self.tail, self.size = [], 0
-        self.tail.extend(records)
-        self.size += sum(len(record.data) for record in records)
-        self.head = records[-1].number
-        surplus = max(0, len(self.tail) - _TAIL_RECORDS)
-        self.size -= sum(len(record.data) for record in self.tail[:surplus])
-        while self.size > _TAIL_BYTES:
-            self.size -= len(self.tail[surplus].data)
-            surplus += 1
-        del self.tail[:surplus]
-
-    def since(self, number: int) -> Sequence[EventRecord] | None:
-        """See `Subscription.since`."""
-        if self.head and number >= self.head:
-            return ()
-        if not self.tail or number + 1 < self.tail[0].number:
-            return None
-        return self.tail[number + 1 - self.tail[0].number :]
-
-    def wake(self) -> None:
-        """Something changed for every follower."""
-        for follower in self.followers:
-            follower.woken.set()
-
-
-class _Follower:
-    """A `Subscription`."""
-
-    __slots__ = ("_position", "_topic", "_writing", "ended", "woken")
-
-    def __init__(self, topic: _Topic, *, ended: bool) -> None:
-        self._topic = topic
-        self._writing: _Writing | None = None
-        self._position = 0
-        self.woken = asyncio.Event()
-        self.ended = False
-        if ended:
-            self.end()
-
-    def since(self, number: int) -> Sequence[EventRecord] | None:
-        """See `Subscription.since`."""
-        return self._topic.since(number)
-
-    def text(self) -> TextDelta | None:
-        """See `Subscription.text`."""
-        writing = self._topic.writing
-        if writing is not self._writing:
-            self._writing, self._position = writing, 0
-        if writing is None or self._position == len(writing.pieces):
-            return None
-        added = "".join(writing.pieces[self._position :])
-        self._position = len(writing.pieces)
-        return TextDelta(writing.message_id, added)
-
-    async def changed(self) -> bool:
-        """See `Subscription.changed`."""
-        await self.woken.wait()
-        if self.ended:
-            return False
-        self.woken.clear()
-        return True
-
-    def end(self) -> None:
-        """Nothing more will come."""
-        self.ended = True
-        self.woken.set()
 
 
 class _Following(AbstractAsyncContextManager[Subscription]):
@@ -120,7 +26,7 @@ class _Following(AbstractAsyncContextManager[Subscription]):
     def __init__(self, feed: "MemoryFeed", session_id: str) -> None:
         self._feed = feed
         self._session_id = session_id
-        self._follower: _Follower | None = None
+        self._follower: Follower | None = None
 
     async def __aenter__(self) -> Subscription:
         self._follower = self._feed.enter(self._session_id)
@@ -137,11 +43,15 @@ class MemoryFeed:
     """A `Feed` (see there) for one process. Every method but the two that wait belongs on the event loop's thread.
 
     A session's records are kept only while somebody follows it, and then bounded in number and in bytes.
+
+    `alone`: nobody writes to the store but this process, so that what was published here is all there is. Where others
+    write too, whoever hears of them says so with `deliver` and `doubt`.
     """
 
-    def __init__(self) -> None:
-        self._topics: dict[str, _Topic] = {}
-        self._writing: dict[str, _Writing] = {}
+    def __init__(self, *, alone: bool = True) -> None:
+        self._alone = alone
+        self._topics: dict[str, Topic] = {}
+        self._writing: dict[str, Writing] = {}
         self._heads: OrderedDict[str, int] = OrderedDict()
         self._version = 1  # above the 0 with which a follower begins
         self._list_changed = asyncio.Event()
@@ -152,30 +62,61 @@ class MemoryFeed:
         """How many readers follow sessions."""
         return sum(len(topic.followers) for topic in self._topics.values())
 
+    @property
+    def followed(self) -> Collection[str]:
+        """The sessions that somebody follows."""
+        return self._topics.keys()
+
     def publish(self, session_id: str, records: Sequence[EventRecord]) -> None:
         """See `Feed.publish`."""
-        if not records:
-            return
-        self._heads[session_id] = records[-1].number
-        self._heads.move_to_end(session_id)
-        if len(self._heads) > _HEADS:
-            self._heads.popitem(last=False)
-        if any(record.type in _ENDS_TEXT for record in records):
+        if any(record.type in ENDS_TEXT for record in records):
             # The whole message is there, or the run that wrote it is over: pieces of it after that would confuse.
             self.retract(session_id)
+        self.deliver(session_id, records)
+        if any(record.type in LISTED for record in records):
+            self.touch()
+
+    def deliver(self, session_id: str, records: Sequence[EventRecord]) -> bool:
+        """Pass `records` on to the session's followers and to nobody else; what is known already is left out.
+
+        False when records are missing between what is known and `records`.
+        """
+        known = self._head(session_id)
+        if records and records[0].number <= known:
+            records = [record for record in records if record.number > known]
+        if not records:
+            return True
+        self._remember(session_id, records[-1].number)
         topic = self._topics.get(session_id)
         if topic is not None:
             topic.add(records)
             topic.wake()
-        if any(record.type in _LISTED for record in records):
-            self.touch()
+        return not known or records[0].number == known + 1
+
+    def doubt(self, session_id: str) -> None:
+        """The store may hold more than was published here: followers ask it once."""
+        topic = self._topics.get(session_id)
+        if topic is not None:
+            topic.doubts += 1
+            topic.wake()
+
+    def doubt_below(self, session_id: str, head: int) -> bool:
+        """The store holds everything up to `head`. Answers whether that is more than was published here."""
+        if head <= self._head(session_id):
+            return False
+        self._remember(session_id, head)
+        topic = self._topics.get(session_id)
+        if topic is not None:
+            topic.skip_to(head)
+        self.doubt(session_id)
+        return True
 
     def write(self, session_id: str, delta: TextDelta) -> None:
         """See `Feed.write`."""
         topic = self._topics.get(session_id)
         writing = self._writing.get(session_id)
         if writing is None or writing.message_id != delta.message_id:
-            writing = self._writing[session_id] = _Writing(delta.message_id)
+            writing = self._writing[session_id] = Writing(delta.message_id)
             if topic is not None:
                 topic.writing = writing
         writing.pieces.append(delta.delta)
@@ -188,6 +129,18 @@ class MemoryFeed:
         topic = self._topics.get(session_id)
         if topic is not None:
             topic.writing = None
+
+    def written(self, session_id: str) -> Writing | None:
+        """The message that is being written."""
+        return self._writing.get(session_id)
+
+    def resume(self, session_id: str, writing: Writing) -> None:
+        """`writing` is, or is again, the message that is being written; readers keep their places in it."""
+        self._writing[session_id] = writing
+        topic = self._topics.get(session_id)
+        if topic is not None:
+            topic.writing = writing
+            topic.wake()
 
     def touch(self) -> None:
         """See `Feed.touch`."""
@@ -222,21 +175,31 @@ class MemoryFeed:
             self.drop(session_id)
         self.touch()
 
-    def enter(self, session_id: str) -> _Follower:
+    def enter(self, session_id: str) -> Follower:
         """A new follower of the session; pair it with `leave`."""
         topic = self._topics.get(session_id)
         if topic is None:
-            topic = _Topic(self._heads.get(session_id, 0), self._writing.get(session_id))
+            topic = Topic(self._heads.get(session_id, 0), self._writing.get(session_id))
             if not self._closed:
                 self._topics[session_id] = topic
-        follower = _Follower(topic, ended=self._closed)
+        follower = Follower(topic, sure=self._alone, ended=self._closed)
         topic.followers.add(follower)
         return follower
 
-    def leave(self, session_id: str, follower: _Follower) -> None:
+    def leave(self, session_id: str, follower: Follower) -> None:
         """The follower goes; with the last one goes what was kept for them."""
         topic = self._topics.get(session_id)
         if topic is not None:
             topic.followers.discard(follower)
             if not topic.followers:
                 del self._topics[session_id]
+
+    def _head(self, session_id: str) -> int:
+        topic = self._topics.get(session_id)
+        return self._heads.get(session_id, 0) if topic is None else topic.head
+
+    def _remember(self, session_id: str, head: int) -> None:
+        self._heads[session_id] = head
+        self._heads.move_to_end(session_id)
+        if len(self._heads) > _HEADS:
+            self._heads.popitem(last=False)

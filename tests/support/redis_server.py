@@ -1,0 +1,104 @@
+"""A real Redis on a free loopback port, that a test can stop, freeze and start again."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+_START_SECONDS = 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def require_redis() -> str:
+    """The program; the test is left out where there is none, and fails in CI."""
+    path = shutil.which("redis-server")
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("there is no redis-server here")
+        pytest.skip("there is no redis-server here")
+    return path
+
+
+class RedisServer:
+    """Keeps nothing on disk. Always on the same port, so that clients find it again."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.port = free_port()
+        self._arguments = arguments
+        self._process: asyncio.subprocess.Process | None = None
+        self._directory = tempfile.TemporaryDirectory(prefix="redis-")
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.kill()
+        self._directory.cleanup()
+
+    async def start(self) -> None:
+        """Returns when it answers."""
+        where = Path(self._directory.name)
+        with (where / "log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(require_redis(), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(where)),
+                *("--save", "", "--appendonly", "no", "--daemonize", "no", *self._arguments),
+                stdout=log,
+                stderr=log,
+            )
+        async with asyncio.timeout(_START_SECONDS):
+            while not await self._listens():
+                assert self._process.returncode is None, (where / "log").read_text()
+                await asyncio.sleep(0.01)
+
+    async def kill(self) -> None:
+        """As a crash; also when it is frozen."""
+        if self._process is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    async def ask(self, *command: str | bytes) -> Any:
+        """The reply to one command."""
+        from redis.asyncio import Redis
+
+        async with Redis.from_url(self.url, socket_timeout=10) as client:
+            return await client.execute_command(*command)
+
+    async def _listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return False
+        writer.close()
+        return True
