@@ -1,9 +1,10 @@
-"""`python -m app`: run the service. `--reload` starts it anew whenever the code changes."""
+"""`python -m app [api | worker]`: run the service or one part of it. `--reload`: anew whenever the code changes."""
 
 import argparse
 import asyncio
 import errno
 import os
+import signal
 import sys
 from contextlib import suppress
 from socket import AF_INET, AF_INET6, create_server, socket
@@ -13,11 +14,13 @@ import sniffio
 import uvicorn
 from fastapi import FastAPI
 
-from app.bootstrap import Container
+from app.bootstrap import Container, open_container
 from app.domain.errors import AnkerError
+from app.infrastructure.logging import configure_logging
+from app.interfaces.metrics import Metrics
 from app.interfaces.viewer_connection import MAX_MESSAGE, PING_SECONDS, PONG_SECONDS, ViewerConnection
 from app.main import create_app
-from app.settings import Settings, UnusableSetting, load_settings
+from app.settings import Role, Settings, UnusableSetting, load_settings
 
 DRAIN_SECONDS = 3
 """How long open requests may take to end once the service was told to stop."""
@@ -76,11 +79,10 @@ def welcome(container: Container, url: str) -> list[str]:
     ]
 
 
-def serve(settings: Settings, listener: socket) -> None:
+def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
     """Run the service until SIGINT or SIGTERM."""
-    # Otherwise the HTTP clients find it out anew several times a request: a tenth of what a turn of the agent costs.
-    sniffio.current_async_library_cvar.set("asyncio")
-    app = create_app(settings)
+    _settle_async_library()
+    app = create_app(settings, role=role)
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -95,6 +97,29 @@ def serve(settings: Settings, listener: socket) -> None:
     )
     with suppress(KeyboardInterrupt):  # uvicorn hands Ctrl-C on once everything is closed
         Server(config, app).run(sockets=[listener])
+
+
+async def work(settings: Settings) -> None:
+    """Carry runs, without serving requests, until SIGINT or SIGTERM.
+
+    Raises:
+        AnkerError: something that is foreseen does not open.
+        UnusableSetting: a setting cannot be used.
+    """
+    _settle_async_library()
+    configure_logging(settings.log_level)
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    async with open_container(settings, {}, Metrics(), role="worker") as container:
+        print(f"Anker works on runs\nIt uses {container.description}", flush=True)
+        await told.wait()
+
+
+def _settle_async_library() -> None:
+    """Otherwise the HTTP clients find it out anew several times a request: a tenth of what a turn of the agent
+    costs."""
+    sniffio.current_async_library_cvar.set("asyncio")
 
 
 def listen(settings: Settings) -> socket:
@@ -116,17 +141,29 @@ def listen(settings: Settings) -> socket:
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="anker", description="An agent backend with a computer for every session.")
+    parser.add_argument(
+        "role",
+        nargs="?",
+        choices=("all", "api", "worker"),
+        default="all",
+        help="serve requests (api), carry runs (worker), or both; one alone needs MONGODB_URL and REDIS_URL",
+    )
     parser.add_argument("--reload", action="store_true", help="start anew whenever the code changes")
     arguments = parser.parse_args()
+    role: Role = arguments.role
     try:
         settings = load_settings()
+        settings.check_role(role)
+        if role == "worker":
+            asyncio.run(work(settings))
+            return
         listener = listen(settings)
-    except UnusableSetting as error:
+    except (AnkerError, UnusableSetting) as error:
         sys.exit(str(error))
     if arguments.reload:
         _watch(listener)
     else:
-        serve(settings, listener)
+        serve(settings, listener, role)
 
 
 def _watch(listener: socket) -> None:

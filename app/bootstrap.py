@@ -2,6 +2,8 @@
 
 import logging
 import os
+import secrets
+import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from app.domain.external.llm import LLM
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
+from app.domain.external.signals import Signals
 from app.domain.models.event import EventRecord
 from app.domain.services.flows.plan_act import FlowParts
 from app.domain.services.tools.base import Tool
@@ -28,8 +31,11 @@ from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.llm.demo import DemoModel
 from app.infrastructure.llm.openai import OpenAIModel
+from app.infrastructure.persistence.mongo import MongoStore
 from app.infrastructure.persistence.sqlite.store import SqliteStore
+from app.infrastructure.persistence.sqlite.writer import OnCommitted
 from app.infrastructure.queue.inline import InlineRunQueue
+from app.infrastructure.queue.leased import LeasedRunQueue
 from app.infrastructure.sandbox.detect import docker_answers, has_chromium
 from app.infrastructure.sandbox.docker.egress import parse_egress
 from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
@@ -40,10 +46,13 @@ from app.infrastructure.sandbox.remote import RemoteSandboxes
 from app.infrastructure.search.ddgs import DdgsSearch
 from app.infrastructure.search.google import GoogleSearch
 from app.infrastructure.streams.memory.feed import MemoryFeed
+from app.infrastructure.streams.memory.signals import LocalSignals
+from app.infrastructure.streams.polling import PollingFeed
+from app.infrastructure.streams.redis import RedisBus, RedisFeed, RedisSignals
 from app.interfaces.api.services import Services
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import encode_event, picture_address
-from app.settings import Settings, UnusableSetting
+from app.settings import Role, Settings, UnusableSetting
 
 log = logging.getLogger(__name__)
 
@@ -69,23 +78,29 @@ class Container:
     """What is used, in words for the operator."""
 
 
+Store = SqliteStore | MongoStore
+AnyFeed = MemoryFeed | PollingFeed
+
+
 @asynccontextmanager
-async def open_container(settings: Settings, overrides: Overrides, metrics: Metrics) -> AsyncGenerator[Container, None]:
+async def open_container(
+    settings: Settings, overrides: Overrides, metrics: Metrics, *, role: Role = "all"
+) -> AsyncGenerator[Container, None]:
     """Open the parts in the order in which they need each other; close them the other way round, runs before stores.
 
     Raises:
         StoreUnavailable: the store cannot be opened.
+        UnusableSetting: a setting cannot be used.
     """
     async with AsyncExitStack() as stack:
-        feed = MemoryFeed()
 
         def on_committed(session_id: str, records: Sequence[EventRecord]) -> None:
             feed.publish(session_id, records)
             metrics.stored(records)
 
-        store = await stack.enter_async_context(
-            SqliteStore(settings.data_dir, encode=encode_event, on_committed=on_committed)
-        )
+        store = await stack.enter_async_context(_store(settings, on_committed))
+        bus = await _bus(settings, store, stack)
+        feed = await _feed(store, bus, stack)
         model, model_words = _model(settings, overrides)
         stack.push_async_callback(model.close)
         sandboxes, sandbox_words = await _sandboxes(settings, overrides, store)
@@ -96,15 +111,16 @@ async def open_container(settings: Settings, overrides: Overrides, metrics: Metr
         engine = await _engine(settings, overrides, stack)
         parts = FlowParts(journal=store.journal, feed=feed, model=model, tools=overrides.get("tools", EXECUTING))
         runs = RunService(parts=parts, sandboxes=sandboxes, browsers=browsers, pictures=pictures, engine=engine)
-        queue = InlineRunQueue(runs)
+        signals = LocalSignals() if bus is None else RedisSignals(bus)
+        queue = await _queue(store, runs, signals, role=role)
         stack.push_async_callback(queue.close)
         stack.callback(feed.close)
-        opened = _Opened(store=store, feed=feed, queue=queue, sandboxes=sandboxes, browsers=browsers, pictures=pictures)
+        opened = _Opened(
+            store=store, bus=bus, feed=feed, queue=queue, sandboxes=sandboxes, browsers=browsers, pictures=pictures
+        )
         services = _services(opened, metrics, heartbeat=overrides.get("heartbeat", 15.0))
-        for session_id in await store.sessions.active():
-            log.info("a run that was cut short goes on", extra={"session_id": session_id})
-            queue.resume(session_id)
-        words = f"store: SQLite in {settings.data_dir}; sandbox: {sandbox_words}; model: {model_words}"
+        where = f"SQLite in {settings.data_dir}" if isinstance(store, SqliteStore) else "MongoDB"
+        words = f"store: {where}{'' if bus is None else ', with Redis'}; sandbox: {sandbox_words}; model: {model_words}"
         yield Container(services=services, queue=queue, description=words)
 
 
@@ -112,12 +128,49 @@ async def open_container(settings: Settings, overrides: Overrides, metrics: Metr
 class _Opened:
     """What the use cases stand on."""
 
-    store: SqliteStore
-    feed: MemoryFeed
-    queue: InlineRunQueue
+    store: Store
+    bus: RedisBus | None
+    feed: AnyFeed
+    queue: RunQueue
     sandboxes: SandboxProvider
     browsers: Browsers
     pictures: PictureService
+
+
+def _store(settings: Settings, on_committed: OnCommitted) -> Store:
+    if url := settings.mongodb_url.get_secret_value():
+        return MongoStore(url, settings.mongodb_database, encode=encode_event, on_committed=on_committed)
+    return SqliteStore(settings.data_dir, encode=encode_event, on_committed=on_committed)
+
+
+async def _bus(settings: Settings, store: Store, stack: AsyncExitStack) -> RedisBus | None:
+    if not (url := settings.redis_url.get_secret_value()):
+        return None
+    try:
+        return await stack.enter_async_context(RedisBus(url, prefix=f"anker:{store.installation}"))
+    except ValueError as error:
+        raise UnusableSetting(f"REDIS_URL: {error}") from None
+
+
+async def _feed(store: Store, bus: RedisBus | None, stack: AsyncExitStack) -> AnyFeed:
+    if bus is None and isinstance(store, SqliteStore):
+        return MemoryFeed()
+    hub, heads = MemoryFeed(alone=False), store.sessions.heads
+    return await stack.enter_async_context(PollingFeed(hub, heads) if bus is None else RedisFeed(hub, bus, heads))
+
+
+async def _queue(store: Store, runs: RunService, signals: Signals, *, role: Role) -> RunQueue:
+    if isinstance(store, SqliteStore):
+        inline = InlineRunQueue(runs)
+        for session_id in await store.sessions.active():
+            log.info("a run that was cut short goes on", extra={"session_id": session_id})
+            inline.resume(session_id)
+        return inline
+    # Told apart in the store by a person; never the same twice.
+    holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    leased = LeasedRunQueue(runs, store.leases, signals, holder=holder, takes_runs=role != "api")
+    leased.start()
+    return leased
 
 
 def _services(opened: _Opened, metrics: Metrics, *, heartbeat: float) -> Services:
@@ -138,7 +191,11 @@ def _services(opened: _Opened, metrics: Metrics, *, heartbeat: float) -> Service
         pictures=opened.pictures,
         desktop=desktop,
         tickets=TicketService(sessions=store.sessions, tickets=store.tickets),
-        checks={"store": store.sessions.check, "sandbox": sandboxes.check},
+        checks={
+            "store": store.sessions.check,
+            **({} if opened.bus is None else {"redis": opened.bus.check}),
+            "sandbox": sandboxes.check,
+        },
         end_streams=feed.close,
         metrics=metrics,
         gauges={
@@ -167,7 +224,7 @@ def _model(settings: Settings, overrides: Overrides) -> tuple[LLM, str]:
     return model, f"{settings.model_name} at {settings.api_base}"
 
 
-async def _sandboxes(settings: Settings, overrides: Overrides, store: SqliteStore) -> tuple[SandboxProvider, str]:
+async def _sandboxes(settings: Settings, overrides: Overrides, store: Store) -> tuple[SandboxProvider, str]:
     if (given := overrides.get("sandboxes")) is not None:
         return given, "given"
     match settings.sandbox_provider:
@@ -194,7 +251,7 @@ async def _sandboxes(settings: Settings, overrides: Overrides, store: SqliteStor
     return local, f"processes on this machine, unisolated{browser}"
 
 
-async def _docker(settings: Settings, store: SqliteStore) -> tuple[SandboxProvider, str]:
+async def _docker(settings: Settings, store: Store) -> tuple[SandboxProvider, str]:
     try:
         egress = parse_egress(settings.sandbox_egress)
     except ValueError as error:
