@@ -15,9 +15,7 @@ from app.interfaces.origin import OriginGuard
 from app.settings import Role, Settings, load_settings
 
 
-def create_app(
-    settings: Settings | None = None, *, role: Role = "all", **overrides: Unpack[Overrides]
-) -> FastAPI:
+def create_app(settings: Settings | None = None, *, role: Role = "all", **overrides: Unpack[Overrides]) -> FastAPI:
     """The service as an ASGI application. `settings`: from the environment when None; `role`: whether this process
     carries runs as well; `overrides`: see `Overrides`.
 
