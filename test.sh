@@ -27,7 +27,8 @@ fi
 
 # Real parts, where a user has real parts.
 prepare_parts() {
-    install_missing chromium=chromium Xvnc=tigervnc-standalone-server jwm=jwm npm=npm ip=iproute2 openssl=openssl redis-server=redis-server &&
+    install_missing chromium=chromium Xvnc=tigervnc-standalone-server jwm=jwm npm=npm ip=iproute2 openssl=openssl \
+        redis-server=redis-server &&
         ensure_engine && ensure_base_image && ensure_image
 }
 if ! prepare_parts && [ "${CI:-}" = true ]; then

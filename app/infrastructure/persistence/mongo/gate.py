@@ -21,6 +21,7 @@ _MISSES = 2
 """Looks in a row that took longer while nothing else succeeded: the server hangs."""
 
 _RETRY_AFTER = 2
+_BROKE = "the connection broke"
 
 
 def unavailable(words: str) -> StoreUnavailable:
@@ -96,10 +97,9 @@ class Gate:
             raise self.refused(error) from error
         except asyncio.CancelledError:
             current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            if current is None or current.cancelling():
                 raise
-            self.check()
-            raise
+            raise unavailable(_BROKE) from None  # it was the gate that closed
         finally:
             self._reads.discard(task)  # type: ignore[arg-type]
         self._succeeded = time.monotonic()

@@ -31,18 +31,24 @@ class Written(Generic[T]):
     records: Sequence[EventRecord] = ()
 
 
-@dataclass(slots=True)
-class _Pending:
+@dataclass(frozen=True, slots=True)
+class _Fold:
     done: "asyncio.Future[object]"
-    fold: "Callable[[Draft], Written[object]] | None" = None
-    key: str | None = None
-    alone: "Callable[[], Awaitable[object]] | None" = None
+    work: "Callable[[Draft], Written[object]]"
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    done: "asyncio.Future[object]"
+    work: "Callable[[], Awaitable[object]]"
+    forget: bool
 
 
 @dataclass(slots=True)
 class _Lane:
     slot: Slot = field(default_factory=Slot)
-    pending: deque[_Pending] = field(default_factory=deque[_Pending])
+    pending: "deque[_Fold | _Alone]" = field(default_factory=deque["_Fold | _Alone"])
     task: "asyncio.Task[None] | None" = None
 
 
@@ -66,13 +72,16 @@ class Lanes:
             AnkerError: what `work` raised; nothing of it was written.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(session_id, _Pending(done, fold=work, key=key))  # type: ignore[arg-type]
+        self._put(session_id, _Fold(done, work, key))  # type: ignore[arg-type]
         return await done
 
-    async def alone(self, session_id: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Carry out `work` when everything before it is written, and before anything that comes after it."""
+    async def alone(self, session_id: str, work: Callable[[], Awaitable[T]], *, forget: bool) -> T:
+        """Carry out `work` when everything before it is written, and before anything that comes after it.
+
+        `forget`: it may change where the session stands, or whether there is one.
+        """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._put(session_id, _Pending(done, alone=work))  # type: ignore[arg-type]
+        self._put(session_id, _Alone(done, work, forget))  # type: ignore[arg-type]
         return await done
 
     def refuse_waiting(self, failure: StoreUnavailable) -> None:
@@ -88,7 +97,7 @@ class Lanes:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _put(self, session_id: str, pending: _Pending) -> None:
+    def _put(self, session_id: str, pending: _Fold | _Alone) -> None:
         if self._closing:
             raise StoreUnavailable("the store is closed")
         lane = self._lanes.get(session_id)
@@ -103,19 +112,20 @@ class Lanes:
         try:
             while lane.pending:
                 first = lane.pending[0]
-                if first.alone is not None:
+                if isinstance(first, _Alone):
                     lane.pending.popleft()
-                    lane.slot.head = None  # whatever it does to the session, it does behind our back
-                    await self._carry_out(first, first.alone)
+                    if first.forget:
+                        lane.slot.head = None
+                    await self._carry_out(first)
                 else:
                     await self._write(session_id, lane)
         finally:
             lane.task = None
             self._trim()
 
-    async def _carry_out(self, pending: _Pending, work: Callable[[], Awaitable[object]]) -> None:
+    async def _carry_out(self, pending: _Alone) -> None:
         try:
-            answer = await work()
+            answer = await pending.work()
         except Exception as failure:  # the lane's root: whatever went wrong belongs to the one who waits
             _fail(pending.done, failure)
             return
@@ -131,8 +141,7 @@ class Lanes:
             for pending in batch:
                 if draft.is_full:
                     break
-                assert pending.fold is not None  # noqa: S101
-                outcomes.append(_attempt(draft, pending.fold))
+                outcomes.append(_attempt(draft, pending.work))
             return any(isinstance(outcome, AnkerError) for outcome in outcomes)
 
         try:
@@ -145,7 +154,7 @@ class Lanes:
         self._tell(session_id, batch, outcomes)
         await self._ledger.copy_when_possible(lane.slot)
 
-    def _tell(self, session_id: str, batch: Sequence[_Pending], outcomes: Sequence[_Outcome]) -> None:
+    def _tell(self, session_id: str, batch: Sequence[_Fold], outcomes: Sequence[_Outcome]) -> None:
         loop = asyncio.get_running_loop()
         for outcome in outcomes:
             if isinstance(outcome, Written) and outcome.records:
@@ -165,10 +174,15 @@ class Lanes:
             del self._lanes[session_id]
 
 
-def _batch(pending: deque[_Pending]) -> list[_Pending]:
-    batch: list[_Pending] = []
-    while pending and pending[0].fold is not None and len(batch) < _BATCH:
-        batch.append(pending.popleft())
+def _batch(pending: "deque[_Fold | _Alone]") -> list[_Fold]:
+    """Take what comes next and can be written together."""
+    batch: list[_Fold] = []
+    while pending and len(batch) < _BATCH:
+        first = pending[0]
+        if isinstance(first, _Alone):
+            break
+        batch.append(first)
+        pending.popleft()
     return batch
 
 

@@ -33,7 +33,7 @@ class MongoLeases:
     async def renew(self, *, holder: str, seconds: float) -> Sequence[Lease]:
         """See `LeaseRepository.renew`."""
         sessions = self._ledger.tables.sessions
-        query = {"lease.holder": _name(holder)}
+        query = {"lease.holder": well_formed(holder)}
         later = [{"$set": {"lease.until": _from_now(seconds)}}]
         await self._gate.write(lambda: sessions.update_many(query, later))
         rows = await self._gate.write(lambda: sessions.find(query, _SHOWN).to_list(None))
@@ -98,11 +98,6 @@ class MongoLeases:
         return found
 
 
-def _name(holder: str) -> Document:
-    # As `$literal`, and not bare: in a pipeline a word that begins with `$` is the name of a field.
-    return {"$eq": well_formed(holder)}
-
-
 def _from_now(seconds: float) -> Document:
     return {"$add": ["$$NOW", max(round(seconds * 1000), 0)]}
 
@@ -113,6 +108,7 @@ def _grant(holder: str, seconds: float) -> Document:
     return {
         "$set": {
             "lease": {
+                # Not bare: in a pipeline a word that begins with `$` is the name of a field.
                 "holder": {"$literal": well_formed(holder)},
                 "until": _from_now(seconds),
                 "token": {"$add": ["$lease.token", 1]},

@@ -99,8 +99,8 @@ class Leaving:
     async def _round(self) -> None:
         """Clear away behind every mark. Those that are old enough go, since nothing can come behind them any more."""
         tables = self._ledger.tables
-        age: Document = {"$dateDiff": {"startDate": "$at", "endDate": "$$NOW", "unit": "second"}}
-        fields: Document = {"old": {"$gte": [age, _LINGER_SECONDS]}}
+        age: Document = {"$subtract": ["$$NOW", "$at"]}
+        fields: Document = {"old": {"$gte": [age, _LINGER_SECONDS * 1000]}}
         for mark in await self._gate.write(lambda: tables.leaving.find({}, fields).to_list(None)):
             await self.clear(mark["_id"])
             if mark["old"]:

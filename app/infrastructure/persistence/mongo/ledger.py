@@ -75,9 +75,10 @@ class Ledger:
 
     async def copy_when_possible(self, slot: Slot) -> None:
         """Copy the newest rows to where rows lie; what does not succeed is done before the next write."""
-        if slot.head is not None:
+        head, slot.head = slot.head, None
+        if head is not None:
             with suppress(StoreUnavailable):
-                slot.head = await self._copied(slot.head)
+                slot.head = await self._copied(head)
 
     async def _look_up(self, session_id: str) -> Head:
         query = {"_id": session_id}

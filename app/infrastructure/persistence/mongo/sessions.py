@@ -56,7 +56,7 @@ class MongoSessions:
         """
         check_time(at)
         key = well_formed(session_id)
-        await self._lanes.alone(key, lambda: self._create(key, well_formed(owner), at))
+        await self._lanes.alone(key, lambda: self._create(key, well_formed(owner), at), forget=True)
 
     async def get(self, session_id: str, *, owner: str) -> Session:
         """See `SessionRepository.get`."""
@@ -100,7 +100,7 @@ class MongoSessions:
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         """See `SessionRepository.mark_delivered`."""
         key = well_formed(session_id)
-        return await self._lanes.alone(key, lambda: self._mark(key, number))
+        return await self._lanes.alone(key, lambda: self._mark(key, number), forget=False)
 
     async def usage(self, session_id: str) -> Usage:
         """See `SessionRepository.usage`."""
@@ -112,8 +112,8 @@ class MongoSessions:
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         """See `SessionRepository.delete`."""
-        key = well_formed(session_id)
-        ordinal = await self._lanes.alone(key, lambda: self._leaving.take_away(key, well_formed(owner)))
+        key, mine = well_formed(session_id), well_formed(owner)
+        ordinal = await self._lanes.alone(key, lambda: self._leaving.take_away(key, mine), forget=True)
         await self._leaving.clear(ordinal)
 
     async def check(self) -> str | None:

@@ -47,8 +47,8 @@ class MongoStore:
             StoreUnavailable: MONGODB_URL or MONGODB_DATABASE cannot be used, nobody answers there, the server is no
                 replica set, or a newer program wrote the database.
         """
-        self._driver.open()
         try:
+            self._driver.open()
             self._ledger.tables = tables_of(self._driver)
             self.installation = await prepare(self._driver, self._ledger.tables)
         except self._driver.failures as error:
