@@ -16,7 +16,7 @@ STORES = ("mongodb", "redis")
 def test_the_service_runs_by_itself_and_the_rest_when_it_is_asked_for() -> None:
     by_itself = {name for name, service in SERVICES.items() if "profiles" not in service}
     assert by_itself == {"anker"}
-    assert {name for name, service in SERVICES.items() if service.get("profiles") == ["stores"]} == set(STORES)
+    assert {name for name, service in SERVICES.items() if service.get("profiles") == ["stores"]} == {*STORES, "worker"}
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -27,7 +27,7 @@ def test_a_store_is_where_only_the_service_is(name: str) -> None:
     assert "ports" not in store
     assert "network_mode" not in store
     others = {other for other, service in SERVICES.items() if "stores" in service.get("networks", ())}
-    assert others == {*STORES, "anker"}
+    assert others == {*STORES, "anker", "worker"}
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -58,7 +58,17 @@ def test_the_service_has_the_engines_socket_its_data_and_few_privileges() -> Non
     assert anker["cap_drop"] == ["ALL"]
     assert anker["read_only"] is True
     assert "privileged" not in anker
-    assert [name for name, service in SERVICES.items() if "docker.sock" in str(service)] == ["anker"]
+    assert [name for name, service in SERVICES.items() if "docker.sock" in str(service)] == ["anker", "worker"]
+
+
+def test_a_worker_is_the_service_without_a_port() -> None:
+    worker, anker = SERVICES["worker"], SERVICES["anker"]
+    assert worker["command"][-3:] == ["-m", "app", "worker"]
+    assert worker["ports"] == []
+    own = {"profiles", "command", "ports", "healthcheck"}
+    assert {name: value for name, value in worker.items() if name not in own} == {
+        name: value for name, value in anker.items() if name not in own
+    }
 
 
 def test_what_it_builds_is_there() -> None:
