@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from tests.api.house import House, served
+from tests.api.studio import Studio
 
 
 @pytest.fixture
@@ -24,3 +25,9 @@ async def live(house: House) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a real server."""
     async with served(house) as client:
         yield client
+
+
+@pytest.fixture
+async def studio() -> AsyncIterator[Studio]:
+    async with Studio().open() as studio:
+        yield studio

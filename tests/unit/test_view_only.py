@@ -1,0 +1,217 @@
+"""What a viewer who only watches says to the desktop, and what of it gets through."""
+
+import asyncio
+import struct
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.errors import Forbidden
+from app.interfaces.view_only import LONGEST, SLICE, OnlyWatching, Sieve
+
+GREETING = b"RFB 003.008\n" + b"\x01" + b"\x01"
+PADDING = bytes(3)
+
+u8, u16, u32 = st.integers(0, 2**8 - 1), st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
+i32 = st.integers(-(2**31), 2**31 - 1).filter(lambda encoding: encoding != -316)
+
+ASKING = st.one_of(
+    st.binary(min_size=19, max_size=19).map(lambda body: b"\x00" + body),
+    st.lists(i32, max_size=1024).map(lambda each: struct.pack(f">BxH{len(each)}i", 2, len(each), *each)),
+    st.binary(min_size=9, max_size=9).map(lambda body: b"\x03" + body),
+    st.binary(min_size=9, max_size=9).map(lambda body: b"\x96" + body),
+    st.binary(max_size=255).map(lambda body: b"\xf8" + bytes(7) + bytes([len(body)]) + body),
+)
+DOING = st.one_of(
+    st.builds(lambda down, key: struct.pack(">BBxxI", 4, down, key), u8, u32),
+    st.builds(lambda mask, x, y: struct.pack(">BBHH", 5, mask, x, y), u8, u16, u16),
+    st.binary(max_size=300).map(lambda text: b"\x06" + PADDING + struct.pack(">i", len(text)) + text),
+    st.binary(min_size=4, max_size=300).map(lambda text: b"\x06" + PADDING + struct.pack(">i", -len(text)) + text),
+    st.builds(lambda version, code: bytes((250, 0, version, code)), u8, u8),
+    st.binary(max_size=255).map(
+        lambda all: b"\xfb" + bytes(5) + bytes((len(all) // 16, 0)) + all[: len(all) // 16 * 16]
+    ),
+    st.binary(max_size=99).map(lambda body: b"\xfd\x81" + struct.pack(">H", len(body)) + body),
+    st.binary(max_size=99).map(lambda body: b"\xfd\x01" + struct.pack("<H", len(body)) + body),
+    st.builds(lambda down, key, code: struct.pack(">BBHII", 255, 0, down, key, code), u16, u32, u32),
+    st.sampled_from((b"\xff\x01\x00\x00", b"\xff\x01\x00\x01", b"\xff\x01\x00\x02" + b"\x04" * 6)),
+    st.integers(1025, 3000).map(lambda count: struct.pack(">BxH", 2, count) + b"\x04" * 4 * count),
+)
+
+
+def cut(data: bytes, at: Sequence[int]) -> list[bytes]:
+    edges = [0, *sorted(each % (len(data) + 1) for each in at), len(data)]
+    return [data[start:end] for start, end in pairwise(edges)]
+
+
+@given(
+    st.lists(ASKING.map(lambda m: (m, True)) | DOING.map(lambda m: (m, False)), max_size=20), st.lists(u32, max_size=40)
+)
+def test_what_asks_for_pictures_passes_unchanged_and_nothing_else_however_it_is_cut(
+    said: list[tuple[bytes, bool]], at: list[int]
+) -> None:
+    sieve = Sieve()
+    data = GREETING + b"".join(message for message, _ in said)
+    passed = b"".join(sieve.sift(piece) for piece in cut(data, at))
+    assert passed == GREETING + b"".join(message for message, passes in said if passes)
+
+
+def test_byte_by_byte_nothing_passes_before_its_message_is_whole() -> None:
+    sieve = Sieve()
+    for byte in GREETING:
+        sieve.sift(bytes([byte]))
+    request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
+    assert [sieve.sift(bytes([byte])) for byte in request] == [b""] * 9 + [request]
+
+
+def framed(heard: bytes) -> list[int]:
+    """The types of the messages that a desktop reads from `heard`; fails when it is no sequence of whole ones."""
+    assert heard[:14] == GREETING[: len(heard)]
+    rest, kinds = heard[14:], []
+    while rest:
+        match rest[0]:
+            case 0:
+                length = 20
+            case 2:
+                length = 4 + 4 * struct.unpack_from(">H", rest, 2)[0]
+            case 3 | 150:
+                length = 10
+            case 248:
+                length = 9 + rest[8]
+            case kind:
+                raise AssertionError(f"the desktop hears a message of type {kind}")
+        assert len(rest) >= length
+        kinds.append(rest[0])
+        rest = rest[length:]
+    return kinds
+
+
+@given(st.lists(st.binary(max_size=40) | ASKING | DOING, max_size=12), st.lists(u32, max_size=20))
+def test_whatever_a_viewer_forges_the_desktop_hears_whole_messages_that_change_nothing(
+    said: list[bytes], at: list[int]
+) -> None:
+    sieve, heard = Sieve(), bytearray()
+    try:
+        for piece in cut(GREETING + b"".join(said), at):
+            heard += sieve.sift(piece)
+    except Forbidden:
+        pass
+    framed(bytes(heard))
+
+
+@pytest.mark.parametrize("kind", sorted(set(range(256)) - {0, 2, 3, 4, 5, 6, 150, 248, 250, 251, 253, 255}))
+def test_a_message_of_an_unknown_type_is_the_end(kind: int) -> None:
+    sieve = Sieve()
+    sieve.sift(GREETING)
+    with pytest.raises(Forbidden, match=f"watching only: .* type {kind} "):
+        sieve.sift(bytes([kind]))
+
+
+@pytest.mark.parametrize("said", [b"\xff\x02\x00\x00", b"\xff\x01\x00\x03", b"\xff\xff\xff\xff"])
+def test_an_unknown_message_of_qemu_is_the_end(said: bytes) -> None:
+    sieve = Sieve()
+    sieve.sift(GREETING)
+    with pytest.raises(Forbidden):
+        sieve.sift(said)
+
+
+@pytest.mark.parametrize("version", [b"RFB 003.003\n", b"RFB 003.005\n", b"RFB 004.001\n", b"\x04" * 12])
+def test_another_version_of_the_protocol_is_the_end(version: bytes) -> None:
+    with pytest.raises(Forbidden, match=r"3\.7 or 3\.8"):
+        Sieve().sift(version)
+
+
+@pytest.mark.parametrize("kind", [0, 2, 16, 19, 255])
+def test_another_security_type_is_the_end(kind: int) -> None:
+    with pytest.raises(Forbidden, match="security"):
+        Sieve().sift(b"RFB 003.008\n" + bytes([kind]))
+
+
+def test_who_watches_cannot_have_the_desktop_for_itself() -> None:
+    assert Sieve().sift(GREETING[:-1] + b"\x00") == GREETING
+
+
+def test_the_one_encoding_that_would_blur_where_messages_end_is_left_out() -> None:
+    sieve = Sieve()
+    sieve.sift(GREETING)
+    asked = struct.pack(">BxH5i", 2, 5, 7, -316, 0, -316, -224)
+    assert sieve.sift(asked) == struct.pack(">BxH3i", 2, 3, 7, 0, -224)
+
+
+@pytest.mark.parametrize(
+    ("head", "size"),
+    [
+        (b"\x06" + PADDING + struct.pack(">i", 2**31 - 1), 2**31 - 1),
+        (b"\x06" + PADDING + struct.pack(">i", -(2**31)), 2**31),
+        (b"\x02\x00\xff\xff", 4 * 65_535),
+    ],
+)
+def test_what_does_not_pass_is_not_kept_however_long_it_is(head: bytes, size: int) -> None:
+    sieve = Sieve()
+    sieve.sift(GREETING)
+    assert sieve.sift(head) == b""
+    piece, left = bytes([4]) * min(size, 1 << 20), size
+    while left > 0:
+        assert sieve.sift(piece[:left]) == b""
+        assert len(sieve._kept) == 0
+        left -= len(piece)
+        if size > 1 << 26 and left < size - (1 << 26):
+            return  # as good as all of it
+    request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
+    assert sieve.sift(request) == request
+
+
+@given(st.lists(st.binary(max_size=SLICE), max_size=5))
+def test_what_is_kept_is_bounded(pieces: list[bytes]) -> None:
+    sieve = Sieve()
+    sieve.sift(GREETING)
+    try:
+        for piece in pieces:
+            sieve.sift(piece)
+            assert len(sieve._kept) <= LONGEST
+    except Forbidden:
+        pass
+
+
+class Talker:
+    """A `Viewer` that says `said`, then leaves."""
+
+    def __init__(self, *said: bytes) -> None:
+        self._said = list(said)
+        self.shown: list[bytes] = []
+
+    async def receive(self) -> bytes | None:
+        return self._said.pop(0) if self._said else None
+
+    async def send(self, data: bytes) -> bool:
+        self.shown.append(data)
+        return True
+
+
+async def test_who_types_a_lot_does_not_keep_others_waiting() -> None:
+    request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
+    typing = struct.pack(">BBHH", 5, 1, 2, 3) * 100_000
+    viewer = OnlyWatching(Talker(GREETING, typing, typing + request))
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    other = asyncio.create_task(take_turns())
+    assert await viewer.receive() == GREETING
+    assert await viewer.receive() == request
+    assert turns > len(typing) // SLICE
+    assert await viewer.receive() is None
+    other.cancel()
+
+
+async def test_what_the_desktop_shows_is_untouched() -> None:
+    talker = Talker()
+    assert await OnlyWatching(talker).send(b"\x00pixels")
+    assert talker.shown == [b"\x00pixels"]
