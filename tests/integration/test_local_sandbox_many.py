@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.errors import SandboxUnavailable
+from app.infrastructure.sandbox import holding
 from app.infrastructure.sandbox.local import LocalSandboxes
 from tests.integration.local_services import service
 from tests.integration.sandbox_processes import commands, eventually, marked, services
@@ -208,3 +209,20 @@ async def test_a_record_that_makes_no_sense_blocks_nobody(tmp_path: Path) -> Non
         assert await provider.find("s1") is None
         sandbox = await provider.acquire("s1")
         assert (await sandbox.shell_exec("main", "", "echo hi")).output == "hi\n"
+
+
+async def test_destroy_does_not_wait_for_a_maker_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "SEIZE_SECONDS", 0.3)
+    async with service(tmp_path) as first, LocalSandboxes(tmp_path) as second:
+        await first.acquire("s1")
+        await first.run("s1", STRAYS)
+        os.kill(first.pid, signal.SIGSTOP)
+        try:
+            await second.acquire("s1")
+            await second.destroy("s1")
+            assert commands(marked(tmp_path)) == [] and files(tmp_path) == {"s1.lock", "s1.json"}
+            assert await second.find("s1") is None
+        finally:
+            os.kill(first.pid, signal.SIGCONT)
+        await eventually(lambda: files(tmp_path) == set())
+        assert await first.acquire("s1")

@@ -76,6 +76,8 @@ class Claim:
 
     def retract(self) -> None:
         """Nobody else finds the sandbox from now on. Idempotent."""
+        if self._lock.closed:
+            return  # what is there is another's
         _path(self._base, RECORD).unlink(missing_ok=True)
 
     def release(self) -> None:
@@ -119,14 +121,14 @@ class Claims:
             lock.close()  # who held it deleted the file meanwhile: it locks nothing any more
 
     def held(self, name: str) -> bool:
-        """Whether somebody has the session, or is clearing up after it."""
+        """Whether somebody has the session, or is clearing up after it, as far as can be seen."""
         try:
             with _path(self._folder / name, LOCK).open("rb") as lock:
                 # Shared: those who only look do not get in one another's way.
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except FileNotFoundError:
+        except OSError:
             return False
         return False
 
@@ -152,7 +154,7 @@ class Claims:
         """A number that another deletion changes; 0 when nothing is known of any."""
         try:
             return _path(self._folder / name, GONE).stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:
             return 0
 
     def tidy(self) -> None:

@@ -4,22 +4,16 @@ import asyncio
 import logging
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.claims import Claim
 from app.infrastructure.sandbox.client import HttpSandbox
-from app.infrastructure.sandbox.ledger import end_family
-from app.infrastructure.sandbox.left_over import end_left_over
+from app.infrastructure.sandbox.holding import Holding
 from app.infrastructure.sandbox.life import Life
 from app.infrastructure.sandbox.loan import Borrower
-from app.infrastructure.sandbox.process import GRACE_SECONDS
 from app.infrastructure.sandbox.site import Site
 
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 45.0
 """How long another process may take to start the session's sandbox, to end it or to clear up after it."""
-
-SEIZE_SECONDS = 10.0
-"""How long another process may take to notice that the sandbox it made was ended."""
 
 LOOK_SECONDS = 0.02
 FIND_SECONDS = 0.25
@@ -29,17 +23,16 @@ ENDED = "The session's sandbox was ended while it started."
 class Slot:
     """At most one sandbox process for one session on this machine, whoever asks for it and however often.
 
-    It is ours (a `Life`, while we hold the session's `Claim`) or that of another process of the service (a `Borrower`).
+    It is ours (a `Life`, while we hold the session) or that of another process of the service (a `Borrower`).
     """
 
     def __init__(self, session_id: str, site: Site) -> None:
         self.session_id = session_id
         self._site = site
         self._place = site.places.of(session_id)
-        self._name = self._place.folder.name
-        self._claim: Claim | None = None
+        self._holding = Holding(session_id, self._place.folder.name, site)
         self._life: Life | None = None
-        self._borrower = Borrower(self._name, site.claims, exec_seconds=site.exec_seconds)
+        self._borrower = Borrower(self._place.folder.name, site.claims, exec_seconds=site.exec_seconds)
         self._start: asyncio.Task[HttpSandbox] | None = None
         self._watch: asyncio.Task[None] | None = None
         # Starts, ends and removals come one after the other.
@@ -58,12 +51,12 @@ class Slot:
     @property
     def ours(self) -> bool:
         """Whether the session is this process's."""
-        return self._claim is not None
+        return self._holding.claim is not None
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing here to keep: no process, dead or alive, and nothing under way."""
-        kept = self._life is not None or self._borrower.sandbox is not None or self._claim is not None
+        kept = self._life is not None or self._borrower.sandbox is not None or self.ours
         return not kept and not self._turn.locked() and (self._start is None or self._start.done())
 
     @property
@@ -124,7 +117,7 @@ class Slot:
             if not self.died and await life.idle_seconds(least=idle_for) < idle_for:
                 return False
             await self._end_life()
-            await self._kill_marked()
+            await self._holding.kill_marked()
             await self.release()
             return True
 
@@ -133,7 +126,7 @@ class Slot:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})
-        await self._retract()
+        await self._holding.retract()
 
     async def end(self) -> None:
         """End our process, or its start, whoever uses it; the workspace stays.
@@ -149,9 +142,7 @@ class Slot:
 
     async def release(self) -> None:
         """Leave the session to whoever claims it next, of this process or another."""
-        claim, self._claim = self._claim, None
-        if claim is not None:
-            await asyncio.to_thread(claim.release)
+        await self._holding.release()
 
     async def destroy(self) -> None:
         """End everything, whoever made it, and delete the folder."""
@@ -159,21 +150,15 @@ class Slot:
         async with self._turn:
             await self._borrower.let_go()
             await self._end_life()
-            await self._condemn()
-            if self._claim is None:
-                if not await asyncio.to_thread(self._is_there):
+            await self._holding.condemn()
+            if not self.ours:
+                if not await asyncio.to_thread(self._place.folder.exists) and not await self._holding.taken():
                     return  # it never had a process
-                await self._seize()
-            await self._kill_marked()
+                await self._holding.seize()
+            await self._holding.kill_marked()
             if not await asyncio.to_thread(self._site.places.remove, self._place):
                 log.warning("not all files of session %s could be deleted", self.session_id)
             await self.release()
-
-    async def _condemn(self) -> None:
-        try:
-            await asyncio.to_thread(self._site.claims.condemn, self._name)
-        except OSError as error:
-            log.warning("other processes are not told that session %s is deleted: %s", self.session_id, error.strerror)
 
     async def _abort_start(self) -> None:
         if self._start is not None and not self._start.done():
@@ -188,27 +173,31 @@ class Slot:
             if self.died:
                 log.warning("the sandbox of session %s had ended by itself; starting it again", self.session_id)
                 await self._end_life()
-                await self._kill_marked()
-            condemned = await asyncio.to_thread(self._site.claims.condemned, self._name)
+                await self._holding.kill_marked()
+            deletion = await self._holding.deletion()
             deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
-            while (sandbox := await self._made(condemned) or await self._borrower.take()) is None:
+            while (sandbox := await self._made(deletion) or await self._borrower.take()) is None:
                 if asyncio.get_running_loop().time() > deadline:
                     raise SandboxUnavailable("Another process of the service has the session's sandbox, out of reach.")
                 await asyncio.sleep(LOOK_SECONDS)
             return sandbox
 
-    async def _made(self, condemned: int) -> HttpSandbox | None:
-        """Our own, new; None while another process has the session. `condemned` is what was known of deletions."""
+    async def _made(self, deletion: int) -> HttpSandbox | None:
+        """Our own, new; None while another process has the session. `deletion` is the last that was before."""
+        if await self._holding.taken():
+            return None
         try:
-            if self._claim is None and await asyncio.to_thread(self._site.claims.held, self._name):
-                return None
             async with self._site.gate:
-                if self._claim is None and not await self._claimed(condemned):
+                if not await self._holding.gain():
                     return None
+                if await self._holding.deleted_since(deletion):
+                    raise SandboxUnavailable(ENDED)
                 await self._borrower.let_go()
                 self._life = await self._live()
         except (OSError, SandboxUnavailable) as error:
             await self.release()
+            if await self._holding.deleted_since(deletion):
+                raise SandboxUnavailable(ENDED) from error
             if isinstance(error, OSError):
                 raise SandboxUnavailable(f"No folder for the sandbox could be made: {error.strerror}.") from error
             raise
@@ -216,57 +205,25 @@ class Slot:
         return self._life.sandbox
 
     async def _live(self) -> Life:
-        if self._claim is None:
+        if self._holding.claim is None:
             raise RuntimeError("a sandbox is started by whoever has the session")
         return await Life.begin(
             self._place,
-            self._claim,
+            self._holding.claim,
             session_id=self.session_id,
             mark=self._site.ledger.mark(self.session_id),
             environment=self._site.environment,
             exec_seconds=self._site.exec_seconds,
         )
 
-    async def _claimed(self, condemned: int) -> bool:
-        """Whether the session is ours now, and nothing is left of the process that had it, should that be dead."""
-        self._claim = await asyncio.to_thread(self._site.claims.claim, self._name)
-        if self._claim is None:
-            return False
-        if self._claim.stale:
-            log.warning("the process that had the sandbox of session %s was killed", self.session_id)
-            await self._end_left_over(self._claim)
-        if await asyncio.to_thread(self._site.claims.condemned, self._name) not in (0, condemned):
-            raise SandboxUnavailable(ENDED)
-        return True
-
-    async def _seize(self) -> None:
-        """Have the session, which may be another process's: its sandbox is ended for as long as it does not let go."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + SEIZE_SECONDS
-        while clock() < deadline:
-            try:
-                self._claim = await asyncio.to_thread(self._site.claims.claim, self._name)
-            except OSError:
-                break
-            if self._claim is not None:
-                if self._claim.stale:
-                    await self._end_left_over(self._claim)
-                return
-            if (record := await asyncio.to_thread(self._site.claims.living, self._name)) is not None:
-                await asyncio.to_thread(end_family, record.child, grace=GRACE_SECONDS)
-            else:
-                await self._kill_marked()  # it may be about to start
-            await asyncio.sleep(LOOK_SECONDS)
-        log.warning("session %s is deleted all the same: no process lets go of it", self.session_id)
-
     async def _clear_up_after(self, life: Life) -> None:
         """Once our process has ended by itself, or by the hand of another process, the session is not ours."""
         await life.process.ended()
         async with self._turn:
             if self._life is life:
-                log.warning("the sandbox of session %s has ended by itself", self.session_id)
+                log.warning("the sandbox of session %s has ended, and not by our hand", self.session_id)
                 await self._end_life()
-                await self._kill_marked()
+                await self._holding.kill_marked()
                 await self.release()
 
     async def _end_life(self) -> None:
@@ -274,25 +231,15 @@ class Slot:
         if life is None:
             return
         try:
-            await self._retract()
+            await self._holding.retract()
         finally:
             await life.close()
 
-    async def _retract(self) -> None:
-        if self._claim is not None:
-            await asyncio.to_thread(self._claim.retract)
-
-    async def _end_left_over(self, claim: Claim) -> None:
-        await asyncio.to_thread(end_left_over, [claim], self._site.ledger, marked=[self.session_id])
-
-    async def _kill_marked(self) -> None:
-        """What the sandbox did not know of any more, from before a crash for instance."""
-        await asyncio.to_thread(self._site.ledger.kill, {self.session_id})
-
-    def _is_there(self) -> bool:
-        return self._place.folder.exists() or self._site.claims.held(self._name)
-
     def _report(self, start: asyncio.Task[HttpSandbox]) -> None:
         """A start that nobody waits for fails in the log; whoever asks next tries again and is told."""
-        if not start.cancelled() and (error := start.exception()) is not None:
+        if start.cancelled() or (error := start.exception()) is None:
+            return
+        if str(error) == ENDED:
+            log.info("session %s was deleted while its sandbox started", self.session_id)
+        else:
             log.error("no sandbox for session %s", self.session_id, exc_info=error)
