@@ -56,21 +56,8 @@ class Life:
         process = await SandboxProcess.spawn(place, mark=mark, source=environment, exec_seconds=exec_seconds)
         link = SandboxLink(process.address, process.token)
 
-        def told() -> Record:
-            record = Record(
-                session_id=session_id,
-                computer=f"{process.pid}-{secrets.token_hex(4)}",  # the number alone may be given again
-                address=process.address,
-                token=process.token,
-                home=os.path.realpath(place.workspace),
-                child=Identity.of(process.pid),
-                maker=Identity.of(os.getpid()),
-            )
-            claim.publish(record)
-            return record
-
         try:
-            record = await asyncio.to_thread(told)
+            record = await asyncio.to_thread(_published, claim, session_id, process, place)
             await link.get("status", seconds=START_SECONDS)
         except OSError as error:
             await _close(process, link)
@@ -105,6 +92,20 @@ class Life:
     async def close(self) -> None:
         """End the process and what it started, and the connection."""
         await _close(self.process, self._link)
+
+
+def _published(claim: Claim, session_id: str, process: SandboxProcess, place: Place) -> Record:
+    record = Record(
+        session_id=session_id,
+        computer=f"{process.pid}-{secrets.token_hex(4)}",  # the number alone may be given again
+        address=process.address,
+        token=process.token,
+        home=os.path.realpath(place.workspace),
+        child=Identity.of(process.pid),
+        maker=Identity.of(os.getpid()),
+    )
+    claim.publish(record)
+    return record
 
 
 async def _stillborn(process: SandboxProcess, link: SandboxLink, error: Exception) -> SandboxUnavailable:
