@@ -242,7 +242,9 @@ async def _sandboxes(settings: Settings, overrides: Overrides, store: Store) -> 
                 log.warning(REAL_MODEL_UNISOLATED)
                 return RefusedSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
             log.warning("no Docker here: the demo model's commands run on this machine as your user, unisolated")
-    local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
+    # Workspaces of sessions that a store does not know are removed: each store has a folder of its own for them.
+    folder = settings.data_dir if isinstance(store, SqliteStore) else settings.data_dir / store.installation
+    local = LocalSandboxes(folder, ttl_minutes=settings.sandbox_ttl_minutes)
     hide_process()
     await local.start()
     if strays := await local.sweep(await store.sessions.ids()):
