@@ -1,29 +1,38 @@
-"""The `Feed` port, on the feed of a single process."""
+"""The `Feed` port, on the feed of a single process and on that of one of many. What passes between processes is in
+`test_feed_between_processes.py`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from app.domain.external.feed import Feed
-from app.domain.models.event import EventRecord, TextDelta
+from app.domain.models.event import TextDelta
 from app.infrastructure.streams.memory import MemoryFeed
 from app.infrastructure.streams.memory.topics import _TAIL_BYTES, _TAIL_RECORDS
+from app.infrastructure.streams.redis import RedisBus
+from tests.support.feeds import Settled, Store, record, records
+from tests.support.redis_server import RedisServer
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def feed(request: pytest.FixtureRequest) -> AsyncIterator[Feed]:
+    if request.param == "memory":
+        alone = MemoryFeed()
+        yield alone
+        alone.close()
+        return
+    async with RedisServer() as server, RedisBus(server.url, prefix="test") as bus:
+        async with Settled(MemoryFeed(alone=False), bus, Store().heads) as one_of_many:
+            await one_of_many.settle()
+            yield one_of_many
 
 
 @pytest.fixture
-async def feed() -> AsyncIterator[Feed]:
+def alone() -> Iterator[Feed]:
     feed = MemoryFeed()
     yield feed
     feed.close()
-
-
-def record(number: int, kind: str = "step", size: int = 10) -> EventRecord:
-    return EventRecord(number, kind, b"x" * size)
-
-
-def records(first: int, last: int) -> list[EventRecord]:
-    return [record(number) for number in range(first, last + 1)]
 
 
 async def waiting(call: "asyncio.Task[object]") -> bool:
@@ -48,13 +57,31 @@ async def test_records_published_while_following_are_at_hand(feed: Feed) -> None
         assert subscription.since(6) == ()
 
 
-async def test_who_comes_later_knows_whether_it_is_up_to_date(feed: Feed) -> None:
+async def test_in_a_single_process_who_comes_later_knows_whether_it_is_up_to_date(alone: Feed) -> None:
+    alone.publish("s", records(1, 3))
+    async with alone.subscribe("s") as subscription:
+        assert subscription.since(2) is None
+        assert subscription.since(3) == ()
+        alone.publish("s", records(4, 4))
+        assert list(subscription.since(3) or ()) == records(4, 4)
+
+
+async def test_who_comes_later_asks_the_journal_no_more_than_once_whether_it_is_up_to_date(feed: Feed) -> None:
     feed.publish("s", records(1, 3))
     async with feed.subscribe("s") as subscription:
-        assert subscription.since(2) is None
+        assert not subscription.since(3)
         assert subscription.since(3) == ()
         feed.publish("s", records(4, 4))
         assert list(subscription.since(3) or ()) == records(4, 4)
+        assert subscription.since(4) == ()
+
+
+async def test_what_was_published_before_comes_only_once(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        feed.publish("s", records(1, 3))
+        feed.publish("s", records(2, 4))
+        feed.publish("s", records(1, 2))
+        assert list(subscription.since(0) or ()) == records(1, 4)
 
 
 async def test_what_was_kept_goes_with_the_last_follower(feed: Feed) -> None:

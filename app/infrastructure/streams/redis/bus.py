@@ -138,13 +138,17 @@ class RedisBus:
             self._wanted.set()
 
     def fetch(self, key: str, then: Callable[[bytes | None], None]) -> None:
-        """Call `then` with the value of `key`, None when there is none. Not called when Redis goes away before."""
+        """Call `then` with the value of `key`, None when there is none; when Redis is away, once it is back.
+
+        Of calls for the same key that were not answered yet only the last is.
+        """
 
         def answered(reply: object) -> None:
             then(reply if isinstance(reply, bytes) else None)
 
-        if not self._closed and "sending" in self._up:
-            self._outbox.ask(Order(("GET", self.name(key)), answered))
+        name = self.name(key)
+        if not self._closed:
+            self._outbox.ask(Order(("GET", name), answered, question=name))
             self._wanted.set()
 
     def add_source(self, source: Source) -> None:
@@ -231,6 +235,10 @@ class RedisBus:
         self._failure = failure
         if way == "sending":
             self._missed(())
+        elif "sending" in self._up:
+            # It may not know yet, for it only finds out when it sends.
+            self._outbox.ask(Order(_PING))
+            self._wanted.set()
         if not self._told_away:
             self._told_away = True
             log.warning("Redis is away (%s): until it is back, readers look into the store", failure)

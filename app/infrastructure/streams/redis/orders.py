@@ -18,12 +18,14 @@ class Order(NamedTuple):
     """A command and what follows from it.
 
     `then` hears the reply; not when the command was refused or the connection broke. `news`: when it cannot be known
-    that the command arrived, this channel is told later that there was something.
+    that the command arrived, this channel is told later that there was something. `question`: when it was not
+    answered it is asked again; the newest of those with the same name stands for all.
     """
 
     command: Command
     then: Callable[[object], None] | None = None
     news: bytes | None = None
+    question: bytes | None = None
 
 
 class Source(Protocol):

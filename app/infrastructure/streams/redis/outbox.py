@@ -23,7 +23,7 @@ class Outbox:
         self._messages: deque[tuple[bytes, bytes]] = deque()
         self._size = 0
         self._news: dict[bytes, None] = {}
-        self._questions: deque[Order] = deque()
+        self._questions: dict[object, Order] = {}
 
     def __len__(self) -> int:
         return len(self._messages) + len(self._news) + len(self._questions)
@@ -49,7 +49,7 @@ class Outbox:
     def ask(self, order: Order) -> None:
         """Send `order` after everything that waits now."""
         if len(self._questions) < OUTBOX_MESSAGES:
-            self._questions.append(order)
+            self._questions[order.question or object()] = order
 
     def take(self) -> list[Order]:
         """The next batch; what it held is no longer here."""
@@ -63,16 +63,18 @@ class Outbox:
             self._size -= len(message)
             batch.append(Order(("PUBLISH", channel, message), news=channel))
         while not self._messages and self._questions and len(batch) < _BATCH:
-            batch.append(self._questions.popleft())
+            batch.append(self._questions.pop(next(iter(self._questions))))
         return batch
 
     def missed(self, batch: Iterable[Order]) -> None:
-        """Redis went away while `batch` was sent: of it and of what waits remain notes."""
+        """Redis went away while `batch` was sent: of it and of what waits remain notes and questions."""
         for order in batch:
             if order.news is not None:
                 self.note(order.news)
+            if order.question is not None and order.question not in self._questions:
+                self.ask(order)
         for channel, _ in self._messages:
             self.note(channel)
         self._messages.clear()
         self._size = 0
-        self._questions.clear()
+        self._questions = {name: order for name, order in self._questions.items() if order.question is not None}
