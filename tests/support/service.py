@@ -130,11 +130,16 @@ class Client:
         await self.http.aclose()
 
 
-class ServiceProcess:
-    """`python -m app` as a child, with an environment of its own."""
+class NotStarted(Exception):
+    """The service ended before it said that it was up; the text is the end of its log."""
 
-    def __init__(self, data_dir: Path, **settings: str) -> None:
+
+class ServiceProcess:
+    """`python -m app` as a child, with an environment of its own. `part`: "api" or "worker" alone."""
+
+    def __init__(self, data_dir: Path, part: str = "", **settings: str) -> None:
         self.data_dir = data_dir
+        self.part = part
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "HOME")}
         own = {"DATA_DIR": str(data_dir), "PORT": "0", "SANDBOX_PROVIDER": "local"}
         self.environment = {**kept, **own, **settings}
@@ -143,16 +148,32 @@ class ServiceProcess:
         self.url = ""
 
     async def start(self) -> Client:
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "app", cwd=ROOT, env=self.environment, stdout=asyncio.subprocess.PIPE, stderr=log
-            )
-        assert self.process.stdout is not None
-        async with asyncio.timeout(20):
-            line = (await self.process.stdout.readline()).decode()
-        assert line.startswith("Anker listens on "), self.log.read_text()
+        line = await self.launch()
+        assert line.startswith("Anker listens on "), line
         self.url = line.split()[3]
         return Client(self.url)
+
+    async def launch(self, seconds: float = 20) -> str:
+        """Start it; its first line, which it says when it is up.
+
+        Raises:
+            NotStarted: it ended instead.
+        """
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "app", *([self.part] if self.part else [])),
+                cwd=ROOT,
+                env=self.environment,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+            )
+        assert self.process.stdout is not None
+        async with asyncio.timeout(seconds):
+            line = (await self.process.stdout.readline()).decode()
+        if not line:
+            await self.process.wait()
+            raise NotStarted(self.log.read_text()[-4000:])
+        return line
 
     async def kill(self) -> None:
         """As the machine's end would: without a chance to tidy up."""

@@ -1,0 +1,149 @@
+"""What befalls the processes: deaths, farewells, forgotten hints, stores that go away. All of it from one seed."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+from tests.chaos.lives import Life
+from tests.support.cluster import EXIT_SECONDS, Cluster, Member
+
+Act = Callable[[], Awaitable[None]]
+
+CALM_SECONDS = 40
+"""After a storm, everything rests by then."""
+
+
+class Storm:
+    """Disturbs a cluster until so many of its processes were killed."""
+
+    def __init__(self, cluster: Cluster, seed: str, *, kills: int) -> None:
+        self.kills = 0
+        self.wanted = kills
+        self._cluster = cluster
+        self._rng = random.Random(seed)
+        self._under_way = asyncio.TaskGroup()
+
+    async def rage(self) -> None:
+        """Returns when everything is up again."""
+        async with self._under_way:
+            while self.kills < self.wanted:
+                await asyncio.sleep(self._rng.uniform(0.05, 1.2))
+                acts, weights = zip(*self._acts(), strict=True)
+                await self._rng.choices(acts, weights)[0]()
+
+    def _acts(self) -> list[tuple[Act, int]]:
+        acts: list[tuple[Act, int]] = [(self._kill, 8), (self._hand_over, 2)]
+        if self._cluster.redis is not None:
+            acts += [(self._flush, 1), (self._redis_dies, 1)]
+        if self._cluster.mongod is not None:
+            acts += [(self._mongod_ends, 1)]
+        return acts
+
+    def _victim(self) -> Member | None:
+        """Workers die more often than others: they have more to lose."""
+        up = [member for member in self._cluster.members if member.up and not member.busy]
+        return self._rng.choices(up, [3 if member.part == "worker" else 2 for member in up])[0] if up else None
+
+    async def _kill(self) -> None:
+        if (victim := self._victim()) is None:
+            return
+        self.kills += 1
+        victim.busy = True
+        self._cluster.note(f"SIGKILL {victim.name}")
+        await victim.kill()
+        self._under_way.create_task(self._revive(victim))
+
+    async def _hand_over(self) -> None:
+        if (victim := self._victim()) is None:
+            return
+        victim.busy = True
+        self._cluster.note(f"SIGTERM {victim.name}")
+        seconds = await victim.hand_over()
+        self._cluster.note(f"{victim.name} ended in {seconds:.2f} s")
+        assert seconds < EXIT_SECONDS
+        self._under_way.create_task(self._revive(victim))
+
+    async def _revive(self, member: Member) -> None:
+        """At once, or when the others have taken over; the last of its kind is never missed for long."""
+        alone = not self._cluster.alive(member.part)
+        await asyncio.sleep(self._rng.choice([0.0, 0.0, self._rng.uniform(0, 0.5 if alone else 9)]))
+        await member.start()
+        member.busy = False
+        self._cluster.note(f"{member.name} is up")
+
+    async def _flush(self) -> None:
+        self._cluster.note("FLUSHALL")
+        assert self._cluster.redis is not None
+        await self._cluster.redis.ask("FLUSHALL")
+
+    async def _redis_dies(self) -> None:
+        assert self._cluster.redis is not None
+        self._cluster.note("SIGKILL redis")
+        await self._cluster.redis.kill()
+        await asyncio.sleep(self._rng.uniform(0, 3))
+        await self._cluster.redis.start()
+        self._cluster.note("redis is up")
+
+    async def _mongod_ends(self) -> None:
+        mongod = self._cluster.mongod
+        assert mongod is not None
+        name, end = self._rng.choice([("SIGKILL", mongod.kill), ("SIGTERM", mongod.stop)])
+        self._cluster.note(f"{name} mongod")
+        await asyncio.to_thread(end)
+        await asyncio.sleep(self._rng.uniform(0, 3))
+        await asyncio.to_thread(mongod.start)
+        self._cluster.note("mongod is up")
+
+
+async def live_through(cluster: Cluster, storm: Storm, new_life: Callable[[], Life], *, at_once: int) -> list[Life]:
+    """`at_once` lives at any time, one after the other, until the storm is over and the last of them rests."""
+    lives: list[Life] = []
+    going: set[Life] = set()
+    raging = True
+
+    async def one_after_the_other() -> None:
+        while raging:
+            life = new_life()
+            going.add(life)
+            await life.live()
+            going.remove(life)
+            lives.append(life)
+            cluster.note(f"{life.name} ({life.kind}) rests: {life.session}")
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(one_after_the_other())
+            async with asyncio.timeout(30 + 10 * storm.wanted):
+                await storm.rage()
+            raging = False
+            cluster.note("the storm is over")
+            group.create_task(_bounded(going))
+    finally:
+        for life in going:
+            cluster.note(f"does not rest: {life}")
+    return lives
+
+
+async def _bounded(going: set[Life]) -> None:
+    """Raises when somebody still does not rest long after the storm."""
+    async with asyncio.timeout(CALM_SECONDS):
+        while going:
+            await asyncio.sleep(0.05)
+
+
+def longest_silence(cluster: Cluster, lives: Sequence[Life]) -> float:
+    """Seconds for which a run that should have gone on said nothing, since the last thing that befell its cluster."""
+    befell = sorted(at for at, text in cluster.diary if "rests" not in text)
+    longest = 0.0
+    for life in lives:
+        if life.endless:
+            continue
+        arrived = life.reader.arrived
+        for index in range(1, len(arrived)):
+            before, after = arrived[index - 1], arrived[index]
+            if life.reader.seen[index - 1][1] in ("done", "error"):
+                continue
+            since = max([before, *(at for at in befell if before < at < after)])
+            longest = max(longest, after - since)
+    return longest
