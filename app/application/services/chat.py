@@ -5,7 +5,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
 from app.application.services.streams import EventStreams, StreamItem
-from app.domain.errors import InvalidInput, NotFound
+from app.domain.errors import InvalidInput, NotFound, StoreUnavailable
 from app.domain.external.feed import Feed
 from app.domain.external.run_queue import RunQueue
 from app.domain.models.event import TERMINAL, EventRecord
@@ -138,7 +138,8 @@ class ChatService:
 
     async def _delivered(self, session_id: str, number: int) -> None:
         if number:
-            with suppress(NotFound):  # deleted while its stream was open
+            # Deleted while its stream was open; or the store is away, and then it stays unread a little longer.
+            with suppress(NotFound, StoreUnavailable):
                 if await self._sessions.mark_delivered(session_id, number=number):
                     self._feed.touch()
 

@@ -1,11 +1,12 @@
 """Sessions: create, look at, list, watch, delete; and looking into a session's sandbox."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
 from app.application.services.chat import check_position
-from app.application.services.streams import EventStreams
+from app.application.services.streams import RETRY_SECONDS, EventStreams
 from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.external.browser import Browsers
 from app.domain.external.feed import Feed
@@ -90,7 +91,15 @@ class SessionService:
         version: int | None = 0
         shown: SessionPage | None = None
         while version is not None:
-            page = await self._sessions.page(owner=owner, limit=limit, cursor=None)
+            try:
+                page = await self._sessions.page(owner=owner, limit=limit, cursor=None)
+            except StoreUnavailable:
+                if shown is None:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)  # the list goes on when the store is back
+                if await self._feed.sessions_changed(0) is None:
+                    return
+                continue
             if page != shown:
                 shown = page
                 yield page

@@ -1,8 +1,10 @@
 """Following a session: the journal by position, woken by the feed."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from app.domain.external.feed import Feed
+from app.domain.errors import StoreUnavailable
+from app.domain.external.feed import Feed, Subscription
 from app.domain.models.event import EventRecord, TextDelta
 from app.domain.repositories.journal import Journal
 
@@ -11,6 +13,9 @@ PAGE = 500
 
 HISTORY_PAGE = 1_000
 """Events of a history read at once: with few readers at a time, fewer and larger reads are the better bargain."""
+
+RETRY_SECONDS = 1.0
+"""How long a follower waits for a store that is away, before it looks again."""
 
 StreamItem = Sequence[EventRecord] | TextDelta
 
@@ -25,14 +30,20 @@ class EventStreams:
     async def follow(self, session_id: str, *, after: int) -> AsyncGenerator[StreamItem, None]:
         """Everything with a number above `after`, in order, then what comes, for as long as the session lives.
 
-        An empty batch says that the reader has caught up and the stream is about to wait.
+        An empty batch says that the reader has caught up and the stream is about to wait. While the store is away the
+        stream waits for it.
         """
         position = after
         async with self._feed.subscribe(session_id) as subscription:
             while True:
                 records = subscription.since(position)
                 if records is None:
-                    records = await self._journal.read(session_id, after=position, limit=PAGE)
+                    try:
+                        records = await self._journal.read(session_id, after=position, limit=PAGE)
+                    except StoreUnavailable:
+                        if await _over(subscription):
+                            return
+                        continue
                 if records:
                     position = records[-1].number
                     yield records
@@ -53,3 +64,12 @@ class EventStreams:
                 return
             position = records[-1].number
             yield records
+
+
+async def _over(subscription: Subscription) -> bool:
+    """Wait for something new, but not for long; answers whether nothing will come any more."""
+    try:
+        async with asyncio.timeout(RETRY_SECONDS):
+            return not await subscription.changed()
+    except TimeoutError:
+        return False
