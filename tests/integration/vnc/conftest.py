@@ -79,8 +79,12 @@ class Stage:
     def address(self, session_id: str) -> str:
         return f"{str(self.client.http.base_url).replace('http', 'ws')}/api/v1/sessions/{session_id}/vnc"
 
-    async def viewer(self, session_id: str) -> Page:
-        """A page with noVNC that has begun to connect."""
+    async def ticket(self, session_id: str, *, view_only: bool) -> str:
+        body = {"session_id": session_id, "view_only": view_only}
+        return (await self.client.http.post("/api/v1/tickets", json=body)).json()["data"]["ticket"]
+
+    async def viewer(self, session_id: str, *, view_only: bool = False) -> Page:
+        """A page with noVNC that has begun to connect; with a ticket when it may only watch."""
         page = await self.chromium.new_page(viewport={"width": 1280, "height": 800})
         lost: list[str] = []
         page.on("requestfailed", lambda request: lost.append(request.failure or ""))
@@ -88,8 +92,9 @@ class Stage:
         # is loading, noVNC's modules too.
         for _ in range(10):
             lost.clear()
+            query = f"?ticket={await self.ticket(session_id, view_only=True)}" if view_only else ""
             try:
-                await page.goto(f"{self.site}/?url={quote(self.address(session_id))}")
+                await page.goto(f"{self.site}/?url={quote(self.address(session_id) + query)}")
                 await page.wait_for_function("window.started", timeout=5_000)
             except PlaywrightError as error:
                 assert any("ERR_NETWORK_CHANGED" in each for each in (*lost, error.message)), (lost, error.message)

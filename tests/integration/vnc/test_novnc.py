@@ -28,6 +28,20 @@ CLOSED = """url => new Promise(resolve => {
     socket.onclose = event => resolve([event.code, event.reason]);
 })"""
 
+FIRST_WORDS = """url => new Promise(resolve => {
+    const socket = new WebSocket(url, 'binary');
+    socket.onmessage = async event => resolve(await event.data.text());
+})"""
+"""What the desktop says first."""
+
+PAINT = "colour => { document.querySelector('textarea').style.background = colour }"
+
+LISTEN = """() => {
+    window.seen = [];
+    for (const name of ['mousedown', 'mousemove', 'wheel', 'keydown', 'paste'])
+        addEventListener(name, event => seen.push(name));
+}"""
+
 
 def page_of(colour: str, body: str = "") -> str:
     return "data:text/html," + quote(f"<body style='margin:0;background:{colour}'>{body}")
@@ -69,6 +83,48 @@ async def test_what_a_person_types_arrives_in_the_page(stage: Stage) -> None:
         await viewer.keyboard.type("second line", delay=20)
         wanted = 'Hello, "World" {1+1=2} ~\nsecond line'
         await inside.wait_for_function("wanted => document.querySelector('textarea').value === wanted", arg=wanted)
+
+
+async def test_who_may_only_watch_sees_what_happens_and_nothing_that_they_do_arrives(stage: Stage) -> None:
+    session_id = await stage.client.create()
+    watcher = await stage.viewer(session_id, view_only=True)
+    person = await stage.viewer(session_id)
+    for viewer in (watcher, person):
+        await viewer.wait_for_function(CONNECTED, timeout=60_000)
+    box = "<textarea style='position:fixed;inset:0;font:40px monospace;background:yellow'></textarea>"
+    async with stage.inside(session_id) as inside:
+        await inside.goto(page_of("yellow", box))
+        for viewer in (watcher, person):
+            await shows(viewer, 255, 255, 0)
+        await inside.evaluate("document.querySelector('textarea').focus()")
+        await inside.evaluate(LISTEN)
+        # noVNC does not know that it only watches, and sends everything.
+        await watcher.mouse.click(640, 500)
+        await watcher.mouse.wheel(0, 300)
+        await watcher.keyboard.type("from the watcher", delay=5)
+        await watcher.evaluate("() => { rfb.clipboardPasteFrom('secret'); rfb.sendCtrlAltDel(); rfb.machineReboot() }")
+        await watcher.keyboard.press("Control+v")
+        await inside.evaluate(PAINT, "cyan")
+        await shows(watcher, 0, 255, 255)
+        assert await inside.evaluate("seen") == []
+        await person.mouse.click(640, 500)
+        await person.keyboard.type("from the person", delay=20)
+        await inside.wait_for_function("document.querySelector('textarea').value === 'from the person'")
+        await inside.evaluate(PAINT, "lime")
+        for viewer in (watcher, person):
+            await shows(viewer, 0, 255, 0)
+        assert await inside.evaluate("document.querySelector('textarea').value") == "from the person"
+    assert not await watcher.evaluate("window.said.some(each => each.name === 'disconnect')")
+
+
+async def test_a_ticket_opens_the_desktop_once(stage: Stage) -> None:
+    session_id = await stage.client.create()
+    page = await stage.chromium.new_page()
+    await page.goto(f"{stage.site}/?url=ws://127.0.0.1:1")
+    address = f"{stage.address(session_id)}?ticket={await stage.ticket(session_id, view_only=False)}"
+    assert await page.evaluate(FIRST_WORDS, address) == "RFB 003.008\n"
+    code, reason = await page.evaluate(CLOSED, address)
+    assert (code, "used up" in reason) == (4401, True)
 
 
 async def test_the_page_is_told_why_it_sees_nothing(stage: Stage) -> None:
