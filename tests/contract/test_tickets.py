@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.errors import LimitReached, NotFound
 from app.domain.repositories.tickets import MAX_TICKETS, Ticket
-from tests.contract.conftest import Harness
+from tests.contract.conftest import Harness, MongoHarness
 
 NOW = 1_700_000_000.25
 
@@ -81,3 +81,17 @@ async def test_only_so_many_of_a_session_wait_at_a_time(store: Harness) -> None:
     with pytest.raises(LimitReached):
         await store.tickets.put("c", ticket(seconds=90), at=NOW + 30)
     assert await store.tickets.redeem("a", session_id="s", at=NOW + 31) is not None
+
+
+async def test_of_many_processes_that_ask_at_once_one_gets_the_ticket(mongo: MongoHarness) -> None:
+    others = [MongoHarness(mongo.mongod, mongo.client, mongo.database) for _ in range(3)]
+    await asyncio.gather(*(other.open() for other in others))
+    try:
+        for number in range(30):
+            await mongo.tickets.put(f"d{number}", ticket(), at=NOW)
+        stores = (mongo, *others)
+        for number in range(30):
+            asked = [each.tickets.redeem(f"d{number}", session_id="s", at=NOW) for each in stores for _ in range(3)]
+            assert [found for found in await asyncio.gather(*asked) if found is not None] == [ticket()]
+    finally:
+        await asyncio.gather(*(other.close() for other in others))
