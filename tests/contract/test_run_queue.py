@@ -1,15 +1,19 @@
-"""The run queue of one process: one run at a time, nothing asked is missed, stop and cancel really end."""
+"""The `RunQueue` port, on both queues: one run at a time, nothing asked is missed, stop and cancel really end."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
 from app.domain.errors import NotFound, StoreUnavailable, Superseded
-from app.domain.external.run_queue import Attempt
+from app.domain.external.run_queue import Attempt, RunQueue
 from app.domain.services.flows.plan_act import CRASHED, INTERRUPTED, STOPPED
 from app.infrastructure.queue import drivers
 from app.infrastructure.queue.inline import InlineRunQueue
+from app.infrastructure.queue.leased import LeasedRunQueue
+from app.infrastructure.streams.memory.signals import LocalSignals
+from tests.contract.conftest import MongoHarness, SqliteHarness, harness_of
 
 
 class Worker:
@@ -59,24 +63,52 @@ def worker() -> Worker:
     return Worker()
 
 
+Make = Callable[[Worker], InlineRunQueue | LeasedRunQueue]
+
+
+@pytest.fixture(params=["inline", "leased-memory", "leased-mongo"])
+async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Make]:
+    """Makes the queue of a process, with sessions that it may be asked about."""
+    if request.param == "inline":
+        yield InlineRunQueue
+        return
+    store = harness_of("memory" if request.param == "leased-memory" else "mongo-motor", tmp_path, request)
+    assert not isinstance(store, SqliteHarness)
+    await store.open()
+    for name in "abcs":
+        await store.sessions.create(name, owner="me", at=1)
+
+    def made(worker: Worker) -> LeasedRunQueue:
+        queue = LeasedRunQueue(worker, store.leases, LocalSignals(), holder="here", takes_runs=True)
+        queue.start()
+        return queue
+
+    try:
+        yield made
+    finally:
+        await store.close()
+        if isinstance(store, MongoHarness):
+            store.drop()
+
+
 @pytest.fixture
-async def queue(worker: Worker) -> AsyncIterator[InlineRunQueue]:
-    queue = InlineRunQueue(worker)
+async def queue(worker: Worker, make: Make) -> AsyncIterator[InlineRunQueue | LeasedRunQueue]:
+    queue = make(worker)
     yield queue
     await queue.close()
 
 
-async def idle(queue: InlineRunQueue) -> None:
+async def idle(queue: RunQueue) -> None:
     """Until no run is left."""
     async with asyncio.timeout(5):
-        while queue._drivers._runs:
-            await asyncio.wait([run.driver for run in queue._drivers._runs.values() if run.driver])
+        while queue.active:
+            await asyncio.sleep(0.001)
 
 
-async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=0)
+async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: RunQueue, worker: Worker) -> None:
+    await queue.wake("s", upto=1)
     await worker.started.acquire()
-    await queue.wake("s", upto=0)
+    await queue.wake("s", upto=2)
     await worker.started.acquire()
     worker.let_go.release()
     await idle(queue)
@@ -84,10 +116,10 @@ async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: InlineRunQue
     assert worker.reasons == [CRASHED, INTERRUPTED]
 
 
-async def test_a_hundred_wakes_at_once_never_run_side_by_side(queue: InlineRunQueue, worker: Worker) -> None:
-    await asyncio.gather(*(queue.wake("s", upto=0) for _ in range(100)))
+async def test_a_hundred_wakes_at_once_never_run_side_by_side(queue: RunQueue, worker: Worker) -> None:
+    await asyncio.gather(*(queue.wake("s", upto=300) for _ in range(100)))
     await worker.started.acquire()
-    await asyncio.gather(*(queue.wake("s", upto=0) for _ in range(100)))
+    await asyncio.gather(*(queue.wake("s", upto=400) for _ in range(100)))
     for _ in range(10):
         worker.let_go.release()
     await idle(queue)
@@ -95,31 +127,31 @@ async def test_a_hundred_wakes_at_once_never_run_side_by_side(queue: InlineRunQu
     assert worker.log[-1] == "ended"
 
 
-async def test_sessions_run_beside_each_other(queue: InlineRunQueue, worker: Worker) -> None:
+async def test_sessions_run_beside_each_other(queue: RunQueue, worker: Worker) -> None:
     for name in "abc":
-        await queue.wake(name, upto=0)
+        await queue.wake(name, upto=1)
     for _ in "abc":
         await worker.started.acquire()
     assert worker.running == 3
 
 
 async def test_stop_cuts_the_run_kills_everything_and_returns_when_it_is_written(
-    queue: InlineRunQueue, worker: Worker
+    queue: RunQueue, worker: Worker
 ) -> None:
-    await queue.wake("s", upto=0)
+    await queue.wake("s", upto=1)
     await worker.started.acquire()
     await queue.stop("s", upto=7)
     assert worker.log == ["work", "cut", "abort all", "stop 7"]
     await idle(queue)
 
 
-async def test_stop_works_for_a_run_that_rests(queue: InlineRunQueue, worker: Worker) -> None:
+async def test_stop_works_for_a_run_that_rests(queue: RunQueue, worker: Worker) -> None:
     await queue.stop("s", upto=3)
     assert worker.log == ["abort all", "stop 3"]
 
 
-async def test_words_that_come_after_a_stop_are_worked_on(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=0)
+async def test_words_that_come_after_a_stop_are_worked_on(queue: RunQueue, worker: Worker) -> None:
+    await queue.wake("s", upto=1)
     await worker.started.acquire()
     worker.stop_failures.append(Superseded("newer words"))
     await queue.stop("s", upto=1)
@@ -127,16 +159,16 @@ async def test_words_that_come_after_a_stop_are_worked_on(queue: InlineRunQueue,
     assert worker.reasons == [CRASHED, STOPPED]
 
 
-async def test_many_stops_at_once_all_return(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=0)
+async def test_many_stops_at_once_all_return(queue: RunQueue, worker: Worker) -> None:
+    await queue.wake("s", upto=1)
     await worker.started.acquire()
     async with asyncio.timeout(5):
         await asyncio.gather(*(queue.stop("s", upto=n) for n in range(20)))
     assert any(line.startswith("stop") for line in worker.log)
 
 
-async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=0)
+async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(queue: RunQueue, worker: Worker) -> None:
+    await queue.wake("s", upto=1)
     await worker.started.acquire()
     worker.stop_failures.append(StoreUnavailable("full"))
     with pytest.raises(StoreUnavailable):
@@ -144,66 +176,67 @@ async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(queue: 
     await worker.started.acquire()
 
 
-async def test_cancel_ends_the_run_without_a_word(queue: InlineRunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=0)
+async def test_cancel_ends_the_run_without_a_word(queue: RunQueue, worker: Worker) -> None:
+    await queue.wake("s", upto=1)
     await worker.started.acquire()
     await queue.cancel("s")
-    assert worker.log == ["work", "cut"]
-    assert not queue._drivers._runs
+    assert worker.log[:2] == ["work", "cut"]
+    assert "stop" not in " ".join(worker.log)
+    assert not queue.active
 
 
-async def test_a_run_that_was_overtaken_by_new_words_starts_again(queue: InlineRunQueue, worker: Worker) -> None:
+async def test_a_run_that_was_overtaken_by_new_words_starts_again(queue: RunQueue, worker: Worker) -> None:
     worker.failures.append(Superseded("newer words"))
     worker.let_go.release()
-    await queue.wake("s", upto=0)
+    await queue.wake("s", upto=1)
     await idle(queue)
     assert worker.reasons == [CRASHED, INTERRUPTED]
 
 
 async def test_a_run_rests_while_the_store_is_away_and_goes_on_by_itself(
-    queue: InlineRunQueue, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    queue: RunQueue, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drivers, "_RETRY_SECONDS", (0.0, 0.0))
     worker.failures.extend(StoreUnavailable("away") for _ in range(5))
     worker.let_go.release()
-    await queue.wake("s", upto=0)
+    await queue.wake("s", upto=1)
     await idle(queue)
     assert worker.log == ["work"] * 6 + ["ended"]
 
 
-async def test_stop_does_not_wait_for_the_store_to_come_back(queue: InlineRunQueue, worker: Worker) -> None:
+async def test_stop_does_not_wait_for_the_store_to_come_back(queue: RunQueue, worker: Worker) -> None:
     worker.failures.append(StoreUnavailable("away"))
-    await queue.wake("s", upto=0)
+    await queue.wake("s", upto=1)
     await worker.started.acquire()
     async with asyncio.timeout(0.15):
         await queue.stop("s", upto=1)
     assert "stop 1" in worker.log
 
 
-async def test_a_session_deleted_under_its_stop_is_no_fault(queue: InlineRunQueue, worker: Worker) -> None:
+async def test_a_session_deleted_under_its_stop_is_no_fault(queue: RunQueue, worker: Worker) -> None:
     worker.stop_failures.append(NotFound("gone"))
     await queue.stop("s", upto=1)
     assert worker.log == ["abort all", "stop 1"]
 
 
 async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run(
-    queue: InlineRunQueue, worker: Worker
+    queue: RunQueue, worker: Worker
 ) -> None:
     worker.failures.append(RuntimeError("bug"))
-    await queue.wake("s", upto=0)
+    await queue.wake("s", upto=1)
     await idle(queue)
     worker.let_go.release()
-    await queue.wake("s", upto=0)
+    await queue.wake("s", upto=2)
     await idle(queue)
     assert worker.log == ["work", "work", "ended"]
 
 
-async def test_close_cuts_every_run_short(worker: Worker) -> None:
-    queue = InlineRunQueue(worker)
+async def test_close_cuts_every_run_short(worker: Worker, make: Make) -> None:
+    queue = make(worker)
     for name in "ab":
-        await queue.wake(name, upto=0)
+        await queue.wake(name, upto=1)
         await worker.started.acquire()
     await queue.close()
     assert worker.running == 0
-    await queue.wake("a", upto=0)
+    await queue.wake("a", upto=2)
     assert worker.running == 0
