@@ -37,7 +37,7 @@ STORE_AWAY = "the service's store was away"
 INTERRUPTED = "a new message from the user"
 STOPPED = "stopped by the user"
 
-MAX_DEATHS = 8
+MAX_DEATHS = 10
 """A run is given up when it has cost so many processes their lives without getting on in between."""
 
 ABORT_SECONDS = 0.7
