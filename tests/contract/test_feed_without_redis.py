@@ -137,3 +137,42 @@ async def test_nothing_is_asked_of_the_store_while_nobody_follows(store: Store) 
         looks = store.looks
         there.publish(store.add())
         assert store.looks == looks
+
+
+async def test_when_a_subscription_begins_readers_look_into_the_store_once_more(
+    store: Store, server: RedisServer, three: list[Process]
+) -> None:
+    store.silent = True
+    server.freeze()
+    reader = await three[1].attend()
+    assert not three[1].bus.confirmed("session:s")
+    store.add()
+    server.thaw()
+    await until(lambda: reader.numbers == [1])
+
+
+async def test_who_follows_does_not_trust_what_its_process_knew_before(
+    store: Store, server: RedisServer, three: list[Process]
+) -> None:
+    here, there, _ = three
+    store.silent = True
+    await server.kill()
+    here.publish(store.add())
+    there.publish(store.add())
+    reader = await here.attend(after=1)
+    assert reader.numbers == [2]
+
+
+async def test_text_that_was_on_its_way_when_redis_died_is_sent_again(
+    store: Store, server: RedisServer, three: list[Process]
+) -> None:
+    here, there, _ = three
+    reader = await there.follow()
+    here.write("before, ")
+    await until(lambda: reader.texts == {"m": "before, "})
+    server.freeze()
+    here.write("last")
+    await until(lambda: not here.bus.connected)
+    await server.kill()
+    await server.start()
+    await until(lambda: reader.texts == {"m": "before, last"})

@@ -52,13 +52,8 @@ async def test_a_signal_reaches_the_others_and_not_its_sender(buses: list[RedisB
 async def test_what_is_no_signal_is_not_heard(server: RedisServer, buses: list[RedisBus]) -> None:
     one, _ = await listening(buses[0])
     _, heard = await listening(buses[1])
-    for message in (
-        b"",
-        b"short",
-        b"0" * 8,
-        b"0" * 8 + b"\x09" + b"0" * 8 + b"s",
-        b"0" * 8 + b"\x01" + b"0" * 8 + b"\xff",
-    ):
+    sender, upto = b"0" * 8, b"0" * 8
+    for message in (b"", b"short", sender, sender + b"\x09" + upto + b"s", sender + b"\x01" + upto + b"\xff"):
         await server.ask("PUBLISH", b"test:signals", message)
     one.send(WAKE)
     await until(lambda: heard == [WAKE])

@@ -40,6 +40,8 @@ class Store:
     def __init__(self) -> None:
         self.events: dict[str, list[EventRecord]] = {"s": [], "t": []}
         self.away = False
+        self.silent = False
+        """Whether a look finds nothing new, so that a reader has to hear of it in another way."""
         self.reads = 0
         self.looks = 0
 
@@ -58,15 +60,16 @@ class Store:
         self.looks += 1
         if self.away:
             raise StoreUnavailable("away")
-        return {found: len(self.events[found]) for found in session_ids if found in self.events}
+        return {found: len(self.events[found]) * (not self.silent) for found in session_ids if found in self.events}
 
 
 class Reader:
     """Follows a session and keeps what it got."""
 
-    def __init__(self, store: Store, feed: Feed, session_id: str) -> None:
+    def __init__(self, store: Store, feed: Feed, session_id: str, after: int = 0) -> None:
         self._streams = EventStreams(cast("Journal", store), feed)
         self._session_id = session_id
+        self._after = after
         self.numbers: list[int] = []
         self.texts: dict[str, str] = {}
         self.got: list[str] = []
@@ -76,7 +79,7 @@ class Reader:
         self.ended = False
 
     async def read(self) -> None:
-        async for item in self._streams.follow(self._session_id, after=0):
+        async for item in self._streams.follow(self._session_id, after=self._after):
             if isinstance(item, TextDelta):
                 self.got.append("text")
                 self.texts[item.message_id] = self.texts.get(item.message_id, "") + item.delta
@@ -102,11 +105,16 @@ class Process:
         assert self._bus is not None
         return self._bus
 
-    async def follow(self, session_id: str = "s") -> Reader:
-        """A reader that waits for news, and of whose waiting the other processes know."""
-        reader = Reader(self.store, self.feed, session_id)
+    async def attend(self, session_id: str = "s", after: int = 0) -> Reader:
+        """A reader that waits for news."""
+        reader = Reader(self.store, self.feed, session_id, after)
         self._readers.append(asyncio.create_task(reader.read()))
         await until(lambda: reader.rested > 0)
+        return reader
+
+    async def follow(self, session_id: str = "s") -> Reader:
+        """A reader that waits for news, and of whose waiting the other processes know."""
+        reader = await self.attend(session_id)
         if self._bus is not None and self._bus.connected:
             await until(lambda: self.bus.confirmed(f"session:{session_id}"))
         return reader
