@@ -12,7 +12,7 @@ from app.application.services.desktop import Viewer
 from app.domain.errors import Forbidden
 
 SLICE = 16 * 1024
-"""Bytes looked at before others get their turn: some milliseconds when they are all small messages."""
+"""Bytes looked at before others get their turn: about a millisecond when they are all small messages."""
 
 LONGEST = 4 + 4 * 1024
 """Bytes of a message that passes: a SetEncodings of 1024 encodings, of which viewers send some thirty. A longer one is

@@ -1,0 +1,63 @@
+"""Tickets in a service of several API processes on one MongoDB."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.redis_server import RedisServer, require_redis
+from tests.support.service import Client, ServiceProcess
+from tests.support.stores import Mongod, mongod_binary
+
+PROCESSES = 3
+
+
+@pytest.fixture
+async def apis(tmp_path: Path) -> AsyncIterator[list[Client]]:
+    if mongod_binary() is None and os.environ.get("CI") != "true":
+        pytest.skip("there is no mongod here")
+    require_redis()
+    mongod = Mongod(tmp_path / "mongod")
+    await asyncio.to_thread(mongod.start)
+    try:
+        async with RedisServer() as redis, AsyncExitStack() as stack:
+            stores = {"MONGODB_URL": mongod.url, "REDIS_URL": redis.url, "LOG_LEVEL": "DEBUG"}
+            services: list[ServiceProcess] = []
+            clients: list[Client] = []
+            for number in range(PROCESSES):
+                folder = tmp_path / f"api{number}"
+                folder.mkdir()
+                service = ServiceProcess(folder / "data", part="api", **stores)
+                services.append(service)
+                stack.push_async_callback(service.stop)
+                clients.append(await service.start())
+                stack.push_async_callback(clients[-1].close)
+            yield clients
+    finally:
+        mongod.kill()
+    for service in services:
+        log = service.log.read_text()
+        assert "Traceback" not in log
+        assert "ticket=" not in log.replace("ticket=***", "")
+
+
+async def opened(client: Client, session_id: str, ticket: str) -> int:
+    path = f"/api/v1/sessions/{session_id}/events"
+    async with client.http.stream("GET", path, params={"ticket": ticket}) as answer:
+        return answer.status_code
+
+
+async def test_what_one_process_issues_any_other_redeems_once(apis: list[Client]) -> None:
+    session_id = await apis[0].create()
+    for turn in range(2 * PROCESSES):
+        issuer = apis[turn % PROCESSES]
+        answer = await issuer.http.post("/api/v1/tickets", json={"session_id": session_id})
+        ticket = answer.json()["data"]["ticket"]
+        asked = [opened(client, session_id, ticket) for client in apis for _ in range(4)]
+        assert sorted(await asyncio.gather(*asked)) == [200] + [401] * (4 * PROCESSES - 1)
+    answer = await apis[1].http.post("/api/v1/tickets", json={"session_id": session_id})
+    assert (await apis[2].http.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
+    assert await opened(apis[0], session_id, answer.json()["data"]["ticket"]) == 401
