@@ -70,12 +70,13 @@ class Collection(Protocol):
         *,
         sort: Sequence[tuple[str, int]] | None = None,
         limit: int = 0,
+        hint: str | None = None,
     ) -> Cursor:
-        """Every document that fits; with `limit` 0, all of them."""
+        """Every document that fits; with `limit` 0, all of them. `hint`: the index to use."""
         ...
 
-    def count_documents(self, filter: Mapping[str, object]) -> Awaitable[int]:
-        """How many fit."""
+    def count_documents(self, filter: Mapping[str, object], *, hint: str) -> Awaitable[int]:
+        """How many fit; `hint`: the index to use."""
         ...
 
     def insert_one(self, document: Document) -> Awaitable[object]:

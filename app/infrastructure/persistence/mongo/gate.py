@@ -39,7 +39,8 @@ class Gate:
     def __init__(self, driver: Driver, *, on_closed: Callable[[StoreUnavailable], None]) -> None:
         self._driver = driver
         self._on_closed = on_closed
-        self._reads: set[asyncio.Future[object]] = set()
+        self._closed: asyncio.Future[None]
+        """Done as soon as the gate is closed."""
         self._look = asyncio.Event()
         self._succeeded = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -48,7 +49,7 @@ class Gate:
 
     def start(self) -> None:
         """Open the gate, and begin to look."""
-        self.reason = None
+        self._open()
         self._task = asyncio.create_task(self._watch(), name="mongo-gate")
 
     async def close(self) -> None:
@@ -58,6 +59,8 @@ class Gate:
             self._task.cancel()
             await asyncio.wait((self._task,))
             self._task = None
+            if not self._closed.done():
+                self._closed.set_result(None)
 
     def check(self) -> None:
         """Pass, or raise.
@@ -69,39 +72,38 @@ class Gate:
             raise StoreUnavailable(self.reason, retry_after=_RETRY_AFTER)
 
     async def write(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Carry out an operation to its end.
+        """Carry out an operation to its end, also when the caller is cancelled.
 
         Raises:
             StoreUnavailable: it failed, or the gate is closed.
         """
         self.check()
-        try:
-            answer = await operation()
-        except self._driver.failures as error:
-            raise self.refused(error) from error
-        self._succeeded = time.monotonic()
-        return answer
+        task = _begun(operation)
+        await asyncio.wait((task,))
+        return self._answer(task)
 
     async def read(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Carry out an operation that changes nothing, and give it up when the gate closes.
+        """Carry out an operation that may as well not happen; it is given up when the gate closes.
 
         Raises:
             StoreUnavailable: it failed, or the gate is or was closed.
         """
         self.check()
-        task = asyncio.ensure_future(operation())
-        self._reads.add(task)  # type: ignore[arg-type]
+        task = _begun(operation)
         try:
-            answer = await task
+            # The client's word that it is cancelled is not waited for: it may take its time, or never hear of it.
+            await asyncio.wait((task, self._closed), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise unavailable(_BROKE)
+            return self._answer(task)
+        finally:
+            task.cancel()
+
+    def _answer(self, task: "asyncio.Future[T]") -> T:
+        try:
+            answer = task.result()
         except self._driver.failures as error:
             raise self.refused(error) from error
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
-                raise
-            raise unavailable(_BROKE) from None  # it was the gate that closed
-        finally:
-            self._reads.discard(task)  # type: ignore[arg-type]
         self._succeeded = time.monotonic()
         return answer
 
@@ -118,8 +120,7 @@ class Gate:
         trouble = unavailable(failure.words)
         self.reason = str(trouble)
         self._look.set()
-        for task in self._reads:
-            task.cancel()
+        self._closed.set_result(None)
         self._on_closed(trouble)
 
     async def _watch(self) -> None:
@@ -127,12 +128,14 @@ class Gate:
         while True:
             if missed == 0:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._look.wait(), _PAUSE_SECONDS)
+                    async with asyncio.timeout(_PAUSE_SECONDS):
+                        await self._look.wait()
                 self._look.clear()
             began = time.monotonic()
             failure = await self._ping()
             if failure is None:
-                missed, self.reason = 0, None
+                missed = 0
+                self._open()
                 continue
             # A machine under load may miss a look although the server works: what succeeded meanwhile speaks for it.
             missed = missed + 1 if self._succeeded < began else 0
@@ -141,14 +144,33 @@ class Gate:
                 self._shut(failure)
                 self._look.clear()
 
+    def _open(self) -> None:
+        if self.reason is not None:
+            self.reason = None
+            self._closed = asyncio.get_running_loop().create_future()
+
     async def _ping(self) -> Failure | None:
-        try:
-            # Twice bounded: the client's own bound does not hold while it waits for a thread.
-            async with asyncio.timeout(_PING_SECONDS + 0.1):
-                with self._driver.within(_PING_SECONDS):
-                    await self._driver.command("ping")
-        except TimeoutError:
+        with self._driver.within(_PING_SECONDS):
+            task = _begun(lambda: self._driver.command("ping"))
+        # The client's own bound does not hold while it waits for a thread.
+        await asyncio.wait((task,), timeout=_PING_SECONDS + 0.1)
+        if not task.done():
+            task.cancel()
             return Failure("it does not answer in time")
-        except self._driver.failures as error:
+        error = task.exception()
+        if isinstance(error, self._driver.failures):
             return self._driver.failure(error)
+        task.result()
         return None
+
+
+def _begun(operation: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
+    """The operation under way; nobody has to ask what became of it."""
+    task = asyncio.ensure_future(operation())
+    task.add_done_callback(_heard)
+    return task
+
+
+def _heard(task: "asyncio.Future[T]") -> None:
+    if not task.cancelled():
+        task.exception()

@@ -16,6 +16,7 @@ from app.infrastructure.persistence.mongo.driver import Document
 from app.infrastructure.persistence.mongo.gate import Gate
 from app.infrastructure.persistence.mongo.lanes import Lanes, Written
 from app.infrastructure.persistence.mongo.ledger import Ledger
+from app.infrastructure.persistence.mongo.schema import SPOKEN
 from app.infrastructure.persistence.rows import LAST_NUMBER, USER, event_key, transcript_key
 
 _WHERE: Document = {"ordinal": 1, "head": 1, "tail.events": 1}
@@ -78,7 +79,9 @@ class MongoJournal:
         ordinal = found["ordinal"]
         first = event_key(ordinal, max(after, 0) + 1)
         query: Document = {"speaker": USER, "_id": _span(first, event_key(ordinal, found["head"]))}
-        rows = await self._gate.read(lambda: self._ledger.tables.events.find(query, sort=[("_id", 1)]).to_list(None))
+        rows = await self._gate.read(
+            lambda: self._ledger.tables.events.find(query, sort=[("_id", 1)], hint=SPOKEN).to_list(None)
+        )
         newer = [row for row in tail_of(found).events if row.get("speaker") == USER and row["_id"] >= first]
         return [
             UserWords(number=row["_id"] & LAST_NUMBER, content=orjson.loads(row["data"])["content"])

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from app.domain.errors import AnkerError, NotFound, StoreUnavailable
 from app.domain.models.event import EventRecord
 from app.infrastructure.persistence.mongo.draft import Draft
+from app.infrastructure.persistence.mongo.gate import Gate
 from app.infrastructure.persistence.mongo.ledger import Ledger, Slot
 
 T = TypeVar("T")
@@ -58,7 +59,8 @@ _Outcome = Written[object] | AnkerError | TypeError | ValueError | RecursionErro
 class Lanes:
     """The lanes of one process. A caller that is cancelled while waiting does not undo its write."""
 
-    def __init__(self, ledger: Ledger, on_committed: OnCommitted) -> None:
+    def __init__(self, gate: Gate, ledger: Ledger, on_committed: OnCommitted) -> None:
+        self._gate = gate
         self._ledger = ledger
         self._on_committed = on_committed
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
@@ -100,6 +102,7 @@ class Lanes:
     def _put(self, session_id: str, pending: _Fold | _Alone) -> None:
         if self._closing:
             raise StoreUnavailable("the store is closed")
+        self._gate.check()  # not only when its turn comes: what is before it may be waiting for the server
         lane = self._lanes.get(session_id)
         if lane is None:
             lane = self._lanes[session_id] = _Lane()

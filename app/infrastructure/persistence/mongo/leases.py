@@ -35,8 +35,8 @@ class MongoLeases:
         sessions = self._ledger.tables.sessions
         query = {"lease.holder": well_formed(holder)}
         later = [{"$set": {"lease.until": _from_now(seconds)}}]
-        await self._gate.write(lambda: sessions.update_many(query, later))
-        rows = await self._gate.write(lambda: sessions.find(query, _SHOWN).to_list(None))
+        await self._gate.read(lambda: sessions.update_many(query, later))
+        rows = await self._gate.read(lambda: sessions.find(query, _SHOWN).to_list(None))
         return [_lease(row, renewed=True) for row in rows]
 
     async def release(self, lease: Lease) -> bool:
@@ -57,8 +57,8 @@ class MongoLeases:
 
     async def claimable(self, *, limit: int) -> Sequence[str]:
         """See `LeaseRepository.claimable`."""
-        work: Document = {"$or": [{"status": "active"}, {"stop_upto": {"$exists": True}}]}
-        query: Document = {"$and": [work, _FREE]}
+        # Each branch has an index of its own, over the sessions that it is about and no others.
+        query: Document = {"$or": [{"status": "active", **_FREE}, {"stop_upto": {"$gte": 0}, **_FREE}]}
         order = [("lease.until", 1), ("_id", 1)]
         sessions = self._ledger.tables.sessions
         if limit <= 0:
@@ -70,7 +70,7 @@ class MongoLeases:
         """See `LeaseRepository.ask_stop`."""
         query = {"_id": well_formed(session_id)}
         change: Document = {"$max": {"stop_upto": max(upto, 0)}}
-        result = await self._gate.write(lambda: self._ledger.tables.sessions.update_one(query, change))
+        result = await self._gate.read(lambda: self._ledger.tables.sessions.update_one(query, change))
         if not result.matched_count:
             raise NotFound("no such session")
 
@@ -82,11 +82,11 @@ class MongoLeases:
         """See `LeaseRepository.stop_answered`."""
         query: Document = {"_id": well_formed(session_id), "stop_upto": {"$lte": upto}}
         change: Document = {"$unset": {"stop_upto": ""}}
-        await self._gate.write(lambda: self._ledger.tables.sessions.update_one(query, change))
+        await self._gate.read(lambda: self._ledger.tables.sessions.update_one(query, change))
 
     async def _change(self, query: Document, change: Document, fields: Document = _SHOWN) -> Document | None:
         sessions = self._ledger.tables.sessions
-        return await self._gate.write(
+        return await self._gate.read(
             lambda: sessions.find_one_and_update(query, [change], fields, return_document=True)
         )
 

@@ -29,6 +29,9 @@ from app.infrastructure.persistence.mongo.driver import Collection, Document, Dr
 VERSION = 1
 """Of the shape above."""
 
+SPOKEN = "spoken"
+"""The index of the events that are messages, which are few among many."""
+
 _PREPARE_SECONDS = 20.0
 """For indexes that are made, and nothing else: afterwards it is one look at what is there."""
 
@@ -109,10 +112,10 @@ async def _index(tables: Tables) -> None:
     active: Document = {"status": "active"}
     asked: Document = {"stop_upto": {"$exists": True}}
     held: Document = {"lease.holder": {"$gt": ""}}
-    await sessions.create_index([("lease.until", 1), ("_id", 1)], name="active", partialFilterExpression=active)
-    await sessions.create_index([("lease.until", 1), ("_id", 1)], name="stopping", partialFilterExpression=asked)
+    await sessions.create_index([("status", 1), ("lease.until", 1)], name="active", partialFilterExpression=active)
+    await sessions.create_index([("stop_upto", 1)], name="stopping", partialFilterExpression=asked)
     await sessions.create_index([("lease.holder", 1)], name="held", partialFilterExpression=held)
     spoken: Document = {"speaker": {"$exists": True}}
-    await tables.events.create_index([("speaker", 1), ("_id", 1)], name="spoken", partialFilterExpression=spoken)
+    await tables.events.create_index([("speaker", 1), ("_id", 1)], name=SPOKEN, partialFilterExpression=spoken)
     await tables.tickets.create_index([("session", 1), ("expires_at", 1)], name="waiting")
     await tables.tickets.create_index([("expires_at", 1)], name="expiring")

@@ -13,6 +13,7 @@ from app.infrastructure.persistence.mongo.gate import Gate, unavailable
 from app.infrastructure.persistence.mongo.lanes import Lanes
 from app.infrastructure.persistence.mongo.leaving import Leaving
 from app.infrastructure.persistence.mongo.ledger import Ledger
+from app.infrastructure.persistence.mongo.schema import SPOKEN
 from app.infrastructure.persistence.rows import ASSISTANT, LAST_NUMBER, event_key
 
 _SHOWN: Document = {
@@ -89,7 +90,9 @@ class MongoSessions:
 
     async def ids(self) -> Sequence[str]:
         """See `SessionRepository.ids`."""
-        return [row["_id"] for row in await self._rows({}, {"_id": 1})]
+        sessions = self._ledger.tables.sessions
+        rows = await self._gate.read(lambda: sessions.find({}, {"_id": 1}, hint="_id_").to_list(None))
+        return [row["_id"] for row in rows]
 
     async def heads(self, session_ids: Sequence[str]) -> Mapping[str, int]:
         """See `SessionRepository.heads`."""
@@ -175,7 +178,7 @@ class MongoSessions:
         if delivered < older:
             first, last = (event_key(found["ordinal"], number) for number in (delivered, older))
             query: Document = {"speaker": ASSISTANT, "_id": {"$gt": first, "$lte": last}}
-            count += await self._gate.write(lambda: self._ledger.tables.events.count_documents(query))
+            count += await self._gate.write(lambda: self._ledger.tables.events.count_documents(query, hint=SPOKEN))
         return count
 
 

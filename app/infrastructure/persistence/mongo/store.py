@@ -30,7 +30,7 @@ class MongoStore:
         self._driver = Driver(url, database, client)
         self._gate = Gate(self._driver, on_closed=self._refuse_waiting)
         self._ledger = Ledger(self._driver, self._gate, encode)
-        self._lanes = Lanes(self._ledger, on_committed)
+        self._lanes = Lanes(self._gate, self._ledger, on_committed)
         self._leaving = Leaving(self._driver, self._gate, self._ledger)
         self.journal = MongoJournal(self._gate, self._ledger, self._lanes)
         self.sessions = MongoSessions(self._driver, self._gate, self._ledger, self._lanes, self._leaving)

@@ -1,0 +1,500 @@
+"""What only a store of many processes on a server can get wrong: two that write at once, a server that goes away."""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pymongo
+import pytest
+
+from app.domain.errors import Conflict, NotFound, StoreUnavailable, TooLarge
+from app.domain.models.event import MessageEvent, TitleEvent, WaitEvent
+from app.domain.models.message import UserMessage
+from app.domain.models.run import RunState
+from app.domain.repositories.journal import Change, Receipt
+from app.infrastructure.persistence.mongo import MongoStore
+from app.infrastructure.persistence.mongo.driver import ClientName
+from app.infrastructure.persistence.mongo.schema import VERSION
+from app.interfaces.wire import encode_event
+from tests.contract.conftest import CLIENTS, MongoHarness, need_mongod
+from tests.support.stores import Mongod, free_port
+
+ROOT = Path(__file__).parents[2]
+
+APPENDER = """
+import asyncio, sys
+from app.domain.models.event import MessageEvent
+from app.domain.repositories.journal import Change
+from app.infrastructure.persistence.mongo import MongoStore
+from app.interfaces.wire import encode_event
+
+async def main():
+    url, database, client = sys.argv[1:]
+    on_committed = lambda session, records: None
+    async with MongoStore(url, database, encode=encode_event, on_committed=on_committed, client=client) as store:
+        async def append(n):
+            while True:
+                records = await store.journal.commit(
+                    "s", Change(at=1, events=[MessageEvent(role="user", content="x" * 500)] * 3)
+                )
+                print(records[-1].number, flush=True)
+        await asyncio.gather(*(append(n) for n in range(3)))
+
+asyncio.run(main())
+"""
+
+
+def says(content: str) -> MessageEvent:
+    return MessageEvent(role="assistant", content=content)
+
+
+async def numbers(store: MongoHarness, session_id: str = "s") -> list[int]:
+    return [record.number for record in await store.journal.read(session_id, after=0, limit=10**6)]
+
+
+@asynccontextmanager
+async def second_of(first: MongoHarness) -> AsyncIterator[MongoHarness]:
+    """Another process on the same database, as far as the store can tell."""
+    second = MongoHarness(first.mongod, first.client, first.database)
+    await second.open()
+    try:
+        yield second
+    finally:
+        await second.close()
+
+
+@asynccontextmanager
+async def rows_of(store: MongoHarness) -> AsyncIterator["pymongo.AsyncMongoClient"]:
+    async with pymongo.AsyncMongoClient(store.mongod.url) as client:
+        yield client[store.database]
+
+
+async def until(condition: Callable[[], Awaitable[object]], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def own_mongod(tmp_path: Path) -> Iterator[Mongod]:
+    """A server that the test may do anything to."""
+    need_mongod()
+    server = Mongod(tmp_path / "mongod")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(params=sorted(CLIENTS))
+async def fragile(request: pytest.FixtureRequest, own_mongod: Mongod) -> AsyncIterator[MongoHarness]:
+    harness = MongoHarness(own_mongod, CLIENTS[request.param])
+    await harness.open()
+    await harness.sessions.create("s", owner="me", at=1)
+    try:
+        yield harness
+    finally:
+        await harness.close()
+
+
+async def test_two_processes_that_write_at_once_leave_no_gap_and_write_nothing_twice(mongo: MongoHarness) -> None:
+    async with second_of(mongo) as other:
+
+        async def write(store: MongoHarness, name: str, count: int) -> None:
+            for n in range(count):
+                await store.journal.commit("s", Change(at=1, events=[says(f"{name}{n}"), WaitEvent()]))
+
+        writers = [write(store, f"{name}{n}-", 20) for store, name in ((mongo, "a"), (other, "b")) for n in range(3)]
+        seen = asyncio.create_task(watch(other))
+        await asyncio.gather(*writers)
+        assert await numbers(mongo) == list(range(1, 241)) == await numbers(other)
+        records = await mongo.journal.read("s", after=0, limit=1000)
+        assert len({record.data for record in records}) == 240
+        heard = [record for store in (mongo, other) for _, batch in store.committed for record in batch]
+        assert sorted(heard) == list(records)
+        for store in (mongo, other):
+            own = [record.number for _, batch in store.committed for record in batch]
+            assert own == sorted(own)
+        seen.cancel()
+        await asyncio.gather(seen, return_exceptions=True)
+        assert seen.cancelled()
+        assert (await mongo.sessions.get("s", owner="me")).unread == 120
+
+
+async def watch(store: MongoHarness) -> None:
+    """Read again and again while others write; what is there is there without a gap, and stays."""
+    length = 0
+    while True:
+        found = await numbers(store)
+        assert found == list(range(1, len(found) + 1))
+        assert len(found) >= length
+        assert (await store.sessions.heads(["s"]))["s"] >= len(found)
+        length = len(found)
+
+
+async def test_the_same_key_from_two_processes_is_one_message(mongo: MongoHarness) -> None:
+    async with second_of(mongo) as other:
+        for n in range(20):
+            calls = (
+                store.journal.receive("s", "once", at=1, key=f"k{n}") for store in (mongo, other) for _ in range(3)
+            )
+            receipts = await asyncio.gather(*calls)
+            assert {receipt.number for receipt in receipts} == {n + 1}
+            assert sum(receipt.fresh for receipt in receipts) == 1
+        assert await numbers(mongo) == list(range(1, 21))
+
+
+async def test_a_thousand_messages_at_once_with_double_keys_are_five_hundred(mongo: MongoHarness) -> None:
+    async with second_of(mongo) as other:
+        calls = ((mongo, other)[n % 2].journal.receive("s", str(n // 2), at=1, key=str(n // 2)) for n in range(1000))
+        receipts = await asyncio.gather(*calls)
+        assert sum(receipt.fresh for receipt in receipts) == 500
+        assert await numbers(mongo) == list(range(1, 501))
+        words = await other.journal.unread_words("s", after=0)
+        assert sorted(int(word.content) for word in words) == list(range(500))
+
+
+async def test_other_sessions_are_written_while_one_is_busy(mongo: MongoHarness) -> None:
+    for n in range(30):
+        await mongo.sessions.create(f"x{n}", owner="me", at=1)
+    await asyncio.gather(
+        *(mongo.journal.receive(f"x{n}", str(k), at=1, key=None) for n in range(30) for k in range(10)),
+    )
+    assert set((await mongo.sessions.heads([f"x{n}" for n in range(30)])).values()) == {10}
+
+
+async def test_everything_acknowledged_before_a_kill_is_there_and_others_go_on_at_once(mongo: MongoHarness) -> None:
+    command = [sys.executable, "-c", APPENDER, mongo.mongod.url, mongo.database, mongo.client]
+    for _ in range(3):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            out = child.stdout
+            acknowledged = [int(await asyncio.to_thread(out.readline)) for _ in range(50)]
+            os.kill(child.pid, signal.SIGKILL)
+            acknowledged += [int(line) for line in out if line.endswith("\n")]
+        began = time.monotonic()
+        receipt = await mongo.journal.receive("s", "on", at=1, key=None)
+        assert await mongo.leases.seize("s", holder="a", seconds=0) is None
+        assert time.monotonic() - began < 5, "something of the dead process is in the way"
+        found = await numbers(mongo)
+        assert found == list(range(1, len(found) + 1))
+        assert max(acknowledged) < receipt.number == len(found)
+        assert (await mongo.sessions.get("s", owner="me")).head == len(found)
+
+
+async def test_what_a_dead_process_did_not_copy_is_read_and_then_copied_by_the_next_writer(
+    mongo: MongoHarness,
+) -> None:
+    change = Change(at=1, events=[says("1"), TitleEvent(title="t")], said=[("work", UserMessage(content="w"))])
+    await mongo.journal.commit("s", change)
+    await mongo.journal.receive("s", "u", at=1, key="k")
+    await mongo.close()
+    async with rows_of(mongo) as database:
+        newest = await database.sessions.find_one({"_id": "s"})
+        for name in ("events", "keys"):
+            rows = newest["tail"][name]
+            assert (await database[name].delete_many({"_id": {"$in": [row["_id"] for row in rows]}})).deleted_count == 1
+        await mongo.open()
+        assert await numbers(mongo) == [1, 2, 3]
+        assert [record.number for record in await mongo.journal.read("s", after=1, limit=1)] == [2]
+        assert [record.number for record in await mongo.journal.read("s", after=2, limit=1)] == [3]
+        assert [words.number for words in await mongo.journal.unread_words("s", after=0)] == [3]
+        assert await mongo.journal.receive("s", "u", at=1, key="k") == Receipt(number=3, fresh=False)
+        await mongo.journal.commit("s", Change(at=1, events=[says("4")]))
+        assert await numbers(mongo) == [1, 2, 3, 4]
+        assert await mongo.journal.receive("s", "u", at=1, key="k") == Receipt(number=3, fresh=False)
+        assert len(await mongo.journal.transcript("s", "work")) == 1
+
+
+async def test_a_process_that_deletes_while_another_writes_leaves_nothing_behind(mongo: MongoHarness) -> None:
+    async with second_of(mongo) as other, rows_of(mongo) as database:
+        stored = asyncio.Event()
+
+        async def write() -> None:
+            while True:
+                await other.journal.commit("s", Change(at=1, events=[says("x")] * 5))
+                stored.set()
+
+        writing = asyncio.create_task(write())
+        await stored.wait()
+        await mongo.sessions.delete("s", owner="me")
+        with pytest.raises(NotFound):
+            await writing
+        with pytest.raises(NotFound):
+            await other.journal.read("s", after=0, limit=1)
+        await mongo.sessions.create("s", owner="me", at=1)
+        assert await other.journal.receive("s", "u", at=1, key=None) == Receipt(number=1, fresh=True)
+        assert await numbers(mongo) == [1]
+        leaving = await database.leaving.find_one()
+        assert leaving is not None
+        await mongo.store._leaving.clear(leaving["_id"])  # what a later round does
+        assert await database.events.count_documents({}) == 1
+
+
+async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanwhile(mongo: MongoHarness) -> None:
+    long = Change(
+        at=1,
+        events=[says("x")] * 9000,
+        said=[("work", UserMessage(content="x"))] * 5000,
+        run=RunState(turns=1),
+    )
+    await mongo.journal.commit("s", long)
+    await mongo.journal.receive("s", "u", at=1, key="k")
+    await mongo.pictures.put("s", "p", b"jpeg" * 10**6)
+    await mongo.sessions.create("other", owner="me", at=1)
+    delete = asyncio.create_task(mongo.sessions.delete("s", owner="me"))
+    await mongo.journal.receive("other", "meanwhile", at=1, key=None)
+    await delete
+    async with rows_of(mongo) as database:
+        left = {
+            name: await database[name].count_documents({}) for name in ("events", "transcripts", "keys", "pictures")
+        }
+    assert left == {"events": 1, "transcripts": 0, "keys": 0, "pictures": 0}
+
+
+async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(mongo: MongoHarness) -> None:
+    await mongo.journal.commit("s", Change(at=1, events=[WaitEvent()] * 5000, run=RunState(turns=1)))
+    await mongo.close()
+    async with rows_of(mongo) as database:
+        session = await database.sessions.find_one({"_id": "s"})
+        old = session["ordinal"]
+        await database.leaving.update_one(
+            {"_id": old}, [{"$set": {"at": {"$subtract": ["$$NOW", 60_000]}}}], upsert=True
+        )
+        await mongo.open()
+
+        async def is_clear() -> bool:
+            left = [await database[name].count_documents({}) for name in ("sessions", "events", "leaving")]
+            return not any(left)
+
+        await until(is_clear)
+
+
+async def test_a_change_that_no_document_can_hold_is_refused_alone(mongo: MongoHarness) -> None:
+    small = Change(at=1, events=[says("small")])
+    huge = Change(at=1, events=[says("x" * 5 * 2**20)] * 3)
+    results = await asyncio.gather(
+        *(mongo.journal.commit("s", change) for change in (small, huge, small)), return_exceptions=True
+    )
+    assert isinstance(results[1], TooLarge)
+    assert await numbers(mongo) == [1, 2]
+    large = Change(at=1, events=[says("x" * 5 * 2**20)] * 2)
+    await asyncio.gather(*(mongo.journal.commit("s", change) for change in (large, small, large)))
+    assert await numbers(mongo) == list(range(1, 8))
+
+
+async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(mongo: MongoHarness) -> None:
+    queued = [asyncio.create_task(mongo.journal.commit("s", Change(at=1, events=[WaitEvent()]))) for _ in range(20)]
+    await asyncio.sleep(0)  # one turn of the loop: they are in the queue
+    await mongo.close()
+    assert [(await write)[0].number for write in queued] == list(range(1, 21))
+    with pytest.raises(StoreUnavailable):
+        await mongo.journal.commit("s", Change(at=1))
+    with pytest.raises(StoreUnavailable):
+        await mongo.journal.read("s", after=0, limit=1)
+    assert await mongo.sessions.check() == "the store is closed"
+    await mongo.open()
+    assert await numbers(mongo) == list(range(1, 21))
+
+
+async def test_names_with_odd_characters_are_as_good_as_any(mongo: MongoHarness) -> None:
+    odd = ("$where", "a.b", "nul\x00", "\ud800", "ü", "")
+    for name in odd:
+        with pytest.raises(NotFound):
+            await mongo.sessions.get(name, owner="me")
+    for name in odd:
+        await mongo.sessions.create(name, owner=name, at=1)
+        assert (await mongo.journal.receive(name, name, at=1, key=name)).fresh
+        assert not (await mongo.journal.receive(name, name, at=1, key=name)).fresh
+        await mongo.pictures.put(name, name, b"x")
+        assert await mongo.pictures.get(name, name) == b"x"
+        assert len((await mongo.sessions.page(owner=name, limit=9, cursor=None)).sessions) == 1
+
+
+async def test_ten_processes_that_start_at_once_agree_on_a_new_database(mongod: Mongod) -> None:
+    database = f"test_{secrets.token_hex(6)}"
+    stores = [MongoHarness(mongod, client, database) for client in CLIENTS.values() for _ in range(5)]
+    try:
+        await asyncio.gather(*(store.open() for store in stores))
+        assert len({store.store.installation for store in stores}) == 1
+        results = await asyncio.gather(
+            *(store.sessions.create("s", owner="me", at=1) for store in stores), return_exceptions=True
+        )
+        assert [type(result) for result in results if result is not None] == [Conflict] * 9
+    finally:
+        await asyncio.gather(*(store.close() for store in stores))
+        await asyncio.to_thread(mongod.drop, database)
+
+
+async def test_a_database_of_a_newer_program_is_refused_untouched(mongo: MongoHarness) -> None:
+    await mongo.close()
+    async with rows_of(mongo) as database:
+        await database.facts.update_one({"_id": "version"}, {"$set": {"value": VERSION + 1}})
+        with pytest.raises(StoreUnavailable, match="use a newer program"):
+            await mongo.open()
+        await database.facts.update_one({"_id": "version"}, {"$set": {"value": VERSION}})
+    await mongo.open()
+
+
+def store_at(url: str, client: ClientName, database: str = "anker") -> MongoStore:
+    return MongoStore(url, database, encode=encode_event, on_committed=lambda session, records: None, client=client)
+
+
+@pytest.mark.parametrize("client", sorted(CLIENTS.values()))
+@pytest.mark.parametrize("url", ["", "http://secret@host", "mongodb://", "mongodb://u:secret@h:port/"])
+async def test_an_address_that_is_none_is_said_in_one_line_without_repeating_it(url: str, client: ClientName) -> None:
+    with pytest.raises(StoreUnavailable, match=r"^MONGODB_URL: .*$") as caught:
+        await store_at(url, client).open()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("client", sorted(CLIENTS.values()))
+async def test_a_name_that_no_database_may_have_is_said_in_one_line(client: ClientName) -> None:
+    with pytest.raises(StoreUnavailable, match=r"^MONGODB_DATABASE: .*$"):
+        await store_at("mongodb://127.0.0.1:1/", client, "a b.c").open()
+
+
+@pytest.mark.parametrize("client", sorted(CLIENTS.values()))
+async def test_a_server_that_is_not_there_is_said_within_seconds_without_its_address(client: ClientName) -> None:
+    port = free_port()
+    async with asyncio.timeout(6):
+        with pytest.raises(StoreUnavailable, match=r"^MONGODB_URL: .*$") as caught:
+            await store_at(f"mongodb://peter:secret@127.0.0.1:{port}/", client).open()
+    assert not any(part in str(caught.value) for part in (str(port), "127", "peter", "secret"))
+
+
+@pytest.mark.parametrize("client", sorted(CLIENTS.values()))
+async def test_a_server_that_is_no_replica_set_is_refused_with_what_to_do(client: ClientName, tmp_path: Path) -> None:
+    need_mongod()
+    server = Mongod(tmp_path, replica_set=False)
+    await asyncio.to_thread(server.start)
+    try:
+        with pytest.raises(StoreUnavailable, match=r"^MONGODB_URL: .*--replSet.*rs\.initiate\(\).*$"):
+            await store_at(server.url, client).open()
+    finally:
+        server.kill()
+
+
+async def away(store: MongoHarness) -> None:
+    """Wait until the store says that it is; two seconds, and some for a machine that is busy."""
+    await until(store.sessions.check, seconds=4)
+
+
+async def is_back(store: MongoHarness) -> bool:
+    return await store.sessions.check() is None
+
+
+async def refuses_at_once(store: MongoHarness) -> None:
+    began = time.monotonic()
+    calls = (
+        store.journal.receive("s", "x", at=1, key=None),
+        store.journal.read("s", after=0, limit=1),
+        store.sessions.page(owner="me", limit=1, cursor=None),
+        store.sessions.create("t", owner="me", at=1),
+        store.leases.renew(holder="a", seconds=1),
+        store.pictures.put("s", "p", b""),
+    )
+    for call in calls:
+        with pytest.raises(StoreUnavailable) as caught:
+            await call
+        assert caught.value.retry_after == 2
+        assert "127.0.0.1" not in str(caught.value)
+        assert str(store.mongod.port) not in str(caught.value)
+    assert time.monotonic() - began < 0.5
+
+
+async def test_a_server_that_dies_is_away_at_once_and_back_by_itself(fragile: MongoHarness) -> None:
+    for life in range(2):
+        assert (await fragile.journal.receive("s", "before", at=1, key=str(life))).number == 2 * life + 1
+        await asyncio.to_thread(fragile.mongod.kill)
+        await away(fragile)
+        await refuses_at_once(fragile)
+        await asyncio.to_thread(fragile.mongod.start)
+        await until(lambda: is_back(fragile))
+        assert (await fragile.journal.receive("s", "after", at=1, key=None)).number == 2 * life + 2
+        assert not (await fragile.journal.receive("s", "before", at=1, key=str(life))).fresh
+    assert await numbers(fragile) == [1, 2, 3, 4]
+
+
+async def test_a_server_that_hangs_is_away_and_what_was_under_way_is_whole_when_it_goes_on(
+    fragile: MongoHarness,
+) -> None:
+    stored: list[int] = []
+
+    async def write(n: int) -> None:
+        while True:
+            try:
+                stored.append((await fragile.journal.receive("s", "x", at=1, key=None)).number)
+            except StoreUnavailable:
+                return
+
+    reads = asyncio.create_task(watch(fragile))
+    writers = [asyncio.create_task(write(n)) for n in range(5)]
+    await until(lambda: fragile.sessions.mark_delivered("s", number=0) if not stored else answer(True))
+    fragile.mongod.pause()
+    try:
+        began = time.monotonic()
+        await away(fragile)
+        await refuses_at_once(fragile)
+        with pytest.raises(StoreUnavailable):
+            await reads
+        await asyncio.gather(*writers)
+        assert time.monotonic() - began < 10
+    finally:
+        fragile.mongod.resume()
+    await until(lambda: is_back(fragile))
+    last = await fragile.journal.receive("s", "on", at=1, key=None)
+    found = await numbers(fragile)
+    assert found == list(range(1, last.number + 1))
+    assert set(stored) <= set(found)
+
+
+async def answer(value: bool) -> bool:
+    return value
+
+
+async def test_a_server_that_is_restarted_in_order_is_missed_for_as_long_as_it_takes(fragile: MongoHarness) -> None:
+    restarted = asyncio.Event()
+    refused: list[StoreUnavailable] = []
+
+    async def write() -> int:
+        last = 0
+        while not restarted.is_set() or not last:
+            try:
+                last = (await fragile.journal.receive("s", "x", at=1, key=None)).number
+            except StoreUnavailable as error:
+                refused.append(error)
+                await asyncio.sleep(0.01)
+        return (await fragile.journal.receive("s", "x", at=1, key=None)).number
+
+    writing = asyncio.create_task(write())
+    await asyncio.to_thread(fragile.mongod.stop)
+    await until(lambda: answer(bool(refused)))
+    await asyncio.to_thread(fragile.mongod.start)
+    await until(lambda: is_back(fragile))
+    restarted.set()
+    last = await writing
+    assert await numbers(fragile) == list(range(1, last + 1))
+
+
+async def test_a_primary_that_steps_down_is_found_again(fragile: MongoHarness) -> None:
+    assert (await fragile.journal.receive("s", "x", at=1, key=None)).number == 1
+    async with pymongo.AsyncMongoClient(fragile.mongod.url) as client:
+        await client.admin.command({"replSetStepDown": 2, "force": True})
+    number = 0
+    async with asyncio.timeout(30):
+        while not number:
+            try:
+                number = (await fragile.journal.receive("s", "y", at=1, key="k")).number
+            except StoreUnavailable:
+                await asyncio.sleep(0.02)
+    assert number == 2
+    assert await numbers(fragile) == [1, 2]
