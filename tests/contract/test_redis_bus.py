@@ -142,9 +142,10 @@ async def test_a_wrong_password_is_not_shown() -> None:
             assert await bus.check() is None
 
 
-async def test_an_address_that_is_none_is_refused_without_being_shown() -> None:
+@pytest.mark.parametrize("url", [f"http://{PASSWORD}", f"redis://127.0.0.1/0?{PASSWORD}=1", PASSWORD, ""])
+async def test_an_address_that_is_none_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(ValueError) as failure:
-        await RedisBus(f"http://{PASSWORD}", prefix="p").open()
+        await RedisBus(url, prefix="p").open()
     assert PASSWORD not in str(failure.value)
 
 
@@ -182,6 +183,17 @@ async def test_a_redis_that_refuses_is_away_and_is_not_asked_again_and_again(ser
         await server.ask("ACL", "SETUSER", "default", "+publish")
         await until(lambda: bus.connected and bus.waiting == 0)
     assert tries <= 15
+
+
+async def test_a_listener_with_a_fault_does_not_leave_the_others_deaf(server: RedisServer) -> None:
+    async with RedisBus(server.url, prefix="p") as one, RedisBus(server.url, prefix="p") as two:
+        two.subscribe("faulty", heard=lambda _payload, _sender: [][0], confirmed=lambda: None)
+        ear = Ear(two)
+        await until(lambda: two.confirmed("faulty") and ear.confirmed == 1)
+        one.publish("faulty", b"x")
+        await until(lambda: ear.confirmed == 2)
+        one.publish("c", b"x")
+        await until(lambda: ear.heard == [b"x"])
 
 
 async def test_the_vendors_package_is_loaded_only_when_a_bus_is_opened() -> None:

@@ -152,6 +152,9 @@ class PollingFeed:
                 heads = await self._heads(sessions)
         except (StoreUnavailable, TimeoutError):
             return  # the store says so itself to whoever asks; the next look may be luckier
+        except Exception:  # the root of a look: a fault in one must not end those that follow
+            log.exception("a look for new events failed")
+            return
         for session_id in sessions:
             head = heads.get(session_id)
             if head is None:

@@ -83,7 +83,8 @@ class RedisBus:
 
         try:
             links = Links(self._url)
-        except ValueError:
+            links.link()
+        except (ValueError, TypeError):
             raise ValueError("not the address of a Redis") from None  # whose text may hold the address
         self._tasks = [
             asyncio.create_task(self._keep("sending", links, self._send)),
@@ -215,6 +216,10 @@ class RedisBus:
                 await serve(link, is_up)
             except LinkBroken as error:
                 self._now_down(way, str(error))
+            except Exception as fault:  # the root of the connection: a fault of ours must not leave the bus without it
+                log.exception("a fault on the connection to Redis: another one is made")
+                self._now_down(way, type(fault).__name__)
+                pause = longest
             finally:
                 await link.close()
             await asyncio.sleep(pause)
