@@ -1,4 +1,4 @@
-"""Whatever is done to them, the fake and SQLite show the same."""
+"""Whatever is done to them, the fake and the real stores show the same."""
 
 import asyncio
 import tempfile
@@ -12,7 +12,8 @@ from app.domain.models.event import DoneEvent, MessageEvent, TitleEvent, WaitEve
 from app.domain.models.message import Usage, UserMessage
 from app.domain.models.run import RunState
 from app.domain.repositories.journal import Change
-from tests.contract.conftest import Harness, MemoryHarness, SqliteHarness
+from tests.contract.conftest import Harness, MemoryHarness, MongoHarness, SqliteHarness
+from tests.support.stores import Mongod
 
 SESSIONS = ("a", "b", "c")
 OWNERS = ("me", "you")
@@ -92,21 +93,26 @@ async def observed(store: Harness) -> list[object]:
     return seen
 
 
-def same_story(batches: list[list[tuple[object, ...]]], *, together: bool) -> None:
+def same_story(batches: list[list[tuple[object, ...]]], *, together: bool, mongod: Mongod | None = None) -> None:
     async def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            stores: list[Harness] = [MemoryHarness(Path(folder)), SqliteHarness(Path(folder))]
+            real = SqliteHarness(Path(folder)) if mongod is None else MongoHarness(mongod, "pymongo")
+            stores: list[Harness] = [MemoryHarness(Path(folder)), real]
             told: list[list[object]] = []
             for store in stores:
                 await store.open()
-                results: list[object] = [await outcome(do(store, ("create", "a", "me", 1)))]
-                for batch in batches:
-                    if together:
-                        results.append(await asyncio.gather(*(outcome(do(store, step)) for step in batch)))
-                    else:
-                        results.append([await outcome(do(store, step)) for step in batch])
-                results += [await observed(store), store.committed]
-                await store.close()
+                try:
+                    results: list[object] = [await outcome(do(store, ("create", "a", "me", 1)))]
+                    for batch in batches:
+                        if together:
+                            results.append(await asyncio.gather(*(outcome(do(store, step)) for step in batch)))
+                        else:
+                            results.append([await outcome(do(store, step)) for step in batch])
+                    results += [await observed(store), store.committed]
+                finally:
+                    await store.close()
+                    if isinstance(store, MongoHarness):
+                        store.drop()
                 told.append(results)
             assert told[0] == told[1]
 
@@ -114,6 +120,11 @@ def same_story(batches: list[list[tuple[object, ...]]], *, together: bool) -> No
 
 
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(many, max_examples=10)
+"""A database that is made and dropped costs more than a file."""
+
+alone = st.one_of(commits, receives, marks, creates, deletes).map(lambda step: (step[0], "a", *step[2:]))
+"""All of one session: what is done to different ones at once comes in any order, where writes do not share a queue."""
 
 
 @many
@@ -126,3 +137,17 @@ def test_one_after_the_other_they_tell_the_same_story(story: list[tuple[object, 
 @given(st.lists(st.lists(st.one_of(commits, receives, marks, creates, deletes), max_size=12), max_size=3))
 def test_all_at_once_they_tell_the_same_story(batches: list[list[tuple[object, ...]]]) -> None:
     same_story(batches, together=True)
+
+
+@few
+@given(steps)
+def test_mongodb_tells_the_same_story(mongod: Mongod, story: list[tuple[object, ...]]) -> None:
+    same_story([[step] for step in story], together=False, mongod=mongod)
+
+
+@few
+@given(st.lists(st.lists(alone, max_size=12), max_size=3))
+def test_mongodb_tells_the_same_story_of_one_session_all_at_once(
+    mongod: Mongod, batches: list[list[tuple[object, ...]]]
+) -> None:
+    same_story(batches, together=True, mongod=mongod)
