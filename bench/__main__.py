@@ -10,7 +10,18 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import desktop, fanout, first_event, history, many, sandbox_start, sessions_list, start, tool_turn
+from bench import (
+    desktop,
+    fanout,
+    first_event,
+    history,
+    many,
+    processes,
+    sandbox_start,
+    sessions_list,
+    start,
+    tool_turn,
+)
 from bench.harness import Bench
 from bench.report import Row, machine, table
 
@@ -22,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterable[Row]]] = {
     "many": many.run,
     "fanout": fanout.run,
     "start": start.run,
+    "processes": processes.run,
     "sandbox_start": sandbox_start.run,
     "desktop": desktop.run,
 }

@@ -1,0 +1,145 @@
+"""An API process and a worker over a real MongoDB and a real Redis: what the way through them costs."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+from app.domain.models.event import MessageEvent
+from app.domain.models.message import UserMessage
+from app.domain.models.run import RunState
+from app.domain.repositories.journal import Change
+from app.infrastructure.persistence.mongo import MongoStore
+from app.interfaces.wire import encode_event
+from bench.client import Connection
+from bench.harness import Bench, Running, first_line, median, model_settings, percentile
+from bench.report import Row, within
+from tests.support.redis_server import RedisServer
+from tests.support.stores import Mongod
+
+FIRST_EVENT_LIMIT = 25.0
+COMMIT_RATIO = 4.0
+_TITLE = b"\nevent: title\n"
+
+
+def run(bench: Bench) -> Iterable[Row]:
+    """The commit of a change beside the smallest write that is as safe, in turn; then whole chats through two
+    processes."""
+    mongod = Mongod(bench.path("mongod"))
+    mongod.start()
+    try:
+        ours, bare = asyncio.run(_commits(mongod, bench.pick(400, 100)))
+        yield Row(
+            benchmark="processes",
+            what="event, transcript and state in MongoDB, p50",
+            unit="ms",
+            ours=median(ours),
+            beside="one bare insert",
+            other=median(bare),
+            at_most=COMMIT_RATIO,
+            note=f"p10 {percentile(ours, 0.1):.1f}, p95 {percentile(ours, 0.95):.1f} ms; all majority and journaled",
+        )
+        yield from _chats(bench, mongod)
+    finally:
+        mongod.kill()
+
+
+async def _commits(mongod: Mongod, times: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of ours and of a bare insert of the same event."""
+    ours: list[float] = []
+    bare: list[float] = []
+    event = MessageEvent(role="assistant", content="x" * 600)
+    said = UserMessage(content="y" * 300)
+    store = MongoStore(mongod.url, "ours", encode=encode_event, on_committed=lambda session_id, records: None)
+    async with store, _inserting(mongod) as insert:
+        await store.sessions.create("s", owner="", at=1)
+        for number in range(times):
+            change = Change(at=1, events=(event,), said=(("work", said),), run=RunState(turns=number))
+            began = time.perf_counter()
+            await store.journal.commit("s", change)
+            ours.append((time.perf_counter() - began) * 1e3)
+            began = time.perf_counter()
+            await insert({"session": "s", "number": number, "data": encode_event(event, number, 1)})
+            bare.append((time.perf_counter() - began) * 1e3)
+    return ours, bare
+
+
+@asynccontextmanager
+async def _inserting(mongod: Mongod) -> AsyncGenerator[Any, None]:
+    from motor.motor_asyncio import AsyncIOMotorClient
+    from pymongo import WriteConcern
+
+    client: Any = AsyncIOMotorClient(mongod.url)
+    try:
+        yield client["bare"].get_collection("events", write_concern=WriteConcern(w="majority", j=True)).insert_one
+    finally:
+        client.close()
+
+
+def _chats(bench: Bench, mongod: Mongod) -> Iterator[Row]:
+    times: list[float] = []
+    with _cluster(bench, mongod) as (api, worker), api.connect() as connection:
+        for _ in range(10):
+            _chat(connection)
+        before = api.cpu_seconds() + worker.cpu_seconds()
+        count = bench.pick(150, 40)
+        for _ in range(count):
+            times.append(_chat(connection))
+        cpu = (api.cpu_seconds() + worker.cpu_seconds() - before) / count * 1e3
+        memory = f"api {api.rss_megabytes():.0f} MB, worker {worker.rss_megabytes():.0f} MB"
+    note = (
+        f"p10 {percentile(times, 0.1):.1f}, p95 {percentile(times, 0.95):.1f} ms; {cpu:.0f} ms of CPU a chat; {memory}"
+    )
+    yield within(
+        "processes",
+        "POST chat at the API to the worker's first event, p50",
+        median(times),
+        FIRST_EVENT_LIMIT,
+        "ms",
+        note,
+    )
+
+
+def _chat(connection: Connection) -> float:
+    """A whole chat; answers the milliseconds until its first event."""
+    session = connection.new_session()
+    began = time.perf_counter()
+    connection.send("POST", f"/api/v1/sessions/{session}/chat", {"message": "Hello"})
+    connection.until(_TITLE)
+    taken = (time.perf_counter() - began) * 1e3
+    connection.rest()
+    return taken
+
+
+@contextmanager
+def _cluster(bench: Bench, mongod: Mongod) -> Iterator[tuple[Running, Running]]:
+    """An API process and a worker, ready."""
+    with ExitStack() as stack:
+        redis = stack.enter_context(_redis())
+        model = stack.enter_context(bench.program("tests.fakes.scripted_openai", "--steps", "0"))
+        settings = {
+            "DATA_DIR": str(bench.path("data")),
+            "PORT": "0",
+            "MONGODB_URL": mongod.url,
+            "MONGODB_DATABASE": f"chats-{secrets.token_hex(4)}",
+            "REDIS_URL": redis.url,
+            **model_settings(model),
+        }
+        process, log = stack.enter_context(bench.spawn(["-m", "app", "worker"], settings))
+        first_line(process, log)
+        worker = Running(process, "", log)
+        process, log = stack.enter_context(bench.spawn(["-m", "app", "api"], settings))
+        yield Running(process, first_line(process, log).split()[3], log), worker
+
+
+@contextmanager
+def _redis() -> Iterator[RedisServer]:
+    with asyncio.Runner() as runner:
+        server = RedisServer()
+        runner.run(server.__aenter__())
+        try:
+            yield server
+        finally:
+            runner.run(server.__aexit__(None, None, None))
