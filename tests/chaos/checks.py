@@ -48,6 +48,7 @@ def _check_life(life: Life, history: Sequence[Frame]) -> None:
     check_log(events_of(history))
     for reader in (life.reader, *life.views):
         reader.check(history)
+    assert not life.reader.seen or int(life.reader.seen[0][0]) <= 2, "the reader does not have the beginning"
     assert not history or life.reader.position == int(history[-1][0]), "the reader does not have the end"
     said = Counter(
         event["data"]["content"]
@@ -100,7 +101,8 @@ def events_of(history: Sequence[Frame]) -> list[dict[str, Any]]:
 async def check_at_rest(cluster: Cluster, sessions: Sequence[str]) -> None:
     """Nobody holds a lease, no stop is left unanswered, and Redis keeps nothing for ever."""
     assert cluster.mongod is not None and cluster.redis is not None
-    async with MongoStore(cluster.mongod.url, cluster.database, encode=encode_event) as store:
+    url, nobody = cluster.mongod.url, lambda session_id, records: None
+    async with MongoStore(url, cluster.database, encode=encode_event, on_committed=nobody) as store:
         async with asyncio.timeout(LEASE_SECONDS):
             for session in sessions:
                 # Given back a moment after the run's last event; that of a process that died while it only held it

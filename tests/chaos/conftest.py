@@ -18,6 +18,11 @@ KILLS = int(os.environ.get("CHAOS_ROUNDS", "200" if LONG else "20"))
 KILLS_A_STORM = 10
 SEED = os.environ.get("CHAOS_SEED", str(random.SystemRandom().randrange(10**6)))
 
+MANY = {"api1": "api", "api2": "api", "worker1": "worker", "worker2": "worker"}
+"""Two of each: the least with which any of them can be missed."""
+
+Settings = dict[str, str]
+
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20_000) if hard > 0 else 20_000, hard))
 
@@ -32,6 +37,12 @@ def seed() -> str:
 def model() -> Iterator[ScriptedOpenAI]:
     with ScriptedOpenAI() as server:
         yield server
+
+
+@pytest.fixture
+def settings(model: ScriptedOpenAI) -> Settings:
+    """Of every process of the service."""
+    return {"API_KEY": "sk-0123456789", "API_BASE": model.url, "SANDBOX_PROVIDER": "local"}
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ class Storm:
             return
         self.kills += 1
         victim.busy = True
-        self._cluster.note(f"SIGKILL {victim.name}")
+        self._cluster.note(f"SIGKILL {victim.name}", sets_back=victim.part != "api")
         await victim.kill()
         self._under_way.create_task(self._revive(victim))
 
@@ -57,7 +57,7 @@ class Storm:
         if (victim := self._victim()) is None:
             return
         victim.busy = True
-        self._cluster.note(f"SIGTERM {victim.name}")
+        self._cluster.note(f"SIGTERM {victim.name}", sets_back=victim.part != "api")
         seconds = await victim.hand_over()
         self._cluster.note(f"{victim.name} ended in {seconds:.2f} s")
         assert seconds < EXIT_SECONDS
@@ -69,7 +69,7 @@ class Storm:
         await asyncio.sleep(self._rng.choice([0.0, 0.0, self._rng.uniform(0, 0.5 if alone else 9)]))
         await member.start()
         member.busy = False
-        self._cluster.note(f"{member.name} is up")
+        self._cluster.note(f"{member.name} is up", sets_back=self._cluster.alive(member.part) == [member])
 
     async def _flush(self) -> None:
         self._cluster.note("FLUSHALL")
@@ -92,7 +92,7 @@ class Storm:
         await asyncio.to_thread(end)
         await asyncio.sleep(self._rng.uniform(0, 3))
         await asyncio.to_thread(mongod.start)
-        self._cluster.note("mongod is up")
+        self._cluster.note("mongod is up", sets_back=True)
 
 
 async def live_through(cluster: Cluster, storm: Storm, new_life: Callable[[], Life], *, at_once: int) -> list[Life]:
@@ -133,8 +133,7 @@ async def _bounded(going: set[Life]) -> None:
 
 
 def longest_silence(cluster: Cluster, lives: Sequence[Life]) -> float:
-    """Seconds for which a run that should have gone on said nothing, since the last thing that befell its cluster."""
-    befell = sorted(at for at, text in cluster.diary if "rests" not in text)
+    """Seconds for which a run that should have gone on said nothing, since the last thing that set its cluster back."""
     longest = 0.0
     for life in lives:
         if life.endless:
@@ -144,6 +143,6 @@ def longest_silence(cluster: Cluster, lives: Sequence[Life]) -> float:
             before, after = arrived[index - 1], arrived[index]
             if life.reader.seen[index - 1][1] in ("done", "error"):
                 continue
-            since = max([before, *(at for at in befell if before < at < after)])
+            since = max([before, *(at for at in cluster.set_back if before < at < after)])
             longest = max(longest, after - since)
     return longest

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.checks import check_at_rest, check_lives
-from tests.chaos.conftest import KILLS, KILLS_A_STORM
+from tests.chaos.conftest import KILLS, KILLS_A_STORM, Settings
 from tests.chaos.lives import Life
 from tests.chaos.storm import Storm, live_through, longest_silence
 from tests.fakes.scripted_openai import ScriptedOpenAI
@@ -23,12 +23,17 @@ PARTS = {"api1": "api", "api2": "api", "worker1": "worker", "worker2": "worker",
 
 @pytest.mark.parametrize("number", range(STORMS))
 async def test_nothing_is_lost_and_nothing_done_twice_whichever_processes_die(
-    model: ScriptedOpenAI, mongod: Mongod, redis: RedisServer, seed: str, tmp_path: Path, number: int
+    model: ScriptedOpenAI,
+    settings: Settings,
+    mongod: Mongod,
+    redis: RedisServer,
+    seed: str,
+    tmp_path: Path,
+    number: int,
 ) -> None:
     marks, storm_seed = tmp_path / "marks", f"{seed}-many-{number}"
     script = MarkingModel(random.Random(storm_seed), marks, slow=0.3)
     model.reset(script)
-    settings = {"API_KEY": "sk-0123456789", "API_BASE": model.url}
     sandbox, numbers = SharedSandbox(tmp_path / "sandbox"), itertools.count()
     folder = tmp_path / "cluster"
     async with Cluster(folder, PARTS, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.checks import check_lives
-from tests.chaos.conftest import KILLS, KILLS_A_STORM
+from tests.chaos.conftest import KILLS, KILLS_A_STORM, Settings
 from tests.chaos.lives import Life
 from tests.chaos.storm import Storm, live_through, longest_silence
 from tests.fakes.scripted_openai import ScriptedOpenAI
@@ -19,12 +19,11 @@ STORMS = max(1, KILLS // 2 // KILLS_A_STORM)
 
 @pytest.mark.parametrize("number", range(STORMS))
 async def test_nothing_is_lost_and_nothing_done_twice_however_often_the_process_dies(
-    model: ScriptedOpenAI, seed: str, tmp_path: Path, number: int
+    model: ScriptedOpenAI, settings: Settings, seed: str, tmp_path: Path, number: int
 ) -> None:
     marks, storm_seed = tmp_path / "marks", f"{seed}-one-{number}"
     script = MarkingModel(random.Random(storm_seed), marks, slow=0.3)
     model.reset(script)
-    settings = {"API_KEY": "sk-0123456789", "API_BASE": model.url, "SANDBOX_PROVIDER": "local"}
     # Every other storm: a sandbox that outlives the process, so that what was under way in it goes on.
     sandbox = SharedSandbox(tmp_path / "sandbox") if number % 2 else None
     numbers = itertools.count()

@@ -153,6 +153,8 @@ class Cluster:
         self.database = f"chaos_{secrets.token_hex(4)}"
         self.diary: list[tuple[float, str]] = []
         """What was done to it, and when, on the monotonic clock."""
+        self.set_back: list[float] = []
+        """When something happened after which a run may take a while to go on."""
         self._parts = parts
         self._settings = settings
         self.members: list[Member] = []
@@ -187,9 +189,11 @@ class Cluster:
         if self.sandbox is not None:
             await self.sandbox.stop()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, sets_back: bool = False) -> None:
         """Into the diary."""
         self.diary.append((time.monotonic(), text))
+        if sets_back:
+            self.set_back.append(self.diary[-1][0])
 
     def alive(self, *parts: str) -> list[Member]:
         """The members of these parts that are up."""

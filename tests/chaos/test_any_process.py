@@ -1,0 +1,179 @@
+"""What one process is asked, another one does."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.checks import check_at_rest, events_of
+from tests.chaos.conftest import MANY, Settings
+from tests.fakes.scripted_openai import ScriptedOpenAI
+from tests.support.cluster import EXIT_SECONDS, Cluster, Member, SharedSandbox, running
+from tests.support.crowd import Request
+from tests.support.invariants import check_log
+from tests.support.marking import MarkingModel, endless, task
+from tests.support.reader import stored
+from tests.support.redis_server import RedisServer
+from tests.support.service import Chat, Client
+from tests.support.stores import Mongod
+
+STREAMS = 1_000
+SESSIONS, KEYS = 100, 10
+STOP_SECONDS = 3.0
+"""Promised is one; a machine that is busy with other tests may take longer."""
+TAKEOVER_SECONDS = 20.0
+"""Promised are ten."""
+HAND_OVER_SECONDS = 5.0
+
+
+@pytest.fixture
+def script(model: ScriptedOpenAI, tmp_path: Path) -> MarkingModel:
+    script = MarkingModel(random.Random(0), tmp_path / "marks", slow=1)
+    model.reset(script)
+    return script
+
+
+@pytest.fixture
+async def cluster(
+    script: MarkingModel,
+    model: ScriptedOpenAI,
+    settings: Settings,
+    mongod: Mongod,
+    redis: RedisServer,
+    tmp_path: Path,
+) -> AsyncIterator[Cluster]:
+    sandbox, folder = SharedSandbox(tmp_path / "sandbox"), tmp_path / "cluster"
+    async with Cluster(folder, MANY, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
+        yield cluster
+        await cluster.stop()
+
+
+async def test_stop_reaches_a_run_in_another_process_in_a_second(cluster: Cluster, script: MarkingModel) -> None:
+    first, second = cluster.apis
+    took: list[float] = []
+    lengths: list[str] = []
+    script.answers["endless"] = endless(lengths)
+    for _ in range(5):
+        session = await first.create()
+        chat = await first.say(session, task("endless"))
+        await chat.until("tool", status="calling")
+        begun = time.monotonic()
+        assert (await second.stop(session)).status_code == 200
+        took.append(time.monotonic() - begun)
+        assert (await second.history(session))["status"] == "completed"
+        assert (await chat.end())[-1].event == "done"
+        check_log((await first.history(session))["events"])
+    print("stop took", [round(seconds, 3) for seconds in took])
+    assert max(took) < STOP_SECONDS
+    async with asyncio.timeout(5):
+        while running(lengths):
+            await asyncio.sleep(0.02)
+
+
+async def _working(cluster: Cluster, client: Client, script: MarkingModel) -> tuple[str, Chat, Member]:
+    """A session with a run under way, its stream, and the worker that carries it."""
+    session = await client.create()
+    chat = await client.say(session, task("any"))
+    await chat.until("tool", status="calling")
+    for member in cluster.alive("worker"):
+        if session in member.log:
+            return session, chat, member
+    raise AssertionError("nobody works on it")
+
+
+@pytest.mark.parametrize("how", ["killed", "told to end"])
+async def test_another_worker_takes_over_in_the_same_stream(cluster: Cluster, script: MarkingModel, how: str) -> None:
+    client = cluster.apis[0]
+    session, chat, member = await _working(cluster, client, script)
+    seen, begun = len(chat.seen), time.monotonic()
+    if how == "killed":
+        await member.kill()
+    else:
+        assert await member.hand_over() < EXIT_SECONDS
+    await chat.until("tool", status="called", tool_call_id=chat.seen[seen - 1].data["tool_call_id"])
+    took = time.monotonic() - begun
+    print(f"{member.name} was {how}; another went on after {took:.2f} s")
+    assert took < (TAKEOVER_SECONDS if how == "killed" else HAND_OVER_SECONDS)
+    frames = await chat.end()
+    assert frames[-1].event == "done"
+    history = await stored(cluster.apis[1], session)
+    check_log(events_of(history))
+    assert [(item.id, item.event, item.raw.encode()) for item in frames] == history[1:]
+
+
+async def test_the_same_key_twice_at_the_same_instant_is_one_message(
+    cluster: Cluster, script: MarkingModel, model: ScriptedOpenAI
+) -> None:
+    script.short.add("crowd")
+    first, second = cluster.apis
+    sessions = await asyncio.gather(*(first.create() for _ in range(SESSIONS)))
+    urls = [str(client.http.base_url) for client in (first, second)]
+
+    async def submit(session: str, number: int, url: str) -> int:
+        path, key = f"/api/v1/sessions/{session}/chat", {"Idempotency-Key": f"key-{number}"}
+        body = {"message": task("crowd", f"words {number};")}
+        request = await Request.send(url, "POST", path, body=body, headers=key)
+        try:
+            return await request.status()
+        finally:
+            await request.hang_up()
+
+    begun = time.monotonic()
+    statuses = await asyncio.gather(
+        *(submit(session, number, url) for session in sessions for number in range(KEYS) for url in urls)
+    )
+    print(f"{len(statuses)} requests took {time.monotonic() - begun:.1f} s:", Counter(statuses))
+    assert set(statuses) == {200}
+    async with asyncio.timeout(60):
+        for session in sessions:
+            while (await first.history(session))["status"] != "completed":
+                await asyncio.sleep(0.05)
+    print(f"all rest after {time.monotonic() - begun:.1f} s")
+    for session in sessions:
+        events = (await second.history(session))["events"]
+        check_log(events)
+        said = [e["data"]["content"] for e in events if e["event"] == "message" and e["data"]["role"] == "user"]
+        assert sorted(said) == sorted(task("crowd", f"words {number};") for number in range(KEYS))
+    await check_at_rest(cluster, sessions)
+
+
+async def _crowd(client: Client) -> list[Request]:
+    """Streams that are open and live."""
+    sessions = await asyncio.gather(*(client.create() for _ in range(20)))
+    url = str(client.http.base_url)
+
+    async def follow(session: str) -> Request:
+        request = await Request.send(url, "GET", f"/api/v1/sessions/{session}/events")
+        assert await request.status() == 200
+        return request
+
+    return list(await asyncio.gather(*(follow(sessions[n % 20]) for n in range(STREAMS))))
+
+
+async def _end_with_a_crowd(member: Member, script: MarkingModel) -> None:
+    assert member.client is not None
+    streams = await _crowd(member.client)
+    chat = await member.client.say(await member.client.create(), task("any"))
+    await chat.until("tool", status="calling")
+    seconds = await member.hand_over()
+    print(f"{member.name} ended in {seconds:.2f} s with {len(streams)} streams open")
+    assert seconds < EXIT_SECONDS
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(stream.rest() for stream in streams))
+    await asyncio.gather(*(stream.hang_up() for stream in streams))
+
+
+async def test_an_api_process_with_a_thousand_streams_ends_at_once(cluster: Cluster, script: MarkingModel) -> None:
+    await _end_with_a_crowd(cluster.members[0], script)
+
+
+async def test_the_one_process_with_a_thousand_streams_ends_at_once(
+    script: MarkingModel, settings: Settings, tmp_path: Path
+) -> None:
+    async with Cluster(tmp_path / "one", {"one": ""}, settings) as cluster:
+        await _end_with_a_crowd(cluster.members[0], script)
+        assert "Traceback" not in cluster.members[0].log

@@ -1,0 +1,150 @@
+"""The stores go away under a run, and come back."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.chaos.checks import events_of
+from tests.chaos.conftest import MANY, Settings
+from tests.fakes.scripted_openai import ScriptedOpenAI
+from tests.support.cluster import Cluster, SharedSandbox
+from tests.support.invariants import check_log
+from tests.support.marking import MarkingModel, task
+from tests.support.reader import Reader, Refused, stored
+from tests.support.redis_server import RedisServer
+from tests.support.service import Client
+from tests.support.stores import Mongod
+
+PATIENCE = 3.0
+"""How much longer than promised something may take on a machine that is busy with other tests."""
+
+
+@pytest.fixture
+async def cluster(
+    model: ScriptedOpenAI, settings: Settings, mongod: Mongod, redis: RedisServer, tmp_path: Path
+) -> AsyncIterator[Cluster]:
+    model.reset(MarkingModel(random.Random(0), tmp_path / "marks", slow=1))
+    sandbox = SharedSandbox(tmp_path / "sandbox")
+    async with Cluster(tmp_path / "cluster", MANY, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
+        yield cluster
+        await cluster.stop()
+
+
+async def _to_the_end(reader: Reader, client: Client) -> None:
+    async with asyncio.timeout(40):
+        while not reader.ended:
+            with suppress(httpx.HTTPError, Refused):
+                await reader.read(client.http)
+            await asyncio.sleep(0.05)
+
+
+async def _begin(client: Client) -> Reader:
+    """A run in the middle of its work."""
+    reader = Reader(await client.create())
+    await reader.read(client.http, task("any"), bytes_at_most=1)
+    async with asyncio.timeout(20):
+        while not any(event == "tool" for _, event, _ in reader.seen):
+            await reader.read(client.http, bytes_at_most=1_500)
+    return reader
+
+
+async def _refused(client: Client, method: str, path: str, body: object = None) -> float:
+    """The seconds until a request was refused with a 503 that says when to come again."""
+    begun = time.monotonic()
+    answer = await client.http.request(method, path, json=body)
+    assert answer.status_code == 503, answer.text
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json()["data"] is None
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
+    cluster: Cluster, mongod: Mongod, how: str
+) -> None:
+    client, other = cluster.apis
+    reader = await _begin(client)
+    if how == "killed":
+        await asyncio.to_thread(mongod.kill)
+    else:
+        mongod.pause()
+    cluster.note(f"mongod is {how}")
+    try:
+        session = f"/api/v1/sessions/{reader.session}"
+        took = {
+            "ready": await _ready_turns_red(client),
+            "get": await _refused(client, "GET", session),
+            "put": await _refused(client, "PUT", "/api/v1/sessions"),
+            "chat": await _refused(client, "POST", f"{session}/chat", {"message": "Hello?"}),
+            "stop": await _refused(other, "POST", f"{session}/stop"),
+            "delete": await _refused(other, "DELETE", session),
+        }
+    finally:
+        if how == "killed":
+            await asyncio.to_thread(mongod.start)
+        else:
+            mongod.resume()
+    print(f"mongod {how}: refused after", {name: round(seconds, 2) for name, seconds in took.items()})
+    assert took.pop("ready") < 2 + PATIENCE
+    assert max(took.values()) < 1 + PATIENCE
+    back = time.monotonic()
+    await _to_the_end(reader, client)
+    print(f"the run went on, and ended {time.monotonic() - back:.2f} s after mongod was back")
+    history = await stored(other, reader.session)
+    check_log(events_of(history))
+    assert history[-1][1] == "done"
+    reader.check(history)
+    async with asyncio.timeout(10):
+        while (await client.http.get("/ready")).status_code != 200:
+            await asyncio.sleep(0.05)
+
+
+async def _ready_turns_red(client: Client) -> float:
+    begun = time.monotonic()
+    while (await client.http.get("/ready")).status_code != 503:
+        assert time.monotonic() - begun < 10
+        await asyncio.sleep(0.05)
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_without_redis_streams_are_slower_and_lose_nothing(
+    cluster: Cluster, redis: RedisServer, how: str
+) -> None:
+    client, other = cluster.apis
+    reader = await _begin(client)
+    if how == "killed":
+        await redis.kill()
+    else:
+        redis.freeze()
+    cluster.note(f"redis is {how}")
+    try:
+        await _to_the_end(reader, client)
+        reader.check(await stored(other, reader.session))
+        begun = time.monotonic()
+        anew = Reader(await other.create())
+        async with asyncio.timeout(60):
+            await anew.read(other.http, task("another"))
+        assert anew.seen[-1][1] == "done"
+        anew.check(await stored(client, anew.session))
+        print(f"redis {how}: a whole chat in one stream took {time.monotonic() - begun:.2f} s")
+        assert (await client.http.get("/health")).status_code == 200
+        assert "redis" in (await client.http.get("/ready")).json()["msg"]
+    finally:
+        if how == "killed":
+            await redis.start()
+        else:
+            redis.thaw()
+    async with asyncio.timeout(10):
+        while (await client.http.get("/ready")).status_code != 200:
+            await asyncio.sleep(0.05)
+    begun = time.monotonic()
+    await anew.read(other.http, task("another"))
+    print(f"and with it again {time.monotonic() - begun:.2f} s")
+    anew.check(await stored(client, anew.session))
