@@ -45,7 +45,7 @@ def settings(model: ScriptedOpenAI) -> Settings:
     return {"API_KEY": "sk-0123456789", "API_BASE": model.url, "SANDBOX_PROVIDER": "local"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
     server = Mongod(tmp_path_factory.mktemp("mongod"))
     server.start()

@@ -32,11 +32,11 @@ class Storm:
                 await self._rng.choices(acts, weights)[0]()
 
     def _acts(self) -> list[tuple[Act, int]]:
-        acts: list[tuple[Act, int]] = [(self._kill, 8), (self._hand_over, 2)]
+        acts: list[tuple[Act, int]] = [(self._kill, 8), (self._hand_over, 2), (self._freeze, 1)]
         if self._cluster.redis is not None:
-            acts += [(self._flush, 1), (self._redis_dies, 1)]
+            acts += [(self._flush, 1), (self._redis_away, 1)]
         if self._cluster.mongod is not None:
-            acts += [(self._mongod_ends, 1)]
+            acts += [(self._mongod_away, 1)]
         return acts
 
     def _victim(self) -> Member | None:
@@ -63,6 +63,21 @@ class Storm:
         assert seconds < EXIT_SECONDS
         self._under_way.create_task(self._revive(victim))
 
+    async def _freeze(self) -> None:
+        """It hangs; perhaps for so long that others take over what it had, and it wakes up not knowing."""
+        if (victim := self._victim()) is None:
+            return
+        victim.busy = True
+        self._cluster.note(f"SIGSTOP {victim.name}", sets_back=victim.part != "api")
+        victim.freeze()
+        self._under_way.create_task(self._thaw(victim))
+
+    async def _thaw(self, member: Member) -> None:
+        await asyncio.sleep(self._rng.uniform(0, 10 if member.part == "worker" else 2))
+        member.thaw()
+        member.busy = False
+        self._cluster.note(f"SIGCONT {member.name}", sets_back=member.part == "")
+
     async def _revive(self, member: Member) -> None:
         """At once, or when the others have taken over; the last of its kind is never missed for long."""
         alone = not self._cluster.alive(member.part)
@@ -76,23 +91,36 @@ class Storm:
         assert self._cluster.redis is not None
         await self._cluster.redis.ask("FLUSHALL")
 
-    async def _redis_dies(self) -> None:
-        assert self._cluster.redis is not None
-        self._cluster.note("SIGKILL redis")
-        await self._cluster.redis.kill()
+    async def _redis_away(self) -> None:
+        redis = self._cluster.redis
+        assert redis is not None
+        if frozen := self._rng.random() < 0.5:
+            redis.freeze()
+        else:
+            await redis.kill()
+        self._cluster.note("redis is frozen" if frozen else "redis is killed")
         await asyncio.sleep(self._rng.uniform(0, 3))
-        await self._cluster.redis.start()
-        self._cluster.note("redis is up")
+        if frozen:
+            redis.thaw()
+        else:
+            await redis.start()
+        self._cluster.note("redis is back")
 
-    async def _mongod_ends(self) -> None:
+    async def _mongod_away(self) -> None:
         mongod = self._cluster.mongod
         assert mongod is not None
-        name, end = self._rng.choice([("SIGKILL", mongod.kill), ("SIGTERM", mongod.stop)])
-        self._cluster.note(f"{name} mongod")
-        await asyncio.to_thread(end)
-        await asyncio.sleep(self._rng.uniform(0, 3))
-        await asyncio.to_thread(mongod.start)
-        self._cluster.note("mongod is up", sets_back=True)
+        name, go, come = self._rng.choice(
+            [
+                ("killed", mongod.kill, mongod.start),
+                ("stopped", mongod.stop, mongod.start),
+                ("frozen", mongod.pause, mongod.resume),
+            ]
+        )
+        await asyncio.to_thread(go)
+        self._cluster.note(f"mongod is {name}")
+        await asyncio.sleep(self._rng.uniform(0, 4))
+        await asyncio.to_thread(come)
+        self._cluster.note("mongod is back", sets_back=True)
 
 
 async def live_through(cluster: Cluster, storm: Storm, new_life: Callable[[], Life], *, at_once: int) -> list[Life]:

@@ -57,6 +57,14 @@ class Member:
         await self.service.kill()
         await self._hang_up()
 
+    def freeze(self) -> None:
+        """SIGSTOP: it hangs, and its connections stay open."""
+        self.service.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.service.signal(signal.SIGCONT)
+
     async def hand_over(self) -> float:
         """SIGTERM; answers the seconds until it had ended, as it should."""
         self.up = False

@@ -175,6 +175,11 @@ class ServiceProcess:
             raise NotStarted(self.log.read_text()[-4000:])
         return line
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     async def kill(self) -> None:
         """As the machine's end would: without a chance to tidy up."""
         assert self.process is not None
