@@ -1,4 +1,4 @@
-"""The `Journal` port, on the fake and on SQLite."""
+"""The `Journal` port, on the fake and on every store."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The `SessionRepository` port, on the fake and on SQLite."""
+"""The `SessionRepository` port, on the fake and on every store."""
 
 import asyncio
 

@@ -11,7 +11,7 @@ from app.domain.models.session import changes_of
 from app.domain.repositories.journal import Change, Receipt
 from app.infrastructure.persistence.codec import encode_message, encode_run
 from app.infrastructure.persistence.listing import check_time, preview, well_formed
-from app.infrastructure.persistence.mongo.driver import Document
+from app.infrastructure.persistence.mongo.collection import Document
 from app.infrastructure.persistence.rows import event_key, speaker_of, transcript_key
 
 Encode = Callable[[Event, int, int], bytes]

@@ -1,17 +1,16 @@
 """The one module that knows the clients: Motor, or PyMongo's own asyncio client. Either is loaded when it is opened."""
 
+import asyncio
 import inspect
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 from app.domain.errors import StoreUnavailable
+from app.infrastructure.persistence.mongo.collection import Collection, Document
 
 ClientName = Literal["motor", "pymongo"]
-
-Document = dict[str, Any]
-"""A document as it is stored; what is in which is told in `schema.py`."""
 
 _SELECTION_SECONDS = 2.0
 """How long an operation looks for a primary: a driver's own retry, not an election."""
@@ -23,124 +22,15 @@ _CONNECTIONS = 20
 """At once, to a server: what waits for one of them waits no longer than an operation may take."""
 
 
-class UpdateResult(Protocol):
-    """What an update did."""
-
-    @property
-    def matched_count(self) -> int:
-        """Documents that the filter found."""
-        ...
-
-    @property
-    def upserted_id(self) -> object:
-        """The id of the document that was made, None when there was one."""
-        ...
-
-
-class DeleteResult(Protocol):
-    """What a deletion did."""
-
-    @property
-    def deleted_count(self) -> int:
-        """Documents that are gone."""
-        ...
-
-
-class Cursor(Protocol):
-    """The documents of a query."""
-
-    def to_list(self, length: int | None) -> Awaitable[list[Document]]:
-        """All of them, `length` at most."""
-        ...
-
-
-class Collection(Protocol):
-    """The part of a collection, alike in both clients, that the store uses."""
-
-    def find_one(
-        self, filter: Mapping[str, object], projection: Mapping[str, object] | None = None
-    ) -> Awaitable[Document | None]:
-        """The first document that fits."""
-        ...
-
-    def find(
-        self,
-        filter: Mapping[str, object],
-        projection: Mapping[str, object] | None = None,
-        *,
-        sort: Sequence[tuple[str, int]] | None = None,
-        limit: int = 0,
-        hint: str | None = None,
-    ) -> Cursor:
-        """Every document that fits; with `limit` 0, all of them. `hint`: the index to use."""
-        ...
-
-    def count_documents(self, filter: Mapping[str, object], *, hint: str) -> Awaitable[int]:
-        """How many fit; `hint`: the index to use."""
-        ...
-
-    def insert_one(self, document: Document) -> Awaitable[object]:
-        """Store a document."""
-        ...
-
-    def insert_many(self, documents: Iterable[Document], *, ordered: bool) -> Awaitable[object]:
-        """Store documents; not `ordered`: those after one that fails as well."""
-        ...
-
-    def update_one(
-        self, filter: Mapping[str, object], update: Mapping[str, object], *, upsert: bool = False
-    ) -> Awaitable[UpdateResult]:
-        """Change one document."""
-        ...
-
-    def update_many(
-        self, filter: Mapping[str, object], update: Sequence[Mapping[str, object]]
-    ) -> Awaitable[UpdateResult]:
-        """Change every document that fits."""
-        ...
-
-    def find_one_and_update(
-        self,
-        filter: Mapping[str, object],
-        update: Mapping[str, object] | Sequence[Mapping[str, object]],
-        projection: Mapping[str, object] | None = None,
-        *,
-        upsert: bool = False,
-        return_document: bool = False,
-    ) -> Awaitable[Document | None]:
-        """Change one document and answer it, as it was before, or with `return_document` as it is now."""
-        ...
-
-    def find_one_and_delete(self, filter: Mapping[str, object]) -> Awaitable[Document | None]:
-        """Remove one document, and answer it."""
-        ...
-
-    def delete_one(self, filter: Mapping[str, object]) -> Awaitable[DeleteResult]:
-        """Remove one document."""
-        ...
-
-    def delete_many(self, filter: Mapping[str, object]) -> Awaitable[DeleteResult]:
-        """Remove every document that fits."""
-        ...
-
-    def create_index(
-        self,
-        keys: Sequence[tuple[str, int]],
-        *,
-        name: str,
-        unique: bool = False,
-        partialFilterExpression: Mapping[str, object] | None = None,
-    ) -> Awaitable[str]:
-        """Make the index; nothing when it is there."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A client's error in our words. `lost`: no server that could be written answered; it did not merely take long."""
 
     words: str
     lost: bool = False
+
+
+NOBODY = Failure("no server answers that can be written", lost=True)
 
 
 class Driver:
@@ -159,8 +49,10 @@ class Driver:
         self.failures: tuple[type[Exception], ...] = ()
         """What an operation may raise, for `except`; `failure` puts it into words."""
 
-    def open(self) -> None:
+    def open(self, on_lost: Callable[[], None]) -> None:
         """Make the client; it connects at its first operation.
+
+        `on_lost`: called on the event loop when the client has just lost sight of every server that can be written.
 
         Raises:
             StoreUnavailable: the address or the name of the database is none.
@@ -183,6 +75,7 @@ class Driver:
                 maxPoolSize=_CONNECTIONS,
                 retryWrites=True,
                 retryReads=True,
+                event_listeners=[_listener(asyncio.get_running_loop(), on_lost)],
             )
         except (PyMongoError, ValueError, TypeError, OSError) as error:
             # Not the client's own words: they may repeat a part of the address.
@@ -236,7 +129,7 @@ class Driver:
 
         match error:
             case errors.ServerSelectionTimeoutError():
-                return Failure("no server answers that can be written", lost=True)
+                return NOBODY
             case errors.NetworkTimeout() | errors.WaitQueueTimeoutError():
                 return Failure("it does not answer in time")
             case errors.ConnectionFailure():
@@ -264,8 +157,28 @@ _REFUSALS = {
 
 def _refusal(code: int | None) -> str:
     if code in _NO_PRIMARY:
-        return "no server answers that can be written"
+        return NOBODY.words
     return _REFUSALS.get(code or 0, "the database refused")
+
+
+def _listener(loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]) -> object:
+    from pymongo.monitoring import TopologyClosedEvent, TopologyDescriptionChangedEvent, TopologyListener
+    from pymongo.monitoring import TopologyOpenedEvent as Opened
+
+    class Watch(TopologyListener):
+        def opened(self, event: Opened) -> None:
+            pass
+
+        def description_changed(self, event: TopologyDescriptionChangedEvent) -> None:
+            before, now = event.previous_description, event.new_description
+            if before.has_writable_server() and not now.has_writable_server():
+                with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+                    loop.call_soon_threadsafe(on_lost)
+
+        def closed(self, event: TopologyClosedEvent) -> None:
+            pass
+
+    return Watch()
 
 
 def _motor() -> object:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from app.domain.errors import StoreUnavailable
-from app.infrastructure.persistence.mongo.driver import Driver, Failure
+from app.infrastructure.persistence.mongo.driver import NOBODY, Driver, Failure
 
 T = TypeVar("T")
 
@@ -61,6 +61,10 @@ class Gate:
             self._task = None
             if not self._closed.done():
                 self._closed.set_result(None)
+
+    def lost(self) -> None:
+        """The client has lost sight of every server: nobody is to wait until it sees one again."""
+        self._shut(NOBODY)
 
     def check(self) -> None:
         """Pass, or raise.

@@ -11,8 +11,8 @@ from app.domain.models.run import RunState, Thread
 from app.domain.repositories.journal import Change, Receipt, UserWords
 from app.infrastructure.persistence.codec import decode_messages, decode_run
 from app.infrastructure.persistence.listing import well_formed
+from app.infrastructure.persistence.mongo.collection import Document
 from app.infrastructure.persistence.mongo.draft import Draft, tail_of
-from app.infrastructure.persistence.mongo.driver import Document
 from app.infrastructure.persistence.mongo.gate import Gate
 from app.infrastructure.persistence.mongo.lanes import Lanes, Written
 from app.infrastructure.persistence.mongo.ledger import Ledger

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from app.domain.errors import NotFound
 from app.domain.repositories.leases import Lease
 from app.infrastructure.persistence.listing import well_formed
-from app.infrastructure.persistence.mongo.driver import Document
+from app.infrastructure.persistence.mongo.collection import Document
 from app.infrastructure.persistence.mongo.gate import Gate
 from app.infrastructure.persistence.mongo.ledger import Ledger
 

@@ -4,7 +4,8 @@ import asyncio
 from contextlib import suppress
 
 from app.domain.errors import NotFound, StoreUnavailable
-from app.infrastructure.persistence.mongo.driver import Collection, Document, Driver
+from app.infrastructure.persistence.mongo.collection import Collection, Document
+from app.infrastructure.persistence.mongo.driver import Driver
 from app.infrastructure.persistence.mongo.gate import Gate
 from app.infrastructure.persistence.mongo.ledger import Ledger
 from app.infrastructure.persistence.rows import event_key

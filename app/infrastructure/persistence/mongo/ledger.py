@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from app.domain.errors import NotFound, StoreUnavailable
 from app.infrastructure.persistence.listing import well_formed
-from app.infrastructure.persistence.mongo.draft import HEAD_FIELDS, Draft, Encode, Head, head_of
-from app.infrastructure.persistence.mongo.driver import Collection, Document, Driver
+from app.infrastructure.persistence.mongo.collection import Collection, Document
+from app.infrastructure.persistence.mongo.draft import HEAD_FIELDS, Draft, Encode, Head, Tail, head_of
+from app.infrastructure.persistence.mongo.driver import Driver
 from app.infrastructure.persistence.mongo.gate import Gate, unavailable
 from app.infrastructure.persistence.mongo.schema import Tables
 
@@ -112,7 +113,7 @@ class Ledger:
         failures = [one for one in await asyncio.gather(*wanted, return_exceptions=True) if one is not None]
         for failure in failures:
             raise failure
-        return replace(head, copied=True)
+        return replace(head, copied=True, tail=Tail())  # not kept: there are many sessions
 
     async def _insert(self, table: Collection, rows: Sequence[Document]) -> None:
         try:

@@ -24,7 +24,8 @@ import secrets
 from dataclasses import dataclass
 
 from app.domain.errors import StoreUnavailable
-from app.infrastructure.persistence.mongo.driver import Collection, Document, Driver
+from app.infrastructure.persistence.mongo.collection import Collection, Document
+from app.infrastructure.persistence.mongo.driver import Driver
 
 VERSION = 1
 """Of the shape above."""

@@ -7,8 +7,9 @@ from app.domain.errors import Conflict, NotFound
 from app.domain.models.message import Usage
 from app.domain.models.session import Session, SessionPage
 from app.infrastructure.persistence.listing import check_time, decode_cursor, encode_cursor, well_formed
+from app.infrastructure.persistence.mongo.collection import Document
 from app.infrastructure.persistence.mongo.draft import tail_of
-from app.infrastructure.persistence.mongo.driver import Document, Driver
+from app.infrastructure.persistence.mongo.driver import Driver
 from app.infrastructure.persistence.mongo.gate import Gate, unavailable
 from app.infrastructure.persistence.mongo.lanes import Lanes
 from app.infrastructure.persistence.mongo.leaving import Leaving

@@ -48,7 +48,7 @@ class MongoStore:
                 replica set, or a newer program wrote the database.
         """
         try:
-            self._driver.open()
+            self._driver.open(self._gate.lost)
             self._ledger.tables = tables_of(self._driver)
             self.installation = await prepare(self._driver, self._ledger.tables)
         except self._driver.failures as error:

@@ -3,7 +3,7 @@
 from app.domain.errors import NotFound
 from app.domain.repositories.tickets import MAX_TICKETS, Ticket, too_many_tickets
 from app.infrastructure.persistence.listing import well_formed
-from app.infrastructure.persistence.mongo.driver import Document
+from app.infrastructure.persistence.mongo.collection import Document
 from app.infrastructure.persistence.mongo.gate import Gate
 from app.infrastructure.persistence.mongo.ledger import Ledger
 
