@@ -63,6 +63,7 @@ class Journal(Protocol):
         Raises:
             Superseded: see `Change.ends_after`.
             LeaseLost: see `Change.fence`.
+            TooLarge: more than the store takes at once; no run writes so much.
         """
         ...
 
