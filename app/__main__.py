@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--reload", action="store_true", help="start anew whenever the code changes")
     arguments = parser.parse_args()
     role: Role = arguments.role
+    if arguments.reload and role != "all":
+        parser.error("--reload is for the whole service in one process")
     try:
         settings = load_settings()
         settings.check_role(role)

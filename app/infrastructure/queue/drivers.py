@@ -173,7 +173,8 @@ class Drivers:
                 run.cancelled = run.lost = True
                 return CRASHED
             case StoreUnavailable():
-                log.warning("the store is away; the run rests", extra={"error": str(error)})
+                if failures == 1:
+                    log.warning("the store is away; the run rests", extra={"error": str(error)})
                 run.woken = True
                 if not run.ending:
                     await self._attempt(run, asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]))

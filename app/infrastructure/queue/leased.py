@@ -174,11 +174,15 @@ class LeasedRunQueue:
 
     async def _again(self, round_: Callable[[], Awaitable[None]], seconds: float, trouble: str) -> None:
         """Do it now and every `seconds` or a little less: not all processes at the same instant."""
+        away = False
         while True:
             try:
                 await round_()
+                away = False
             except StoreUnavailable as error:
-                log.warning(trouble, extra={"error": str(error)})
+                if not away:  # not in every round until it is back
+                    log.warning(trouble, extra={"error": str(error)})
+                away = True
             except Exception:  # the root of a round: a fault in one must not end those that follow
                 log.exception(trouble)
             await asyncio.sleep(seconds * random.uniform(0.75, 1.0))  # noqa: S311
