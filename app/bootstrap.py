@@ -101,9 +101,9 @@ async def open_container(
         store = await stack.enter_async_context(_store(settings, on_committed))
         bus = await _bus(settings, store, stack)
         feed = await _feed(store, bus, stack)
-        model, model_words = _model(settings, overrides)
+        model, model_words = _model(settings, overrides, role=role)
         stack.push_async_callback(model.close)
-        sandboxes, sandbox_words = await _sandboxes(settings, overrides, store)
+        sandboxes, sandbox_words = await _sandboxes(settings, overrides, store, role=role)
         stack.push_async_callback(sandboxes.close)
         browsers = overrides.get("browsers") or PlaywrightBrowsers(sandboxes)
         stack.push_async_callback(browsers.close)
@@ -207,7 +207,7 @@ def _services(opened: _Opened, metrics: Metrics, *, heartbeat: float) -> Service
     )
 
 
-def _model(settings: Settings, overrides: Overrides) -> tuple[LLM, str]:
+def _model(settings: Settings, overrides: Overrides, *, role: Role) -> tuple[LLM, str]:
     if (given := overrides.get("model")) is not None:
         return given, "given"
     if settings.model_provider == "demo":
@@ -220,11 +220,14 @@ def _model(settings: Settings, overrides: Overrides) -> tuple[LLM, str]:
         max_tokens=settings.max_tokens,
         timeout_seconds=settings.llm_timeout_seconds,
     )
-    model.warm_up()
+    if role != "api":
+        model.warm_up()
     return model, f"{settings.model_name} at {settings.api_base}"
 
 
-async def _sandboxes(settings: Settings, overrides: Overrides, store: Store) -> tuple[SandboxProvider, str]:
+async def _sandboxes(
+    settings: Settings, overrides: Overrides, store: Store, *, role: Role
+) -> tuple[SandboxProvider, str]:
     if (given := overrides.get("sandboxes")) is not None:
         return given, "given"
     match settings.sandbox_provider:
@@ -234,10 +237,10 @@ async def _sandboxes(settings: Settings, overrides: Overrides, store: Store) -> 
         case "local":
             log.warning("SANDBOX_PROVIDER=local: the model's commands run on this machine as your user, unisolated")
         case "docker":
-            return await _docker(settings, store)
+            return await _docker(settings, store, role=role)
         case "auto":
             if await docker_answers(os.environ):
-                return await _docker(settings, store)
+                return await _docker(settings, store, role=role)
             if settings.model_provider != "demo":
                 log.warning(REAL_MODEL_UNISOLATED)
                 return RefusedSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
@@ -253,7 +256,7 @@ async def _sandboxes(settings: Settings, overrides: Overrides, store: Store) -> 
     return local, f"processes on this machine, unisolated{browser}"
 
 
-async def _docker(settings: Settings, store: Store) -> tuple[SandboxProvider, str]:
+async def _docker(settings: Settings, store: Store, *, role: Role) -> tuple[SandboxProvider, str]:
     try:
         egress = parse_egress(settings.sandbox_egress)
     except ValueError as error:
@@ -263,7 +266,8 @@ async def _docker(settings: Settings, store: Store) -> tuple[SandboxProvider, st
         name_prefix=settings.sandbox_name_prefix,
         network=settings.sandbox_network,
         ttl_minutes=settings.sandbox_ttl_minutes,
-        pool_size=settings.sandbox_pool_size,
+        # A pool is of use to who made it, and runs begin in the workers.
+        pool_size=0 if role == "api" else settings.sandbox_pool_size,
         memory=settings.sandbox_memory,
         cpus=settings.sandbox_cpus,
         egress=egress,
