@@ -56,7 +56,8 @@ def _check_life(life: Life, history: Sequence[Frame]) -> None:
         if event["event"] == "message" and event["data"]["role"] == "user"
     )
     for words in life.heard:
-        assert said.pop(words, 0) == 1, f"{words!r} is there {said[words]} times"
+        assert said[words] == 1, f"{words!r} is there {said[words]} times"
+        del said[words]
     for words in life.unsure:
         assert said.pop(words, 0) <= 1
     assert not said, f"nobody said {said}"

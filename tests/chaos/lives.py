@@ -136,15 +136,18 @@ class Life:
 
     async def _interrupt(self, *, hands: int) -> None:
         words, key = task(self.name, f"Another thing: {uuid4().hex}"), uuid4().hex
-        await asyncio.gather(*(self._say(words, key) for _ in range(hands)))
+        await asyncio.gather(*(self._say(words, key, hand) for hand in range(hands)))
         self.heard.append(words)
 
-    async def _say(self, words: str, key: str) -> None:
+    async def _say(self, words: str, key: str, hand: int) -> None:
+        """Each hand begins with another process."""
         view = Reader(self.session, start=self.reader.position)
         self.views.append(view)
+        first: list[Client] = self._cluster.apis[hand : hand + 1]
         while not view.granted.is_set():
+            client = first.pop() if first else await self._api()
             try:
-                await view.read((await self._api()).http, words, key=key, bytes_at_most=self._cut())
+                await view.read(client.http, words, key=key, bytes_at_most=self._cut())
             except httpx.HTTPError:
                 pass
             except Refused as refused:

@@ -3,8 +3,11 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from tests.chaos.lives import Life
+from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.cluster import EXIT_SECONDS, Cluster, Member
 
 Act = Callable[[], Awaitable[None]]
@@ -16,8 +19,10 @@ CALM_SECONDS = 40
 class Storm:
     """Disturbs a cluster until so many of its processes were killed."""
 
-    def __init__(self, cluster: Cluster, seed: str, *, kills: int) -> None:
+    def __init__(self, cluster: Cluster, seed: str, *, kills: int, counts: Sequence[Callable[[], int]] = ()) -> None:
+        """`counts` grow at moments at which something is best disturbed: a model was just asked, a mark just left."""
         self.kills = 0
+        self._counts = counts
         self.wanted = kills
         self._cluster = cluster
         self._rng = random.Random(seed)
@@ -27,12 +32,24 @@ class Storm:
         """Returns when everything is up again."""
         async with self._under_way:
             while self.kills < self.wanted:
-                await asyncio.sleep(self._rng.uniform(0.05, 1.2))
+                await self._moment()
                 acts, weights = zip(*self._acts(), strict=True)
                 await self._rng.choices(acts, weights)[0]()
 
+    async def _moment(self) -> None:
+        """Any moment, or one at which something has just happened that is not stored yet."""
+        await asyncio.sleep(self._rng.uniform(0.05, 1))
+        count = self._rng.choice([None, *self._counts])
+        if count is None:
+            return
+        before = count()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while count() == before:
+                    await asyncio.sleep(0.001)
+
     def _acts(self) -> list[tuple[Act, int]]:
-        acts: list[tuple[Act, int]] = [(self._kill, 8), (self._hand_over, 2), (self._freeze, 1)]
+        acts: list[tuple[Act, int]] = [(self._kill, 8), (self._kill_all, 1), (self._hand_over, 2), (self._freeze, 1)]
         if self._cluster.redis is not None:
             acts += [(self._flush, 1), (self._redis_away, 1)]
         if self._cluster.mongod is not None:
@@ -45,8 +62,13 @@ class Storm:
         return self._rng.choices(up, [3 if member.part == "worker" else 2 for member in up])[0] if up else None
 
     async def _kill(self) -> None:
-        if (victim := self._victim()) is None:
-            return
+        if (victim := self._victim()) is not None:
+            await self._end(victim)
+
+    async def _kill_all(self) -> None:
+        await asyncio.gather(*(self._end(member) for member in self._cluster.members if member.up and not member.busy))
+
+    async def _end(self, victim: Member) -> None:
         self.kills += 1
         victim.busy = True
         self._cluster.note(f"SIGKILL {victim.name}", sets_back=victim.part != "api")
@@ -121,6 +143,11 @@ class Storm:
         await asyncio.sleep(self._rng.uniform(0, 4))
         await asyncio.to_thread(come)
         self._cluster.note("mongod is back", sets_back=True)
+
+
+def moments(model: ScriptedOpenAI, marks: Path) -> list[Callable[[], int]]:
+    """What grows when the model is asked, and when a mark is left."""
+    return [lambda: len(model.asked), lambda: marks.stat().st_size if marks.exists() else 0]
 
 
 async def live_through(cluster: Cluster, storm: Storm, new_life: Callable[[], Life], *, at_once: int) -> list[Life]:

@@ -85,24 +85,33 @@ async def _working(cluster: Cluster, client: Client, script: MarkingModel) -> tu
     raise AssertionError("nobody works on it")
 
 
-@pytest.mark.parametrize("how", ["killed", "told to end"])
+@pytest.mark.parametrize("how", ["killed", "frozen", "told to end"])
 async def test_another_worker_takes_over_in_the_same_stream(cluster: Cluster, script: MarkingModel, how: str) -> None:
     client = cluster.apis[0]
     session, chat, member = await _working(cluster, client, script)
     seen, begun = len(chat.seen), time.monotonic()
     if how == "killed":
         await member.kill()
+    elif how == "frozen":
+        member.freeze()
     else:
         assert await member.hand_over() < EXIT_SECONDS
     await chat.until("tool", status="called", tool_call_id=chat.seen[seen - 1].data["tool_call_id"])
     took = time.monotonic() - begun
     print(f"{member.name} was {how}; another went on after {took:.2f} s")
-    assert took < (TAKEOVER_SECONDS if how == "killed" else HAND_OVER_SECONDS)
+    assert took < (HAND_OVER_SECONDS if how == "told to end" else TAKEOVER_SECONDS)
     frames = await chat.end()
     assert frames[-1].event == "done"
     history = await stored(cluster.apis[1], session)
     check_log(events_of(history))
     assert [(item.id, item.event, item.raw.encode()) for item in frames] == history[1:]
+    if how == "frozen":
+        # It wakes up in the middle of what another has long ended, and finds that it may not write any more.
+        member.thaw()
+        async with asyncio.timeout(10):
+            while "a run was lost to another worker" not in member.log:
+                await asyncio.sleep(0.05)
+        assert await stored(client, session) == history
 
 
 async def test_the_same_key_twice_at_the_same_instant_is_one_message(

@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.checks import check_lives
 from tests.chaos.conftest import KILLS, KILLS_A_STORM, Settings
 from tests.chaos.lives import Life
-from tests.chaos.storm import Storm, live_through, longest_silence
+from tests.chaos.storm import Storm, live_through, longest_silence, moments
 from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.cluster import Cluster, SharedSandbox, leftovers, running
 from tests.support.marking import MarkingModel
@@ -29,7 +29,7 @@ async def test_nothing_is_lost_and_nothing_done_twice_however_often_the_process_
     sandbox = SharedSandbox(tmp_path / "sandbox") if lasting else None
     numbers = itertools.count()
     async with Cluster(tmp_path / "cluster", {"one": ""}, settings, sandbox=sandbox) as cluster:
-        storm = Storm(cluster, storm_seed, kills=min(KILLS_A_STORM, KILLS // 2))
+        storm = Storm(cluster, storm_seed, kills=min(KILLS_A_STORM, KILLS // 2), counts=moments(model, marks))
         lives = await live_through(
             cluster, storm, lambda: Life(cluster, script, f"{storm_seed}-{next(numbers)}"), at_once=4
         )
