@@ -50,5 +50,5 @@ async def test_nothing_is_lost_and_nothing_done_twice_whichever_processes_die(
         assert silence < 20
         await check_at_rest(cluster, [life.session for life in lives if not life.deleted])
         await cluster.stop()
-        assert not running([length for life in lives if life.deleted and life.certain for length in life.lengths])
+        assert not running([length for life in lives if life.endless and life.certain for length in life.lengths])
     assert not leftovers(tmp_path)

@@ -38,5 +38,5 @@ async def test_nothing_is_lost_and_nothing_done_twice_however_often_the_process_
         print(f"{len(lives)} sessions, {storm.kills} deaths, longest silence {silence:.2f} s")
         assert silence < 20
         await cluster.stop()
-        assert not running([length for life in lives if life.deleted and life.certain for length in life.lengths])
+        assert not running([length for life in lives if life.endless and life.certain for length in life.lengths])
     assert not leftovers(tmp_path)

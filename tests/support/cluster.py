@@ -65,13 +65,14 @@ class Member:
         """SIGCONT."""
         self.service.signal(signal.SIGCONT)
 
-    async def hand_over(self) -> float:
-        """SIGTERM; answers the seconds until it had ended, as it should."""
+    async def hand_over(self, *, hang_up: bool = True) -> float:
+        """SIGTERM; answers the seconds until it had ended, as it should. `hang_up`: then our client is closed."""
         self.up = False
         begun = time.monotonic()
         code = await self.service.stop()
         seconds = time.monotonic() - begun
-        await self._hang_up()
+        if hang_up:
+            await self._hang_up()
         # uvicorn ends itself by the signal that it was told to end with, once everything is closed.
         assert code in (0, -signal.SIGTERM), f"{self.name} ended with {code}"
         return seconds
