@@ -7,7 +7,7 @@ from http import HTTPStatus
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.domain.errors import TooLarge
+from app.domain.errors import TooLarge, Unavailable
 from app.interfaces.envelope import failure
 from app.interfaces.errors import INTERNAL, answer_to
 
@@ -56,6 +56,11 @@ class Guard:
                 await self._app(inner, body.receive, noting)
         except ClientDisconnect:
             log.debug("the client left before its request was read")
+        except asyncio.CancelledError:
+            if started:
+                raise
+            # Only the server cancels a request: it ends now, and would answer by itself, in its own words.
+            await answer_to(Unavailable("the service is ending; ask again", retry_after=1))(scope, receive, noting)
         except Exception:  # the root of a request
             log.exception("request failed in an unforeseen way")
             if not started:

@@ -6,8 +6,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pymongo import AsyncMongoClient
 
 from tests.chaos.checks import check_at_rest, events_of
 from tests.chaos.conftest import MANY, Settings
@@ -112,6 +114,35 @@ async def test_another_worker_takes_over_in_the_same_stream(cluster: Cluster, sc
             while "a run was lost to another worker" not in member.log:
                 await asyncio.sleep(0.05)
         assert await stored(client, session) == history
+
+
+async def test_a_request_that_waits_when_its_process_is_told_to_end_is_sent_elsewhere(
+    cluster: Cluster, script: MarkingModel
+) -> None:
+    api = cluster.members[0]
+    assert api.client is not None
+    session, chat, member = await _working(cluster, cluster.apis[1], script)
+    member.freeze()  # so that nobody carries out the stop before its lease is over
+    stopping = asyncio.create_task(api.client.stop(session))
+    async with asyncio.timeout(10):
+        while "stop" not in await _waiting(cluster, session):
+            await asyncio.sleep(0.02)
+    assert await api.hand_over(hang_up=False) < EXIT_SECONDS
+    answer = await stopping
+    assert answer.status_code == 503, answer.text
+    assert answer.json()["data"] is None and int(answer.headers["Retry-After"]) >= 1
+    assert (await cluster.apis[0].stop(session)).status_code == 200
+    assert (await chat.end())[-1].event == "done"
+    member.thaw()
+
+
+async def _waiting(cluster: Cluster, session: str) -> str:
+    """What is asked of the session's run and not done yet."""
+    assert cluster.mongod is not None
+    async with AsyncMongoClient[dict[str, Any]](cluster.mongod.url) as client:
+        found = await client[cluster.database]["sessions"].find_one({"_id": session})
+    assert found is not None
+    return "stop" if "stop_upto" in found else ""
 
 
 async def test_the_same_key_twice_at_the_same_instant_is_one_message(

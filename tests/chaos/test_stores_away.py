@@ -21,8 +21,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.service import Client
 from tests.support.stores import Mongod
 
-UNDER_WAY_SECONDS = 5.0
-"""A write that was sent when nobody knew yet is waited for: whether it took effect is to be known, if it can be."""
+NOTICED_SECONDS = 2.0
+"""Until it is known that MongoDB is away; what was sent when nobody knew yet is refused then."""
 PATIENCE = 3.0
 """How much longer than promised something may take on a machine that is busy with other tests."""
 
@@ -101,8 +101,7 @@ async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
         else:
             mongod.resume()
     print(f"mongod {how}: refused after", {name: round(seconds, 2) for name, seconds in took.items()})
-    assert took.pop("ready") < 2 + PATIENCE
-    assert max(took.pop("first put"), took.pop("first chat")) < UNDER_WAY_SECONDS + PATIENCE
+    assert max(took.pop("ready"), took.pop("first put"), took.pop("first chat")) < NOTICED_SECONDS + PATIENCE
     assert max(took.values()) < 1 + PATIENCE
     back = time.monotonic()
     await _to_the_end(reader, client)

@@ -107,3 +107,27 @@ async def test_a_caller_that_is_cancelled_does_not_wait_for_a_client_that_will_n
         await asyncio.gather(caller, return_exceptions=True)
     assert caller.cancelled()
     end.set()
+
+
+async def test_who_must_not_wait_is_refused_when_the_gate_closes_and_the_work_goes_on(gate: Parts) -> None:
+    opened, server, _ = gate
+    let_go, done = asyncio.Event(), asyncio.Event()
+
+    async def work() -> int:
+        await let_go.wait()
+        done.set()
+        return 1
+
+    waiting = asyncio.create_task(opened.unless_closed(work()))
+    await server.until_looked(2)  # both are given up: the server hangs
+    with pytest.raises(StoreUnavailable):
+        await waiting
+    assert not done.is_set()
+    let_go.set()
+    await done.wait()
+
+
+async def test_who_must_not_wait_gets_the_answer_while_the_gate_is_open(gate: Parts) -> None:
+    opened, server, _ = gate
+    server.answers.set()
+    assert await opened.unless_closed(answer()) == 1

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.mongo.driver import NOBODY, Driver, Failure
@@ -102,6 +102,21 @@ class Gate:
             return self._answer(task)
         finally:
             task.cancel()
+
+    async def unless_closed(self, work: Coroutine[Any, Any, T]) -> T:
+        """The answer of `work`, which goes on to its end whatever happens, or a refusal as soon as the gate closes.
+
+        For who must not wait, and does not go on from what is stored: whether it was done is not known then.
+
+        Raises:
+            StoreUnavailable: the gate is or was closed.
+        """
+        task = _begun(lambda: work)
+        await asyncio.wait((task, self._closed), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            self.check()
+            raise unavailable(_BROKE)  # and it is open again already
+        return task.result()
 
     def _answer(self, task: "asyncio.Future[T]") -> T:
         try:

@@ -56,7 +56,7 @@ class MongoJournal:
         def work(draft: Draft) -> Written[Receipt]:
             return Written(*draft.receive(content, at, kept))
 
-        return await self._lanes.fold(well_formed(session_id), work, key=kept)
+        return await self._gate.unless_closed(self._lanes.fold(well_formed(session_id), work, key=kept))
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
         """See `Journal.read`."""

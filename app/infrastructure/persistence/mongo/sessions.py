@@ -58,7 +58,8 @@ class MongoSessions:
         """
         check_time(at)
         key = well_formed(session_id)
-        await self._lanes.alone(key, lambda: self._create(key, well_formed(owner), at), forget=True)
+        creating = self._lanes.alone(key, lambda: self._create(key, well_formed(owner), at), forget=True)
+        await self._gate.unless_closed(creating)
 
     async def get(self, session_id: str, *, owner: str) -> Session:
         """See `SessionRepository.get`."""
@@ -104,7 +105,7 @@ class MongoSessions:
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         """See `SessionRepository.mark_delivered`."""
         key = well_formed(session_id)
-        return await self._lanes.alone(key, lambda: self._mark(key, number), forget=False)
+        return await self._gate.unless_closed(self._lanes.alone(key, lambda: self._mark(key, number), forget=False))
 
     async def usage(self, session_id: str) -> Usage:
         """See `SessionRepository.usage`."""
@@ -117,8 +118,8 @@ class MongoSessions:
     async def delete(self, session_id: str, *, owner: str) -> None:
         """See `SessionRepository.delete`."""
         key, mine = well_formed(session_id), well_formed(owner)
-        ordinal = await self._lanes.alone(key, lambda: self._leaving.take_away(key, mine), forget=True)
-        await self._leaving.clear(ordinal)
+        taking = self._lanes.alone(key, lambda: self._leaving.take_away(key, mine), forget=True)
+        await self._leaving.clear(await self._gate.unless_closed(taking))
 
     async def check(self) -> str | None:
         """See `SessionRepository.check`. Asks nobody: the gate looks at the server all the time."""

@@ -34,8 +34,8 @@ class MongoTickets:
             "view_only": ticket.view_only,
             "expires_at": ticket.expires_at,
         }
-        await self._gate.write(lambda: tickets.insert_one(row))
-        await self._gate.write(lambda: tickets.delete_many({"expires_at": {"$lte": at}}))
+        await self._gate.unless_closed(self._gate.write(lambda: tickets.insert_one(row)))
+        await self._gate.unless_closed(self._gate.write(lambda: tickets.delete_many({"expires_at": {"$lte": at}})))
 
     async def redeem(self, digest: str, *, session_id: str, at: float) -> Ticket | None:
         """See `TicketRepository.redeem`."""
@@ -43,7 +43,8 @@ class MongoTickets:
         if ordinal is None:
             return None
         query: Document = {"_id": well_formed(digest), "session": ordinal, "expires_at": {"$gt": at}}
-        found = await self._gate.write(lambda: self._ledger.tables.tickets.find_one_and_delete(query))
+        taking = self._gate.write(lambda: self._ledger.tables.tickets.find_one_and_delete(query))
+        found = await self._gate.unless_closed(taking)
         if found is None:
             return None
         return Ticket(
