@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.mongo.driver import NOBODY, Driver, Failure
@@ -103,7 +103,7 @@ class Gate:
         finally:
             task.cancel()
 
-    async def unless_closed(self, work: Coroutine[Any, Any, T]) -> T:
+    async def unless_closed(self, work: Awaitable[T]) -> T:
         """The answer of `work`, which goes on to its end whatever happens, or a refusal as soon as the gate closes.
 
         For who must not wait, and does not go on from what is stored: whether it was done is not known then.
@@ -111,7 +111,8 @@ class Gate:
         Raises:
             StoreUnavailable: the gate is or was closed.
         """
-        task = _begun(lambda: work)
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(_heard)
         await asyncio.wait((task, self._closed), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             self.check()

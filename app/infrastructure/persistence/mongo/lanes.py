@@ -66,25 +66,28 @@ class Lanes:
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
         self._closing = False
 
-    async def fold(self, session_id: str, work: Callable[[Draft], Written[T]], *, key: str | None = None) -> T:
-        """Put `work` into the session's next batch, and wait until that is stored. `key`: one it wants to know of.
+    def fold(
+        self, session_id: str, work: Callable[[Draft], Written[T]], *, key: str | None = None
+    ) -> "asyncio.Future[T]":
+        """Put `work` into the session's next batch; the answer is there when that is stored. `key`: one it wants to
+        know of.
 
-        Raises:
+        Raises, now or as the answer:
             StoreUnavailable: see `Journal`.
             AnkerError: what `work` raised; nothing of it was written.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._put(session_id, _Fold(done, work, key))  # type: ignore[arg-type]
-        return await done
+        return done
 
-    async def alone(self, session_id: str, work: Callable[[], Awaitable[T]], *, forget: bool) -> T:
+    def alone(self, session_id: str, work: Callable[[], Awaitable[T]], *, forget: bool) -> "asyncio.Future[T]":
         """Carry out `work` when everything before it is written, and before anything that comes after it.
 
         `forget`: it may change where the session stands, or whether there is one.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._put(session_id, _Alone(done, work, forget))  # type: ignore[arg-type]
-        return await done
+        return done
 
     def refuse_waiting(self, failure: StoreUnavailable) -> None:
         """Refuse every write that has not begun."""
