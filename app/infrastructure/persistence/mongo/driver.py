@@ -95,7 +95,8 @@ class Driver:
     async def close(self) -> None:
         """Close every connection."""
         if self._client is not None:
-            closing: object = self._client.close()
+            # Motor's is a plain call that waits for the threads which watch the servers.
+            closing: object = await asyncio.to_thread(self._client.close)
             if inspect.isawaitable(closing):
                 await closing
 
