@@ -116,9 +116,8 @@ class SessionService:
         try:
             await self._sessions.delete(session_id, owner=owner)
         except StoreUnavailable:
-            await self._queue.wake(
-                session_id, upto=session.head
-            )  # not deleted, and the caller is told so: its run goes on
+            # Not deleted, and the caller is told so: its run goes on.
+            await self._queue.wake(session_id, upto=session.head)
             raise
         # A message that was stored in between may have woken the run again; now none can come any more.
         await self._queue.cancel(session_id)
