@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Ledger
+from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Identity, Ledger
 
 
 def marked(data_dir: Path, session_id: str | None = None) -> list[psutil.Process]:
@@ -28,6 +28,14 @@ def services(data_dir: Path, session_id: str | None = None) -> list[psutil.Proce
 def commands(processes: list[psutil.Process]) -> list[str]:
     """Their command lines, sorted."""
     return sorted(line for process in processes if (line := _command(process)))
+
+
+async def kill_service(data_dir: Path, session_id: str | None = None) -> None:
+    """SIGKILL to the one sandbox service there is. Only once it is dead, which the signal alone does not say."""
+    (process,) = services(data_dir, session_id)
+    victim = Identity.of(process.pid)
+    process.kill()
+    await eventually(lambda: not victim.alive)
 
 
 async def eventually(true: Callable[[], object], *, seconds: float = 5) -> float:

@@ -12,7 +12,7 @@ from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox import holding
 from app.infrastructure.sandbox.local import LocalSandboxes
 from tests.integration.local_services import service
-from tests.integration.sandbox_processes import commands, eventually, marked, services
+from tests.integration.sandbox_processes import commands, eventually, kill_service, marked, services
 
 STRAYS = "sleep 1000 & (nohup sleep 1000 &) ; setsid sleep 1000 & sleep 1000"
 
@@ -116,7 +116,7 @@ async def test_a_sandbox_that_dies_is_started_anew_by_whoever_asks(tmp_path: Pat
         old = await first.acquire("s1")
         await second.acquire("s1")
         await second.run("s1", STRAYS)
-        os.kill(services(tmp_path)[0].pid, signal.SIGKILL)
+        await kill_service(tmp_path)
         new = await second.acquire("s1")
         assert new != old and await first.acquire("s1") == new
         assert "sleep 1000" not in commands(marked(tmp_path))
