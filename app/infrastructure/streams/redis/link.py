@@ -15,7 +15,8 @@ _REPLY_SECONDS = 1.2
 
 _SETTINGS: dict[str, Any] = {
     "socket_connect_timeout": _CONNECT_SECONDS,
-    "socket_timeout": _REPLY_SECONDS,
+    # The package's own limit on sending is deaf to who cuts it off at the moment at which everything has gone out.
+    "socket_timeout": None,
     "health_check_interval": 0,
     "decode_responses": False,
     "protocol": 2,
@@ -66,8 +67,10 @@ class Link:
 
     async def send(self, commands: Sequence[Command]) -> None:
         """Send `commands` at once; each will have a reply."""
+        packed = self._connection.pack_commands(commands)
         try:
-            await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+            async with asyncio.timeout(_REPLY_SECONDS):
+                await self._connection.send_packed_command(packed, check_health=False)
         except (RedisError, OSError) as error:
             raise LinkBroken(type(error).__name__) from None
 
@@ -78,7 +81,8 @@ class Link:
             Refused: Redis answered with an error.
         """
         try:
-            return cast("object", await self._connection.read_response())
+            async with asyncio.timeout(_REPLY_SECONDS):
+                return cast("object", await self._connection.read_response())
         except ResponseError as error:
             raise Refused(type(error).__name__) from None
         except (RedisError, OSError) as error:
