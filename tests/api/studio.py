@@ -15,6 +15,8 @@ from tests.api.house import API, House
 from tests.fakes.memory_sandbox import MemorySandbox
 
 MIB = 1 << 20
+SECONDS = 30
+"""For what must happen soon: much more than it takes, for a loaded machine."""
 
 
 class ScriptedDesktop:
@@ -132,14 +134,14 @@ class Studio:
 
 
 async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SECONDS):
         while not true():
             await asyncio.sleep(0.01)
 
 
 async def farewell(viewer: ClientConnection) -> tuple[int, str]:
     """The code and the reason with which a viewer's connection ends, whatever it is shown before."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SECONDS):
         try:
             while True:
                 await viewer.recv()
