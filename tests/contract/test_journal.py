@@ -1,11 +1,13 @@
 """The `Journal` port, on the fake and on every store."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from app.domain.errors import InvalidInput, NotFound, Superseded
+from app.domain.errors import InvalidInput, NotFound, Outdated, Superseded
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent, ToolCallingEvent, WaitEvent
 from app.domain.models.message import (
     AssistantMessage,
@@ -17,7 +19,7 @@ from app.domain.models.message import (
     UserMessage,
 )
 from app.domain.models.plan import Plan, Step
-from app.domain.models.run import RunState
+from app.domain.models.run import RunState, Thread
 from app.domain.models.tool import OpenCall
 from app.domain.repositories.journal import Change, Receipt, UserWords
 from app.interfaces.wire import encode_event
@@ -91,6 +93,49 @@ async def test_transcripts_and_run_state_come_back_as_they_were_said_even_after_
     assert list(await store.journal.transcript("s", "talk")) == [SAID[0], SAID[1], SAID[2]]
     assert list(await store.journal.transcript("s", "work")) == [SAID[2], SAID[3]]
     assert await store.journal.run_state("s") == STATE
+
+
+def turn(revision: str, *, follows: str | None, **more: Any) -> Change:
+    """A change of a run: an event, a message, what it cost, and the checkpoint `revision`."""
+    said: tuple[tuple[Thread, Message], ...] = (("work", UserMessage(content=revision)),)
+    run = RunState(turns=len(revision), revision=revision)
+    return Change(at=1, events=(says(revision),), said=said, run=run, usage=Usage(calls=1), follows=follows, **more)
+
+
+async def test_a_change_that_is_repeated_is_written_once_even_after_a_restart(store: Harness) -> None:
+    assert len(await store.journal.commit("s", turn("a", follows=""))) == 1
+    assert list(await store.journal.commit("s", turn("a", follows=""))) == []
+    await store.journal.receive("s", "in between", at=1, key=None)
+    await store.journal.commit("s", turn("b", follows="a", ends_after=2))
+    await store.close()
+    await store.open()
+    await store.journal.receive("s", "later", at=1, key=None)
+    # Had it not been written before, the newer message would forbid it.
+    assert list(await store.journal.commit("s", turn("b", follows="a", ends_after=2))) == []
+    assert [record.number for record in await store.journal.read("s", after=0, limit=9)] == [1, 2, 3, 4]
+    assert [said.content for said in await store.journal.transcript("s", "work")] == ["a", "b"]
+    assert await store.sessions.usage("s") == Usage(calls=2)
+    assert [len(records) for _, records in store.committed] == [1, 1, 1, 1]
+
+
+async def test_a_change_that_follows_another_checkpoint_than_the_stored_one_is_refused(store: Harness) -> None:
+    await store.journal.commit("s", turn("a", follows=""))
+    await store.journal.commit("s", turn("b", follows="a"))
+    for stale in (turn("c", follows="a"), turn("a", follows=""), turn("d", follows=""), turn("e", follows="d")):
+        with pytest.raises(Outdated):
+            await store.journal.commit("s", stale)
+    assert (await store.journal.run_state("s")).revision == "b"
+    assert len(await store.journal.read("s", after=0, limit=9)) == 2
+    assert len(await store.journal.commit("s", turn("c", follows="b"))) == 1
+    assert len(await store.journal.commit("s", turn("d", follows=None))) == 1
+
+
+async def test_of_two_changes_that_follow_the_same_checkpoint_at_once_one_is_written(store: Harness) -> None:
+    changes = [turn(name, follows="") for name in "abcde"] * 2
+    outcomes = await asyncio.gather(*(store.journal.commit("s", change) for change in changes), return_exceptions=True)
+    written = [outcome for outcome in outcomes if not isinstance(outcome, Outdated)]
+    assert sorted(len(cast("Sequence[object]", outcome)) for outcome in written) == [0, 1]
+    assert len(await store.journal.read("s", after=0, limit=9)) == 1
 
 
 async def test_a_receipt_tells_the_number_and_the_same_key_is_the_same_message(store: Harness) -> None:

@@ -58,6 +58,8 @@ class MemoryStore:
         kept = self._find(session_id)
         if change.fence is not None and change.fence != self.fences.get(session_id):
             raise LeaseLost("another worker has the session's run now")
+        if change.was_written(kept.run.revision):
+            return []
         if change.ends_after is not None and self.last_words(session_id) > change.ends_after:
             raise Superseded("a newer message is waiting to be read")
         records = self._append(kept, change.events, change.at)

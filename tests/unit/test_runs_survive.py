@@ -5,18 +5,23 @@ import json
 import os
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.application.services.chat import ChatRequest, ChatService
 from app.application.services.runs import RunService
 from app.application.services.streams import EventStreams
+from app.domain.errors import StoreUnavailable
 from app.domain.external.llm import ModelReply
 from app.domain.models.message import AssistantMessage, Message, ToolMessage, UserMessage
+from app.domain.services.agents import writing
 from app.domain.services.flows.plan_act import FlowParts
 from app.domain.services.tools.registry import EXECUTING
+from app.infrastructure.queue import drivers
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
@@ -46,14 +51,21 @@ EXECUTING_TURNS: Sequence[ModelReply] = (
 
 
 class SlowStore(MemoryStore):
-    """A store with real waiting in it, so that a cancellation can come in the middle of a write."""
+    """A store with real waiting in it, so that a cancellation can come in the middle of a write.
+
+    `away`: how often a write fails, every other time after it has happened.
+    """
 
     rng: random.Random
+    away = 0.0
 
     async def commit(self, session_id: str, change: Any) -> Any:
         await ticks(self.rng.randrange(4))
-        records = await super().commit(session_id, change)
+        fails, too_late = self.rng.random() < self.away, self.rng.random() < 0.5
+        records = [] if fails and not too_late else await super().commit(session_id, change)
         await ticks(self.rng.randrange(4))
+        if fails:
+            raise StoreUnavailable("the connection broke")
         return records
 
     async def unread_words(self, session_id: str, *, after: int) -> Any:
@@ -69,11 +81,11 @@ async def ticks(count: int) -> None:
 class World:
     """A service in memory that can be killed and started again over the same store."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
+    def __init__(self, seed: int, *, away: float) -> None:
+        self.rng, self.dice = random.Random(seed), random.Random(seed)
         self.feed = MemoryFeed()
         self.store = SlowStore(on_committed=self.feed.publish)
-        self.store.rng = self.rng
+        self.store.rng, self.store.away = self.rng, away
         self.sandboxes = MemorySandboxProvider()
         self.model = ScriptedLLM(self.turn)
         self.patience = 400
@@ -100,10 +112,10 @@ class World:
         await ticks(self.rng.randrange(6))
         self.patience -= 1
         if question.kind == "planning":
-            return PLAN if self.rng.random() < 0.8 and self.patience > 0 else ANSWER
+            return PLAN if self.dice.random() < 0.8 and self.patience > 0 else ANSWER
         if question.kind == "final":
-            return self.rng.choice([saying("Done."), saying("")]) if self.patience > 0 else saying("Done.")
-        return self.rng.choice(EXECUTING_TURNS) if self.patience > 0 else EXECUTING_TURNS[-5]
+            return self.dice.choice([saying("Done."), saying("")]) if self.patience > 0 else saying("Done.")
+        return self.dice.choice(EXECUTING_TURNS) if self.patience > 0 else EXECUTING_TURNS[-5]
 
     async def crash(self) -> None:
         await self.queue.close()
@@ -115,9 +127,10 @@ class World:
         self.said += 1
         await self.chat.chat("s", ChatRequest(message=f"words-{self.said};"), owner="")
 
-    async def settle(self) -> None:
-        """Until the session rests; whatever hangs is let go, whatever asks is answered."""
-        self.patience = 0
+    async def settle(self, *, patience: int = 0) -> None:
+        """Until the session rests; whatever hangs is let go, whatever asks is answered. `patience`: turns of the model
+        before it comes to an end."""
+        self.patience = patience
         async with asyncio.timeout(20):
             while True:
                 drivers = [run.driver for run in self.queue._drivers._runs.values() if run.driver]
@@ -158,8 +171,49 @@ def test_whatever_happens_the_log_and_the_transcripts_stay_whole(seed: int, acti
     asyncio.run(live_through(seed, actions))
 
 
-async def live_through(seed: int, actions: list[tuple[str, int]]) -> None:
-    world = World(seed)
+@settings(max_examples=int(os.environ.get("EXAMPLES", "150")), deadline=None)
+@given(seed=st.integers(0, 2**32), actions=ACTIONS)
+def test_so_they_do_when_the_store_comes_and_goes(seed: int, actions: list[tuple[str, int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "_PAUSE_SECONDS", 0)
+        patch.setattr(drivers, "_RETRY_SECONDS", (0,))
+        asyncio.run(live_through(seed, actions, away=0.3))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_store_that_comes_and_goes_costs_no_call_and_no_turn_of_the_model(seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "_PAUSE_SECONDS", 0)
+        asyncio.run(compare(seed))
+
+
+async def compare(seed: int) -> None:
+    """Two runs of the same task, one of them over a store that fails in every third write."""
+    logs: list[list[str]] = []
+    asked: list[int] = []
+    for away in (0.0, 0.3):
+        world = World(seed, away=away)
+        sandbox = await world.sandboxes.acquire("s")
+        sandbox.script("hang", hangs=True)  # type: ignore[attr-defined]
+        await world.store.create("s", owner="", at=0)
+        await world.say()
+        await world.settle(patience=30)
+        records = await world.store.read("s", after=0, limit=100_000)
+        # Calls that run at the same time end in any order.
+        logs.append(sorted(f"{record.type} {_without_number(record.data)}" for record in records))
+        asked.append(world.patience)
+        await world.queue.close()
+    assert logs[0] == logs[1] and asked[0] == asked[1]
+
+
+def _without_number(data: bytes) -> str:
+    shown = json.loads(data)
+    return json.dumps({name: value for name, value in shown.items() if name not in ("event_id", "timestamp")})
+
+
+async def live_through(seed: int, actions: list[tuple[str, int]], *, away: float = 0) -> None:
+    world = World(seed, away=away)
     sandbox = await world.sandboxes.acquire("s")
     sandbox.script("hang", hangs=True)  # type: ignore[attr-defined]
     await world.store.create("s", owner="", at=0)
@@ -170,7 +224,8 @@ async def live_through(seed: int, actions: list[tuple[str, int]]) -> None:
             case "say":
                 await world.say()
             case "stop":
-                await world.chat.stop("s", owner="")
+                with suppress(StoreUnavailable):
+                    await world.chat.stop("s", owner="")
             case "crash":
                 await world.crash()
     await world.settle()

@@ -35,6 +35,9 @@ class RunState:
     deaths: int = 0
     """Processes that died with this run since it last got on: since a plan, a tool call or a step was finished."""
 
+    revision: str = ""
+    """Names this very checkpoint (`RunBook` makes a new name for each); empty before the first."""
+
     def at_rest(self, *, consumed: int) -> "RunState":
         """The checkpoint once the run is over: only what outlives a run, with the messages up to `consumed` read."""
         return RunState(consumed=consumed, computer=self.computer)

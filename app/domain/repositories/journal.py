@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from app.domain.errors import Outdated
 from app.domain.models.event import Event, EventRecord
 from app.domain.models.message import Message, Usage
 from app.domain.models.run import RunState, Thread
@@ -17,7 +18,9 @@ class Change:
     `ends_after`: the change ends a run that has read the user's messages up to this number; when a newer user message
     is already stored the whole change is refused with `Superseded`. `fence`: the token of the lease under which it is
     written; when the session has been leased anew since, the whole change is refused with `LeaseLost`. None: written
-    under no lease, where the store has only one process.
+    under no lease, where the store has only one process. `follows`: the revision of the checkpoint that `run` goes on
+    from, which makes the change safe to repeat: it is written if that is the stored one, not again if `run` already is
+    (by its revision), and else refused with `Outdated`. None: written whatever is stored.
     """
 
     at: int
@@ -27,6 +30,19 @@ class Change:
     usage: Usage | None = None
     ends_after: int | None = None
     fence: int | None = None
+    follows: str | None = None
+
+    def was_written(self, stored: str) -> bool:
+        """Whether an earlier call wrote this very change. `stored`: the revision of the checkpoint that is stored.
+
+        Raises:
+            Outdated: it neither was, nor may it be written now.
+        """
+        if self.follows is None or self.follows == stored:
+            return False
+        if self.run is None or self.run.revision != stored:
+            raise Outdated("the run stands elsewhere than its worker believed")
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +74,12 @@ class Journal(Protocol):
     """
 
     async def commit(self, session_id: str, change: Change) -> Sequence[EventRecord]:
-        """Write `change` and answer its stored events.
+        """Write `change` and answer its stored events; none when an earlier call had written this very change.
 
         Raises:
             Superseded: see `Change.ends_after`.
             LeaseLost: see `Change.fence`.
+            Outdated: see `Change.follows`.
             TooLarge: more than the store takes at once; no run writes so much.
         """
         ...

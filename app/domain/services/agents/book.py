@@ -1,18 +1,16 @@
 """The run's book: its state and transcripts as they stand in the journal, and the one way to move them on."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from dataclasses import replace
+from uuid import uuid4
 
-from app.domain.models.event import Event, EventRecord
+from app.domain.models.event import Event
 from app.domain.models.message import Message, SystemMessage, Transcript, Usage
 from app.domain.models.run import RunState, Thread
 from app.domain.prompts import executing, planning
 from app.domain.repositories.journal import Change, Journal
-
-T = TypeVar("T")
+from app.domain.services.agents.writing import Writing
 
 _SYSTEM: dict[Thread, str] = {"talk": planning.SYSTEM, "work": executing.SYSTEM}
 
@@ -25,8 +23,8 @@ def unix_now() -> int:
 class RunBook:
     """One session's run, loaded from the journal and written back change by change.
 
-    What is staged goes out with the next change, so that a model turn costs one write. A commit is never left half
-    way: when the run is cancelled during one, it is finished first.
+    What is staged goes out with the next change, so that a model turn costs one write. A change that the store cannot
+    take now is tried again until it can: what was done is not forgotten because it could not be written down at once.
     """
 
     def __init__(
@@ -41,12 +39,16 @@ class RunBook:
         self._threads: dict[Thread, Transcript] = {}
         self._staged: list[tuple[Thread, Message]] = []
         self._usage = Usage()
-        self._behind: asyncio.Future[Sequence[EventRecord]] | None = None
+        self._revision = ""
+        """Of the newest checkpoint. Not the state's own, for a state may be made anew."""
+        self._behind: Writing | None = None
+        self._hurried = False
 
     async def load(self) -> None:
         """Read the newest checkpoint; whatever was staged is forgotten, as the journal never saw it."""
         await self.settle()
         self.state = await self._journal.run_state(self.session_id)
+        self._revision = self.state.revision
         self._threads.clear()
         self._staged.clear()
 
@@ -77,9 +79,12 @@ class RunBook:
 
         Raises:
             Superseded: `ends` is set, and there is a user message that this run has not read.
+            LeaseLost: another worker has the run.
+            Outdated: the run stands elsewhere than this book says; load.
+            StoreUnavailable: only after `hurry`.
         """
         await self.settle()
-        await _to_the_end(self._write(events, state, ends=ends))
+        await self._write(events, state, ends=ends).finish()
 
     async def commit_behind(self, events: Sequence[Event], *, state: RunState) -> None:
         """As `commit`, but the write goes on while the run does: the model may be asked in the meantime.
@@ -94,13 +99,18 @@ class RunBook:
         """Wait for a write that is behind, to its end whatever happens to the caller."""
         if self._behind is not None:
             behind, self._behind = self._behind, None
-            await _to_the_end(behind)
+            await behind.finish()
 
-    def _write(
-        self, events: Sequence[Event], state: RunState | None, *, ends: bool
-    ) -> "asyncio.Future[Sequence[EventRecord]]":
-        if state is not None:
-            self.state = state
+    def hurry(self) -> None:
+        """No write waits for the store from now on, neither the one that is behind nor those that follow: the run is
+        being cut short, or a person waits for what is to be written."""
+        self._hurried = True
+        if self._behind is not None:
+            self._behind.hurry()
+
+    def _write(self, events: Sequence[Event], state: RunState | None, *, ends: bool) -> Writing:
+        before, self._revision = self._revision, uuid4().hex
+        self.state = replace(state or self.state, revision=self._revision)
         change = Change(
             at=self._now(),
             events=tuple(events),
@@ -109,20 +119,11 @@ class RunBook:
             usage=self._usage if self._usage.calls else None,
             ends_after=self.state.consumed if ends else None,
             fence=self._fence,
+            follows=before,
         )
         self._staged.clear()
         self._usage = Usage()
-        return asyncio.ensure_future(self._journal.commit(self.session_id, change))
-
-
-async def _to_the_end(task: asyncio.Future[T]) -> T:
-    """The task's result. A cancellation of the caller waits for the task first: its write may already be under way."""
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):  # asked once more: the answer is the same
-                await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen; the cancellation matters more
-        raise
+        writing = Writing(self._journal, self.session_id, change)
+        if self._hurried:
+            writing.hurry()
+        return writing

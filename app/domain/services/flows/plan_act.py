@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from app.domain.errors import RunGivenUp, SandboxFailure, SandboxUnavailable
+from app.domain.errors import RunGivenUp, SandboxFailure, SandboxUnavailable, Superseded
 from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, StepEvent, ToolCalledEvent
@@ -101,6 +101,9 @@ class PlanActFlow:
                 await self._count_death()
             await self._prepare(reason)
             await self._go_on()
+        except asyncio.CancelledError:
+            self._book.hurry()
+            raise
         finally:
             # Whoever goes on from the journal, perhaps in the next instant, must find there all that was done.
             await self._book.settle()
@@ -127,7 +130,9 @@ class PlanActFlow:
 
         Raises:
             Superseded: the user said something after that; call `run`.
+            StoreUnavailable: at once, since the user waits.
         """
+        self._book.hurry()
         await self._end(STOPPED, DoneEvent(), upto=upto)
 
     async def fail(self, error: str) -> None:
@@ -144,6 +149,9 @@ class PlanActFlow:
         unread = [(number, text) for number, text in await book.unread() if upto is None or number <= upto]
         if book.state.phase == "idle" and not unread:
             return
+        if upto is not None and book.state.consumed > upto:
+            # A stop may be heard late, or twice: it is not for the run of words that were said after it.
+            raise Superseded("the user said more after that, and the run goes on with it")
         events = await self._close_open(reason)
         if unread:
             await book.stage("talk", *(UserMessage(content=planning.user_words(text)) for _, text in unread))

@@ -47,13 +47,14 @@ class Head:
     talk: int
     work: int
     token: int
+    revision: str
     tail: Tail
     copied: bool = False
     """Whether the tail's rows are known to lie where rows lie."""
 
 
 HEAD_FIELDS: Document = {
-    name: 1 for name in ("ordinal", "version", "head", "last_words", "talk", "work", "lease.token", "tail")
+    name: 1 for name in ("ordinal", "version", "head", "last_words", "talk", "work", "lease.token", "revision", "tail")
 }
 
 
@@ -67,6 +68,7 @@ def head_of(found: Document) -> Head:
         talk=found["talk"],
         work=found["work"],
         token=found["lease"]["token"],
+        revision=found.get("revision", ""),
         tail=tail_of(found),
     )
 
@@ -89,6 +91,7 @@ class Draft:
         self._encode = encode
         self._head = head.head
         self._last_words = head.last_words
+        self._revision = head.revision
         self._lengths: dict[Thread, int] = {"talk": head.talk, "work": head.work}
         self._events: list[Document] = []
         self._said: list[Document] = []
@@ -104,6 +107,8 @@ class Draft:
         check_time(change.at)
         if change.fence is not None and change.fence != self._before.token:
             raise LeaseLost("another worker has the session's run now")
+        if change.was_written(self._revision):
+            return []
         if change.ends_after is not None and self._last_words > change.ends_after:
             raise Superseded("a newer message is waiting to be read")
         records = self._records(change.events, change.at)
@@ -116,8 +121,9 @@ class Draft:
             self._lengths[thread] += 1
             key = transcript_key(self._before.ordinal, thread, self._lengths[thread])
             self._said.append({"_id": key, "data": data})
-        if state is not None:
-            self._set["run"] = state
+        if change.run is not None:
+            self._revision = change.run.revision
+            self._set |= {"run": state, "revision": self._revision}
         self._usage += change.usage or Usage()
         return records
 
@@ -179,17 +185,19 @@ class Draft:
     @property
     def after(self) -> Head:
         """Where the session stands once this is stored."""
-        if not self._tail:
+        if self.is_idle:
             return self._before
+        before, tail = self._before, self._tail
         return replace(
-            self._before,
-            version=self._before.version + 1,
+            before,
+            version=before.version + 1,
+            revision=self._revision,
             head=self._head,
             last_words=self._last_words,
             talk=self._lengths["talk"],
             work=self._lengths["work"],
-            tail=self._tail,
-            copied=False,
+            tail=tail or before.tail,
+            copied=before.copied and not tail,
         )
 
     @property

@@ -210,7 +210,7 @@ def _fail(done: "asyncio.Future[object]", failure: Exception) -> None:
         return
     # One exception raised in many tasks would collect all their tracebacks.
     if isinstance(failure, StoreUnavailable):
-        failure = StoreUnavailable(str(failure), retry_after=failure.retry_after)
+        failure = type(failure)(str(failure), retry_after=failure.retry_after)
     elif type(failure) is NotFound:
         failure = NotFound(str(failure))
     done.set_exception(failure)

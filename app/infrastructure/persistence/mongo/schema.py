@@ -3,8 +3,8 @@
     sessions     `_id` the session's id; `ordinal` by creation; `owner`, `title`, `status`, `latest_message`,
                  `latest_message_at`, `created_at`, `touched`; `head`, `last_words`: numbers of the newest event and of
                  the user's newest message; `delivered`, `unread`; `talk`, `work`: lengths of the transcripts; `usage`;
-                 `run`: the checkpoint's JSON; `lease`: `{holder, until, token}`; `stop_upto` while a stop is asked for;
-                 `version`: counts the changes; `tail`: the rows of the newest change
+                 `run`: the checkpoint's JSON, `revision`: its name; `lease`: `{holder, until, token}`; `stop_upto`
+                 while a stop is asked for; `version`: counts the changes; `tail`: the rows of the newest change
     events       `_id` as in `rows.py`, `type`, `speaker`, `data`: the encoder's very bytes
     transcripts  `_id` as in `rows.py`, `data`
     keys         `_id` `{s: ordinal, k: key}`, `number`

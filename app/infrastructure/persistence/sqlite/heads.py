@@ -13,8 +13,8 @@ _CAPACITY = 1024
 
 _SELECT = """
 SELECT ordinal, id, owner, title, status, latest_message, latest_message_at, touched, head, last_words, delivered,
-       unread, talk, work, prompt_tokens, cached_tokens, completion_tokens, calls
-FROM sessions WHERE id = ?
+       unread, talk, work, coalesce(revision, ''), prompt_tokens, cached_tokens, completion_tokens, calls
+FROM sessions LEFT JOIN runs ON runs.session = ordinal WHERE id = ?
 """
 
 _UPDATE_COUNTERS = """
@@ -46,6 +46,8 @@ class Head:
     unread: int
     talk: int
     work: int
+    revision: str
+    """Of the checkpoint."""
     usage: Usage
     summary_changed: bool = False
 
@@ -69,8 +71,8 @@ class Heads:
         row = connection.execute(_SELECT, (session_id,)).fetchone()
         if row is None:
             raise NotFound("no such session")
-        usage = Usage(prompt_tokens=row[14], cached_tokens=row[15], completion_tokens=row[16], calls=row[17])
-        head = self._heads[session_id] = Head(*row[:14], usage=usage)
+        usage = Usage(prompt_tokens=row[15], cached_tokens=row[16], completion_tokens=row[17], calls=row[18])
+        head = self._heads[session_id] = Head(*row[:15], usage=usage)
         return head
 
     def forget(self, session_id: str) -> None:

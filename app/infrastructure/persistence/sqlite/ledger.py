@@ -17,7 +17,8 @@ Encode = Callable[[Event, int, int], bytes]
 
 _INSERT_EVENT = "INSERT INTO events (key, type, speaker, data) VALUES (?, ?, ?, ?)"
 _INSERT_SAID = "INSERT INTO transcripts (key, data) VALUES (?, ?)"
-_PUT_RUN = "INSERT INTO runs (session, state) VALUES (?, ?) ON CONFLICT DO UPDATE SET state = excluded.state"
+_PUT_RUN = """INSERT INTO runs (session, state, revision) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET state = excluded.state, revision = excluded.revision"""
 _INSERT_SESSION = "INSERT INTO sessions (id, owner, created_at, touched) VALUES (?, ?, ?, ?)"
 _CLEAR_EVENTS = "DELETE FROM events WHERE key IN (SELECT key FROM events WHERE key BETWEEN ? AND ? LIMIT ?)"
 _CLEAR_SAID = "DELETE FROM transcripts WHERE key IN (SELECT key FROM transcripts WHERE key BETWEEN ? AND ? LIMIT ?)"
@@ -68,6 +69,8 @@ class Ledger:
         """See `Journal.commit`."""
         check_time(change.at)
         head = self._head(connection, session_id)
+        if change.was_written(head.revision):
+            return ()
         if change.ends_after is not None and head.last_words > change.ends_after:
             raise Superseded("a newer message is waiting to be read")
         records = self._records(head, change.events, change.at)
@@ -77,8 +80,9 @@ class Ledger:
         if said:
             connection.executemany(_INSERT_SAID, said)
             head.talk, head.work = lengths
-        if state is not None:
-            connection.execute(_PUT_RUN, (head.ordinal, state))
+        if change.run is not None:
+            connection.execute(_PUT_RUN, (head.ordinal, state, change.run.revision))
+            head.revision = change.run.revision
         if change.usage is not None:
             head.usage += change.usage
         if change.events:

@@ -74,7 +74,10 @@ _V4 = (
     "CREATE INDEX tickets_by_end ON tickets (expires_at)",
 )
 
-MIGRATIONS = (_V1, _V2, _V3, _V4)
+# The name of the checkpoint, beside it: every change of a run asks for it.
+_V5 = ("ALTER TABLE runs ADD COLUMN revision TEXT NOT NULL DEFAULT ''",)
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5)
 """Statements that lead from version i to i + 1; `PRAGMA user_version` says where a file stands."""
 
 

@@ -138,5 +138,5 @@ def _fail(done: "asyncio.Future[object]", failure: BaseException) -> None:
         return
     if isinstance(failure, StoreUnavailable):
         # One exception raised in many tasks would collect all their tracebacks.
-        failure = StoreUnavailable(str(failure), retry_after=failure.retry_after)
+        failure = type(failure)(str(failure), retry_after=failure.retry_after)
     done.set_exception(failure)
