@@ -10,6 +10,7 @@ there whenever the lease is renewed. So a lost signal costs a second or two, and
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 
 _AT_A_LOOK = 16
 """Sessions that a worker takes at one look: the others are left to the workers that look next."""
+
+_AWAY_SECONDS = 0.2
+"""Between two tries to renew while the store is away: leases that have run out meanwhile are renewed before others look
+for them."""
 
 _BUSY_SECONDS = 0.001
 """How much longer a worker hesitates at a signal for every run that it has: the least busy comes first."""
@@ -55,6 +60,8 @@ class LeasedRunQueue:
         )
         self._settled: dict[str, list[asyncio.Event]] = {}
         self._rounds: list[asyncio.Task[None]] = []
+        self._blind = False
+        """Whether the last look at the runs that wait failed."""
 
     @property
     def active(self) -> int:
@@ -64,7 +71,9 @@ class LeasedRunQueue:
     def start(self) -> None:
         """Begin to renew, to listen, and to look for work."""
         self._signals.listen(self._on_signal)
-        keep = self._again(self._holdings.renew, self._times.renew, "leases could not be renewed")
+        keep = self._again(
+            self._holdings.renew, self._times.renew, "leases could not be renewed", while_away=_AWAY_SECONDS
+        )
         self._rounds.append(asyncio.create_task(keep, name="lease keeper"))
         if self._takes_runs:
             look = self._again(self._take_some, self._times.look, "no look at the runs that wait")
@@ -165,15 +174,22 @@ class LeasedRunQueue:
         """Take sessions that nobody carries on."""
         if not self._holdings.has_room:
             return
+        blind, self._blind = self._blind, True
         waiting = list(await self._leases.claimable(limit=_AT_A_LOOK))
+        self._blind = False
+        if blind:
+            return  # every lease may have run out while the store was away: the living renew theirs first
         random.shuffle(waiting)
         for session_id in waiting:
             with suppress(NotFound):
                 if self._holdings.has_room and await self._holdings.take(session_id) is not None:
                     log.info("a run that nobody carried on goes on here", extra={"session_id": session_id})
 
-    async def _again(self, round_: Callable[[], Awaitable[None]], seconds: float, trouble: str) -> None:
-        """Do it now and every `seconds` or a little less: not all processes at the same instant."""
+    async def _again(
+        self, round_: Callable[[], Awaitable[None]], seconds: float, trouble: str, *, while_away: float = math.inf
+    ) -> None:
+        """Do it now and every `seconds` or a little less: not all processes at the same instant. As long as the store
+        is away it is tried at least every `while_away` seconds."""
         away = False
         while True:
             try:
@@ -185,4 +201,5 @@ class LeasedRunQueue:
                 away = True
             except Exception:  # the root of a round: a fault in one must not end those that follow
                 log.exception(trouble)
-            await asyncio.sleep(seconds * random.uniform(0.75, 1.0))  # noqa: S311
+            pause = min(seconds, while_away) if away else seconds
+            await asyncio.sleep(pause * random.uniform(0.75, 1.0))  # noqa: S311
