@@ -224,10 +224,11 @@ async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run
 ) -> None:
     worker.failures.append(RuntimeError("bug"))
     await queue.wake("s", upto=1)
-    await idle(queue)
+    await worker.started.acquire()
     worker.let_go.release()
-    await queue.wake("s", upto=2)
-    await idle(queue)
+    async with asyncio.timeout(drivers.PAUSE_SECONDS / 2):  # new words do not wait until the run has rested
+        await queue.wake("s", upto=2)
+        await idle(queue)
     assert worker.log == ["work", "work", "ended"]
 
 
@@ -240,3 +241,26 @@ async def test_close_cuts_every_run_short(worker: Worker, make: Make) -> None:
     assert worker.running == 0
     await queue.wake("a", upto=2)
     assert worker.running == 0
+
+
+async def test_a_stop_that_a_shutdown_forestalls_is_not_taken_for_done(worker: Worker, make: Make) -> None:
+    queue = make(worker)
+    being_cut = asyncio.Event()
+
+    async def slow_to_end(session_id: str, attempt: Attempt) -> None:
+        worker.started.release()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            being_cut.set()
+            await asyncio.Event().wait()  # until it is cut once more, by the shutdown
+
+    worker.work = slow_to_end  # type: ignore[method-assign]
+    await queue.wake("s", upto=1)
+    await worker.started.acquire()
+    stopping = asyncio.create_task(queue.stop("s", upto=1))
+    await being_cut.wait()
+    await queue.close()
+    with pytest.raises(StoreUnavailable):
+        await stopping
+    assert worker.log == []

@@ -2,7 +2,8 @@
 a signal, on a process that lives, or on a store that answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -12,6 +13,7 @@ from app.domain.external.signals import Signal
 from app.domain.models.event import DoneEvent, MessageEvent
 from app.domain.models.run import RunState
 from app.domain.repositories.journal import Change
+from app.domain.services.flows.plan_act import STOPPED
 from app.infrastructure.queue.holdings import LeaseTimes
 from app.infrastructure.queue.leased import LeasedRunQueue
 from tests.fakes.memory_leases import MemoryLeases
@@ -107,9 +109,11 @@ class World:
         self.running: dict[str, list[str]] = {}
         self.queues: list[LeasedRunQueue] = []
 
-    def process(self, name: str, *, takes_runs: bool = True) -> tuple[LeasedRunQueue, Worker]:
+    def process(
+        self, name: str, *, takes_runs: bool = True, times: LeaseTimes = TIMES
+    ) -> tuple[LeasedRunQueue, Worker]:
         worker = Worker(self, name)
-        queue = LeasedRunQueue(worker, self.leases, self.wire.end(), holder=name, takes_runs=takes_runs, times=TIMES)
+        queue = LeasedRunQueue(worker, self.leases, self.wire.end(), holder=name, takes_runs=takes_runs, times=times)
         queue.start()
         self.queues.append(queue)
         return queue, worker
@@ -153,6 +157,21 @@ class DeadStore:
             raise StoreUnavailable("dead")
 
         return refuse
+
+
+class CountedLooks:
+    """The leases, counting the looks at what waits."""
+
+    def __init__(self, leases: MemoryLeases) -> None:
+        self._leases = leases
+        self.count = 0
+
+    async def claimable(self, *, limit: int) -> Sequence[str]:
+        self.count += 1
+        return await self._leases.claimable(limit=limit)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._leases, name)
 
 
 @pytest.fixture
@@ -353,6 +372,37 @@ async def test_runs_rest_while_the_store_is_away_and_go_on_by_themselves(world: 
     await world.until(lambda: not world.leases._rows["s"].holder)
 
 
+async def test_a_run_stays_where_it_is_when_its_lease_ran_out_while_the_store_was_away(world: World) -> None:
+    queue, worker = world.process("worker")
+    await world.say(queue)
+    await world.until(world.runs)
+    beside, other = world.process("other", times=LeaseTimes(lease=6, renew=0.02, look=0.2))
+    looks = beside._leases = CountedLooks(world.leases)  # type: ignore[assignment]
+    await world.until(lambda: looks.count > 0)
+    world.store.trouble = "away"
+    world.now += 2 * TIMES.lease
+    before = looks.count
+    await world.until(lambda: looks.count > before + 1)
+    world.store.trouble = None
+    before = looks.count
+    await world.until(lambda: looks.count > before + 3)
+    assert (len(worker.attempts), other.attempts) == (1, [])
+    world.gate.set()
+    await world.until(lambda: world.types() == ["message", "done"])
+
+
+async def test_a_run_whose_worker_died_while_the_store_was_away_is_taken_soon_after(world: World) -> None:
+    queue, _ = world.process("worker")
+    await world.say(queue)
+    await world.until(world.runs)
+    _, other = world.process("other")
+    world.store.trouble = "away"
+    await world.die(queue)
+    world.now += 2 * TIMES.lease
+    world.store.trouble = None
+    await world.until(lambda: [attempt.crashed for attempt in other.attempts] == [True])
+
+
 async def test_a_lease_that_could_not_be_given_back_is_given_back_later(world: World) -> None:
     queue, _ = world.process("worker")
     world.gate.set()
@@ -404,6 +454,46 @@ async def test_a_stop_that_nobody_waits_for_any_more_is_carried_out_all_the_same
     assert worker.attempts == []
 
 
+async def test_a_stop_that_a_shutdown_forestalls_is_carried_out_by_another_process(world: World) -> None:
+    first, worker = world.process("first")
+    being_cut = asyncio.Event()
+
+    async def slow_to_end(session_id: str, attempt: Attempt) -> None:
+        world.running["s"] = ["first"]
+        try:
+            await asyncio.Event().wait()
+        finally:
+            being_cut.set()
+            await asyncio.Event().wait()  # until it is cut once more, by the shutdown
+
+    worker.work = slow_to_end  # type: ignore[method-assign]
+    upto = await world.say(first)
+    await world.until(world.runs)
+    api, _ = world.process("api", takes_runs=False)
+    stopping = asyncio.create_task(api.stop("s", upto=upto))
+    await being_cut.wait()
+    await first.close()
+    async with asyncio.timeout(5):
+        await stopping
+    assert world.types() == ["message", "done"]
+
+
+async def test_a_stop_that_is_asked_again_after_its_answer_is_answered_again(world: World) -> None:
+    """Words came after it, so that the run goes on; who asked had looked for the answer a moment too early."""
+    first, worker = world.process("first")
+    upto = await world.say(first)
+    await world.until(world.runs)
+    await world.store.receive("s", "newer", at=1, key=None)
+    api, _ = world.process("api", takes_runs=False)
+    await api.stop("s", upto=upto)
+    await world.until(world.runs)
+    await world.leases.ask_stop("s", upto=upto)
+    await world.until(lambda: world.leases._rows["s"].stop_upto is None)
+    assert world.runs() == ["first"]
+    assert [attempt.reason for attempt in worker.attempts].count(STOPPED) == 1
+    assert "done" not in world.types()
+
+
 async def test_the_client_that_goes_away_does_not_take_the_stop_with_it(world: World) -> None:
     queue, worker = world.process("worker")
     entered, let_go = asyncio.Event(), asyncio.Event()
@@ -427,6 +517,7 @@ async def test_the_client_that_goes_away_does_not_take_the_stop_with_it(world: W
 async def test_a_fault_of_ours_is_tried_again_without_a_tight_circle(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.infrastructure.queue.drivers.PAUSE_SECONDS", 0.05)
     monkeypatch.setattr("app.infrastructure.queue.holdings.PAUSE_SECONDS", 0.05)
     queue, worker = world.process("worker")
     failing = [RuntimeError("bug")]
@@ -447,6 +538,23 @@ async def test_a_fault_of_ours_is_tried_again_without_a_tight_circle(
     with pytest.raises(StoreUnavailable):
         await queue.stop("s", upto=upto)
     await world.until(lambda: len(worker.attempts) >= 2)
+
+
+async def test_an_attempt_that_fails_again_and_again_is_given_pauses(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.infrastructure.queue.drivers.PAUSE_SECONDS", 0.2)
+    queue, worker = world.process("worker")
+    began: list[float] = []
+
+    async def broken(session_id: str, attempt: Attempt) -> None:
+        began.append(asyncio.get_running_loop().time())
+        raise RuntimeError("bug")
+
+    worker.work = broken  # type: ignore[method-assign]
+    await world.say(queue)
+    await world.until(lambda: len(began) == 3)
+    assert all(later - earlier >= 0.2 for earlier, later in pairwise(began))
 
 
 async def test_superseded_words_start_the_run_again_here(world: World) -> None:

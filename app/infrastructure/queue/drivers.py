@@ -15,6 +15,11 @@ log = logging.getLogger(__name__)
 _RETRY_SECONDS = (0.2, 0.5, 1, 2)
 """How long a run rests between two looks whether the store is back; the last is used from then on."""
 
+PAUSE_SECONDS = 2.0
+"""How long a run rests that failed for a fault of ours: it is not tried again in a tight circle."""
+
+_NOT_ENDED = "the run could not be ended"
+
 Ending = Literal["done", "lost", "failed"]
 """How a session's driver ended: nothing is left to do, another worker has the run, or a fault of ours."""
 
@@ -64,6 +69,7 @@ class Drivers:
         self._worker = worker
         self._ended = ended
         self._runs: dict[str, _Run] = {}
+        self._closing = False
 
     @property
     def active(self) -> int:
@@ -100,8 +106,8 @@ class Drivers:
     def stop(self, session_id: str, *, upto: int) -> "asyncio.Future[None]":
         """End a run that goes here; the answer is done when `done` is written.
 
-        It fails with `StoreUnavailable` when the run could not be ended, and goes on, and with `LeaseLost` when it is
-        another worker's by now.
+        It fails with `StoreUnavailable` when the run could not be ended, and goes on here or, when this process is
+        ending, elsewhere, and with `LeaseLost` when it is another worker's by now.
         """
         return self._runs[session_id].ask_stop(upto)
 
@@ -116,6 +122,7 @@ class Drivers:
 
     async def close(self) -> None:
         """Cut every run short; their checkpoints say where to go on."""
+        self._closing = True
         await asyncio.gather(*(self.cancel(session_id) for session_id in list(self._runs)))
 
     async def _drive(self, session_id: str, run: _Run) -> None:
@@ -130,8 +137,16 @@ class Drivers:
         finally:
             if self._runs.get(session_id) is run:
                 del self._runs[session_id]
-            _settle(run.stopped, LeaseLost("another worker has this run") if run.lost else None)
+            _settle(run.stopped, self._not_stopped(run, ending))
             self._ended(session_id, ending)
+
+    def _not_stopped(self, run: _Run, ending: Ending) -> AnkerError | None:
+        """Why a stop that was asked for was not carried out when the driver ended; None: its session is deleted."""
+        if run.lost:
+            return LeaseLost("another worker has this run")
+        if self._closing or ending == "failed":
+            return StoreUnavailable(_NOT_ENDED)
+        return None
 
     async def _go_on(self, session_id: str, run: _Run) -> None:
         reason, failures = CRASHED, 0
@@ -181,12 +196,14 @@ class Drivers:
                 return STORE_AWAY
             case _:
                 log.error("an attempt failed in an unforeseen way", exc_info=error)
+                if not (run.ending or run.woken):
+                    await self._attempt(run, asyncio.sleep(PAUSE_SECONDS))
                 return CRASHED
 
     async def _stop(self, session_id: str, run: _Run) -> None:
         upto, run.stop_upto = run.stop_upto or 0, None
         waiters, run.stopped = run.stopped, []
-        error: AnkerError | None = StoreUnavailable("the run could not be ended")
+        error: AnkerError | None = StoreUnavailable(_NOT_ENDED)
         try:
             await self._abort(session_id, everything=True)
             error = await self._end(session_id, run, upto)

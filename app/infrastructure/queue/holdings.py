@@ -10,7 +10,7 @@ from app.domain.errors import LeaseLost, NotFound, StoreUnavailable
 from app.domain.external.run_queue import RunWorker
 from app.domain.external.signals import Signal, Signals
 from app.domain.repositories.leases import Lease, LeaseRepository
-from app.infrastructure.queue.drivers import Drivers, Ending
+from app.infrastructure.queue.drivers import PAUSE_SECONDS, Drivers, Ending
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +18,6 @@ T = TypeVar("T")
 
 MAX_RUNS = 256
 """Runs that one process carries at once; more wait for another worker, or for one of these to end."""
-
-PAUSE_SECONDS = 2.0
-"""How long a run rests that failed for a fault of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +97,8 @@ class Holdings:
             held.words = words
             if goes:
                 self._drivers.wake(session_id)
-        if stop_upto is not None and stop_upto > held.stop_upto and goes:
-            self._answer_after(held, self._drivers.stop(session_id, upto=stop_upto), stop_upto)
+        if stop_upto is not None and goes:
+            self._hear_stop(held, stop_upto)
         return True
 
     async def take(self, session_id: str, *, stop_upto: int | None = None) -> "asyncio.Future[None] | None":
@@ -197,8 +194,7 @@ class Holdings:
             only_stop=not self._takes_runs,
         )
         if stopped is None:
-            stopped = asyncio.get_running_loop().create_future()
-            stopped.set_result(None)
+            stopped = _done()
         elif lease.stop_upto is not None:
             self._answer_after(held, stopped, max(asked))
         return stopped
@@ -229,6 +225,13 @@ class Holdings:
             return
         self._signals.send(Signal(kind="wake", session_id=session_id))
 
+    def _hear_stop(self, held: Held, upto: int) -> None:
+        if upto > held.stop_upto:
+            self._answer_after(held, self._drivers.stop(held.lease.session_id, upto=upto), upto)
+        elif held.answering is not None and held.answering.done():
+            # Asked again by somebody who had not seen the answer: the run that goes on is one of later words.
+            self._answer_after(held, _done(), held.stop_upto)
+
     def _lose(self, session_id: str) -> None:
         """Another worker has the session: nothing of ours can be written any more."""
         log.warning("a run was lost to another worker", extra={"session_id": session_id})
@@ -258,3 +261,9 @@ class Holdings:
         owed, self._owed = self._owed, []
         for lease in {lease.session_id: lease for lease in (*owed, *strays)}.values():
             await self._release(Held(lease, words=lease.words), pause=0)
+
+
+def _done() -> "asyncio.Future[None]":
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
