@@ -5,8 +5,9 @@ import asyncio
 import httpx
 import pytest
 
+from app.application.services.chat import ChatRequest
 from app.domain.errors import StoreUnavailable
-from app.domain.models.event import DoneEvent, MessageEvent, TitleEvent
+from app.domain.models.event import DoneEvent, ErrorEvent, MessageEvent, TitleEvent
 from tests.api.house import API, House, frames
 
 
@@ -98,6 +99,21 @@ async def test_messages_are_unread_until_a_chat_stream_delivers_them(house: Hous
     await house.events(session_id)  # looking at the history delivers nothing
     assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 1
     await house.say(session_id)
+    assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 0
+
+
+async def test_messages_are_delivered_also_by_a_stream_that_never_catches_up_before_its_end(
+    house: House, client: httpx.AsyncClient
+) -> None:
+    session_id = await house.new()
+    await house.write(session_id, MessageEvent(role="user", content="hi"))
+    items = await house.services.chat.chat(session_id, ChatRequest(message=""), owner="")
+    await anext(items)
+    for event in (MessageEvent(role="assistant", content="one moment"), ErrorEvent(error="the model failed")):
+        await house.write(session_id, event)
+        assert await anext(items)
+    with pytest.raises(StopAsyncIteration):
+        await anext(items)
     assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 0
 
 

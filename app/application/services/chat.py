@@ -111,16 +111,19 @@ class ChatService:
                     if ended:
                         return
             return
+        newest = 0
         async with aclosing(self._delivering(session_id, place.after)) as items:
             async for item in items:
                 if not isinstance(item, Sequence):
                     yield item
                     continue
                 shown, ended = _cut(item, place)
+                newest = max(newest, _newest_message(shown))
                 if shown:
                     yield shown
                 if ended:
-                    await self._delivered(session_id, _newest_message(shown))
+                    # Also what came before the end, when the reader has not caught up in between.
+                    await self._delivered(session_id, newest)
                     return
 
     async def _delivering(self, session_id: str, after: int) -> AsyncGenerator[StreamItem, None]:
