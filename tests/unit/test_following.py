@@ -8,7 +8,7 @@ import pytest
 from app.application.services import streams
 from app.application.services.streams import EventStreams
 from app.domain.errors import NotFound, StoreUnavailable
-from app.domain.models.event import EventRecord, TitleEvent
+from app.domain.models.event import EventRecord, MessageEvent, TextDelta, TitleEvent
 from app.domain.repositories.journal import Change
 from app.infrastructure.streams.memory import MemoryFeed
 from tests.fakes.memory_store import MemoryStore
@@ -75,3 +75,22 @@ async def test_a_session_that_was_deleted_meanwhile_is_told(monkeypatch: pytest.
     await store.delete("s", owner="me")
     with pytest.raises(NotFound):
         await first
+
+
+async def test_who_comes_between_a_message_and_its_news_is_not_shown_how_it_was_written() -> None:
+    untold: list[Sequence[EventRecord]] = []
+    store, feed = MemoryStore(on_committed=lambda _, records: untold.append(records)), MemoryFeed()
+    await store.create("s", owner="me", at=1)
+    await write(store, "before")
+    feed.publish("s", untold.pop())
+    feed.write("s", TextDelta("m", "Hello"))
+    await store.commit("s", Change(at=1, events=[MessageEvent(role="assistant", content="Hello")]))
+    items = EventStreams(store, feed).follow("s", after=0)
+    found = await anext(items)
+    assert isinstance(found, Sequence)
+    assert [record.type for record in found] == ["title", "message"]
+    assert await anext(items) == (), "caught up, with nothing more of the message"
+    feed.publish("s", untold.pop())
+    feed.write("s", TextDelta("n", "More"))
+    assert await anext(items) == TextDelta("n", "More")
+    await items.aclose()

@@ -72,10 +72,11 @@ class Topic:
 class Follower:
     """A `Subscription`."""
 
-    __slots__ = ("_asked", "_began", "_position", "_read", "_topic", "_writing", "ended", "woken")
+    __slots__ = ("_asked", "_began", "_position", "_read", "_sure", "_topic", "_writing", "ended", "woken")
 
     def __init__(self, topic: Topic, *, sure: bool, ended: bool) -> None:
         self._topic = topic
+        self._sure = sure
         self._asked = topic.doubts if sure else -1
         self._read = 0
         self._writing: Writing | None = None
@@ -101,7 +102,9 @@ class Follower:
         if writing is None:
             return None
         if writing is not self._writing:
-            self._writing, self._position, self._began = writing, 0, self._read
+            self._writing, self._position = writing, 0
+            # With several writers the news may be behind for long, and for other reasons than this message.
+            self._began = min(self._read, self._topic.head) if self._sure and self._topic.head else self._read
         if self._position == len(writing.pieces):
             return None
         if self._read > max(self._began, self._topic.head):
