@@ -19,7 +19,8 @@ from tests.support.service import ROOT, Client, NotStarted, ServiceProcess
 from tests.support.stores import Mongod
 
 EXIT_SECONDS = 5.0
-"""A service that is told to stop has ended by then."""
+"""A service that is told to stop has ended by then; on a machine that is too busy for that, in twice the time that it
+took to start, which is several times the work."""
 
 
 class Member:
@@ -34,11 +35,13 @@ class Member:
         self.up = False
         self.busy = False
         """Whether it is on its way down or up: nobody else may kill or start it."""
+        self._start_seconds = 0.0
 
     async def start(self, seconds: float = 60) -> None:
         """Until it is up; again and again, as a supervisor would, while a store that it needs is away."""
         async with asyncio.timeout(seconds):
             while True:
+                begun = time.monotonic()
                 try:
                     line = await self.service.launch(seconds)
                 except NotStarted as error:
@@ -46,6 +49,7 @@ class Member:
                     await asyncio.sleep(0.2)
                     continue
                 break
+        self._start_seconds = time.monotonic() - begun
         if self.part != "worker":
             self.service.url = line.split()[3]
             self.client = Client(self.service.url)
@@ -75,6 +79,8 @@ class Member:
             await self._hang_up()
         # uvicorn ends itself by the signal that it was told to end with, once everything is closed.
         assert code in (0, -signal.SIGTERM), f"{self.name} ended with {code}"
+        limit = max(EXIT_SECONDS, 2 * self._start_seconds)
+        assert seconds < limit, f"{self.name} ended after {seconds:.2f} s, and not in {limit:.2f} s"
         return seconds
 
     async def end(self) -> None:
@@ -222,8 +228,7 @@ class Cluster:
 
     async def stop(self) -> None:
         """End every process as an operator would, all at once, and look at how they ended."""
-        took = await asyncio.gather(*(member.hand_over() for member in self.members if member.up))
-        assert max(took, default=0) < EXIT_SECONDS, took
+        await asyncio.gather(*(member.hand_over() for member in self.members if member.up))
         for member in self.members:
             assert "Traceback" not in member.log, member.log[member.log.index("Traceback") - 2000 :][:6000]
 

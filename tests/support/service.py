@@ -153,7 +153,7 @@ class ServiceProcess:
         self.url = line.split()[3]
         return Client(self.url)
 
-    async def launch(self, seconds: float = 20) -> str:
+    async def launch(self, seconds: float = 60) -> str:
         """Start it; its first line, which it says when it is up.
 
         Raises:
@@ -187,9 +187,9 @@ class ServiceProcess:
         await self.process.wait()
 
     async def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """SIGTERM; the exit code. Fails when it hangs; how long it may take is for who asks to say."""
         if self.process is None or self.process.returncode is not None:
             return 0
         self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             return await self.process.wait()
