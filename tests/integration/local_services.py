@@ -12,6 +12,7 @@ from pathlib import Path
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.client import HttpSandbox
 from app.infrastructure.sandbox.local import LocalSandboxes
+from tests.integration.sandbox_processes import run
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -38,8 +39,12 @@ class Service:
         return await self.ask("find", session_id)
 
     async def run(self, session_id: str, command: str) -> object:
-        """What `command` wrote in the shell `main` of the sandbox that this service was last given."""
+        """What `command`, which ends, wrote in the shell `main` of the sandbox that this service was last given."""
         return await self.ask("run", session_id, command)
+
+    async def begin(self, session_id: str, command: str) -> None:
+        """Let a command go on there."""
+        await self.ask("begin", session_id, command)
 
     async def ask(self, call: str, *arguments: object) -> object:
         """Raises SandboxUnavailable or SandboxFailure as the call did, ConnectionError when the process has died."""
@@ -59,7 +64,7 @@ class Service:
         """In order, if it still runs."""
         if self._process.returncode is None and self._process.stdin is not None:
             self._process.stdin.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self._process.wait()
             await self._reader
 
@@ -111,10 +116,8 @@ async def _answered(provider: LocalSandboxes, given: dict[str, HttpSandbox], cal
             if found is not None:
                 given[arguments[0]] = found
             return found and found.computer
-        case "run":
-            return (await given[arguments[0]].shell_exec("main", "", arguments[1])).output
-        case "view":
-            return (await given[arguments[0]].shell_view("main")).output
+        case "run" | "begin" | "view":
+            return await _used(given[arguments[0]], call, *arguments[1:])
         case "destroy":
             return await provider.destroy(arguments[0])
         case "expire":
@@ -123,6 +126,17 @@ async def _answered(provider: LocalSandboxes, given: dict[str, HttpSandbox], cal
             return await provider.sweep(arguments)
         case _:
             raise ValueError(call)
+
+
+async def _used(sandbox: HttpSandbox, call: str, command: str = "") -> str | None:
+    match call:
+        case "run":
+            return await run(sandbox, command)
+        case "begin":
+            await sandbox.shell_exec("main", "", command)
+            return None
+        case _:
+            return (await sandbox.shell_view("main")).output
 
 
 async def _serve(data_dir: Path, *, ttl_minutes: float, exec_seconds: float) -> None:

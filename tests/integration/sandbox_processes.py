@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from app.domain.external.sandbox import Sandbox
 from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Identity, Ledger
 
 
@@ -30,6 +31,25 @@ def commands(processes: list[psutil.Process]) -> list[str]:
     return sorted(line for process in processes if (line := _command(process)))
 
 
+async def run(sandbox: Sandbox, command: str) -> str:
+    """What a command that ends wrote in the shell `main`, however long that took."""
+    state = await sandbox.shell_exec("main", "", command)
+    output = state.output
+    while state.status == "running":
+        state = await sandbox.shell_wait("main", 20)
+        output += state.output
+    return output
+
+
+STRAYS = "sleep 1000 & (nohup sleep 1000 &) ; setsid sleep 1000 & sleep 1000"
+"""A command that goes on, and what a careless end of it would leave behind."""
+
+
+async def astray(data_dir: Path, session_id: str | None = None, *, count: int = 4) -> None:
+    """Wait until all of `STRAYS` has begun: a sandbox answers after a while, whatever has become of a command."""
+    await eventually(lambda: commands(marked(data_dir, session_id)).count("sleep 1000") == count)
+
+
 async def kill_service(data_dir: Path, session_id: str | None = None) -> None:
     """SIGKILL to the one sandbox service there is. Only once it is dead, which the signal alone does not say."""
     (process,) = services(data_dir, session_id)
@@ -38,7 +58,7 @@ async def kill_service(data_dir: Path, session_id: str | None = None) -> None:
     await eventually(lambda: not victim.alive)
 
 
-async def eventually(true: Callable[[], object], *, seconds: float = 5) -> float:
+async def eventually(true: Callable[[], object], *, seconds: float = 30) -> float:
     """Wait for something outside this process to become true; how long it took."""
     started = time.monotonic()
     while not await asyncio.to_thread(true):

@@ -12,9 +12,15 @@ from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox import holding
 from app.infrastructure.sandbox.local import LocalSandboxes
 from tests.integration.local_services import service
-from tests.integration.sandbox_processes import commands, eventually, kill_service, marked, services
-
-STRAYS = "sleep 1000 & (nohup sleep 1000 &) ; setsid sleep 1000 & sleep 1000"
+from tests.integration.sandbox_processes import (
+    STRAYS,
+    astray,
+    commands,
+    eventually,
+    kill_service,
+    marked,
+    services,
+)
 
 
 def files(data_dir: Path) -> set[str]:
@@ -58,7 +64,8 @@ async def test_only_the_owner_can_read_how_a_sandbox_is_reached(tmp_path: Path) 
 async def test_when_a_maker_is_killed_the_next_who_asks_starts_a_new_sandbox(tmp_path: Path) -> None:
     async with service(tmp_path) as first, service(tmp_path) as second:
         old = await first.acquire("s1")
-        await first.run("s1", "echo kept > a.txt; " + STRAYS)
+        await first.begin("s1", "echo kept > a.txt; " + STRAYS)
+        await astray(tmp_path)
         await second.acquire("s1")
         await first.kill()
         new = await second.acquire("s1")
@@ -75,7 +82,7 @@ async def test_a_call_on_the_sandbox_of_a_maker_that_is_killed_ends(tmp_path: Pa
         call = asyncio.create_task(second.run("s1", "sleep 1001"))
         await eventually(lambda: "sleep 1001" in commands(marked(tmp_path)))
         await first.kill()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(15):  # half of what the call would take
             (outcome,) = await asyncio.gather(call, return_exceptions=True)
         # The sandbox may still have told that the command was ended.
         assert isinstance(outcome, SandboxUnavailable | str)
@@ -90,7 +97,7 @@ async def test_a_maker_that_is_killed_while_it_starts_a_sandbox_blocks_nobody(tm
         await first.kill()
         await asyncio.wait({start})
         start.exception()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await second.acquire("s1")
         await eventually(lambda: len(services(tmp_path)) == 1)
         assert await second.run("s1", "echo hi") == "hi\n"
@@ -115,7 +122,8 @@ async def test_a_sandbox_that_dies_is_started_anew_by_whoever_asks(tmp_path: Pat
     async with service(tmp_path) as first, service(tmp_path) as second:
         old = await first.acquire("s1")
         await second.acquire("s1")
-        await second.run("s1", STRAYS)
+        await second.begin("s1", STRAYS)
+        await astray(tmp_path)
         await kill_service(tmp_path)
         new = await second.acquire("s1")
         assert new != old and await first.acquire("s1") == new
@@ -125,7 +133,8 @@ async def test_a_sandbox_that_dies_is_started_anew_by_whoever_asks(tmp_path: Pat
 async def test_destroy_ends_a_sandbox_that_another_service_has_made(tmp_path: Path) -> None:
     async with service(tmp_path) as first, service(tmp_path) as second:
         old = await first.acquire("s1")
-        await first.run("s1", "echo x > a.txt; " + STRAYS)
+        await first.begin("s1", "echo x > a.txt; " + STRAYS)
+        await astray(tmp_path)
         await second.ask("destroy", "s1")
         assert commands(marked(tmp_path)) == [] and files(tmp_path) == set()
         with pytest.raises(SandboxUnavailable):
@@ -170,13 +179,14 @@ async def test_both_may_destroy_at_once(tmp_path: Path) -> None:
 async def test_a_service_that_starts_leaves_the_sandboxes_and_folders_of_others_alone(tmp_path: Path) -> None:
     async with service(tmp_path) as first:
         computer = await first.acquire("s1")
-        await first.run("s1", STRAYS)
+        await first.begin("s1", STRAYS)
+        await astray(tmp_path)
         (tmp_path / "sandboxes" / "gone" / "workspace").mkdir(parents=True)
         async with service(tmp_path) as second:
             assert await second.ask("sweep") == 1
             assert await second.find("s1") == computer
         assert files(tmp_path) == {"s1", "s1.lock", "s1.json"}
-        assert commands(marked(tmp_path)).count("sleep 1000") == 4
+        await astray(tmp_path)
         assert await first.find("s1") == computer
         assert await first.ask("view", "s1")
 
@@ -188,13 +198,16 @@ async def test_use_by_another_service_keeps_a_sandbox_from_being_idle(tmp_path: 
     ):
         computer = await first.acquire("s1")
         await second.acquire("s1")
-        call = asyncio.create_task(second.run("s1", "sleep 1.5; echo done"))
-        await eventually(lambda: "sleep 1.5" in commands(marked(tmp_path)))
-        while not call.done():
+        waits = "echo > begun; until [ -e go ]; do sleep 0.05; done; echo done"
+        workspace = tmp_path / "sandboxes" / "s1" / "workspace"
+        call = asyncio.create_task(second.run("s1", waits))
+        await eventually(lambda: (workspace / "begun").exists())
+        for _ in range(10):
             assert await first.ask("expire") == 0
             await asyncio.wait({call}, timeout=0.1)
+        (workspace / "go").touch()
         assert await call == "done\n"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not await first.ask("expire"):
                 await asyncio.sleep(0.02)
         assert await second.find("s1") is None
@@ -215,7 +228,8 @@ async def test_destroy_does_not_wait_for_a_maker_that_hangs(tmp_path: Path, monk
     monkeypatch.setattr(holding, "SEIZE_SECONDS", 0.3)
     async with service(tmp_path) as first, LocalSandboxes(tmp_path) as second:
         await first.acquire("s1")
-        await first.run("s1", STRAYS)
+        await first.begin("s1", STRAYS)
+        await astray(tmp_path)
         os.kill(first.pid, signal.SIGSTOP)
         try:
             await second.acquire("s1")
