@@ -10,12 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.infrastructure.queue.holdings import LeaseTimes
 from tests.chaos.checks import events_of
 from tests.chaos.conftest import MANY, Settings
 from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.cluster import Cluster, SharedSandbox
 from tests.support.invariants import check_log
-from tests.support.marking import MarkingModel, task
+from tests.support.marking import CALLS, STEPS, MarkingModel, task, words_in
 from tests.support.reader import Reader, Refused, stored
 from tests.support.redis_server import RedisServer
 from tests.support.service import Client
@@ -113,6 +114,36 @@ async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
     async with asyncio.timeout(10):
         while (await client.http.get("/ready")).status_code != 200:
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_a_call_that_ends_while_mongod_is_away_is_known_and_its_run_stays_where_it_is(
+    cluster: Cluster, mongod: Mongod, tmp_path: Path, how: str
+) -> None:
+    client, other = cluster.apis
+    reader = await _begin(client)
+    if how == "killed":
+        await asyncio.to_thread(mongod.kill)
+    else:
+        mongod.pause()
+    cluster.note(f"mongod is {how}")
+    async with asyncio.timeout(20):
+        while not words_in(tmp_path / "marks"):
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(LeaseTimes().lease + 2)  # every lease runs out
+    if how == "killed":
+        await asyncio.to_thread(mongod.start)
+    else:
+        mongod.resume()
+    cluster.note("mongod is back")
+    await _to_the_end(reader, client)
+    history = await stored(other, reader.session)
+    check_log(events_of(history))
+    reader.check(history)
+    assert not any(b"interrupted" in data for _, _, data in history)
+    marks = words_in(tmp_path / "marks")
+    assert len(marks) == STEPS * CALLS and set(marks.values()) == {1}
+    assert not any("lost to another worker" in member.log for member in cluster.members)
 
 
 async def _ready_turns_red(client: Client) -> float:
