@@ -239,6 +239,21 @@ async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run
     assert worker.log == ["work", "work", "ended"]
 
 
+async def test_a_fault_in_ending_what_was_cut_short_keeps_neither_words_nor_a_stop_from_being_heard(
+    queue: RunQueue, worker: Worker
+) -> None:
+    async def broken(session_id: str, *, everything: bool) -> None:
+        raise RuntimeError("bug")
+
+    worker.abort = broken  # type: ignore[method-assign]
+    await queue.wake("s", upto=1)
+    await worker.started.acquire()
+    await queue.wake("s", upto=2)
+    await worker.started.acquire()
+    await queue.stop("s", upto=2)
+    assert worker.log == ["work", "cut", "work", "cut", "stop 2"]
+
+
 async def test_close_cuts_every_run_short(worker: Worker, make: Make) -> None:
     queue = make(worker)
     for name in "ab":

@@ -231,6 +231,8 @@ class Drivers:
             await self._worker.abort(session_id, everything=everything)
         except (NotFound, StoreUnavailable) as error:
             log.warning("what was cut short could not be looked up", extra={"error": str(error)})
+        except Exception:  # of the root of an end: whatever it left running, the run goes on or ends as was asked
+            log.exception("what was cut short could not be ended")
 
 
 def _settle(waiters: list["asyncio.Future[None]"], error: AnkerError | None) -> None:
