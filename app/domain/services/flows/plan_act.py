@@ -12,7 +12,7 @@ between, and resting for an answer are one and the same thing: load, put the boo
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -146,7 +146,7 @@ class PlanActFlow:
     async def _end(self, reason: str, last: Event, *, upto: int | None = None) -> None:
         book = self._book
         await book.load()
-        unread = [(number, text) for number, text in await book.unread() if upto is None or number <= upto]
+        unread = await self._unread(upto)
         if book.state.phase == "idle" and not unread:
             return
         if upto is not None and book.state.consumed > upto:
@@ -154,7 +154,7 @@ class PlanActFlow:
             raise Superseded("the user said more after that, and the run goes on with it")
         events = await self._close_open(reason)
         if unread:
-            await book.stage("talk", *(UserMessage(content=planning.user_words(text)) for _, text in unread))
+            await self._stage_words(unread)
         consumed = unread[-1][0] if unread else book.state.consumed
         await book.commit([*events, last], state=book.state.at_rest(consumed=consumed), ends=True)
 
@@ -170,13 +170,13 @@ class PlanActFlow:
     async def _prepare(self, reason: str) -> None:
         """Put the books in order and choose the phase."""
         book = self._book
-        unread = await book.unread()
+        unread = await self._unread()
         words = "\n".join(text for _, text in unread)
         if book.state.phase == "waiting" and unread:
             await self._resume(words, unread[-1][0])
         elif unread:
             events = await self._close_open(reason)
-            await book.stage("talk", *(UserMessage(content=planning.user_words(text)) for _, text in unread))
+            await self._stage_words(unread)
             state = replace(book.state.at_rest(consumed=unread[-1][0]), phase="planning", words=words)
             if events:
                 await book.commit(events, state=state)
@@ -185,6 +185,25 @@ class PlanActFlow:
             events = await self._close_calls(reason)
             if events:
                 await book.commit(events, state=replace(book.state, open_calls=()))
+
+    async def _unread(self, upto: int | None = None) -> list[tuple[int, str]]:
+        """Number and text of what the user said, up to number `upto`, and the agent has not read. When that is more
+        than can be written down together with what follows from it, the older part is written down at once."""
+        now: list[tuple[int, str]] = []
+        size = 0
+        for number, text in await self._book.unread():
+            if upto is not None and number > upto:
+                break
+            if now and size + len(text) > _WORDS_AT_ONCE:
+                await self._stage_words(now)
+                await self._book.commit(state=replace(self._book.state, consumed=now[-1][0]))
+                now, size = [], 0
+            now.append((number, text))
+            size += len(text)
+        return now
+
+    async def _stage_words(self, unread: Sequence[tuple[int, str]]) -> None:
+        await self._book.stage("talk", *(UserMessage(content=planning.user_words(text)) for _, text in unread))
 
     async def _resume(self, words: str, number: int) -> None:
         book = self._book
@@ -224,6 +243,9 @@ class PlanActFlow:
         result = ToolResult(success=False, text="", message=f"interrupted: {reason}")
         return [ToolCalledEvent(call=call, result=result) for call in opened.values()]
 
+
+_WORDS_AT_ONCE = 400_000
+"""Characters. They are written down up to three times in one change, and a store takes some MiB at once."""
 
 _RECENT = 24
 """Messages of the work transcript that a note about an interruption looks at."""
