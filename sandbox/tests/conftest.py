@@ -12,6 +12,9 @@ from sandbox.settings import Settings
 
 TOKEN = "test-token"
 
+PATIENCE = 600
+"""Looks, a twentieth of a second apart, for what must come soon: many more than it takes, for a busy machine."""
+
 
 class Box:
     """Calls one sandbox's API and unpacks the envelope."""
@@ -34,9 +37,20 @@ class Box:
     async def file(self, name: str, status: int = 200, /, **body):
         return await self.call(f"/file/{name}", status, **body)
 
+    async def write(self, line: str, shows: str, id: str = "a"):
+        """Writes a line; the answer, with what comes of it later on a machine that is slow, until that has `shows`."""
+        data = await self.call("/shell/write", id=id, input=line, press_enter=True)
+        output = data["output"]
+        for _ in range(PATIENCE):
+            if shows in output:
+                return data | {"output": output}
+            data = await self.call("/shell/wait", id=id, seconds=0.05)
+            output += data["output"]
+        raise AssertionError(f"{shows!r} never came: {output!r}")
+
     async def until(self, text: str, id: str = "a") -> None:
         """Waits (in the service, not by sleeping here) until the console shows `text`."""
-        for _ in range(100):
+        for _ in range(PATIENCE):
             if text in (await self.call("/shell/view", id=id))["output"]:
                 return
             await self.call("/shell/wait", id=id, seconds=0.05)

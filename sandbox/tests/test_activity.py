@@ -52,35 +52,36 @@ async def test_asking_for_the_status_is_no_use_and_everything_else_is(box):
     await box.client.get("/api/v1/status", headers={"Authorization": ""})
     await box.client.post("/api/v1/shell/exec", headers={"Authorization": ""}, json={})
     assert await idle() >= first + 0.04
+    used = time.monotonic()
     await box.run("true")
-    assert await idle() < first + 0.04
+    assert await idle() <= time.monotonic() - used
 
 
 def test_an_unused_sandbox_ends_itself_in_order(service):
     one = service(SANDBOX_IDLE_SECONDS="1.2")
-    one.run("sleep 711 &")
     used = time.monotonic()
-    while one.process.poll() is None and time.monotonic() < used + 8:
+    one.run("sleep 100 &")
+    while one.process.poll() is None and time.monotonic() < used + 30:
         try:
             one.client.get("/status", timeout=1)  # looking does not keep it alive
         except httpx.HTTPError:
             break
-    assert one.process.wait(5) == 0
+    assert one.process.wait(30) == 0
     assert time.monotonic() - used > 1.2
 
 
 async def test_a_request_under_way_and_an_open_websocket_keep_it_alive(service, tmp_path):
-    one = service(SANDBOX_IDLE_SECONDS="0.6", SANDBOX_EXEC_SECONDS="2")
+    one = service(SANDBOX_IDLE_SECONDS="1.5", SANDBOX_EXEC_SECONDS="30")
     began = time.monotonic()
     # A command that takes longer than the limit, within one request.
-    assert (await asyncio.to_thread(one.run, "sleep 1.3; echo done"))["output"] == "done\n"
-    assert time.monotonic() - began > 1.2
+    assert (await asyncio.to_thread(one.run, "sleep 3; echo done"))["output"] == "done\n"
+    assert time.monotonic() - began > 2.9
     # A WebSocket that waits for its handshake's answer counts as well, and one that is open does.
     url = f"ws://{one.address}/cdp/devtools/browser/none"
     with pytest.raises(websockets.InvalidStatus):
         await websockets.connect(url, additional_headers=one.headers, proxy=None)
     assert one.process.poll() is None
-    assert await asyncio.to_thread(one.process.wait, 8) == 0
+    assert await asyncio.to_thread(one.process.wait, 30) == 0
 
 
 @pytest.mark.parametrize("value", ["", "0"])

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from sandbox.parts import keeper as keeper_module
 from sandbox.parts.child import Command
 from sandbox.parts.keeper import Keeper
 from sandbox.tests.real import below
@@ -38,7 +39,7 @@ async def keep(tmp_path):
         await keeper.end()
 
 
-async def reached(condition, seconds: float = 8) -> None:
+async def reached(condition, seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
@@ -48,14 +49,14 @@ async def test_it_is_ready_when_it_has_said_so_and_what_it_said_is_known(keep):
     keeper = keep("echo starting; echo pid $$; sleep 30", ready=SAYS_ITS_PID)
     assert keeper.said is None and not keeper.begun
     keeper.begin()
-    said = await keeper.ready(5)
+    said = await keeper.ready(30)
     assert {int(said)} == keeper.pids
 
 
 async def test_a_word_that_comes_in_pieces_is_recognised(keep):
     keeper = keep("printf 'noise\\npi'; sleep 0.1; printf 'd 12'; sleep 0.1; echo 3; sleep 30", ready=SAYS_ITS_PID)
     keeper.begin()
-    assert await keeper.ready(5) == "123"
+    assert await keeper.ready(30) == "123"
 
 
 async def test_one_that_never_says_so_is_waited_for_no_longer_than_wanted(keep):
@@ -68,7 +69,7 @@ async def test_one_that_never_says_so_is_waited_for_no_longer_than_wanted(keep):
 async def test_one_that_dies_is_started_again(keep):
     keeper = keep("echo pid $$; sleep 30", ready=SAYS_ITS_PID)
     keeper.begin()
-    first = await keeper.ready(5)
+    first = await keeper.ready(30)
     os.kill(int(first), 9)
     await reached(lambda: keeper.said not in (None, first))
     assert {int(keeper.said)} == keeper.pids
@@ -98,25 +99,24 @@ async def test_a_program_that_is_not_there_is_tried_again_and_the_reason_is_kept
 async def test_a_restart_ends_the_whole_group_and_begins_at_once(keep):
     keeper = keep("(trap '' TERM; sleep 30) & sleep 31 & echo pid $$; wait", ready=SAYS_ITS_PID, grace=0.3)
     keeper.begin()
-    first = int(await keeper.ready(5))
+    first = int(await keeper.ready(30))
     await reached(lambda: len(below(first)) >= 2)
     family = below(first)
     began = time.monotonic()
     await keeper.restart()
-    assert int(await keeper.ready(5)) != first
-    assert time.monotonic() - began < 2
+    assert int(await keeper.ready(30)) != first
+    assert time.monotonic() - began < 15  # half of what the group would have gone on for
     await reached(lambda: not any(process.is_running() and process.status() != "zombie" for process in family))
 
 
-async def test_a_restart_during_a_long_pause_does_not_wait_for_its_end(keep, tmp_path):
+async def test_a_restart_during_a_long_pause_does_not_wait_for_its_end(keep, tmp_path, monkeypatch):
+    monkeypatch.setattr(keeper_module, "_FIRST_PAUSE", 300)
     keeper = keep('[ -e go ] || exit 1; echo "pid $$"; sleep 30', ready=SAYS_ITS_PID)
     keeper.begin()
-    await reached(lambda: len(keeper.starts()) >= 5)  # the next pause is 1.6 s
+    await reached(lambda: keeper.starts() and not keeper.pids)
     (tmp_path / "go").touch()
-    began = time.monotonic()
     await keeper.restart()
-    await keeper.ready(5)
-    assert time.monotonic() - began < 1.2
+    await keeper.ready(30)
 
 
 async def test_the_end_is_soft_first_and_hard_for_one_that_does_not_go(keep, tmp_path):
@@ -124,11 +124,11 @@ async def test_the_end_is_soft_first_and_hard_for_one_that_does_not_go(keep, tmp
     hard = keep("trap '' TERM; echo pid $$; while :; do sleep 0.05; done", ready=SAYS_ITS_PID, grace=0.2)
     for keeper in (soft, hard):
         keeper.begin()
-        await keeper.ready(5)
+        await keeper.ready(30)
     pids = soft.pids | hard.pids
     began = time.monotonic()
     await asyncio.gather(soft.end(), hard.end())
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15  # both would go on for ever
     assert (tmp_path / "went").exists()
     for pid in pids:
         with pytest.raises(ProcessLookupError):
@@ -138,7 +138,7 @@ async def test_the_end_is_soft_first_and_hard_for_one_that_does_not_go(keep, tmp
 async def test_after_the_end_it_is_not_started_again(keep):
     keeper = keep("echo pid $$; sleep 30", ready=SAYS_ITS_PID)
     keeper.begin()
-    await keeper.ready(5)
+    await keeper.ready(30)
     await keeper.end()
     count = len(keeper.starts())
     await asyncio.sleep(0.3)
