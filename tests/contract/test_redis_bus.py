@@ -12,7 +12,8 @@ import pytest
 from app.infrastructure.streams.redis import RedisBus
 from app.infrastructure.streams.redis.outbox import OUTBOX_BYTES
 from tests.support.feeds import until
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer
+from tests.support.stores import free_port
 
 PASSWORD = "not-to-be-seen"
 

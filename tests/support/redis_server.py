@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +11,9 @@ from typing import Any, Self
 
 import pytest
 
+from tests.support.stores import free_port
+
 _START_SECONDS = 20
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def require_redis() -> str:

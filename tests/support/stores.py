@@ -1,7 +1,9 @@
 """A real MongoDB server for tests: one process, a replica set of one member, in a folder of its own."""
 
+import contextlib
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,6 +18,8 @@ START_SECONDS = 60.0
 """Until it is a primary, on a machine that is busy with something else."""
 
 QUIT_SECONDS = 30.0
+_OURS = range(15_000, 32_000)
+"""Below what Linux gives away."""
 _SET = "rs0"
 _REPLICA_SET_NOT_INITIATED = 94
 
@@ -34,10 +38,14 @@ def mongod_binary() -> str | None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nobody listens on now, and that the system gives to nobody who asks for any port: neither to another
+    server, nor to a client. One that connects again and again while our server is away could else be given that very
+    port, and meet itself there."""
+    while True:
+        port = secrets.choice(_OURS)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 class Mongod:

@@ -1,7 +1,6 @@
 """The service's own image, built once, and containers of it that are run as its users run them."""
 
 import asyncio
-import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ import pytest
 
 from tests.support.containers import SANDBOX_IMAGE, cleared, docker, inspect, run
 from tests.support.service import ROOT, Client
+from tests.support.stores import free_port
 
 IMAGE = "anker-backend-under-test"
 SOCKET = ("--volume", "/var/run/docker.sock:/var/run/docker.sock")
@@ -94,7 +94,7 @@ class Yard:
     async def run(self, *options: str, publish: bool = True, settings: dict[str, str] | None = None) -> Backend:
         """`docker run`, with a data volume of the test's own unless `options` say otherwise."""
         self._count += 1
-        backend = Backend(f"{self.prefix}-backend-{self._count}", _free_port())
+        backend = Backend(f"{self.prefix}-backend-{self._count}", free_port())
         if publish:
             options = ("--publish", f"{backend.port}:8000", *options)
         if not any(":/data" in option for option in options):
@@ -110,12 +110,6 @@ class Yard:
         example = ("--env-file", str(ROOT / ".env.example"))
         await docker("run", "--detach", "--name", backend.name, *example, *flags, *options, self.image)
         return backend
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
