@@ -14,7 +14,7 @@ from pymongo import AsyncMongoClient
 from tests.chaos.checks import check_at_rest, events_of
 from tests.chaos.conftest import MANY, Settings
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.cluster import Cluster, Member, SharedSandbox, running
+from tests.support.cluster import Cluster, Member, SharedSandbox, none_left, running
 from tests.support.crowd import Request
 from tests.support.invariants import check_log
 from tests.support.marking import MarkingModel, endless, task
@@ -71,9 +71,7 @@ async def test_stop_reaches_a_run_in_another_process_in_a_second(cluster: Cluste
         check_log((await first.history(session))["events"])
     print("stop took", [round(seconds, 3) for seconds in took])
     assert max(took) < STOP_SECONDS
-    async with asyncio.timeout(5):
-        while running(lengths):
-            await asyncio.sleep(0.02)
+    await none_left(lambda: running(lengths))
 
 
 async def _working(cluster: Cluster, client: Client, script: MarkingModel) -> tuple[str, Chat, Member]:

@@ -12,7 +12,7 @@ from tests.chaos.conftest import KILLS, KILLS_A_STORM, Settings
 from tests.chaos.lives import Life
 from tests.chaos.storm import Storm, live_through, longest_silence, moments
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.cluster import Cluster, SharedSandbox, leftovers, running
+from tests.support.cluster import Cluster, SharedSandbox, leftovers, none_left, running
 from tests.support.marking import MarkingModel
 from tests.support.redis_server import RedisServer
 from tests.support.stores import Mongod
@@ -50,5 +50,6 @@ async def test_nothing_is_lost_and_nothing_done_twice_whichever_processes_die(
         assert silence < 20
         await check_at_rest(cluster, [life.session for life in lives if not life.deleted])
         await cluster.stop()
-        assert not running([length for life in lives if life.endless and life.certain for length in life.lengths])
-    assert not leftovers(tmp_path)
+        lengths = [length for life in lives if life.endless and life.certain for length in life.lengths]
+        await none_left(lambda: running(lengths))
+    await none_left(lambda: leftovers(tmp_path))

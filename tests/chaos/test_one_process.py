@@ -11,7 +11,7 @@ from tests.chaos.conftest import KILLS, KILLS_A_STORM, Settings
 from tests.chaos.lives import Life
 from tests.chaos.storm import Storm, live_through, longest_silence, moments
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.cluster import Cluster, SharedSandbox, leftovers, running
+from tests.support.cluster import Cluster, SharedSandbox, leftovers, none_left, running
 from tests.support.marking import MarkingModel
 
 STORMS = max(1, KILLS // 2 // KILLS_A_STORM)
@@ -38,5 +38,6 @@ async def test_nothing_is_lost_and_nothing_done_twice_however_often_the_process_
         print(f"{len(lives)} sessions, {storm.kills} deaths, longest silence {silence:.2f} s")
         assert silence < 20
         await cluster.stop()
-        assert not running([length for life in lives if life.endless and life.certain for length in life.lengths])
-    assert not leftovers(tmp_path)
+        lengths = [length for life in lives if life.endless and life.certain for length in life.lengths]
+        await none_left(lambda: running(lengths))
+    await none_left(lambda: leftovers(tmp_path))

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,8 @@ from tests.support.stores import Mongod
 EXIT_SECONDS = 5.0
 """A service that is told to stop has ended by then; on a machine that is too busy for that, in twice the time that it
 took to start, which is several times the work."""
+
+GONE_SECONDS = 10.0
 
 
 class Member:
@@ -240,6 +242,14 @@ class Cluster:
             state = "up" if member.up else "down"
             lines += [f"--- {member.name} ({state}): the end of its log", member.log[-6000:]]
         return "\n".join(lines)
+
+
+async def none_left(found: Callable[[], list[str]]) -> None:
+    """Nothing is found, or soon nothing: a process that was killed is not gone at that very instant."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while left := await asyncio.to_thread(found):
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        await asyncio.sleep(0.02)
 
 
 def leftovers(folder: Path) -> list[str]:
