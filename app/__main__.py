@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from socket import AF_INET, AF_INET6, create_server, socket
 from types import FrameType
@@ -32,8 +33,9 @@ class Server(uvicorn.Server):
     It opens and closes the application itself: uvicorn would answer a data folder that is in use with a traceback.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, welcome: "Welcome") -> None:
         super().__init__(config)
+        self._welcome = welcome
         self._lifespan = app.router.lifespan_context(app)
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
@@ -48,7 +50,7 @@ class Server(uvicorn.Server):
         if self.started and container is not None:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            print("\n".join(welcome(container, f"http://{address}")), flush=True)
+            print("\n".join(self._welcome(container, f"http://{address}")), flush=True)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """See `uvicorn.Server.shutdown`."""
@@ -69,6 +71,10 @@ class Server(uvicorn.Server):
         return getattr(getattr(self.config.app, "state", None), "container", None)
 
 
+Welcome = Callable[[Container, str], list[str]]
+"""What is printed once everything is open, given the address that it answers on."""
+
+
 def welcome(container: Container, url: str) -> list[str]:
     """Three lines: where it listens, what it uses, what to try."""
     return [
@@ -76,6 +82,14 @@ def welcome(container: Container, url: str) -> list[str]:
         f"It uses {container.description}",
         f"""Try: S=$(curl -sX PUT {url}/api/v1/sessions | cut -d'"' -f12); """
         f"""curl -N {url}/api/v1/sessions/$S/chat -d '{{"message":"What can this machine do?"}}'""",
+    ]
+
+
+def welcome_worker(container: Container, url: str) -> list[str]:
+    """Two lines: what it does and where it says how it is; what it uses."""
+    return [
+        f"Anker works on runs; {url}/health, /ready and /metrics say how it is",
+        f"It uses {container.description}",
     ]
 
 
@@ -96,7 +110,7 @@ def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
         ws_ping_timeout=PONG_SECONDS,
     )
     with suppress(KeyboardInterrupt):  # uvicorn hands Ctrl-C on once everything is closed
-        Server(config, app).run(sockets=[listener])
+        Server(config, app, welcome_worker if role == "worker" else welcome).run(sockets=[listener])
 
 
 async def work(settings: Settings) -> None:
@@ -122,20 +136,23 @@ def _settle_async_library() -> None:
     sniffio.current_async_library_cvar.set("asyncio")
 
 
-def listen(settings: Settings) -> socket:
-    """The socket that the service answers on.
+def listen(settings: Settings, role: Role = "all") -> socket | None:
+    """The socket that the service answers on; None for a worker that answers nothing.
 
     Raises:
         UnusableSetting: the address cannot be had.
     """
+    setting, port = ("WORKER_PORT", settings.worker_port) if role == "worker" else ("PORT", settings.port)
+    if port is None:
+        return None
     family = AF_INET6 if ":" in settings.host else AF_INET
     try:
-        return create_server((settings.host, settings.port), family=family, backlog=2048)
+        return create_server((settings.host, port), family=family, backlog=2048)
     except OSError as error:
         number = error.errno or 0
-        name = "PORT" if number in (errno.EADDRINUSE, errno.EACCES) else "HOST"
+        name = setting if number in (errno.EADDRINUSE, errno.EACCES) else "HOST"
         reason = os.strerror(number).lower() if number > 0 else "there is no such address"
-        raise UnusableSetting(f"{name}: cannot listen on {settings.host}, port {settings.port}: {reason}") from error
+        raise UnusableSetting(f"{name}: cannot listen on {settings.host}, port {port}: {reason}") from error
 
 
 def main() -> None:
@@ -156,10 +173,10 @@ def main() -> None:
     try:
         settings = load_settings()
         settings.check_role(role)
-        if role == "worker":
+        listener = listen(settings, role)
+        if listener is None:
             asyncio.run(work(settings))
             return
-        listener = listen(settings)
     except (AnkerError, UnusableSetting) as error:
         sys.exit(str(error))
     if arguments.reload:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from app.bootstrap import Overrides, open_container
 from app.infrastructure.logging import configure_logging
-from app.interfaces.api.install import install
+from app.interfaces.api.install import ROUTERS, WORKER_ROUTERS, install
 from app.interfaces.api.services import provide
 from app.interfaces.metrics import Metrics
 from app.interfaces.origin import OriginGuard
@@ -16,8 +16,8 @@ from app.settings import Role, Settings, load_settings
 
 
 def create_app(settings: Settings | None = None, *, role: Role = "all", **overrides: Unpack[Overrides]) -> FastAPI:
-    """The service as an ASGI application. `settings`: from the environment when None; `role`: whether this process
-    carries runs as well; `overrides`: see `Overrides`.
+    """The service as an ASGI application. `settings`: from the environment when None; `role`: what this process does (a
+    worker only tells how it is); `overrides`: see `Overrides`.
 
     Raises:
         UnusableSetting: a setting cannot be used.
@@ -34,6 +34,7 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
             yield
 
     app = FastAPI(title="Anker", version="0.1.0", lifespan=lifespan)
-    install(app, metrics, allowed_origins=chosen.allowed_origins)
+    routers = WORKER_ROUTERS if role == "worker" else ROUTERS
+    install(app, metrics, allowed_origins=chosen.allowed_origins, routers=routers)
     app.add_middleware(OriginGuard, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)
     return app

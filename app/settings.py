@@ -69,6 +69,8 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    worker_port: int | None = Field(None, ge=0, le=65535)
+    """Where a process that only carries runs answers `/health`, `/ready` and `/metrics`; nowhere when None."""
     api_tokens: SecretStr = SecretStr("")
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     mcp_config: str = ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
@@ -23,16 +23,21 @@ ROUTERS = (
     health.router,
 )
 
+WORKER_ROUTERS = (health.router,)
+"""What a process that only carries runs answers."""
 
-def install(app: FastAPI, metrics: Metrics, *, allowed_origins: Sequence[str] = ()) -> None:
+
+def install(
+    app: FastAPI, metrics: Metrics, *, allowed_origins: Sequence[str] = (), routers: Sequence[APIRouter] = ROUTERS
+) -> None:
     """Routes, error handlers, middleware and the OpenAPI document. `provide` gives the routes what they call.
 
     `allowed_origins`: the origins whose pages may call the service; none means its own only.
     """
     app.router.redirect_slashes = False  # a redirect would be an answer without the envelope
-    for router in ROUTERS:
+    for router in routers:
         app.include_router(router)
-    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_error_handlers(app, routes)
     install_document(app)
     # From the inside out: the last one added sees a request first.
