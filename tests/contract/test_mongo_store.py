@@ -186,8 +186,9 @@ async def test_everything_acknowledged_before_a_kill_is_there_and_others_go_on_a
         assert time.monotonic() - began < 5, "something of the dead process is in the way"
         found = await numbers(mongo)
         assert found == list(range(1, len(found) + 1))
-        assert max(acknowledged) < receipt.number == len(found)
-        assert (await mongo.sessions.get("s", owner="me")).head == len(found)
+        # What the dead process had sent and heard no answer to may be stored after ours.
+        assert max(acknowledged) < receipt.number <= len(found)
+        assert (await mongo.sessions.get("s", owner="me")).head >= len(found)
 
 
 async def test_what_a_dead_process_did_not_copy_is_read_and_then_copied_by_the_next_writer(
@@ -408,7 +409,7 @@ async def refuses_at_once(store: MongoHarness) -> None:
         assert caught.value.retry_after == 2
         assert "127.0.0.1" not in str(caught.value)
         assert str(store.mongod.port) not in str(caught.value)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2, "one that waits for a server does so for that long"
 
 
 async def test_a_server_that_dies_is_away_at_once_and_back_by_itself(fragile: MongoHarness) -> None:
