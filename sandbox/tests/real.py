@@ -14,7 +14,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 
 
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Waits for what another process does."""
     deadline = time.monotonic() + seconds
     while not condition():

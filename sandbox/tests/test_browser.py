@@ -59,7 +59,7 @@ def test_it_is_started_by_the_first_who_asks_and_not_before(start):
 
 def test_an_eager_one_is_there_without_being_asked_for(start):
     service = start(SANDBOX_BROWSER="eager")
-    until(lambda: service.status()["browser"]["ready"], 20)
+    until(lambda: service.status()["browser"]["ready"])
 
 
 def test_addresses_lead_through_the_port_that_was_asked(start):
@@ -182,7 +182,7 @@ async def test_cookies_outlive_the_browser_and_locks_of_another_life_do_not_matt
 
     await visit("document.cookie = 'login=yes; max-age=999999'")
     service.process.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(service.process.wait, 5) == 0
+    assert await asyncio.to_thread(service.process.wait, 60) == 0
     profile = tmp_path / "home" / ".config" / "anker-chromium"
     (profile / "SingletonLock").unlink(missing_ok=True)
     (profile / "SingletonLock").symlink_to("another-host-4711")
@@ -194,8 +194,10 @@ async def test_cookies_outlive_the_browser_and_locks_of_another_life_do_not_matt
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL", "lifeline"])
 def test_nothing_of_it_outlives_the_sandbox(start, end):
+    began = time.monotonic()
     service = start()
     cdp(service, "/json/version")
+    limit = max(2, time.monotonic() - began)  # as long as the start took, on a busy machine
     family = below(service.process.pid)
     assert len([process for process in family if "chrom" in name(process)]) > 2
     caches = {argument for process in family for argument in arguments(process) if "disk-cache-dir" in argument}
@@ -205,9 +207,9 @@ def test_nothing_of_it_outlives_the_sandbox(start, end):
         service.lifeline = -1
     else:
         service.process.send_signal(getattr(signal, end))
-    service.process.wait(5)
-    assert time.monotonic() - began < 2
-    assert psutil.wait_procs(family, timeout=3)[1] == []
+    service.process.wait(60)
+    assert time.monotonic() - began < limit
+    assert psutil.wait_procs(family, timeout=30)[1] == []
     if end != "SIGKILL":
         assert not any(os.path.exists(cache.partition("=")[2]) for cache in caches)
 

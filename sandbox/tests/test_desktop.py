@@ -42,8 +42,8 @@ def named(service: Service, name: str) -> list[psutil.Process]:
     return [process for process in below(service.process.pid) if name_of(process) == name]
 
 
-def ready(service: Service, part: str, seconds: float = 20) -> None:
-    until(lambda: service.status()[part]["ready"], seconds)
+def ready(service: Service, part: str) -> None:
+    until(lambda: service.status()[part]["ready"])
 
 
 def viewing(service: Service):
@@ -177,8 +177,8 @@ async def test_a_viewer_is_told_when_the_sandbox_ends_and_nothing_is_left(start)
             while True:
                 await asyncio.wait_for(socket.recv(), 30)
         assert (socket.close_code, socket.close_reason) == (1001, "the sandbox is ending")
-    assert await asyncio.to_thread(service.process.wait, 5) == 0
-    assert psutil.wait_procs(family, timeout=3)[1] == []
+    assert await asyncio.to_thread(service.process.wait, 60) == 0
+    assert psutil.wait_procs(family, timeout=30)[1] == []
     assert not any(os.path.exists(os.path.dirname(folder)) for folder in folders)
 
 
@@ -216,4 +216,4 @@ async def test_the_browser_comes_back_with_the_desktop(start):
         mains = [one for one in below(service.process.pid) if "--start-maximized" in arguments(one)]
         return bool(mains) and not {one.pid for one in mains} & before and service.status()["browser"]["ready"]
 
-    await asyncio.to_thread(until, replaced, 20)
+    await asyncio.to_thread(until, replaced)

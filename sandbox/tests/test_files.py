@@ -65,12 +65,17 @@ async def test_a_huge_file_costs_no_memory_and_little_time(box):
         file.truncate(10 * 1024**3)
     began = time.monotonic()
     assert "binary file" in await box.file("read", 400, file="huge")
+    first = time.monotonic() - began
+    began = time.monotonic()
     with open(box.home / "huge", "wb") as file:
         for _ in range(3):
             file.write((b"x" * 99 + b"\n") * 300_000)
+    writing = time.monotonic() - began
+    began = time.monotonic()
     data = await box.file("read", file="huge", start_line=5, end_line=6)
     assert data["line_count"] is None and len(data["content"]) == 100
-    assert time.monotonic() - began < 3
+    # On a busy machine: ten times what it takes to write a hundredth of the first file.
+    assert first + time.monotonic() - began < max(3, 10 * writing)
 
 
 async def test_one_endless_line_is_cut(box):
@@ -195,7 +200,7 @@ async def test_a_catastrophic_regex_ends_and_blocks_nobody(box, monkeypatch):
 
     from sandbox.files import search
 
-    monkeypatch.setattr(search, "SECONDS", 1.0)
+    monkeypatch.setattr(search, "SECONDS", 2.0)
     await box.file("write", file="f", content="a" * 5000 + "b\n")
     slow = asyncio.create_task(box.file("search", 400, file="f", regex="(a|aa)+$"))
     others = 0
@@ -203,7 +208,7 @@ async def test_a_catastrophic_regex_ends_and_blocks_nobody(box, monkeypatch):
         began = time.monotonic()
         await box.file("list", path="~")
         others += 1
-        assert time.monotonic() - began < 0.9  # less than the search may take: it does not hold up the loop
+        assert time.monotonic() - began < 1.8  # less than the search may take: it does not hold up the loop
     message = slow.exception() or slow.result()
     assert others > 5 and "did not finish" in str(message)
 
