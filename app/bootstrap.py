@@ -274,7 +274,7 @@ async def _docker(settings: Settings, store: Store, *, role: Role) -> tuple[Sand
         sudo=settings.sandbox_sudo,
         runtime=settings.sandbox_runtime,
     )
-    docker = DockerSandboxes(options, installation=store.installation, known=store.sessions.ids)
+    docker = DockerSandboxes(options, installation=store.installation, known=store.sessions.heads)
     await docker.start()
     return docker, f"Docker containers of {settings.sandbox_image}"
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +65,8 @@ class Corner:
     def sandboxes(self, known: set[str], *, pool_size: int = 0) -> DockerSandboxes:
         """The provider; `known` are the sessions that there are."""
 
-        async def ids() -> set[str]:
-            return known
+        async def existing(asked: Sequence[str]) -> set[str]:
+            return known.intersection(asked)
 
         options = DockerOptions(
             image=self.image,
@@ -79,7 +79,7 @@ class Corner:
             egress=EGRESS,
             exec_seconds=EXEC_SECONDS,
         )
-        return DockerSandboxes(options, installation=self.prefix, known=ids)
+        return DockerSandboxes(options, installation=self.prefix, known=existing)
 
     def settings(self) -> dict[str, str]:
         """The settings that make the service put its sandboxes here."""

@@ -5,7 +5,7 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -58,8 +58,8 @@ class Site:
         self.api = APIClient(version="auto", **kwargs_from_env())
         self._networks = {self.network}
 
-    async def known(self) -> Collection[str]:
-        return set(self.sessions)
+    async def known(self, asked: Sequence[str]) -> Collection[str]:
+        return self.sessions.intersection(asked)
 
     def session(self) -> str:
         """A new session."""

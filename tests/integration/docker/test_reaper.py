@@ -1,6 +1,6 @@
 """What belongs to nobody is removed, what belongs to somebody else never is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -55,8 +55,28 @@ async def test_the_sandboxes_of_sessions_that_are_no_more_are_removed_and_no_oth
         await service.destroy(session)
 
 
+async def test_the_store_is_asked_only_for_sessions_that_something_is_there_of(here: Site) -> None:
+    asked: list[str] = []
+
+    async def known(these: Sequence[str]) -> list[str]:
+        asked.extend(these)
+        return list(these)
+
+    made, adopted, _ = here.session(), here.session(), here.session()
+    pointer = {"anker.installation": here.installation, "anker.session": adopted, "anker.volume": "elsewhere"}
+    async with here.provider(known=known) as service:
+        await service.acquire(made)
+        here.api.create_volume(here.name(adopted), labels=pointer)
+        asked.clear()
+        await service.reap()
+        assert sorted(asked) == sorted([made, adopted])
+        assert is_there(here, here.name(made)) == (True, True)
+        await service.destroy(made)
+        here.api.remove_volume(here.name(adopted))
+
+
 async def test_nothing_is_removed_while_nobody_can_tell_which_sessions_exist(here: Site) -> None:
-    async def unknown() -> list[str]:
+    async def unknown(asked: Sequence[str]) -> list[str]:
         raise StoreUnavailable("the store is away")
 
     session = here.session()

@@ -43,6 +43,14 @@ class Names:
         """The name of a session's container, and of its volume."""
         return f"{self._prefix}-{encode_scope(session_id)}"
 
+    def sessions(self, name: str, labels: Labels) -> set[str]:
+        """The ids of the sessions that an object of this name and with these labels may belong to."""
+        told = {session_id} if (session_id := labels.get(SESSION)) else set[str]()
+        # An adopted container's label stays empty, and its name says it, unless that is a hash: then its pointer does.
+        if self.of(session_id := name.removeprefix(f"{self._prefix}-")) == name:
+            told.add(session_id)
+        return told
+
     def waiting(self) -> str:
         """A new name for a waiting container and its volume."""
         return f"{self._prefix}-pool-{secrets.token_hex(6)}"

@@ -80,8 +80,8 @@ class DockerSandboxes:
         reap_seconds: float = REAP_SECONDS,
         starts_at_once: int = STARTS_AT_ONCE,
     ) -> None:
-        """`installation` names all processes that share one store, and nobody else; `known` answers the ids of all
-        sessions that exist, or raises an `AnkerError`; `environment` says where the engine is (`DOCKER_HOST`): this
+        """`installation` names all processes that share one store, and nobody else; `known` answers which of
+        some sessions exist, or raises an `AnkerError`; `environment` says where the engine is (`DOCKER_HOST`): this
         process's when None.
 
         Raises:

@@ -6,7 +6,7 @@ What other installations or other people have made is not even looked at.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -25,12 +25,13 @@ ABANDONED_SECONDS = 180.0
 """A waiting sandbox is told every minute that it is wanted; one that heard nothing for so long has lost its maker."""
 LOOKS_AT_ONCE = 8
 
-Known = Callable[[], Awaitable[Collection[str]]]
+Known = Callable[[Sequence[str]], Awaitable[Collection[str]]]
+"""Those of some ids of sessions that there is a session for."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sessions:
-    """The sessions that exist; `names` are those of their containers."""
+    """The sessions that exist, of those that something is there of; `names` are those of their containers."""
 
     ids: frozenset[str]
     names: frozenset[str]
@@ -54,7 +55,7 @@ class Reaper:
         ttl_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`slots` are this process's, by the container's name; `known` answers the ids of all sessions that exist."""
+        """`slots` are this process's, by the container's name."""
         self._engine = site.engine
         self._ledger = site.ledger
         self._launcher = site.launcher
@@ -78,7 +79,7 @@ class Reaper:
         containers = await self._engine.containers(self._names.mine)
         volumes = await self._engine.volumes(self._names.mine)
         # Asked last: a session that has one of these and still exists is among them.
-        sessions = await self._sessions()
+        sessions = await self._sessions([*containers, *volumes])
         await self._forget({container.id for container in containers})
         at_once = asyncio.Semaphore(LOOKS_AT_ONCE)
 
@@ -185,10 +186,11 @@ class Reaper:
         self._silent.pop(container.id, None)
         return idle is not None and idle >= seconds
 
-    async def _sessions(self) -> _Sessions | None:
-        """The sessions that exist; None when that cannot be known, and none may be taken for gone."""
+    async def _sessions(self, objects: Sequence[Container | Volume]) -> _Sessions | None:
+        """Those sessions of the objects that exist; None when that cannot be known, and none may be taken for gone."""
+        asked = {session_id for each in objects for session_id in self._names.sessions(each.name, each.labels)}
         try:
-            ids = frozenset(await self._known())
+            ids = frozenset(await self._known(sorted(asked)) if asked else ())
         except AnkerError as error:
             log.warning("which sessions exist is not known, so no sandbox is removed for want of one: %s", error)
             return None
