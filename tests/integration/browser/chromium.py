@@ -83,21 +83,6 @@ class Chromium:
         group = self._process.pid
         return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit() and _group(each) == group]
 
-    def busy(self) -> bool:
-        """Whether one of its processes uses a processor most of the time."""
-        before = self._ticks()
-        time.sleep(0.2)
-        return any(after - before.get(pid, after) >= 10 for pid, after in self._ticks().items())
-
-    def _ticks(self) -> dict[int, int]:
-        found: dict[int, int] = {}
-        for pid in self.pids:
-            try:
-                found[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
-            except OSError:
-                continue
-        return found
-
     def tabs(self) -> list[str]:
         """The ids of its tabs."""
         return re.findall(r'"id": "(\w+)",\s+"title"[^}]*?"type": "page"', self._ask("GET", "/json/list"))

@@ -1,5 +1,6 @@
 """What the tests of the browser share: a session with a real browser, and a sandbox whose files are on this disk."""
 
+import asyncio
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from app.infrastructure.browser.session import SessionBrowser
 from tests.fakes.memory_sandbox import MemorySandbox, MemorySandboxProvider
 from tests.integration.browser.chromium import Chromium
 from tests.integration.browser.site import Site
+
+HANGS = 'const asking = new XMLHttpRequest(); asking.open("GET", "/begun", false); asking.send(); for (;;);'
+"""A script that tells the site when it is under way, and lets nothing else happen in its page from then on."""
 
 
 class DiskSandbox(MemorySandbox):
@@ -54,6 +58,12 @@ class House:
     async def show(self, body: str, **rest: object) -> PageView:
         """Open a page that has `body`."""
         return await (await self.browser()).navigate(self.site.html(body, **rest))  # type: ignore[arg-type]
+
+    async def asked(self, path: str) -> None:
+        """Returns when the browser has asked the site for `path`."""
+        async with asyncio.timeout(60):
+            while path not in self.site.asked:
+                await asyncio.sleep(0.01)
 
     async def again(self) -> str:
         """The text of the whole page as it is now."""

@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.errors import BrowserFailure
 from app.infrastructure.browser import console
-from tests.integration.browser.house import House, index
+from tests.integration.browser.house import HANGS, House, index
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -123,9 +123,8 @@ async def test_a_script_without_end_is_ended_and_the_page_works_on(
 async def test_stopping_in_the_middle_of_a_script_ends_it_and_leaves_the_browser_usable(house: House) -> None:
     await house.show("<p id=p>0</p>")
     browser = await house.browser()
-    task = asyncio.create_task(browser.execute("console.log('begun'); for (;;);"))
-    while not await asyncio.to_thread(house.chromium.busy):
-        await asyncio.sleep(0.02)
+    task = asyncio.create_task(browser.execute(HANGS))
+    await house.asked("/begun")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

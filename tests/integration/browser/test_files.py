@@ -1,5 +1,6 @@
 """Downloads into the workspace, uploads out of it."""
 
+import asyncio
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -89,8 +90,9 @@ async def test_a_long_download_is_told_to_be_under_way_and_told_again_when_it_is
     assert view.notes[0].startswith("~/Downloads/report 1.csv is being downloaded: ")
     house.site.over.set()
     notes: tuple[str, ...] = ()
-    while not notes:
-        notes = (await browser.view()).notes
+    async with asyncio.timeout(60):
+        while not notes:
+            notes = (await browser.view()).notes
     assert notes == ("Downloaded ~/Downloads/report 1.csv (3.0 KB).",)
 
 

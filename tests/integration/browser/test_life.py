@@ -23,7 +23,7 @@ from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.browser.endpoint import find_browser
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.integration.browser.chromium import Chromium
-from tests.integration.browser.house import DiskSandbox, House, index
+from tests.integration.browser.house import HANGS, DiskSandbox, House, index
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -54,8 +54,7 @@ async def test_a_tab_that_crashes_under_an_action_fails_it_with_a_word(house: Ho
     await house.show("<p>doomed</p>")
     browser = await house.browser()
     task = asyncio.create_task(browser.execute(WAITS))
-    while "/begun" not in house.site.asked:
-        await asyncio.sleep(0.01)
+    await house.asked("/begun")
     connection = browser._connection
     assert connection is not None
     with pytest.raises(BrowserFailure):
@@ -122,8 +121,7 @@ async def test_a_browser_that_dies_under_an_action_says_so(other: House, own: Ch
     await other.show("<p>before</p>")
     browser = await other.browser()
     task = asyncio.create_task(browser.execute(WAITS))
-    while "/begun" not in other.site.asked:
-        await asyncio.sleep(0.01)
+    await other.asked("/begun")
     own.kill()
     with pytest.raises(SandboxUnavailable, match="The browser ended in the middle of it"):
         await task
@@ -145,11 +143,11 @@ async def test_a_browser_that_hangs_before_it_is_connected_to_is_cleared(
     other: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "CONNECT_SECONDS", 2.0)
-    view = await other.show("<button onclick='setTimeout(() => { for (;;); }, 200)'>hang</button>")
+    # Long after the click, which would notice.
+    view = await other.show(f"<button onclick='setTimeout(() => {{ {HANGS} }}, 2000)'>hang</button>")
     await (await other.browser()).click(index(view.text, "hang"))
     await other.browsers.release(other.session_id)
-    while not await asyncio.to_thread(other.chromium.busy):
-        await asyncio.sleep(0.02)
+    await other.asked("/begun")
     view = await (await other.browser()).view()
     assert view.url == "about:blank"
     assert view.notes == ("The browser's tabs did not respond any more, and were closed.",)
@@ -219,8 +217,7 @@ async def test_stopping_in_the_middle_of_a_navigation_leaves_the_browser_usable(
     await house.show("<p>before</p>")
     browser = await house.browser()
     task = asyncio.create_task(browser.navigate(house.site.url("/hangs")))
-    while "/hangs" not in house.site.asked:
-        await asyncio.sleep(0.01)
+    await house.asked("/hangs")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
