@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -70,10 +71,24 @@ def processes(text: str) -> list[psutil.Process]:
     return found
 
 
-async def gone(text: str, seconds: float = 2) -> None:
+def unlike() -> str:
+    """Seconds to sleep that no other process of this machine sleeps, and that stand in no other command line."""
+    return f"3000.{uuid4().int % 10**12:012}"
+
+
+async def gone(text: str, seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while processes(text):
             await asyncio.sleep(0.02)
+
+
+async def a_second(client: Client, model: ScriptedOpenAI) -> float:
+    """One; on a machine that is too busy for that, ten times what a question that needs no tools takes now."""
+    model.reset(lambda asked: plan(message="Hello."))
+    for _ in range(2):  # the first question loads what no later one has to
+        began = time.monotonic()
+        await client.run(await client.create(), "Hello")
+    return max(1.0, 10 * (time.monotonic() - began))
 
 
 async def test_a_task_of_several_steps_runs_to_its_end_in_the_order_of_the_contract(
@@ -130,24 +145,24 @@ async def test_a_question_that_needs_no_tools_gets_its_answer_and_no_sandbox(
 async def test_a_command_under_way_ends_within_a_second_with_its_whole_process_group(
     client: Client, model: ScriptedOpenAI, how: str
 ) -> None:
-    mark = f"3{time.time_ns() % 10_000_000}"
+    second, mark = await a_second(client, model), unlike()
     script = [plan("wait"), Reply(calls=[shell(f"(sleep {mark} & sleep {mark}); echo never")]), plan(message="Hello.")]
     model.reset(script)
     session = await client.create()
     chat = await client.say(session, "Wait long")
     await chat.until("tool", status="calling")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(processes(mark)) < 2:
             await asyncio.sleep(0.02)
     began = time.monotonic()
     if how == "stop":
         assert (await client.stop(session)).json()["code"] == 0
-        second = None
+        further = None
     else:
-        second = await client.say(session, "Never mind, hello")
+        further = await client.say(session, "Never mind, hello")
     seen = await chat.end()
-    assert time.monotonic() - began < 1
-    await gone(mark, 1)
+    assert time.monotonic() - began < second
+    await gone(mark, second)
     closed = next(item for item in seen if item.event == "tool" and item.data["status"] == "called")
     assert closed.data["result"]["success"] is False
     assert closed.data["result"]["message"]
@@ -157,17 +172,18 @@ async def test_a_command_under_way_ends_within_a_second_with_its_whole_process_g
     check_log(history["events"])
     check_requests(model.asked)
     assert history["status"] == "completed"
-    if second is not None:
+    if further is not None:
         told = [message["content"] for message in model.asked[-1].messages]
         assert mark in told[-2], "the planner is told what was under way"
         assert "Never mind, hello" in told[-1]
-        own = [item.data for item in await second.end()]
+        own = [item.data for item in await further.end()]
         assert own == [item["data"] for item in history["events"] if item["data"] in own]
     assert (await client.stop(session)).json()["code"] == 0
     assert (await client.history(session))["events"] == history["events"]
 
 
 async def test_stop_closes_the_connection_to_a_model_that_is_thinking(client: Client, model: ScriptedOpenAI) -> None:
+    second = await a_second(client, model)
     model.reset([Reply(text="Once upon", size=2, hang_after=2)])
     session = await client.create()
     chat = await client.say(session, "Think")
@@ -175,9 +191,9 @@ async def test_stop_closes_the_connection_to_a_model_that_is_thinking(client: Cl
     began = time.monotonic()
     await client.stop(session)
     seen = await chat.end()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < second
     assert [item.event for item in seen] == ["done"]
-    assert await asyncio.to_thread(model.asked[0].disconnected.wait, 1)
+    assert await asyncio.to_thread(model.asked[0].disconnected.wait, second)
 
 
 async def test_a_question_rests_the_run_and_the_answer_resumes_it(client: Client, model: ScriptedOpenAI) -> None:
@@ -367,12 +383,12 @@ async def test_a_stream_of_the_model_that_breaks_off_is_asked_for_again(client: 
 async def test_delete_ends_the_run_the_sandbox_and_every_trace(
     client: Client, model: ScriptedOpenAI, service: ServiceProcess
 ) -> None:
-    mark = f"4{time.time_ns() % 10_000_000}"
+    mark = unlike()
     model.reset([plan("a"), Reply(calls=[shell(f"sleep {mark}")])])
     session = await client.create()
     chat = await client.say(session, "Go")
     await chat.until("tool", status="calling")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not processes(mark):
             await asyncio.sleep(0.02)
     path = f"/api/v1/sessions/{session}"
@@ -418,7 +434,7 @@ async def test_after_a_kill_the_run_goes_on_and_nothing_is_run_twice(
     service: ServiceProcess, model: ScriptedOpenAI, tmp_path: Path
 ) -> None:
     marks = tmp_path / "marks"
-    mark = f"5{time.time_ns() % 10_000_000}"
+    mark = unlike()
     model.reset(
         [
             plan("a"),
@@ -431,7 +447,7 @@ async def test_after_a_kill_the_run_goes_on_and_nothing_is_run_twice(
     client = await service.start()
     session = await client.create()
     chat = await client.say(session, "Go")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not processes(mark):
             await asyncio.sleep(0.02)
     await service.kill()
@@ -463,12 +479,13 @@ async def test_the_model_cannot_read_the_services_secrets_from_its_shell(client:
 async def test_sigterm_ends_open_streams_and_the_process_in_time(
     client: Client, model: ScriptedOpenAI, service: ServiceProcess
 ) -> None:
+    second = await a_second(client, model)
     model.reset([Reply(text="x", hang_after=0)])
     session = await client.create()
     chats = [await client.say(session, "Go"), *[await client.open(session, {}) for _ in range(50)]]
     began = time.monotonic()
     assert await service.stop() in (0, -signal.SIGTERM)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5 * second
     for chat in chats:
         await chat.end()
 
