@@ -196,7 +196,7 @@ async def test_a_key_said_again_by_a_client_that_has_the_end_already_gets_a_stre
     session_id = await house.new()
     key = {"Idempotency-Key": "k1"}
     await house.say(session_id, {"message": "hello"}, **key)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert numbers(await house.say(session_id, {"message": "hello", "event_id": "3"}, **key)) == [4]
         assert await house.say(session_id, {"message": "hello", "event_id": "4"}, **key) == []
         await house.say(session_id, {"message": "more"})

@@ -24,7 +24,7 @@ SHORT = 0.05
 
 async def until(call: Callable[[], Awaitable[T]], accept: Callable[[T], object] = bool) -> T:
     """What `call` answers, once it is what we wait for."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not accept(answer := await call()):
             await asyncio.sleep(0.005)
         return answer

@@ -197,7 +197,7 @@ class ScriptedApp:
         """Forget what was asked and play `script` from its beginning."""
         self.script, self.asked, self._count = script, [], 0
 
-    def wait_for(self, count: int, timeout: float = 5) -> bool:
+    def wait_for(self, count: int, timeout: float = 30) -> bool:
         """Block until `count` requests have arrived."""
         with self._arrived:
             return self._arrived.wait_for(lambda: self._count >= count, timeout)

@@ -92,7 +92,7 @@ async def test_runs_go_on_by_themselves_however_often_the_service_is_killed(
         await client.close()
         client = await service.start()
     for reader in readers:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (reader.ended or (await client.history(reader.session))["status"] == "pending"):
                 await reader.read(client.http)
         history = await client.history(reader.session)

@@ -22,12 +22,12 @@ async def test_the_reloading_service_answers_and_ends_with_its_watcher(tmp_path:
     )
     assert watcher.stdout is not None
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             line = (await watcher.stdout.readline()).decode()
         assert line.startswith("Anker listens on "), line
         async with httpx.AsyncClient(base_url=line.split()[3]) as client:
             assert (await client.get("/health")).status_code == 200
     finally:
         watcher.send_signal(signal.SIGINT)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await watcher.communicate()

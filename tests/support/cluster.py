@@ -146,7 +146,7 @@ class SharedSandbox:
         """End it with all that runs in it."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await self._process.wait()
 
 

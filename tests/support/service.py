@@ -57,7 +57,7 @@ class Chat:
             self.ended.set()
             self._changed.set()
 
-    async def until(self, event: str, seconds: float = 20, **expected: Any) -> Seen:
+    async def until(self, event: str, seconds: float = 60, **expected: Any) -> Seen:
         """The first frame of type `event` whose data has these values, waiting for it."""
         async with asyncio.timeout(seconds):
             position = 0
@@ -71,7 +71,7 @@ class Chat:
                     raise AssertionError(f"the stream ended without {event} {expected}: {self.types}")
                 await self._changed.wait()
 
-    async def end(self, seconds: float = 30) -> list[Seen]:
+    async def end(self, seconds: float = 60) -> list[Seen]:
         """Everything, once the stream has ended."""
         async with asyncio.timeout(seconds):
             await self.ended.wait()

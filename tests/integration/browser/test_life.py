@@ -315,14 +315,14 @@ async def test_the_driver_starts_with_the_first_use_and_ends_with_the_last(chrom
         assert not mine()
         await browser.view()
         assert mine()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while mine():
                 await browsers.sweep()
         await (await browsers.open("s")).view()
         assert mine()
     finally:
         await browsers.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while mine():
             await asyncio.sleep(0.02)
     with pytest.raises(SandboxUnavailable, match="shutting down"):
@@ -369,7 +369,7 @@ async def test_nothing_is_left_behind_by_many_sessions(chromium: Chromium, house
     before = left()
     for number in range(1, 6):
         await once(number)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while any(now > then for now, then in zip(left(), before, strict=True)):
             await asyncio.sleep(0.05)
     assert len(house.chromium.tabs()) == 1

@@ -90,7 +90,7 @@ async def test_tabs_do_not_pile_up(house: House, monkeypatch: pytest.MonkeyPatch
     for _ in range(5):
         view = await browser.press_key("Control+t")
     assert "the oldest was closed" in " ".join(view.notes)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(await asyncio.to_thread(house.chromium.tabs)) > 4:
             await asyncio.sleep(0.02)
 
@@ -168,7 +168,7 @@ async def test_a_page_that_asks_without_end_loses_its_tab(house: House) -> None:
 async def test_what_happened_between_two_calls_is_told_with_the_next(house: House) -> None:
     await house.show("<script>setTimeout(() => alert('later'), 300)</script><p id=p>text</p>")
     browser = await house.browser()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             view = await browser.view()
             if view.notes:
