@@ -106,14 +106,3 @@ class Collection(Protocol):
     def delete_many(self, filter: Mapping[str, object]) -> Awaitable[DeleteResult]:
         """Remove every document that fits."""
         ...
-
-    def create_index(
-        self,
-        keys: Sequence[tuple[str, int]],
-        *,
-        name: str,
-        unique: bool = False,
-        partialFilterExpression: Mapping[str, object] | None = None,
-    ) -> Awaitable[str]:
-        """Make the index; nothing when it is there."""
-        ...

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -113,6 +113,17 @@ class Driver:
     async def command(self, name: str) -> Document:
         """One of the server's commands without arguments."""
         return cast("Document", await self._tables.command(name))
+
+    async def make_indexes(self, collection: str, indexes: Sequence[Document]) -> None:
+        """Make those of `indexes` (each with `name` and `key`) that are missing; the collection too, if need be."""
+        # By default one waits until every member has built it: with one of three away, a start would wait for ever.
+        await self._tables.command(
+            "createIndexes",
+            collection,
+            indexes=list(indexes),
+            commitQuorum="majority",
+            writeConcern={"w": "majority", "j": True},
+        )
 
     def is_duplicate(self, error: Exception) -> bool:
         """Whether `error` only says that what was to be stored is there already."""

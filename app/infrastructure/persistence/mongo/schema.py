@@ -33,6 +33,27 @@ VERSION = 1
 SPOKEN = "spoken"
 """The index of the events that are messages, which are few among many."""
 
+# Partial, so that looking for work does not walk over the sessions that rest.
+_ACTIVE: Document = {"status": "active"}
+_ASKED: Document = {"stop_upto": {"$exists": True}}
+_HELD: Document = {"lease.holder": {"$gt": ""}}
+_SPOKEN: Document = {"speaker": {"$exists": True}}
+
+_INDEXES: dict[str, list[Document]] = {
+    "sessions": [
+        {"name": "ordinal", "key": {"ordinal": 1}, "unique": True},
+        {"name": "listed", "key": {"owner": 1, "touched": -1, "ordinal": -1}},
+        {"name": "active", "key": {"status": 1, "lease.until": 1}, "partialFilterExpression": _ACTIVE},
+        {"name": "stopping", "key": {"stop_upto": 1}, "partialFilterExpression": _ASKED},
+        {"name": "held", "key": {"lease.holder": 1}, "partialFilterExpression": _HELD},
+    ],
+    "events": [{"name": SPOKEN, "key": {"speaker": 1, "_id": 1}, "partialFilterExpression": _SPOKEN}],
+    "tickets": [
+        {"name": "waiting", "key": {"session": 1, "expires_at": 1}},
+        {"name": "expiring", "key": {"expires_at": 1}},
+    ],
+}
+
 _PREPARE_SECONDS = 20.0
 """For indexes that are made, and nothing else: afterwards it is one look at what is there."""
 
@@ -87,7 +108,8 @@ async def prepare(driver: Driver, tables: Tables) -> str:
                 f"MONGODB_DATABASE: the database has version {found}, this program knows up to {VERSION}:"
                 " use a newer program"
             )
-        await _index(tables)
+        for name, indexes in _INDEXES.items():
+            await driver.make_indexes(name, indexes)
         return str(await _fact(driver, tables, "installation", secrets.token_hex(8)))
 
 
@@ -103,20 +125,3 @@ async def _fact(driver: Driver, tables: Tables, name: str, value: object) -> obj
                 raise
             known = await tables.facts.find_one({"_id": name})
     return None if known is None else known["value"]
-
-
-async def _index(tables: Tables) -> None:
-    sessions = tables.sessions
-    await sessions.create_index([("ordinal", 1)], name="ordinal", unique=True)
-    await sessions.create_index([("owner", 1), ("touched", -1), ("ordinal", -1)], name="listed")
-    # Partial, so that looking for work does not walk over the sessions that rest.
-    active: Document = {"status": "active"}
-    asked: Document = {"stop_upto": {"$exists": True}}
-    held: Document = {"lease.holder": {"$gt": ""}}
-    await sessions.create_index([("status", 1), ("lease.until", 1)], name="active", partialFilterExpression=active)
-    await sessions.create_index([("stop_upto", 1)], name="stopping", partialFilterExpression=asked)
-    await sessions.create_index([("lease.holder", 1)], name="held", partialFilterExpression=held)
-    spoken: Document = {"speaker": {"$exists": True}}
-    await tables.events.create_index([("speaker", 1), ("_id", 1)], name=SPOKEN, partialFilterExpression=spoken)
-    await tables.tickets.create_index([("session", 1), ("expires_at", 1)], name="waiting")
-    await tables.tickets.create_index([("expires_at", 1)], name="expiring")
