@@ -18,6 +18,10 @@ _SELECTION_SECONDS = 2.0
 _OPERATION_SECONDS = 4.0
 """How long one operation may take with everything, well below the life of a lease."""
 
+_HEARTBEAT_SECONDS = 2.0
+"""How often the client looks at each server, and with the time for a connection until it knows that one hangs. A
+member that was away and is elected is not seen before: as long as there seems to be a primary, nobody looks sooner."""
+
 _CONNECTIONS = 20
 """At once, to a server: what waits for one of them waits no longer than an operation may take."""
 
@@ -52,7 +56,8 @@ class Driver:
     def open(self, on_lost: Callable[[], None]) -> None:
         """Make the client; it connects at its first operation.
 
-        `on_lost`: called on the event loop when the client has just lost sight of every server that can be written.
+        `on_lost`: called on the event loop when the client has just lost sight of every server that could be written,
+        also when it sees another one already.
 
         Raises:
             StoreUnavailable: the address or the name of the database is none.
@@ -72,6 +77,7 @@ class Driver:
                 timeoutMS=int(_OPERATION_SECONDS * 1000),
                 serverSelectionTimeoutMS=int(_SELECTION_SECONDS * 1000),
                 connectTimeoutMS=int(_SELECTION_SECONDS * 1000),
+                heartbeatFrequencyMS=int(_HEARTBEAT_SECONDS * 1000),
                 maxPoolSize=_CONNECTIONS,
                 retryWrites=True,
                 retryReads=True,
@@ -176,14 +182,19 @@ def _refusal(code: int | None) -> str:
 def _listener(loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]) -> object:
     from pymongo.monitoring import TopologyClosedEvent, TopologyDescriptionChangedEvent, TopologyListener
     from pymongo.monitoring import TopologyOpenedEvent as Opened
+    from pymongo.topology_description import TopologyDescription
+
+    def writable(description: TopologyDescription) -> set[object]:
+        servers = description.server_descriptions()
+        return {address for address, server in servers.items() if server.is_writable}
 
     class Watch(TopologyListener):
         def opened(self, event: Opened) -> None:
             pass
 
         def description_changed(self, event: TopologyDescriptionChangedEvent) -> None:
-            before, now = event.previous_description, event.new_description
-            if before.has_writable_server() and not now.has_writable_server():
+            before, now = writable(event.previous_description), writable(event.new_description)
+            if before and not before & now:
                 with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
                     loop.call_soon_threadsafe(on_lost)
 

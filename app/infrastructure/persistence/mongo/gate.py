@@ -8,13 +8,17 @@ from typing import TypeVar
 
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.mongo.driver import NOBODY, Driver, Failure
+from app.infrastructure.persistence.mongo.majority import Majority
 
 T = TypeVar("T")
 
 _PAUSE_SECONDS = 0.5
 """Between two looks at the server."""
 
-_PING_SECONDS = 0.7
+_PAUSE_AWAY_SECONDS = 0.1
+"""The same while the gate is closed: everybody waits for it to open."""
+
+_LOOK_SECONDS = 0.7
 """How long one look may take."""
 
 _MISSES = 2
@@ -43,6 +47,7 @@ class Gate:
         """Done as soon as the gate is closed."""
         self._look = asyncio.Event()
         self._succeeded = 0.0
+        self._majority = Majority()
         self._task: asyncio.Task[None] | None = None
         self.reason: str | None = "the store is closed"
         """Why nothing gets through; None while it does."""
@@ -148,11 +153,11 @@ class Gate:
         while True:
             if missed == 0:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_PAUSE_SECONDS):
+                    async with asyncio.timeout(_PAUSE_SECONDS if self.reason is None else _PAUSE_AWAY_SECONDS):
                         await self._look.wait()
                 self._look.clear()
             began = time.monotonic()
-            failure = await self._ping()
+            failure = await self._ask()
             if failure is None:
                 missed = 0
                 self._open()
@@ -169,19 +174,18 @@ class Gate:
             self.reason = None
             self._closed = asyncio.get_running_loop().create_future()
 
-    async def _ping(self) -> Failure | None:
-        with self._driver.within(_PING_SECONDS):
-            task = _begun(lambda: self._driver.command("ping"))
+    async def _ask(self) -> Failure | None:
+        with self._driver.within(_LOOK_SECONDS):
+            task = _begun(lambda: self._driver.command("hello"))
         # The client's own bound does not hold while it waits for a thread.
-        await asyncio.wait((task,), timeout=_PING_SECONDS + 0.1)
+        await asyncio.wait((task,), timeout=_LOOK_SECONDS + 0.1)
         if not task.done():
             task.cancel()
             return Failure("it does not answer in time")
         error = task.exception()
         if isinstance(error, self._driver.failures):
             return self._driver.failure(error)
-        task.result()
-        return None
+        return self._majority.trouble(task.result(), now=time.monotonic())
 
 
 def _begun(operation: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
