@@ -384,6 +384,26 @@ async def test_a_server_that_is_no_replica_set_is_refused_with_what_to_do(client
         server.kill()
 
 
+async def test_after_the_server_was_away_a_lease_that_ran_out_is_its_holders_to_renew_before_others_take_it(
+    mongo: MongoHarness,
+) -> None:
+    await mongo.journal.receive("s", "go", at=1, key=None)
+    lease = await mongo.leases.take("s", holder="a", seconds=0)
+    assert lease is not None
+    async with second_of(mongo) as other:
+        assert await other.leases.claimable(limit=1) == ["s"]
+        other.store._gate.lost()
+        assert await other.sessions.check() is not None
+        await until(lambda: is_back(other))
+        assert await other.leases.claimable(limit=1) == []
+        assert await other.leases.take("s", holder="b", seconds=60) is None
+        assert [kept.token for kept in await mongo.leases.renew(holder="a", seconds=0)] == [lease.token]
+        # Whoever did not renew it for some seconds is dead; what was given back is anybody's at once.
+        await mongo.sessions.create("free", owner="me", at=1)
+        assert await other.leases.take("free", holder="b", seconds=60) is not None
+        await until(lambda: other.leases.take("s", holder="b", seconds=60))
+
+
 async def away(store: MongoHarness) -> None:
     """Wait until the store says that it is; two seconds, and some for a machine that is busy."""
     await until(store.sessions.check, seconds=4)

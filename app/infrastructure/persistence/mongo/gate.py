@@ -1,6 +1,7 @@
 """The gate before MongoDB: while it is away nobody waits for it, and when it is back everything goes on by itself."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -51,6 +52,8 @@ class Gate:
         self._task: asyncio.Task[None] | None = None
         self.reason: str | None = "the store is closed"
         """Why nothing gets through; None while it does."""
+        self.returned = -math.inf
+        """When the server was back after it had been away, on the monotonic clock."""
 
     def start(self) -> None:
         """Open the gate, and begin to look."""
@@ -160,7 +163,9 @@ class Gate:
             failure = await self._ask()
             if failure is None:
                 missed = 0
-                self._open()
+                if self.reason is not None:
+                    self.returned = time.monotonic()
+                    self._open()
                 continue
             # A machine under load may miss a look although the server works: what succeeded meanwhile speaks for it.
             missed = missed + 1 if self._succeeded < began else 0
@@ -170,9 +175,8 @@ class Gate:
                 self._look.clear()
 
     def _open(self) -> None:
-        if self.reason is not None:
-            self.reason = None
-            self._closed = asyncio.get_running_loop().create_future()
+        self.reason = None
+        self._closed = asyncio.get_running_loop().create_future()
 
     async def _ask(self) -> Failure | None:
         with self._driver.within(_LOOK_SECONDS):

@@ -1,5 +1,6 @@
 """The leases over MongoDB: fields of the session's document, by the server's clock."""
 
+import time
 from collections.abc import Sequence
 
 from app.domain.errors import NotFound
@@ -11,7 +12,12 @@ from app.infrastructure.persistence.mongo.ledger import Ledger
 
 _SHOWN: Document = {"lease": 1, "last_words": 1, "stop_upto": 1}
 _OVER: Document = {"$lte": ["$lease.until", "$$NOW"]}
-_FREE: Document = {"$or": [{"lease.holder": ""}, {"$expr": _OVER}]}
+_UNHELD: Document = {"lease.holder": ""}
+_FREE: Document = {"$or": [_UNHELD, {"$expr": _OVER}]}
+
+_GRACE_SECONDS = 3.0
+"""After the store was away: for so long a lease that ran out is still its holder's. It could not be renewed while
+nobody could, which says nothing about who holds it; who lives has renewed it by then."""
 
 
 class MongoLeases:
@@ -24,7 +30,7 @@ class MongoLeases:
     async def take(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
         """See `LeaseRepository.take`."""
         key = well_formed(session_id)
-        taken = await self._change({"_id": key, **_FREE}, _grant(holder, seconds))
+        taken = await self._change({"_id": key, **self._free()}, _grant(holder, seconds))
         if taken is None:
             await self._exists(key)
             return None
@@ -58,7 +64,8 @@ class MongoLeases:
     async def claimable(self, *, limit: int) -> Sequence[str]:
         """See `LeaseRepository.claimable`."""
         # Each branch has an index of its own, over the sessions that it is about and no others.
-        query: Document = {"$or": [{"status": "active", **_FREE}, {"stop_upto": {"$gte": 0}, **_FREE}]}
+        free = self._free()
+        query: Document = {"$or": [{"status": "active", **free}, {"stop_upto": {"$gte": 0}, **free}]}
         order = [("lease.until", 1), ("_id", 1)]
         sessions = self._ledger.tables.sessions
         if limit <= 0:
@@ -83,6 +90,9 @@ class MongoLeases:
         query: Document = {"_id": well_formed(session_id), "stop_upto": {"$lte": upto}}
         change: Document = {"$unset": {"stop_upto": ""}}
         await self._gate.read(lambda: self._ledger.tables.sessions.update_one(query, change))
+
+    def _free(self) -> Document:
+        return _UNHELD if time.monotonic() < self._gate.returned + _GRACE_SECONDS else _FREE
 
     async def _change(self, query: Document, change: Document, fields: Document = _SHOWN) -> Document | None:
         sessions = self._ledger.tables.sessions
