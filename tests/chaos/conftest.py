@@ -41,6 +41,10 @@ def model() -> Iterator[ScriptedOpenAI]:
 
 @pytest.fixture
 def settings(model: ScriptedOpenAI) -> Settings:
+    return settings_for(model)
+
+
+def settings_for(model: ScriptedOpenAI) -> Settings:
     """Of every process of the service."""
     return {"API_KEY": "sk-0123456789", "API_BASE": model.url, "SANDBOX_PROVIDER": "local"}
 

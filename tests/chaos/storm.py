@@ -5,15 +5,28 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from tests.chaos.lives import Life
 from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.cluster import Cluster, Member
+from tests.support.stores import Mongod
 
 Act = Callable[[], Awaitable[None]]
 
 CALM_SECONDS = 40
 """After a storm, everything rests by then."""
+
+
+class Weather(Protocol):
+    """What lives are lived through."""
+
+    seconds: float
+    """It is over by then."""
+
+    async def rage(self) -> None:
+        """Returns when everything is up again."""
+        ...
 
 
 class Storm:
@@ -24,6 +37,7 @@ class Storm:
         self.kills = 0
         self._counts = counts
         self.wanted = kills
+        self.seconds: float = 30 + 10 * kills
         self._cluster = cluster
         self._rng = random.Random(seed)
         self._under_way = asyncio.TaskGroup()
@@ -52,7 +66,7 @@ class Storm:
         acts: list[tuple[Act, int]] = [(self._kill, 8), (self._kill_all, 1), (self._hand_over, 2), (self._freeze, 1)]
         if self._cluster.redis is not None:
             acts += [(self._flush, 1), (self._redis_away, 1)]
-        if self._cluster.mongod is not None:
+        if isinstance(self._cluster.mongod, Mongod):
             acts += [(self._mongod_away, 1)]
         return acts
 
@@ -129,7 +143,7 @@ class Storm:
 
     async def _mongod_away(self) -> None:
         mongod = self._cluster.mongod
-        assert mongod is not None
+        assert isinstance(mongod, Mongod)
         name, go, come = self._rng.choice(
             [
                 ("killed", mongod.kill, mongod.start),
@@ -149,7 +163,7 @@ def moments(model: ScriptedOpenAI, marks: Path) -> list[Callable[[], int]]:
     return [lambda: len(model.asked), lambda: marks.stat().st_size if marks.exists() else 0]
 
 
-async def live_through(cluster: Cluster, storm: Storm, new_life: Callable[[], Life], *, at_once: int) -> list[Life]:
+async def live_through(cluster: Cluster, storm: Weather, new_life: Callable[[], Life], *, at_once: int) -> list[Life]:
     """`at_once` lives at any time, one after the other, until the storm is over and the last of them rests."""
     lives: list[Life] = []
     going: set[Life] = set()
@@ -168,7 +182,7 @@ async def live_through(cluster: Cluster, storm: Storm, new_life: Callable[[], Li
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
                 group.create_task(one_after_the_other())
-            async with asyncio.timeout(30 + 10 * storm.wanted):
+            async with asyncio.timeout(storm.seconds):
                 await storm.rage()
             raging = False
             cluster.note("the storm is over")

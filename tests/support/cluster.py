@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from tests.support.redis_server import RedisServer
+from tests.support.replicas import ReplicaSet
 from tests.support.service import ROOT, Client, NotStarted, ServiceProcess
 from tests.support.stores import Mongod
 
@@ -160,7 +161,7 @@ class Cluster:
         settings: Mapping[str, str],
         *,
         sandbox: SharedSandbox | None = None,
-        mongod: Mongod | None = None,
+        mongod: Mongod | ReplicaSet | None = None,
         redis: RedisServer | None = None,
     ) -> None:
         self.folder = folder

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pymongo
@@ -20,7 +21,9 @@ START_SECONDS = 60.0
 QUIT_SECONDS = 30.0
 _OURS = range(15_000, 32_000)
 """Below what Linux gives away."""
-_SET = "rs0"
+SET = "rs0"
+"""The name of every replica set."""
+
 _REPLICA_SET_NOT_INITIATED = 94
 
 
@@ -49,19 +52,28 @@ def free_port() -> int:
 
 
 class Mongod:
-    """The server, life after life on the same port and the same data. `start` before anything else."""
+    """The server, life after life on the same port and the same data. `start` before anything else.
 
-    def __init__(self, folder: Path, *, replica_set: bool = True) -> None:
+    `arguments`: more of them for the program.
+    """
+
+    def __init__(self, folder: Path, *, replica_set: bool = True, arguments: Sequence[str] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = free_port()
         self._replica_set = replica_set
+        self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
         """What `MONGODB_URL` says of it."""
-        return f"mongodb://127.0.0.1:{self.port}/" + (f"?replicaSet={_SET}" if self._replica_set else "")
+        return f"mongodb://127.0.0.1:{self.port}/" + (f"?replicaSet={SET}" if self._replica_set else "")
 
     @property
     def pid(self) -> int:
@@ -77,7 +89,8 @@ class Mongod:
         command += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
         command += ["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"]
         if self._replica_set:
-            command += ["--replSet", _SET]
+            command += ["--replSet", SET]
+        command += self._arguments
         with (self.folder / "mongod.log").open("ab") as log:
             # A session of its own: a Ctrl-C for the tests is none for the server that they are still talking to.
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -122,7 +135,7 @@ class Mongod:
                 return True
             if "setName" not in hello:
                 member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
-                client.admin.command("replSetInitiate", {"_id": _SET, "members": [member]})
+                client.admin.command("replSetInitiate", {"_id": SET, "members": [member]})
         except OperationFailure as error:
             if error.code not in (_REPLICA_SET_NOT_INITIATED, 23):  # 23: somebody was faster
                 raise
