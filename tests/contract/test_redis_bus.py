@@ -138,12 +138,19 @@ async def test_a_wrong_password_is_not_shown() -> None:
         async with RedisBus(f"redis://:{PASSWORD}@{address}/0", prefix="p") as bus:
             await until(lambda: "not tried" not in str(bus._failure))
             reason = await bus.check()
-            assert reason == "Redis is away (AuthenticationError)"
+            assert reason == "Redis is away (the login in REDIS_URL is missing or refused)"
         async with RedisBus(f"redis://:right@{address}/1?socket_timeout=600&decode_responses=yes", prefix="p") as bus:
             assert await bus.check() is None
 
 
-@pytest.mark.parametrize("url", [f"http://{PASSWORD}", f"redis://127.0.0.1/0?{PASSWORD}=1", PASSWORD, ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"http://{PASSWORD}", f"redis://127.0.0.1/0?{PASSWORD}=1", PASSWORD, ""),
+        *(f"redis://:{PASSWORD}@[x/0", f"redis://:{PASSWORD}#@127.0.0.1/0", f"redis://:{PASSWORD}@127.0.0.1:x/0"),
+        f"rediss://:{PASSWORD}@127.0.0.1/0?ssl_cert_reqs={PASSWORD}",
+    ],
+)
 async def test_an_address_that_is_none_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(ValueError) as failure:
         await RedisBus(url, prefix="p").open()
@@ -171,8 +178,12 @@ async def test_a_redis_that_is_away_costs_no_more_memory_the_longer_it_is(server
         await until(lambda: ear.heard[-1:] == [b""] or ear.confirmed == 2)
 
 
-async def test_a_redis_that_refuses_is_away_and_is_not_asked_again_and_again(server: RedisServer) -> None:
-    await server.ask("ACL", "SETUSER", "default", "-publish")
+@pytest.mark.parametrize("right", ["publish", "subscribe", "get", "set", "del"])
+async def test_a_redis_that_denies_a_right_is_away_and_is_not_asked_again_and_again(
+    server: RedisServer, caplog: pytest.LogCaptureFixture, right: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    await server.ask("ACL", "SETUSER", "default", f"-{right}")
     tries = 0
     async with RedisBus(server.url, prefix="p") as bus:
         bus.publish("c", b"x")
@@ -180,10 +191,20 @@ async def test_a_redis_that_refuses_is_away_and_is_not_asked_again_and_again(ser
         before = (await server.ask("INFO", "stats"))["total_connections_received"]
         await asyncio.sleep(1)  # how often it tries in a second
         tries = (await server.ask("INFO", "stats"))["total_connections_received"] - before
-        assert await bus.check() == "Redis is away (NoPermissionError)"
-        await server.ask("ACL", "SETUSER", "default", "+publish")
+        assert await bus.check() == "Redis is away (the user of REDIS_URL may not do this)"
+        await server.ask("ACL", "SETUSER", "default", f"+{right}")
         await until(lambda: bus.connected and bus.waiting == 0)
     assert tries <= 15
+    assert len([entry for entry in caplog.records if entry.name.startswith("app.")]) == 2  # away, and back
+
+
+async def test_a_redis_that_is_full_carries_news_all_the_same(server: RedisServer) -> None:
+    await server.ask("CONFIG", "SET", "maxmemory", "1")
+    async with RedisBus(server.url, prefix="p") as one, RedisBus(server.url, prefix="p") as two:
+        ear = Ear(two)
+        await until(lambda: ear.confirmed == 1)
+        one.publish("c", b"x")
+        await until(lambda: ear.heard == [b"x"])
 
 
 async def test_a_listener_with_a_fault_does_not_leave_the_others_deaf(server: RedisServer) -> None:

@@ -212,7 +212,7 @@ class RedisBus:
         while True:
             link = links.link()
             try:
-                await link.open()
+                await link.open(self._trial(way))
                 await serve(link, is_up)
             except LinkBroken as error:
                 self._now_down(way, str(error))
@@ -224,6 +224,13 @@ class RedisBus:
                 await link.close()
             await asyncio.sleep(pause)
             pause = min(longest, 2 * pause)
+
+    def _trial(self, way: _Way) -> list[Command]:
+        """All that will be asked on that connection: rights that are missing show at once, not with the first news."""
+        name = self.name("trial")
+        if way == "hearing":
+            return [("SUBSCRIBE", name), ("UNSUBSCRIBE", name)]
+        return [("PUBLISH", name, b""), ("SET", name, b"", "PX", 1), ("GET", name), ("DEL", name)]
 
     def _now_up(self, way: _Way) -> None:
         self._up.add(way)

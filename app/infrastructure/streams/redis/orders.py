@@ -14,6 +14,10 @@ class Refused(Exception):
     """Redis answered a command with an error. Its text is the kind of error and never an address."""
 
 
+class NotAllowed(Refused):
+    """The user that we are to Redis has no right to that command, key or channel."""
+
+
 class Order(NamedTuple):
     """A command and what follows from it.
 
