@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.mongo.collection import Collection, Document
+from app.infrastructure.tls import tls_words
 
 ClientName = Literal["motor", "pymongo"]
 
@@ -60,7 +61,8 @@ class Driver:
         also when it sees another one already.
 
         Raises:
-            StoreUnavailable: the address or the name of the database is none.
+            StoreUnavailable: the address or the name of the database is none, or a file that the address names for TLS
+                cannot be used.
         """
         from bson.errors import BSONError
         from pymongo.errors import PyMongoError
@@ -83,10 +85,13 @@ class Driver:
                 retryReads=True,
                 event_listeners=[_listener(asyncio.get_running_loop(), on_lost)],
             )
-        except (PyMongoError, ValueError, TypeError, OSError) as error:
+        except OSError as error:
+            raise StoreUnavailable("MONGODB_URL: a file that it names for TLS cannot be used") from error
+        except (PyMongoError, ValueError, TypeError) as error:
             # Not the client's own words: they may repeat a part of the address.
             raise StoreUnavailable(
-                "MONGODB_URL: not an address of MongoDB: mongodb://host:port/?replicaSet=name"
+                "MONGODB_URL: not an address of MongoDB: mongodb://user:password@host:port/?replicaSet=name,"
+                " with %40 for a @ in the password and the like"
             ) from error
         try:
             self._tables = self._client.get_database(
@@ -147,24 +152,36 @@ class Driver:
 
         match error:
             case errors.ServerSelectionTimeoutError():
-                return NOBODY
+                return self._nobody()
             case errors.NetworkTimeout() | errors.WaitQueueTimeoutError():
                 return Failure("it does not answer in time")
             case errors.ConnectionFailure():
                 return Failure("the connection broke", lost=True)
             case errors.OperationFailure():
-                return Failure(_refusal(error.code), lost=error.code in _NO_PRIMARY)
+                return Failure(_refusal(error.code), lost=error.code in _NO_PRIMARY | _NO_LOGIN)
             case errors.PyMongoError() if error.timeout:
                 return Failure("it does not answer in time")
             case _:
                 return Failure("the database refused")
 
+    def _nobody(self) -> Failure:
+        """Why the client sees no server: it says so of each of them, not in the error."""
+        for server in self._client.topology_description.server_descriptions().values():
+            if (words := tls_words(server.error)) is not None:
+                return Failure(words, lost=True)
+            if getattr(server.error, "code", None) in _REFUSALS:
+                return Failure(_refusal(server.error.code), lost=True)
+        return NOBODY
+
 
 _NO_PRIMARY = {91, 189, 10107, 11600, 11602, 13435, 13436}
 """Shutting down, stepped down, not (yet) primary."""
 
+_NO_LOGIN = {18, 8000}
+"""After which the client takes the server for unknown, until it next looks by itself: up to ten seconds."""
+
 _REFUSALS = {
-    13: "the user of MONGODB_URL may not do this",
+    13: "the user of MONGODB_URL may not do this, or it names none",
     18: "the login in MONGODB_URL is refused",
     50: "it does not answer in time",
     8000: "the login in MONGODB_URL is refused",

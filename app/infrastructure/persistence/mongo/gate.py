@@ -143,9 +143,11 @@ class Gate:
         return unavailable(failure.words)
 
     def _shut(self, failure: Failure) -> None:
-        if self.reason is not None:
-            return
         trouble = unavailable(failure.words)
+        if self.reason is not None:
+            if failure.lost and failure != NOBODY:  # somebody is back, and has something against us
+                self.reason = str(trouble)
+            return
         self.reason = str(trouble)
         self._look.set()
         self._closed.set_result(None)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.domain.errors import Conflict, NotFound
+from app.domain.errors import Conflict, NotFound, StoreUnavailable
 from app.domain.models.message import Usage
 from app.domain.models.session import Session, SessionPage
 from app.infrastructure.persistence.listing import check_time, decode_cursor, encode_cursor, well_formed
@@ -122,8 +122,12 @@ class MongoSessions:
         await self._leaving.clear(await self._gate.unless_closed(taking))
 
     async def check(self) -> str | None:
-        """See `SessionRepository.check`. Asks nobody: the gate looks at the server all the time."""
-        return self._gate.reason
+        """See `SessionRepository.check`. The gate knows whether the server answers; this asks if it lets us read."""
+        try:
+            await self._gate.read(lambda: self._ledger.tables.facts.find_one({"_id": "version"}))
+        except StoreUnavailable as trouble:
+            return str(trouble)
+        return None
 
     async def _rows(
         self, query: Document, fields: Document, sort: Sequence[tuple[str, int]] | None = None, limit: int = 0
