@@ -1,0 +1,164 @@
+"""Stores that want a login: real servers, users with few rights and difficult passwords, and nothing of them shown."""
+
+import asyncio
+import base64
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pymongo
+import pytest
+
+from tests.support.redis_server import RedisServer, require_redis
+from tests.support.service import Client, NotStarted, Seen, ServiceProcess
+from tests.support.stores import Mongod, mongod_binary
+
+pytestmark = pytest.mark.timeout(180)
+
+DATABASE = "anker-of-ours"
+USER = "anker-ü@service"
+PASSWORD = "p@ss:w/o?r#d%41&+ü"
+"""Every character that means something in an address."""
+
+ROOT = "root-of-the-test"
+RIGHTS = "~anker:* &anker:* +ping +publish +subscribe +unsubscribe +get +set +del"
+"""What docs/operations.md says that the user in Redis needs."""
+
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Stores:
+    """A MongoDB and a Redis with one user each, who may do what the service needs and nothing else."""
+
+    mongod: Mongod
+    redis: RedisServer
+
+    def settings(self, *, mongodb: str = PASSWORD, redis: str = PASSWORD) -> dict[str, str]:
+        """What a service is told, with these passwords."""
+        user = quote(USER, safe="")
+        logins = [f"{user}:{quote(password, safe='')}@127.0.0.1" for password in (mongodb, redis)]
+        return {
+            "MONGODB_URL": f"mongodb://{logins[0]}:{self.mongod.port}/?replicaSet=rs0&authSource=admin",
+            "MONGODB_DATABASE": DATABASE,
+            "REDIS_URL": f"redis://{logins[1]}:{self.redis.port}/0",
+            "LOG_LEVEL": "DEBUG",
+        }
+
+    @property
+    def hidden(self) -> list[str]:
+        """What nobody may ever read."""
+        addresses = [f"127.0.0.1:{server.port}" for server in (self.mongod, self.redis)]
+        return [
+            *(shown for word in (USER, PASSWORD) for shown in (word, quote(word, safe=""))),
+            *addresses,
+            "wrong-one",
+        ]
+
+    def grant(self, *roles: str) -> None:
+        """These roles in our database, and no others, are what the user has."""
+        with as_root(self.mongod) as client:
+            granted = [{"role": role, "db": DATABASE} for role in roles]
+            client.admin.command("updateUser", USER, roles=granted)
+
+
+@pytest.fixture(scope="module")
+def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
+    if mongod_binary() is None and os.environ.get("CI") != "true":
+        pytest.skip("there is no mongod here")
+    folder = tmp_path_factory.mktemp("logins")
+    key = folder / "key"
+    key.write_bytes(base64.b64encode(secrets.token_bytes(96)))
+    key.chmod(0o600)
+    server = Mongod(folder / "mongod", arguments=("--auth", "--keyFile", str(key)))
+    server.start()
+    try:
+        # The first user may be made by anybody on the server's own machine.
+        with pymongo.MongoClient(f"mongodb://127.0.0.1:{server.port}/?directConnection=true") as client:
+            client.admin.command("createUser", ROOT, pwd=ROOT, roles=["root"])
+        with as_root(server) as client:
+            client.admin.command("createUser", USER, pwd=PASSWORD, roles=[{"role": "readWrite", "db": DATABASE}])
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+async def stores(mongod: Mongod, tmp_path: Path) -> AsyncIterator[Stores]:
+    require_redis()
+    users = tmp_path / "users.acl"
+    users.write_text(f"user default off\nuser {USER} on >{PASSWORD} resetchannels -@all {RIGHTS}\n")
+    async with RedisServer("--aclfile", str(users)) as redis:
+        yield Stores(mongod, redis)
+
+
+def as_root(server: Mongod) -> "pymongo.MongoClient[dict[str, object]]":
+    """A client that may do everything."""
+    return pymongo.MongoClient(f"mongodb://{ROOT}:{ROOT}@127.0.0.1:{server.port}/?directConnection=true")
+
+
+async def chatted(client: Client) -> list[Seen]:
+    """A whole chat with the demo model, deltas included."""
+    chat = await client.say(await client.create(), "What can this machine do?", stream=True)
+    return await chat.end(START_SECONDS)
+
+
+async def test_a_whole_chat_needs_no_more_than_the_rights_that_are_documented(stores: Stores, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        services = [ServiceProcess(tmp_path / part / "data", part, **stores.settings()) for part in ("api", "worker")]
+        for service in services:
+            service.data_dir.parent.mkdir()
+            stack.push_async_callback(service.stop)
+        lines = await asyncio.gather(*(service.launch(START_SECONDS) for service in services))
+        client = Client(lines[0].split()[3])
+        stack.push_async_callback(client.close)
+
+        seen = await chatted(client)
+        assert [item.event for item in seen][-1] == "done"
+        assert "message_delta" in [item.event for item in seen]  # which came over Redis
+        answers = [(await client.http.get(path)) for path in ("/ready", "/health", "/metrics")]
+        assert [answer.status_code for answer in answers] == [200, 200, 200]
+
+        await asyncio.to_thread(stores.grant)
+        answers.append(await client.http.get("/ready"))
+        answers.append(await client.http.put("/api/v1/sessions"))
+        assert [answer.status_code for answer in answers[-2:]] == [503, 503]
+        for answer in answers[-2:]:
+            assert "the user of MONGODB_URL may not do this" in answer.json()["msg"]
+        await asyncio.to_thread(stores.grant, "readWrite")
+        assert (await client.http.get("/ready")).status_code == 200
+        seen = await chatted(client)
+        assert [item.event for item in seen][-1] == "done"
+    words = [*lines, *(service.log.read_text() for service in services), *(answer.text for answer in answers)]
+    assert "Traceback" not in "".join(words)
+    assert not [word for word in stores.hidden if word in "".join(words)]
+
+
+async def test_a_wrong_password_of_mongodb_ends_the_start_with_one_line(stores: Stores, tmp_path: Path) -> None:
+    service = ServiceProcess(tmp_path / "data", "worker", **stores.settings(mongodb="wrong-one"))
+    with pytest.raises(NotStarted) as ended:
+        await service.launch(START_SECONDS)
+    assert str(ended.value) == "MONGODB_URL: the store cannot be opened: the login in MONGODB_URL is refused\n"
+
+
+async def test_a_wrong_password_of_redis_is_told_and_the_service_works_without(stores: Stores, tmp_path: Path) -> None:
+    service = ServiceProcess(tmp_path / "data", **stores.settings(redis="wrong-one"))
+    line = await service.launch(START_SECONDS)
+    client = Client(line.split()[3])
+    try:
+        ready = await client.http.get("/ready")
+        assert ready.status_code == 503
+        assert "redis: Redis is away (the login in REDIS_URL is missing or refused)" in ready.json()["msg"]
+        seen = await chatted(client)
+        assert [item.event for item in seen][-1] == "done"
+    finally:
+        await client.close()
+        await service.stop()
+    log = service.log.read_text()
+    assert "Redis is away (the login in REDIS_URL is missing or refused)" in log
+    assert "Traceback" not in log
+    assert not [word for word in stores.hidden if word in line + log + ready.text]
