@@ -2,7 +2,7 @@
 a signal, on a process that lives, or on a store that answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -109,11 +109,9 @@ class World:
         self.running: dict[str, list[str]] = {}
         self.queues: list[LeasedRunQueue] = []
 
-    def process(
-        self, name: str, *, takes_runs: bool = True, times: LeaseTimes = TIMES
-    ) -> tuple[LeasedRunQueue, Worker]:
+    def process(self, name: str, *, takes_runs: bool = True) -> tuple[LeasedRunQueue, Worker]:
         worker = Worker(self, name)
-        queue = LeasedRunQueue(worker, self.leases, self.wire.end(), holder=name, takes_runs=takes_runs, times=times)
+        queue = LeasedRunQueue(worker, self.leases, self.wire.end(), holder=name, takes_runs=takes_runs, times=TIMES)
         queue.start()
         self.queues.append(queue)
         return queue, worker
@@ -157,21 +155,6 @@ class DeadStore:
             raise StoreUnavailable("dead")
 
         return refuse
-
-
-class CountedLooks:
-    """The leases, counting the looks at what waits."""
-
-    def __init__(self, leases: MemoryLeases) -> None:
-        self._leases = leases
-        self.count = 0
-
-    async def claimable(self, *, limit: int) -> Sequence[str]:
-        self.count += 1
-        return await self._leases.claimable(limit=limit)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._leases, name)
 
 
 @pytest.fixture
@@ -370,25 +353,6 @@ async def test_runs_rest_while_the_store_is_away_and_go_on_by_themselves(world: 
     await world.until(lambda: world.types() == ["message", "done"])
     assert not any(attempt.crashed for attempt in worker.attempts)
     await world.until(lambda: not world.leases._rows["s"].holder)
-
-
-async def test_a_run_stays_where_it_is_when_its_lease_ran_out_while_the_store_was_away(world: World) -> None:
-    queue, worker = world.process("worker")
-    await world.say(queue)
-    await world.until(world.runs)
-    beside, other = world.process("other", times=LeaseTimes(lease=6, renew=0.02, look=0.2))
-    looks = beside._leases = CountedLooks(world.leases)  # type: ignore[assignment]
-    await world.until(lambda: looks.count > 0)
-    world.store.trouble = "away"
-    world.now += 2 * TIMES.lease
-    before = looks.count
-    await world.until(lambda: looks.count > before + 1)
-    world.store.trouble = None
-    before = looks.count
-    await world.until(lambda: looks.count > before + 3)
-    assert (len(worker.attempts), other.attempts) == (1, [])
-    world.gate.set()
-    await world.until(lambda: world.types() == ["message", "done"])
 
 
 async def test_a_run_whose_worker_died_while_the_store_was_away_is_taken_soon_after(world: World) -> None:

@@ -27,8 +27,8 @@ _AT_A_LOOK = 16
 """Sessions that a worker takes at one look: the others are left to the workers that look next."""
 
 _AWAY_SECONDS = 0.2
-"""Between two tries to renew while the store is away: leases that have run out meanwhile are renewed before others look
-for them."""
+"""Between two tries to renew while the store is away: leases that ran out meanwhile are renewed before others may take
+them."""
 
 _BUSY_SECONDS = 0.001
 """How much longer a worker hesitates at a signal for every run that it has: the least busy comes first."""
@@ -60,8 +60,6 @@ class LeasedRunQueue:
         )
         self._settled: dict[str, list[asyncio.Event]] = {}
         self._rounds: list[asyncio.Task[None]] = []
-        self._blind = False
-        """Whether the last look at the runs that wait failed."""
 
     @property
     def active(self) -> int:
@@ -174,11 +172,7 @@ class LeasedRunQueue:
         """Take sessions that nobody carries on."""
         if not self._holdings.has_room:
             return
-        blind, self._blind = self._blind, True
         waiting = list(await self._leases.claimable(limit=_AT_A_LOOK))
-        self._blind = False
-        if blind:
-            return  # every lease may have run out while the store was away: the living renew theirs first
         random.shuffle(waiting)
         for session_id in waiting:
             with suppress(NotFound):

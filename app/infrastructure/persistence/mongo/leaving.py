@@ -1,6 +1,7 @@
 """Deleted sessions: their document goes at once, their rows a part at a time, whoever dies in between."""
 
 import asyncio
+import logging
 from contextlib import suppress
 
 from app.domain.errors import NotFound, StoreUnavailable
@@ -9,6 +10,8 @@ from app.infrastructure.persistence.mongo.driver import Driver
 from app.infrastructure.persistence.mongo.gate import Gate
 from app.infrastructure.persistence.mongo.ledger import Ledger
 from app.infrastructure.persistence.rows import event_key
+
+log = logging.getLogger(__name__)
 
 _AT_ONCE = 2000
 _PICTURES_AT_ONCE = 100
@@ -93,8 +96,12 @@ class Leaving:
 
     async def _rounds(self) -> None:
         while True:
-            with suppress(StoreUnavailable):
+            try:
                 await self._round()
+            except StoreUnavailable:
+                pass  # the next round, then
+            except Exception:  # the root of a round: a fault in one must not end those that follow
+                log.exception("what deleted sessions left behind could not be cleared away")
             await asyncio.sleep(_ROUND_SECONDS)
 
     async def _round(self) -> None:
