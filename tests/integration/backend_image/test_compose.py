@@ -34,11 +34,13 @@ def test_a_store_is_where_only_the_service_is(name: str) -> None:
 
 
 def test_mongodb_keeps_its_data_and_redis_has_none_to_keep() -> None:
+    """And what else the images declare as volumes is not left behind."""
     (volume,) = SERVICES["mongodb"]["volumes"]
     assert volume.partition(":")[0] in COMPOSE["volumes"]
+    assert SERVICES["mongodb"]["tmpfs"] == ["/data/configdb"]
     assert "volumes" not in SERVICES["redis"]
     assert SERVICES["redis"]["command"] == ["redis-server", "--save", "", "--appendonly", "no"]
-    assert SERVICES["redis"]["tmpfs"] == ["/data"]  # else the image's own volume is left behind
+    assert SERVICES["redis"]["tmpfs"] == ["/data"]
 
 
 def test_the_sandboxes_network_is_left_to_the_service() -> None:
