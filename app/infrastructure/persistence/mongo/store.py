@@ -52,8 +52,8 @@ class MongoStore:
             self._ledger.tables = tables_of(self._driver)
             self.installation = await prepare(self._driver, self._ledger.tables)
         except self._driver.failures as error:
+            words = self._driver.failure(error).words  # a client that is closed no longer knows
             await self._driver.close()
-            words = self._driver.failure(error).words
             raise StoreUnavailable(f"MONGODB_URL: the store cannot be opened: {words}") from error
         except BaseException:
             await self._driver.close()
