@@ -7,14 +7,17 @@ from collections.abc import Mapping
 import httpx
 
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
-PING_SECONDS = 1.0
+CONNECT_SECONDS = 1.0
+PING_SECONDS = 10.0
+"""For an engine that is there and slow. A wrong no is dear: commands would run unisolated, or elsewhere than those of the
+same session in another process."""
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 """The names under which a sandbox looks for one."""
 
 
 async def docker_answers(environment: Mapping[str, str]) -> bool:
-    """Whether the engine at `DOCKER_HOST` of `environment`, or at its usual socket, answers a ping within a second.
+    """Whether the engine at `DOCKER_HOST` of `environment`, or at its usual socket, answers a ping in time.
 
     `unix://` and `tcp://` addresses are asked; for any other kind (`ssh://`) the answer is False.
     """
@@ -27,7 +30,8 @@ async def docker_answers(environment: Mapping[str, str]) -> bool:
     else:
         return False
     try:
-        async with asyncio.timeout(PING_SECONDS), httpx.AsyncClient(transport=transport) as client:
+        timeouts = httpx.Timeout(PING_SECONDS, connect=CONNECT_SECONDS)
+        async with asyncio.timeout(PING_SECONDS), httpx.AsyncClient(transport=transport, timeout=timeouts) as client:
             answer = await client.get(url)
     except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, OSError):
         return False
