@@ -9,8 +9,8 @@ import httpx
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 CONNECT_SECONDS = 1.0
 PING_SECONDS = 10.0
-"""For an engine that is there and slow. A wrong no is dear: commands would run unisolated, or elsewhere than those of the
-same session in another process."""
+"""For an engine that is there and slow. A wrong no is dear: commands would run unisolated, or elsewhere than the same
+session's in another process."""
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 """The names under which a sandbox looks for one."""
