@@ -41,6 +41,10 @@ class Storm:
         self._cluster = cluster
         self._rng = random.Random(seed)
         self._under_way = asyncio.TaskGroup()
+        self._done = 0
+        """All counts, at the last death."""
+        self._idle_deaths = 0
+        """Deaths in a row between which nothing was done."""
 
     async def rage(self) -> None:
         """Returns when everything is up again."""
@@ -52,7 +56,9 @@ class Storm:
 
     async def _moment(self) -> None:
         """Any moment, or one at which something has just happened that is not stored yet."""
-        await asyncio.sleep(self._rng.uniform(0.05, 1))
+        await asyncio.sleep(self._cluster.patience(self._rng.uniform(0.05, 1)))
+        if self._counts and self._idle_deaths >= 3:
+            await self._until_something_is_done()
         count = self._rng.choice([None, *self._counts])
         if count is None:
             return
@@ -61,6 +67,14 @@ class Storm:
             async with asyncio.timeout(1):
                 while count() == before:
                     await asyncio.sleep(0.001)
+
+    async def _until_something_is_done(self) -> None:
+        """A busy machine may do nothing between two deaths, and a run over which the service died ten times in vain is
+        given up, as it should be."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._cluster.patience(10)):
+                while sum(count() for count in self._counts) == self._done:
+                    await asyncio.sleep(0.01)
 
     def _acts(self) -> list[tuple[Act, int]]:
         acts: list[tuple[Act, int]] = [(self._kill, 8), (self._kill_all, 1), (self._hand_over, 2), (self._freeze, 1)]
@@ -84,6 +98,8 @@ class Storm:
 
     async def _end(self, victim: Member) -> None:
         self.kills += 1
+        before, self._done = self._done, sum(count() for count in self._counts)
+        self._idle_deaths = self._idle_deaths + 1 if self._done == before else 0
         victim.busy = True
         self._cluster.note(f"SIGKILL {victim.name}", sets_back=victim.part != "api")
         await victim.kill()
@@ -182,20 +198,20 @@ async def live_through(cluster: Cluster, storm: Weather, new_life: Callable[[], 
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
                 group.create_task(one_after_the_other())
-            async with asyncio.timeout(storm.seconds):
+            async with asyncio.timeout(cluster.patience(storm.seconds)):
                 await storm.rage()
             raging = False
             cluster.note("the storm is over")
-            group.create_task(_bounded(going))
+            group.create_task(_bounded(going, cluster.patience(CALM_SECONDS)))
     finally:
         for life in going:
             cluster.note(f"does not rest: {life}")
     return lives
 
 
-async def _bounded(going: set[Life]) -> None:
+async def _bounded(going: set[Life], seconds: float) -> None:
     """Raises when somebody still does not rest long after the storm."""
-    async with asyncio.timeout(CALM_SECONDS):
+    async with asyncio.timeout(seconds):
         while going:
             await asyncio.sleep(0.05)
 

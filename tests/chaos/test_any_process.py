@@ -70,7 +70,7 @@ async def test_stop_reaches_a_run_in_another_process_in_a_second(cluster: Cluste
         assert (await chat.end())[-1].event == "done"
         check_log((await first.history(session))["events"])
     print("stop took", [round(seconds, 3) for seconds in took])
-    assert max(took) < STOP_SECONDS
+    assert max(took) < cluster.patience(STOP_SECONDS)
     await none_left(lambda: running(lengths))
 
 
@@ -99,7 +99,7 @@ async def test_another_worker_takes_over_in_the_same_stream(cluster: Cluster, sc
     await chat.until("tool", status="called", tool_call_id=chat.seen[seen - 1].data["tool_call_id"])
     took = time.monotonic() - begun
     print(f"{member.name} was {how}; another went on after {took:.2f} s")
-    assert took < (HAND_OVER_SECONDS if how == "told to end" else TAKEOVER_SECONDS)
+    assert took < cluster.patience(HAND_OVER_SECONDS if how == "told to end" else TAKEOVER_SECONDS)
     frames = await chat.end()
     assert frames[-1].event == "done"
     history = await stored(cluster.apis[1], session)
@@ -108,7 +108,7 @@ async def test_another_worker_takes_over_in_the_same_stream(cluster: Cluster, sc
     if how == "frozen":
         # It wakes up in the middle of what another has long ended, and finds that it may not write any more.
         member.thaw()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while "a run was lost to another worker" not in member.log:
                 await asyncio.sleep(0.05)
         assert await stored(client, session) == history
@@ -122,7 +122,7 @@ async def test_a_request_that_waits_when_its_process_is_told_to_end_is_sent_else
     session, chat, member = await _working(cluster, cluster.apis[1], script)
     member.freeze()  # so that nobody carries out the stop before its lease is over
     stopping = asyncio.create_task(api.client.stop(session))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while "stop" not in await _waiting(cluster, session):
             await asyncio.sleep(0.02)
     await api.hand_over(hang_up=False)
@@ -212,7 +212,7 @@ async def _end_with_a_crowd(member: Member, script: MarkingModel) -> None:
     await chat.until("tool", status="calling")
     seconds = await member.hand_over()
     print(f"{member.name} ended in {seconds:.2f} s with {len(streams)} streams open")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asyncio.gather(*(stream.rest() for stream in streams))
     await asyncio.gather(*(stream.hang_up() for stream in streams))
 

@@ -40,7 +40,7 @@ async def _until_given_up(cluster: Cluster, deadly: Deadly, victims: Callable[[]
     while True:
         asked = asyncio.create_task(deadly.asked.wait())
         over = asyncio.create_task(_over(cluster, session))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(cluster.patience(30)):
             await asyncio.wait([asked, over], return_when=asyncio.FIRST_COMPLETED)
         for task_ in (asked, over):
             task_.cancel()

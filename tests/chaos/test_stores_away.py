@@ -40,7 +40,7 @@ async def cluster(
 
 
 async def _to_the_end(reader: Reader, client: Client) -> None:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(100):
         while not reader.ended:
             with suppress(httpx.HTTPError, Refused):
                 await reader.read(client.http)
@@ -51,7 +51,7 @@ async def _begin(client: Client) -> Reader:
     """A run in the middle of its work."""
     reader = Reader(await client.create())
     await reader.read(client.http, task("any"), bytes_at_most=1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not any(event == "tool" for _, event, _ in reader.seen):
             await reader.read(client.http, bytes_at_most=1_500)
     return reader
@@ -102,8 +102,9 @@ async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
         else:
             mongod.resume()
     print(f"mongod {how}: refused after", {name: round(seconds, 2) for name, seconds in took.items()})
-    assert max(took.pop("ready"), took.pop("first put"), took.pop("first chat")) < NOTICED_SECONDS + PATIENCE
-    assert max(took.values()) < 1 + PATIENCE
+    noticed = max(took.pop("ready"), took.pop("first put"), took.pop("first chat"))
+    assert noticed < cluster.patience(NOTICED_SECONDS + PATIENCE)
+    assert max(took.values()) < cluster.patience(1 + PATIENCE)
     back = time.monotonic()
     await _to_the_end(reader, client)
     print(f"the run went on, and ended {time.monotonic() - back:.2f} s after mongod was back")
@@ -111,7 +112,7 @@ async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
     check_log(events_of(history))
     assert history[-1][1] == "done"
     reader.check(history)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await client.http.get("/ready")).status_code != 200:
             await asyncio.sleep(0.05)
 
@@ -127,7 +128,7 @@ async def test_a_call_that_ends_while_mongod_is_away_is_known_and_its_run_stays_
     else:
         mongod.pause()
     cluster.note(f"mongod is {how}")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not words_in(tmp_path / "marks"):
             await asyncio.sleep(0.02)
     await asyncio.sleep(LeaseTimes().lease + 2)  # every lease runs out
@@ -149,7 +150,7 @@ async def test_a_call_that_ends_while_mongod_is_away_is_known_and_its_run_stays_
 async def _ready_turns_red(client: Client) -> float:
     begun = time.monotonic()
     while (await client.http.get("/ready")).status_code != 503:
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 60
         await asyncio.sleep(0.05)
     return time.monotonic() - begun
 
@@ -182,7 +183,7 @@ async def test_without_redis_streams_are_slower_and_lose_nothing(
             await redis.start()
         else:
             redis.thaw()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await client.http.get("/ready")).status_code != 200:
             await asyncio.sleep(0.05)
     begun = time.monotonic()

@@ -24,6 +24,8 @@ EXIT_SECONDS = 5.0
 took to start, which is several times the work."""
 
 GONE_SECONDS = 10.0
+START_SECONDS = 2.0
+"""In which a process is up that has a processor of a machine to itself."""
 
 
 class Member:
@@ -38,9 +40,10 @@ class Member:
         self.up = False
         self.busy = False
         """Whether it is on its way down or up: nobody else may kill or start it."""
-        self._start_seconds = 0.0
+        self.start_seconds = 0.0
+        """How long its last start took."""
 
-    async def start(self, seconds: float = 60) -> None:
+    async def start(self, seconds: float = 120) -> None:
         """Until it is up; again and again, as a supervisor would, while a store that it needs is away."""
         async with asyncio.timeout(seconds):
             while True:
@@ -52,7 +55,7 @@ class Member:
                     await asyncio.sleep(0.2)
                     continue
                 break
-        self._start_seconds = time.monotonic() - begun
+        self.start_seconds = time.monotonic() - begun
         if self.part != "worker":
             self.service.url = line.split()[3]
             self.client = Client(self.service.url)
@@ -82,7 +85,7 @@ class Member:
             await self._hang_up()
         # uvicorn ends itself by the signal that it was told to end with, once everything is closed.
         assert code in (0, -signal.SIGTERM), f"{self.name} ended with {code}"
-        limit = max(EXIT_SECONDS, 2 * self._start_seconds)
+        limit = max(EXIT_SECONDS, 2 * self.start_seconds)
         assert seconds < limit, f"{self.name} ended after {seconds:.2f} s, and not in {limit:.2f} s"
         return seconds
 
@@ -206,6 +209,12 @@ class Cluster:
             await member.end()
         if self.sandbox is not None:
             await self.sandbox.stop()
+
+    def patience(self, seconds: float) -> float:
+        """`seconds`; on a machine on which the processes took longer to start, as many times longer."""
+        slowest = max((member.start_seconds for member in self.members), default=0)
+        usual = START_SECONDS * max(1, len(self.members) / (os.cpu_count() or 1))
+        return seconds * max(1, slowest / usual)
 
     def note(self, text: str, *, sets_back: bool = False) -> None:
         """Into the diary."""
