@@ -178,7 +178,7 @@ _NO_PRIMARY = {91, 189, 10107, 11600, 11602, 13435, 13436}
 """Shutting down, stepped down, not (yet) primary."""
 
 _NO_LOGIN = {18, 8000}
-"""After which the client takes the server for unknown, until it next looks by itself: up to ten seconds."""
+"""After which the client takes the server for unknown, until it next looks by itself."""
 
 _REFUSALS = {
     13: "the user of MONGODB_URL may not do this, or it names none",
