@@ -16,7 +16,7 @@ from tests.chaos.conftest import MANY, Settings
 from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.cluster import Cluster, SharedSandbox
 from tests.support.invariants import check_log
-from tests.support.marking import CALLS, STEPS, MarkingModel, task, words_in
+from tests.support.marking import CALLS, STEPS, MarkingModel, check_marks, task, words_in
 from tests.support.reader import Reader, Refused, stored
 from tests.support.redis_server import RedisServer
 from tests.support.service import Client
@@ -145,6 +145,28 @@ async def test_a_call_that_ends_while_mongod_is_away_is_known_and_its_run_stays_
     marks = words_in(tmp_path / "marks")
     assert len(marks) == STEPS * CALLS and set(marks.values()) == {1}
     assert not any("lost to another worker" in member.log for member in cluster.members)
+
+
+async def test_a_worker_that_waits_for_mongod_ends_when_it_is_told_to(
+    cluster: Cluster, mongod: Mongod, tmp_path: Path
+) -> None:
+    client, other = cluster.apis
+    reader = await _begin(client)
+    await asyncio.to_thread(mongod.kill)
+    cluster.note("mongod is killed")
+    workers = cluster.alive("worker")
+    async with asyncio.timeout(60):
+        while not any("what was done waits for it" in worker.log for worker in workers):
+            await asyncio.sleep(0.02)
+    took = await asyncio.gather(*(worker.hand_over() for worker in workers))
+    print("workers ended after", [round(seconds, 2) for seconds in took])
+    await asyncio.to_thread(mongod.start)
+    await asyncio.gather(*(worker.start() for worker in workers))
+    await _to_the_end(reader, client)
+    history = await stored(other, reader.session)
+    check_log(events_of(history))
+    reader.check(history)
+    check_marks([history], words_in(tmp_path / "marks"))
 
 
 async def _ready_turns_red(client: Client) -> float:

@@ -68,11 +68,12 @@ def test_the_service_has_the_engines_socket_its_data_and_few_privileges() -> Non
     assert [name for name, service in SERVICES.items() if "docker.sock" in str(service)] == ["anker", "worker"]
 
 
-def test_a_worker_is_the_service_without_a_port() -> None:
+def test_a_worker_is_the_service_without_a_published_port_and_with_the_same_health_check() -> None:
     worker, anker = SERVICES["worker"], SERVICES["anker"]
     assert worker["command"][-3:] == ["-m", "app", "worker"]
     assert worker["ports"] == []
-    own = {"profiles", "command", "ports", "healthcheck"}
+    assert anker["environment"]["WORKER_PORT"] == anker["environment"]["PORT"]
+    own = {"profiles", "command", "ports"}
     assert {name: value for name, value in worker.items() if name not in own} == {
         name: value for name, value in anker.items() if name not in own
     }

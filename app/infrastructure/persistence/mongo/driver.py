@@ -23,6 +23,9 @@ _HEARTBEAT_SECONDS = 2.0
 """How often the client looks at each server, and with the time for a connection until it knows that one hangs. A
 member that was away and is elected is not seen before: as long as there seems to be a primary, nobody looks sooner."""
 
+_CLOSE_SECONDS = 0.5
+"""How long closing may take with what is said to a server in it."""
+
 _CONNECTIONS = 20
 """At once, to a server: what waits for one of them waits no longer than an operation may take."""
 
@@ -106,10 +109,12 @@ class Driver:
     async def close(self) -> None:
         """Close every connection."""
         if self._client is not None:
-            # Motor's is a plain call that waits for the threads which watch the servers.
-            closing: object = await asyncio.to_thread(self._client.close)
-            if inspect.isawaitable(closing):
-                await closing
+            # It says good-bye to a server, and would look for one if none is there.
+            with self.within(_CLOSE_SECONDS):
+                # Motor's is a plain call that waits for the threads which watch the servers.
+                closing: object = await asyncio.to_thread(self._client.close)
+                if inspect.isawaitable(closing):
+                    await closing
 
     def collection(self, name: str) -> Collection:
         """One of the store's collections."""
