@@ -13,10 +13,11 @@ between, and resting for an answer are one and the same thing: load, put the boo
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from app.domain.errors import RunGivenUp, SandboxFailure, SandboxUnavailable, Superseded
+from app.domain.errors import AnkerError, RunGivenUp, SandboxFailure, SandboxUnavailable, Superseded
 from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, StepEvent, ToolCalledEvent
@@ -103,6 +104,8 @@ class PlanActFlow:
             await self._go_on()
         except asyncio.CancelledError:
             self._book.hurry()
+            with suppress(AnkerError):  # what became of the write is in the journal; that the run was cut short is not
+                await self._book.settle()
             raise
         finally:
             # Whoever goes on from the journal, perhaps in the next instant, must find there all that was done.
