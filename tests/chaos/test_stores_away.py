@@ -155,12 +155,14 @@ async def test_a_worker_that_waits_for_mongod_ends_when_it_is_told_to(
     await asyncio.to_thread(mongod.kill)
     cluster.note("mongod is killed")
     workers = cluster.alive("worker")
-    async with asyncio.timeout(60):
-        while not any("what was done waits for it" in worker.log for worker in workers):
-            await asyncio.sleep(0.02)
-    took = await asyncio.gather(*(worker.hand_over() for worker in workers))
-    print("workers ended after", [round(seconds, 2) for seconds in took])
-    await asyncio.to_thread(mongod.start)
+    try:
+        async with asyncio.timeout(60):
+            while not any("what was done waits for it" in worker.log for worker in workers):
+                await asyncio.sleep(0.02)
+        took = await asyncio.gather(*(worker.hand_over() for worker in workers))
+        print("workers ended after", [round(seconds, 2) for seconds in took])
+    finally:
+        await asyncio.to_thread(mongod.start)
     await asyncio.gather(*(worker.start() for worker in workers))
     await _to_the_end(reader, client)
     history = await stored(other, reader.session)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -96,11 +97,12 @@ class Lanes:
                 _fail(lane.pending.popleft().done, failure)
 
     async def close(self) -> None:
-        """Write what is waiting; later writes are refused."""
+        """Write what is waiting; later writes are refused. Without a server nobody waits for what was under way."""
         self._closing = True
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
         if tasks:
-            await asyncio.wait(tasks)
+            with suppress(StoreUnavailable):
+                await self._gate.unless_closed(asyncio.wait(tasks))
 
     def _put(self, session_id: str, pending: _Fold | _Alone) -> None:
         if self._closing:
