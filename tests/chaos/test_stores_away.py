@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -57,6 +57,24 @@ async def _begin(client: Client) -> Reader:
     return reader
 
 
+@asynccontextmanager
+async def _away(cluster: Cluster, mongod: Mongod, how: str) -> AsyncIterator[None]:
+    """MongoDB is `killed` or `frozen`, and comes back whatever happens: others use it as well."""
+    if how == "killed":
+        await asyncio.to_thread(mongod.kill)
+    else:
+        mongod.pause()
+    cluster.note(f"mongod is {how}")
+    try:
+        yield
+    finally:
+        if how == "killed":
+            await asyncio.to_thread(mongod.start)
+        else:
+            mongod.resume()
+        cluster.note("mongod is back")
+
+
 async def _refused(client: Client, method: str, path: str, body: object = None) -> float:
     """The seconds until a request was refused with a 503 that says when to come again."""
     begun = time.monotonic()
@@ -73,12 +91,7 @@ async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
 ) -> None:
     client, other = cluster.apis
     reader = await _begin(client)
-    if how == "killed":
-        await asyncio.to_thread(mongod.kill)
-    else:
-        mongod.pause()
-    cluster.note(f"mongod is {how}")
-    try:
+    async with _away(cluster, mongod, how):
         session = f"/api/v1/sessions/{reader.session}"
         # Those that come at the very instant at which nobody knows of it yet.
         ready, put, post = await asyncio.gather(
@@ -96,11 +109,6 @@ async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
             "stop": await _refused(other, "POST", f"{session}/stop"),
             "delete": await _refused(other, "DELETE", session),
         }
-    finally:
-        if how == "killed":
-            await asyncio.to_thread(mongod.start)
-        else:
-            mongod.resume()
     print(f"mongod {how}: refused after", {name: round(seconds, 2) for name, seconds in took.items()})
     noticed = max(took.pop("ready"), took.pop("first put"), took.pop("first chat"))
     assert noticed < cluster.patience(NOTICED_SECONDS + PATIENCE)
@@ -123,20 +131,11 @@ async def test_a_call_that_ends_while_mongod_is_away_is_known_and_its_run_stays_
 ) -> None:
     client, other = cluster.apis
     reader = await _begin(client)
-    if how == "killed":
-        await asyncio.to_thread(mongod.kill)
-    else:
-        mongod.pause()
-    cluster.note(f"mongod is {how}")
-    async with asyncio.timeout(60):
-        while not words_in(tmp_path / "marks"):
-            await asyncio.sleep(0.02)
-    await asyncio.sleep(LeaseTimes().lease + 2)  # every lease runs out
-    if how == "killed":
-        await asyncio.to_thread(mongod.start)
-    else:
-        mongod.resume()
-    cluster.note("mongod is back")
+    async with _away(cluster, mongod, how):
+        async with asyncio.timeout(60):
+            while not words_in(tmp_path / "marks"):
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(LeaseTimes().lease + 2)  # every lease runs out
     await _to_the_end(reader, client)
     history = await stored(other, reader.session)
     check_log(events_of(history))
@@ -152,17 +151,13 @@ async def test_a_worker_that_waits_for_mongod_ends_when_it_is_told_to(
 ) -> None:
     client, other = cluster.apis
     reader = await _begin(client)
-    await asyncio.to_thread(mongod.kill)
-    cluster.note("mongod is killed")
     workers = cluster.alive("worker")
-    try:
+    async with _away(cluster, mongod, "killed"):
         async with asyncio.timeout(60):
             while not any("what was done waits for it" in worker.log for worker in workers):
                 await asyncio.sleep(0.02)
         took = await asyncio.gather(*(worker.hand_over() for worker in workers))
         print("workers ended after", [round(seconds, 2) for seconds in took])
-    finally:
-        await asyncio.to_thread(mongod.start)
     await asyncio.gather(*(worker.start() for worker in workers))
     await _to_the_end(reader, client)
     history = await stored(other, reader.session)
