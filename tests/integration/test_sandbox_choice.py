@@ -14,9 +14,10 @@ from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSan
 
 
 @asynccontextmanager
-async def engine(path: Path, answer: bytes) -> AsyncIterator[None]:
+async def engine(path: Path, answer: bytes, *, after: float = 0) -> AsyncIterator[None]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /_ping HTTP/1.1\r\n")
+        await asyncio.sleep(after)
         writer.write(answer)
         if not answer:
             await reader.read()
@@ -36,6 +37,12 @@ async def test_docker_answers_when_its_socket_does(tmp_path: Path) -> None:
     async with engine(path, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"):
         assert await docker_answers(environment)
     assert not await docker_answers(environment)
+
+
+async def test_an_engine_that_is_there_and_slow_is_waited_for(tmp_path: Path) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
+    async with engine(tmp_path / "docker.sock", answer, after=detect.CONNECT_SECONDS + 0.2):
+        assert await docker_answers({"DOCKER_HOST": f"unix://{tmp_path}/docker.sock"})
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", b"SSH-2.0\r\n\r\n", b""])
