@@ -12,7 +12,7 @@
     ├── LimitReached          too many at once; carries `retry_after`
     ├── Unavailable           something we depend on is away; carries `retry_after`
     │   ├── StoreUnavailable
-    │   │   └── Outdated   a write of the run that seemed to have failed has happened after all
+    │   │   └── Outdated      a write of the run that seemed to have failed has happened after all
     │   └── SandboxUnavailable
     ├── SandboxFailure        the sandbox answered, but not with success
     │   └── BrowserFailure    the page, or the browser, did not do what was asked

@@ -1,7 +1,6 @@
 """The stores under contract, each with what a test needs beside the ports."""
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from app.interfaces.wire import encode_event
 from tests.fakes.memory_leases import MemoryLeases
 from tests.fakes.memory_store import MemoryPictures, MemoryStore
 from tests.fakes.memory_tickets import MemoryTickets
-from tests.support.stores import Mongod, mongod_binary
+from tests.support.stores import Mongod, require_mongod
 
 Committed = list[tuple[str, Sequence[EventRecord]]]
 T = TypeVar("T", "MemoryHarness", "SqliteHarness", "MongoHarness", "Harness")
@@ -116,19 +115,13 @@ STORES = ("memory", "mongo-motor", "mongo-pymongo", "sqlite")
 @pytest.fixture(scope="session")
 def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
     """One server for all tests that do not kill it."""
-    need_mongod()
+    require_mongod()
     server = Mongod(tmp_path_factory.mktemp("mongod"))
     server.start()
     try:
         yield server
     finally:
         server.kill()
-
-
-def need_mongod() -> None:
-    """Leave the test out where there is no server to be had; not in CI, where there must be one."""
-    if mongod_binary() is None and os.environ.get("CI") != "true":
-        pytest.skip("there is no mongod here")
 
 
 def harness_of(name: str, data_dir: Path, request: pytest.FixtureRequest) -> Harness:

@@ -23,8 +23,8 @@ from app.infrastructure.persistence.mongo import MongoStore
 from app.infrastructure.persistence.mongo.driver import ClientName
 from app.infrastructure.persistence.mongo.schema import VERSION
 from app.interfaces.wire import encode_event
-from tests.contract.conftest import CLIENTS, MongoHarness, need_mongod
-from tests.support.stores import Mongod, free_port
+from tests.contract.conftest import CLIENTS, MongoHarness
+from tests.support.stores import Mongod, free_port, require_mongod
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +85,7 @@ async def until(condition: Callable[[], Awaitable[object]], seconds: float = 20)
 @pytest.fixture
 def own_mongod(tmp_path: Path) -> Iterator[Mongod]:
     """A server that the test may do anything to."""
-    need_mongod()
+    require_mongod()
     server = Mongod(tmp_path / "mongod")
     server.start()
     try:
@@ -375,7 +375,7 @@ async def test_a_server_that_is_not_there_is_said_within_seconds_without_its_add
 
 @pytest.mark.parametrize("client", sorted(CLIENTS.values()))
 async def test_a_server_that_is_no_replica_set_is_refused_with_what_to_do(client: ClientName, tmp_path: Path) -> None:
-    need_mongod()
+    require_mongod()
     server = Mongod(tmp_path, replica_set=False)
     await asyncio.to_thread(server.start)
     try:

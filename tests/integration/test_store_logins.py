@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -15,7 +14,7 @@ import pytest
 
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.service import Client, NotStarted, Seen, ServiceProcess
-from tests.support.stores import Mongod, mongod_binary
+from tests.support.stores import Mongod, require_mongod
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -68,8 +67,7 @@ class Stores:
 
 @pytest.fixture(scope="module")
 def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
-    if mongod_binary() is None and os.environ.get("CI") != "true":
-        pytest.skip("there is no mongod here")
+    require_mongod()
     folder = tmp_path_factory.mktemp("logins")
     key = folder / "key"
     key.write_bytes(base64.b64encode(secrets.token_bytes(96)))

@@ -1,7 +1,6 @@
 """Tickets in a service of several API processes on one MongoDB."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,15 +9,14 @@ import pytest
 
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.service import Client, ServiceProcess
-from tests.support.stores import Mongod, mongod_binary
+from tests.support.stores import Mongod, require_mongod
 
 PROCESSES = 3
 
 
 @pytest.fixture
 async def apis(tmp_path: Path) -> AsyncIterator[list[Client]]:
-    if mongod_binary() is None and os.environ.get("CI") != "true":
-        pytest.skip("there is no mongod here")
+    require_mongod()
     require_redis()
     mongod = Mongod(tmp_path / "mongod")
     await asyncio.to_thread(mongod.start)

@@ -1,7 +1,6 @@
 """A worker that tells how it is: what an operator's health checks and Prometheus ask for."""
 
 import asyncio
-import os
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -12,13 +11,12 @@ import pytest
 
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.service import Client, NotStarted, ServiceProcess
-from tests.support.stores import Mongod, mongod_binary
+from tests.support.stores import Mongod, require_mongod
 
 
 @pytest.fixture
 async def stores(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
-    if mongod_binary() is None and os.environ.get("CI") != "true":
-        pytest.skip("there is no mongod here")
+    require_mongod()
     require_redis()
     mongod = Mongod(tmp_path / "mongod")
     await asyncio.to_thread(mongod.start)

@@ -34,6 +34,9 @@ class LeaseRepository(Protocol):
     async def take(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
         """Lease the session for `seconds`; None when somebody's lease still runs, the holder's own included.
 
+        For some seconds after the store was away, one that ran out meanwhile counts as running: its holder could not
+        renew it.
+
         Raises:
             NotFound: no such session.
         """

@@ -10,7 +10,7 @@ from app.domain.repositories.journal import Change, Journal
 log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 0.3
-"""Between two tries. Short, for whoever writes first when the store is back keeps the run."""
+"""Between two tries. Short: the stream stands still until the first succeeds."""
 
 
 class Writing:

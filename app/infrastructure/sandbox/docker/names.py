@@ -45,11 +45,10 @@ class Names:
 
     def sessions(self, name: str, labels: Labels) -> set[str]:
         """The ids of the sessions that an object of this name and with these labels may belong to."""
-        told = {session_id} if (session_id := labels.get(SESSION)) else set[str]()
         # An adopted container's label stays empty, and its name says it, unless that is a hash: then its pointer does.
-        if self.of(session_id := name.removeprefix(f"{self._prefix}-")) == name:
-            told.add(session_id)
-        return told
+        named = name.removeprefix(f"{self._prefix}-")
+        told = {labels.get(SESSION, ""), named if self.of(named) == name else ""}
+        return told - {""}
 
     def waiting(self) -> str:
         """A new name for a waiting container and its volume."""
