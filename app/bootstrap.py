@@ -13,8 +13,8 @@ import httpx
 
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
-from app.application.services.pictures import PictureService
 from app.application.services.runs import RunService
+from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
@@ -51,7 +51,7 @@ from app.infrastructure.streams.polling import PollingFeed
 from app.infrastructure.streams.redis import RedisBus, RedisFeed, RedisSignals
 from app.interfaces.api.services import Services
 from app.interfaces.metrics import Metrics
-from app.interfaces.wire import encode_event, picture_address
+from app.interfaces.wire import encode_event, screenshot_address
 from app.settings import Role, Settings, UnusableSetting
 
 log = logging.getLogger(__name__)
@@ -107,16 +107,24 @@ async def open_container(
         stack.push_async_callback(sandboxes.close)
         browsers = overrides.get("browsers") or PlaywrightBrowsers(sandboxes)
         stack.push_async_callback(browsers.close)
-        pictures = PictureService(sessions=store.sessions, pictures=store.pictures, address=picture_address)
+        screenshots = ScreenshotService(
+            sessions=store.sessions, screenshots=store.screenshots, address=screenshot_address
+        )
         engine = await _engine(settings, overrides, stack)
-        parts = FlowParts(journal=store.journal, feed=feed, model=model, tools=overrides.get("tools", EXECUTING))
-        runs = RunService(parts=parts, sandboxes=sandboxes, browsers=browsers, pictures=pictures, engine=engine)
+        parts = FlowParts(event_log=store.event_log, feed=feed, model=model, tools=overrides.get("tools", EXECUTING))
+        runs = RunService(parts=parts, sandboxes=sandboxes, browsers=browsers, screenshots=screenshots, engine=engine)
         signals = LocalSignals() if bus is None else RedisSignals(bus)
         queue = await _queue(store, runs, signals, role=role)
         stack.push_async_callback(queue.close)
         stack.callback(feed.close)
         opened = _Opened(
-            store=store, bus=bus, feed=feed, queue=queue, sandboxes=sandboxes, browsers=browsers, pictures=pictures
+            store=store,
+            bus=bus,
+            feed=feed,
+            queue=queue,
+            sandboxes=sandboxes,
+            browsers=browsers,
+            screenshots=screenshots,
         )
         services = _services(opened, metrics, heartbeat=overrides.get("heartbeat", 15.0))
         where = f"SQLite in {settings.data_dir}" if isinstance(store, SqliteStore) else "MongoDB"
@@ -134,7 +142,7 @@ class _Opened:
     queue: RunQueue
     sandboxes: SandboxProvider
     browsers: Browsers
-    pictures: PictureService
+    screenshots: ScreenshotService
 
 
 def _store(settings: Settings, on_committed: OnCommitted) -> Store:
@@ -155,14 +163,14 @@ async def _bus(settings: Settings, store: Store, stack: AsyncExitStack) -> Redis
 async def _feed(store: Store, bus: RedisBus | None, stack: AsyncExitStack) -> AnyFeed:
     if bus is None and isinstance(store, SqliteStore):
         return MemoryFeed()
-    hub, heads = MemoryFeed(alone=False), store.sessions.heads
+    hub, heads = MemoryFeed(alone=False), store.sessions.last_event_numbers
     return await stack.enter_async_context(PollingFeed(hub, heads) if bus is None else RedisFeed(hub, bus, heads))
 
 
 async def _queue(store: Store, runs: RunService, signals: Signals, *, role: Role) -> RunQueue:
     if isinstance(store, SqliteStore):
         inline = InlineRunQueue(runs)
-        for session_id in await store.sessions.active():
+        for session_id in await store.sessions.list_active():
             log.info("a run that was cut short goes on", extra={"session_id": session_id})
             inline.resume(session_id)
         return inline
@@ -175,20 +183,20 @@ async def _queue(store: Store, runs: RunService, signals: Signals, *, role: Role
 
 def _services(opened: _Opened, metrics: Metrics, *, heartbeat: float) -> Services:
     store, feed, queue, sandboxes = opened.store, opened.feed, opened.queue, opened.sandboxes
-    streams = EventStreams(store.journal, feed)
+    streams = EventStreams(store.event_log, feed)
     desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
     return Services(
-        chat=ChatService(sessions=store.sessions, journal=store.journal, streams=streams, feed=feed, queue=queue),
+        chat=ChatService(sessions=store.sessions, event_log=store.event_log, streams=streams, feed=feed, queue=queue),
         sessions=SessionService(
             sessions=store.sessions,
-            journal=store.journal,
+            event_log=store.event_log,
             streams=streams,
             feed=feed,
             queue=queue,
             sandboxes=sandboxes,
             browsers=opened.browsers,
         ),
-        pictures=opened.pictures,
+        screenshots=opened.screenshots,
         desktop=desktop,
         tickets=TicketService(sessions=store.sessions, tickets=store.tickets),
         checks={
@@ -250,7 +258,7 @@ async def _sandboxes(
     local = LocalSandboxes(folder, ttl_minutes=settings.sandbox_ttl_minutes)
     hide_process()
     await local.start()
-    if strays := await local.sweep(await store.sessions.ids()):
+    if strays := await local.sweep(await store.sessions.list_ids()):
         log.info("removed %d workspaces of sessions that were deleted", strays)
     browser = "" if has_chromium() else ", without a browser: there is no Chromium here"
     return local, f"processes on this machine, unisolated{browser}"
@@ -274,7 +282,7 @@ async def _docker(settings: Settings, store: Store, *, role: Role) -> tuple[Sand
         sudo=settings.sandbox_sudo,
         runtime=settings.sandbox_runtime,
     )
-    docker = DockerSandboxes(options, installation=store.installation, known=store.sessions.heads)
+    docker = DockerSandboxes(options, installation=store.installation, known=store.sessions.last_event_numbers)
     await docker.start()
     return docker, f"Docker containers of {settings.sandbox_image}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent, ToolCalledEvent
 from app.domain.models.tool import OpenCall, ToolResult
-from app.domain.repositories.journal import Change
+from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.interfaces.wire import encode_event
 
@@ -53,4 +53,6 @@ async def _fill(data_dir: Path, sessions: Mapping[str, int]) -> None:
             await store.sessions.create(session_id, owner="", at=at + later)
             events = session_of(count)
             for start in range(0, count, AT_ONCE):
-                await store.journal.commit(session_id, Change(at=at + later, events=events[start : start + AT_ONCE]))
+                await store.event_log.commit(
+                    session_id, Commit(timestamp=at + later, events=events[start : start + AT_ONCE])
+                )

@@ -9,8 +9,8 @@ from typing import Any
 
 from app.domain.models.event import MessageEvent
 from app.domain.models.message import UserMessage
-from app.domain.models.run import RunState
-from app.domain.repositories.journal import Change
+from app.domain.models.run import Checkpoint
+from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.mongo import MongoStore
 from app.interfaces.wire import encode_event
 from bench.client import Connection
@@ -56,9 +56,11 @@ async def _commits(mongod: Mongod, times: int) -> tuple[list[float], list[float]
     async with store, _inserting(mongod) as insert:
         await store.sessions.create("s", owner="", at=1)
         for number in range(times):
-            change = Change(at=1, events=(event,), said=(("work", said),), run=RunState(turns=number))
+            change = Commit(
+                timestamp=1, events=(event,), messages=(("work", said),), checkpoint=Checkpoint(model_turns=number)
+            )
             began = time.perf_counter()
-            await store.journal.commit("s", change)
+            await store.event_log.commit("s", change)
             ours.append((time.perf_counter() - began) * 1e3)
             began = time.perf_counter()
             await insert({"session": "s", "number": number, "data": encode_event(event, number, 1)})

@@ -208,7 +208,7 @@ async def _adopt(sandboxes: DockerSandboxes, place: Corner, engine: Engine, sess
     began = time.perf_counter()
     sandbox = await sandboxes.acquire(session)
     times.adopted.append(time.perf_counter() - began)
-    if sandbox.computer != computer:
+    if sandbox.instance_id != computer:
         times.made = "a new one, while another waited"
     await sandboxes.destroy(session)
 

@@ -12,7 +12,7 @@
     ├── LimitReached          too many at once; carries `retry_after`
     ├── Unavailable           something we depend on is away; carries `retry_after`
     │   ├── StoreUnavailable
-    │   │   └── Outdated      a write of the run that seemed to have failed has happened after all
+    │   │   └── StaleCheckpoint      a write of the run that seemed to have failed has happened after all
     │   └── SandboxUnavailable
     ├── SandboxFailure        the sandbox answered, but not with success
     │   └── BrowserFailure    the page, or the browser, did not do what was asked
@@ -80,7 +80,7 @@ class StoreUnavailable(Unavailable):
     """The store cannot be read or written: a full disk, a lost database."""
 
 
-class Outdated(StoreUnavailable):
+class StaleCheckpoint(StoreUnavailable):
     """The run stands elsewhere in the store than its writer believed: a write whose outcome it never heard of has
     happened. Nothing was written now; load, and go on from there."""
 

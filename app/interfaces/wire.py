@@ -42,9 +42,9 @@ def event_number(text: str) -> int:
     return int(text)
 
 
-def picture_address(session_id: str, picture_id: str) -> str:
-    """Where clients fetch a session's picture: a path of this service."""
-    return f"/api/v1/sessions/{session_id}/pictures/{picture_id}"
+def screenshot_address(session_id: str, screenshot_id: str) -> str:
+    """Where clients fetch a session's screenshot: a path of this service."""
+    return f"/api/v1/sessions/{session_id}/pictures/{screenshot_id}"
 
 
 def encode_event(event: Event, number: int, at: int) -> bytes:

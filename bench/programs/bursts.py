@@ -1,7 +1,7 @@
 """The service as it is, with one more route: `GET /bench/burst/SESSION/EVENTS/EACH` stores EVENTS events of 1.2 KB in
-the session's journal, EACH at a time, as fast as it takes them, as a run would.
+the session's event_log, EACH at a time, as fast as it takes them, as a run would.
 
-The settings come from the environment. The journal is the very one that the service opens: `SqliteStore` is replaced
+The settings come from the environment. The event_log is the very one that the service opens: `SqliteStore` is replaced
 by a subclass that remembers itself, because nothing outside of the composition root gets to see it.
 """
 
@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from app import bootstrap
-from app.domain.repositories.journal import Change
+from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.main import create_app
 from bench.events import sample
@@ -38,11 +38,11 @@ class WithBursts:
             return
         session_id, events, each = path.split("/")[3:]
         changes = [
-            Change(at=int(time.time()), events=[sample(number) for number in range(start, start + int(each))])
+            Commit(timestamp=int(time.time()), events=[sample(number) for number in range(start, start + int(each))])
             for start in range(0, int(events), int(each))
         ]
         for change in changes:
-            await _opened[0].journal.commit(session_id, change)
+            await _opened[0].event_log.commit(session_id, change)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"{}"})
 

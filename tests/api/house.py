@@ -13,23 +13,23 @@ from fastapi import FastAPI
 
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
-from app.application.services.pictures import PictureService
+from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent
-from app.domain.models.run import RunState
-from app.domain.repositories.journal import Change
+from app.domain.models.run import Checkpoint
+from app.domain.repositories.event_log import Commit
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from app.interfaces.api.install import install
 from app.interfaces.api.services import Services, provide
 from app.interfaces.metrics import Metrics
-from app.interfaces.wire import picture_address
+from app.interfaces.wire import screenshot_address
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
-from tests.fakes.memory_store import MemoryPictures, MemoryStore
+from tests.fakes.memory_store import MemoryScreenshots, MemoryStore
 from tests.fakes.memory_tickets import MemoryTickets
 
 API = "/api/v1/sessions"
@@ -55,8 +55,8 @@ class ScriptedWorker:
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def work(self, session_id: str, attempt: Attempt) -> None:
-        state = await self.store.run_state(session_id)
-        words = await self.store.unread_words(session_id, after=state.consumed)
+        state = await self.store.load_checkpoint(session_id)
+        words = await self.store.unread_messages(session_id, after=state.last_read_message)
         if not words:
             return
         self.runs += 1
@@ -66,8 +66,10 @@ class ScriptedWorker:
                 self.waiting.set()
                 await self.gate.wait()
             ends = consumed if isinstance(event, DoneEvent) else None
-            run = RunState(consumed=consumed) if isinstance(event, DoneEvent) else None
-            await self.store.commit(session_id, Change(at=1_700_000_000, events=[event], run=run, ends_after=ends))
+            run = Checkpoint(last_read_message=consumed) if isinstance(event, DoneEvent) else None
+            await self.store.commit(
+                session_id, Commit(timestamp=1_700_000_000, events=[event], checkpoint=run, ends_after_message=ends)
+            )
         self.finished.set()
 
     async def abort(self, session_id: str, *, everything: bool) -> None:
@@ -76,8 +78,11 @@ class ScriptedWorker:
     async def forget(self, session_id: str) -> None:
         pass
 
-    async def stop(self, session_id: str, *, upto: int, fence: int | None) -> None:
-        await self.store.commit(session_id, Change(at=1_700_000_000, events=[DoneEvent()], run=RunState(consumed=upto)))
+    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
+        await self.store.commit(
+            session_id,
+            Commit(timestamp=1_700_000_000, events=[DoneEvent()], checkpoint=Checkpoint(last_read_message=up_to)),
+        )
 
 
 @dataclass(frozen=True)
@@ -118,18 +123,18 @@ class House:
         self.queue = InlineRunQueue(self.worker)
         self.sandboxes = MemorySandboxProvider()
         streams = EventStreams(self.store, self.feed)
-        chat = ChatService(sessions=self.store, journal=self.store, streams=streams, feed=self.feed, queue=self.queue)
+        chat = ChatService(sessions=self.store, event_log=self.store, streams=streams, feed=self.feed, queue=self.queue)
         sessions = SessionService(
             sessions=self.store,
-            journal=self.store,
+            event_log=self.store,
             streams=streams,
             feed=self.feed,
             queue=self.queue,
             sandboxes=self.sandboxes,
             browsers=MemoryBrowsers(),
         )
-        self.pictures = PictureService(
-            sessions=self.store, pictures=MemoryPictures(self.store), address=picture_address
+        self.screenshots = ScreenshotService(
+            sessions=self.store, screenshots=MemoryScreenshots(self.store), address=screenshot_address
         )
         self.now = 1_700_000_000.75
         self.tickets = MemoryTickets(self.store)
@@ -139,7 +144,7 @@ class House:
             gauges={"runs_active": lambda: self.queue.active, "streams_open": lambda: self.feed.followers},
             chat=chat,
             sessions=sessions,
-            pictures=self.pictures,
+            screenshots=self.screenshots,
             desktop=DesktopService(sessions=self.store, sandboxes=self.sandboxes, feed=self.feed),
             tickets=TicketService(sessions=self.store, tickets=self.tickets, now=lambda: self.now),
             checks={"store": self.store.check, "sandbox": self.sandboxes.check},
@@ -161,7 +166,7 @@ class House:
         return (await self.client.put(API)).json()["data"]["session_id"]
 
     async def write(self, session_id: str, *events: Event) -> None:
-        await self.store.commit(session_id, Change(at=1_700_000_000, events=events))
+        await self.store.commit(session_id, Commit(timestamp=1_700_000_000, events=events))
 
     async def events(self, session_id: str, **query: Any) -> list[dict[str, Any]]:
         """The session's history."""

@@ -171,8 +171,8 @@ async def test_deltas_come_only_when_asked_for(house: House, live: httpx.AsyncCl
     without = asyncio.create_task(read(False))
     while len(house.feed._topics[session_id].followers) < 2:
         await asyncio.sleep(0)
-    house.feed.write(session_id, TextDelta("m1", "You "))
-    house.feed.write(session_id, TextDelta("m1", "said"))
+    house.feed.publish_delta(session_id, TextDelta("m1", "You "))
+    house.feed.publish_delta(session_id, TextDelta("m1", "said"))
     while house.feed._topics[session_id].writing is not None and not all(
         follower._position == 2 for follower in house.feed._topics[session_id].followers
     ):

@@ -240,7 +240,7 @@ def test_every_error_has_a_status() -> None:
         "LimitReached": 429,
         "Unavailable": 503,
         "StoreUnavailable": 503,
-        "Outdated": 503,
+        "StaleCheckpoint": 503,
         "SandboxUnavailable": 503,
         "SandboxFailure": 400,
         "BrowserFailure": 400,

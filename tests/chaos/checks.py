@@ -108,10 +108,10 @@ async def check_at_rest(cluster: Cluster, sessions: Sequence[str]) -> None:
             for session in sessions:
                 # Given back a moment after the run's last event; that of a process that died while it only held it
                 # is over by itself.
-                while (lease := await store.leases.take(session, holder="the test", seconds=1)) is None:
+                while (lease := await store.leases.acquire(session, holder="the test", seconds=1)) is None:
                     await asyncio.sleep(0.05)
-                assert lease.stop_upto is None
+                assert lease.stop_up_to is None
                 await store.leases.release(lease)
-        assert not await store.leases.claimable(limit=10)
+        assert not await store.leases.list_claimable(limit=10)
     for key in await cluster.redis.ask("KEYS", "*"):
         assert await cluster.redis.ask("TTL", key) != -1, f"{key} never expires"

@@ -140,7 +140,7 @@ async def _waiting(cluster: Cluster, session: str) -> str:
     async with AsyncMongoClient[dict[str, Any]](cluster.mongod.url) as client:
         found = await client[cluster.database]["sessions"].find_one({"_id": session})
     assert found is not None
-    return "stop" if "stop_upto" in found else ""
+    return "stop" if "stop_up_to" in found else ""
 
 
 async def test_the_same_key_twice_at_the_same_instant_is_one_message(

@@ -9,9 +9,9 @@ from typing import TypeVar
 import pytest
 
 from app.domain.models.event import EventRecord
-from app.domain.repositories.journal import Journal
+from app.domain.repositories.event_log import EventLog
 from app.domain.repositories.leases import LeaseRepository
-from app.domain.repositories.pictures import PictureRepository
+from app.domain.repositories.screenshots import ScreenshotRepository
 from app.domain.repositories.sessions import SessionRepository
 from app.domain.repositories.tickets import TicketRepository
 from app.infrastructure.persistence.mongo import MongoStore
@@ -19,7 +19,7 @@ from app.infrastructure.persistence.mongo.driver import ClientName
 from app.infrastructure.persistence.sqlite import SqliteStore
 from app.interfaces.wire import encode_event
 from tests.fakes.memory_leases import MemoryLeases
-from tests.fakes.memory_store import MemoryPictures, MemoryStore
+from tests.fakes.memory_store import MemoryScreenshots, MemoryStore
 from tests.fakes.memory_tickets import MemoryTickets
 from tests.support.stores import Mongod, require_mongod
 
@@ -33,9 +33,9 @@ class MemoryHarness:
     def __init__(self, _data_dir: Path) -> None:
         self.committed: Committed = []
         self._store = MemoryStore(on_committed=lambda session, records: self.committed.append((session, records)))
-        self.journal: Journal = self._store
+        self.event_log: EventLog = self._store
         self.sessions: SessionRepository = self._store
-        self.pictures: PictureRepository = MemoryPictures(self._store)
+        self.screenshots: ScreenshotRepository = MemoryScreenshots(self._store)
         self.tickets: TicketRepository = MemoryTickets(self._store)
         self.leases: LeaseRepository = MemoryLeases(self._store)
 
@@ -49,9 +49,9 @@ class MemoryHarness:
 class SqliteHarness:
     """The real thing on a real file."""
 
-    journal: Journal
+    event_log: EventLog
     sessions: SessionRepository
-    pictures: PictureRepository
+    screenshots: ScreenshotRepository
     tickets: TicketRepository
 
     def __init__(self, data_dir: Path) -> None:
@@ -65,7 +65,11 @@ class SqliteHarness:
             on_committed=lambda session, records: self.committed.append((session, records)),
         )
         await self.store.open()
-        self.journal, self.sessions, self.pictures = self.store.journal, self.store.sessions, self.store.pictures
+        self.event_log, self.sessions, self.screenshots = (
+            self.store.event_log,
+            self.store.sessions,
+            self.store.screenshots,
+        )
         self.tickets = self.store.tickets
 
     async def close(self) -> None:
@@ -75,9 +79,9 @@ class SqliteHarness:
 class MongoHarness:
     """The real thing on a real server, in a database that lives as long as the test."""
 
-    journal: Journal
+    event_log: EventLog
     sessions: SessionRepository
-    pictures: PictureRepository
+    screenshots: ScreenshotRepository
     tickets: TicketRepository
     leases: LeaseRepository
 
@@ -96,7 +100,11 @@ class MongoHarness:
             client=self.client,
         )
         await self.store.open()
-        self.journal, self.sessions, self.pictures = self.store.journal, self.store.sessions, self.store.pictures
+        self.event_log, self.sessions, self.screenshots = (
+            self.store.event_log,
+            self.store.sessions,
+            self.store.screenshots,
+        )
         self.tickets, self.leases = self.store.tickets, self.store.leases
 
     async def close(self) -> None:

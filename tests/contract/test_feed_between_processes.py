@@ -141,7 +141,7 @@ async def test_retracted_text_is_given_to_nobody_who_comes_later(
     first = await there.follow()
     here.write("given up")
     await until(lambda: first.texts == {"m": "given up"})
-    here.feed.retract("s")
+    here.feed.end_delta("s")
     async with asyncio.timeout(30):
         while await server.ask("KEYS", "*"):
             pass
@@ -199,7 +199,7 @@ async def test_followers_of_a_deleted_session_end_in_every_process(store: Store,
     other = await three[1].follow("t")
     store.away = True  # to those who look
     del store.events["s"]
-    three[0].feed.drop("s")
+    three[0].feed.close_session("s")
     await until(lambda: all(reader.ended for reader in readers))
     three[0].publish(store.add("t"), session_id="t")
     await until(lambda: other.numbers == [1])
@@ -220,7 +220,7 @@ async def test_the_list_changes_in_every_process(
     seen = await asyncio.wait_for(waiting, 30)
     assert seen is not None
     waiting = asyncio.create_task(there.feed.sessions_changed(seen))
-    here.feed.touch()
+    here.feed.notify_list_changed()
     assert await asyncio.wait_for(waiting, 30)
 
 

@@ -91,7 +91,7 @@ async def test_a_process_whose_redis_is_away_tells_the_others_when_it_is_back(
     await until(lambda: not here.bus.connected)
     here.publish(store.add())
     here.write("half a mess", "given up")
-    here.feed.retract("s")
+    here.feed.end_delta("s")
     here.write("Hello")
     await until(lambda: reader.numbers == [1])
     await server.start()
@@ -123,7 +123,7 @@ async def test_without_redis_at_all_processes_meet_in_the_store(store: Store) ->
         await until(lambda: reader.numbers == [1])
         assert await asyncio.wait_for(there.feed.sessions_changed(seen), 10)
         del store.events["s"]
-        here.feed.drop("s")
+        here.feed.close_session("s")
         await until(lambda: reader.ended)
 
 

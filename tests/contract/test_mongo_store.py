@@ -17,8 +17,8 @@ import pytest
 from app.domain.errors import Conflict, NotFound, StoreUnavailable, TooLarge
 from app.domain.models.event import MessageEvent, TitleEvent, WaitEvent
 from app.domain.models.message import UserMessage
-from app.domain.models.run import RunState
-from app.domain.repositories.journal import Change, Receipt
+from app.domain.models.run import Checkpoint
+from app.domain.repositories.event_log import Commit, StoredMessage
 from app.infrastructure.persistence.mongo import MongoStore
 from app.infrastructure.persistence.mongo.driver import ClientName
 from app.infrastructure.persistence.mongo.schema import VERSION
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 APPENDER = """
 import asyncio, sys
 from app.domain.models.event import MessageEvent
-from app.domain.repositories.journal import Change
+from app.domain.repositories.event_log import Change
 from app.infrastructure.persistence.mongo import MongoStore
 from app.interfaces.wire import encode_event
 
@@ -41,7 +41,7 @@ async def main():
     async with MongoStore(url, database, encode=encode_event, on_committed=on_committed, client=client) as store:
         async def append(n):
             while True:
-                records = await store.journal.commit(
+                records = await store.event_log.commit(
                     "s", Change(at=1, events=[MessageEvent(role="user", content="x" * 500)] * 3)
                 )
                 print(records[-1].number, flush=True)
@@ -56,7 +56,7 @@ def says(content: str) -> MessageEvent:
 
 
 async def numbers(store: MongoHarness, session_id: str = "s") -> list[int]:
-    return [record.number for record in await store.journal.read(session_id, after=0, limit=10**6)]
+    return [record.number for record in await store.event_log.read(session_id, after=0, limit=10**6)]
 
 
 @asynccontextmanager
@@ -110,13 +110,13 @@ async def test_two_processes_that_write_at_once_leave_no_gap_and_write_nothing_t
 
         async def write(store: MongoHarness, name: str, count: int) -> None:
             for n in range(count):
-                await store.journal.commit("s", Change(at=1, events=[says(f"{name}{n}"), WaitEvent()]))
+                await store.event_log.commit("s", Commit(timestamp=1, events=[says(f"{name}{n}"), WaitEvent()]))
 
         writers = [write(store, f"{name}{n}-", 20) for store, name in ((mongo, "a"), (other, "b")) for n in range(3)]
         seen = asyncio.create_task(watch(other))
         await asyncio.gather(*writers)
         assert await numbers(mongo) == list(range(1, 241)) == await numbers(other)
-        records = await mongo.journal.read("s", after=0, limit=1000)
+        records = await mongo.event_log.read("s", after=0, limit=1000)
         assert len({record.data for record in records}) == 240
         heard = [record for store in (mongo, other) for _, batch in store.committed for record in batch]
         assert sorted(heard) == list(records)
@@ -126,7 +126,7 @@ async def test_two_processes_that_write_at_once_leave_no_gap_and_write_nothing_t
         seen.cancel()
         await asyncio.gather(seen, return_exceptions=True)
         assert seen.cancelled()
-        assert (await mongo.sessions.get("s", owner="me")).unread == 120
+        assert (await mongo.sessions.get("s", owner="me")).unread_count == 120
 
 
 async def watch(store: MongoHarness) -> None:
@@ -136,7 +136,7 @@ async def watch(store: MongoHarness) -> None:
         found = await numbers(store)
         assert found == list(range(1, len(found) + 1))
         assert len(found) >= length
-        assert (await store.sessions.heads(["s"]))["s"] >= len(found)
+        assert (await store.sessions.last_event_numbers(["s"]))["s"] >= len(found)
         length = len(found)
 
 
@@ -144,21 +144,26 @@ async def test_the_same_key_from_two_processes_is_one_message(mongo: MongoHarnes
     async with second_of(mongo) as other:
         for n in range(20):
             calls = (
-                store.journal.receive("s", "once", at=1, key=f"k{n}") for store in (mongo, other) for _ in range(3)
+                store.event_log.append_user_message("s", "once", at=1, key=f"k{n}")
+                for store in (mongo, other)
+                for _ in range(3)
             )
             receipts = await asyncio.gather(*calls)
             assert {receipt.number for receipt in receipts} == {n + 1}
-            assert sum(receipt.fresh for receipt in receipts) == 1
+            assert sum(receipt.is_new for receipt in receipts) == 1
         assert await numbers(mongo) == list(range(1, 21))
 
 
 async def test_a_thousand_messages_at_once_with_double_keys_are_five_hundred(mongo: MongoHarness) -> None:
     async with second_of(mongo) as other:
-        calls = ((mongo, other)[n % 2].journal.receive("s", str(n // 2), at=1, key=str(n // 2)) for n in range(1000))
+        calls = (
+            (mongo, other)[n % 2].event_log.append_user_message("s", str(n // 2), at=1, key=str(n // 2))
+            for n in range(1000)
+        )
         receipts = await asyncio.gather(*calls)
-        assert sum(receipt.fresh for receipt in receipts) == 500
+        assert sum(receipt.is_new for receipt in receipts) == 500
         assert await numbers(mongo) == list(range(1, 501))
-        words = await other.journal.unread_words("s", after=0)
+        words = await other.event_log.unread_messages("s", after=0)
         assert sorted(int(word.content) for word in words) == list(range(500))
 
 
@@ -166,9 +171,9 @@ async def test_other_sessions_are_written_while_one_is_busy(mongo: MongoHarness)
     for n in range(30):
         await mongo.sessions.create(f"x{n}", owner="me", at=1)
     await asyncio.gather(
-        *(mongo.journal.receive(f"x{n}", str(k), at=1, key=None) for n in range(30) for k in range(10)),
+        *(mongo.event_log.append_user_message(f"x{n}", str(k), at=1, key=None) for n in range(30) for k in range(10)),
     )
-    assert set((await mongo.sessions.heads([f"x{n}" for n in range(30)])).values()) == {10}
+    assert set((await mongo.sessions.last_event_numbers([f"x{n}" for n in range(30)])).values()) == {10}
 
 
 async def test_everything_acknowledged_before_a_kill_is_there_and_others_go_on_at_once(mongo: MongoHarness) -> None:
@@ -181,23 +186,25 @@ async def test_everything_acknowledged_before_a_kill_is_there_and_others_go_on_a
             os.kill(child.pid, signal.SIGKILL)
             acknowledged += [int(line) for line in out if line.endswith("\n")]
         began = time.monotonic()
-        receipt = await mongo.journal.receive("s", "on", at=1, key=None)
-        assert await mongo.leases.seize("s", holder="a", seconds=0) is None
+        receipt = await mongo.event_log.append_user_message("s", "on", at=1, key=None)
+        assert await mongo.leases.take_over("s", holder="a", seconds=0) is None
         assert time.monotonic() - began < 5, "something of the dead process is in the way"
         found = await numbers(mongo)
         assert found == list(range(1, len(found) + 1))
         # What the dead process had sent and heard no answer to is stored before ours or, following what ours did not
         # find there, never.
         assert max(acknowledged) < receipt.number == len(found)
-        assert (await mongo.sessions.get("s", owner="me")).head == len(found)
+        assert (await mongo.sessions.get("s", owner="me")).last_event_number == len(found)
 
 
 async def test_what_a_dead_process_did_not_copy_is_read_and_then_copied_by_the_next_writer(
     mongo: MongoHarness,
 ) -> None:
-    change = Change(at=1, events=[says("1"), TitleEvent(title="t")], said=[("work", UserMessage(content="w"))])
-    await mongo.journal.commit("s", change)
-    await mongo.journal.receive("s", "u", at=1, key="k")
+    change = Commit(
+        timestamp=1, events=[says("1"), TitleEvent(title="t")], messages=[("work", UserMessage(content="w"))]
+    )
+    await mongo.event_log.commit("s", change)
+    await mongo.event_log.append_user_message("s", "u", at=1, key="k")
     await mongo.close()
     async with rows_of(mongo) as database:
         newest = await database.sessions.find_one({"_id": "s"})
@@ -206,14 +213,18 @@ async def test_what_a_dead_process_did_not_copy_is_read_and_then_copied_by_the_n
             assert (await database[name].delete_many({"_id": {"$in": [row["_id"] for row in rows]}})).deleted_count == 1
         await mongo.open()
         assert await numbers(mongo) == [1, 2, 3]
-        assert [record.number for record in await mongo.journal.read("s", after=1, limit=1)] == [2]
-        assert [record.number for record in await mongo.journal.read("s", after=2, limit=1)] == [3]
-        assert [words.number for words in await mongo.journal.unread_words("s", after=0)] == [3]
-        assert await mongo.journal.receive("s", "u", at=1, key="k") == Receipt(number=3, fresh=False)
-        await mongo.journal.commit("s", Change(at=1, events=[says("4")]))
+        assert [record.number for record in await mongo.event_log.read("s", after=1, limit=1)] == [2]
+        assert [record.number for record in await mongo.event_log.read("s", after=2, limit=1)] == [3]
+        assert [words.number for words in await mongo.event_log.unread_messages("s", after=0)] == [3]
+        assert await mongo.event_log.append_user_message("s", "u", at=1, key="k") == StoredMessage(
+            number=3, is_new=False
+        )
+        await mongo.event_log.commit("s", Commit(timestamp=1, events=[says("4")]))
         assert await numbers(mongo) == [1, 2, 3, 4]
-        assert await mongo.journal.receive("s", "u", at=1, key="k") == Receipt(number=3, fresh=False)
-        assert len(await mongo.journal.transcript("s", "work")) == 1
+        assert await mongo.event_log.append_user_message("s", "u", at=1, key="k") == StoredMessage(
+            number=3, is_new=False
+        )
+        assert len(await mongo.event_log.load_transcript("s", "work")) == 1
 
 
 async def test_a_process_that_deletes_while_another_writes_leaves_nothing_behind(mongo: MongoHarness) -> None:
@@ -222,7 +233,7 @@ async def test_a_process_that_deletes_while_another_writes_leaves_nothing_behind
 
         async def write() -> None:
             while True:
-                await other.journal.commit("s", Change(at=1, events=[says("x")] * 5))
+                await other.event_log.commit("s", Commit(timestamp=1, events=[says("x")] * 5))
                 stored.set()
 
         writing = asyncio.create_task(write())
@@ -231,9 +242,11 @@ async def test_a_process_that_deletes_while_another_writes_leaves_nothing_behind
         with pytest.raises(NotFound):
             await writing
         with pytest.raises(NotFound):
-            await other.journal.read("s", after=0, limit=1)
+            await other.event_log.read("s", after=0, limit=1)
         await mongo.sessions.create("s", owner="me", at=1)
-        assert await other.journal.receive("s", "u", at=1, key=None) == Receipt(number=1, fresh=True)
+        assert await other.event_log.append_user_message("s", "u", at=1, key=None) == StoredMessage(
+            number=1, is_new=True
+        )
         assert await numbers(mongo) == [1]
         leaving = await database.leaving.find_one()
         assert leaving is not None
@@ -242,18 +255,18 @@ async def test_a_process_that_deletes_while_another_writes_leaves_nothing_behind
 
 
 async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanwhile(mongo: MongoHarness) -> None:
-    long = Change(
-        at=1,
+    long = Commit(
+        timestamp=1,
         events=[says("x")] * 9000,
-        said=[("work", UserMessage(content="x"))] * 5000,
-        run=RunState(turns=1),
+        messages=[("work", UserMessage(content="x"))] * 5000,
+        checkpoint=Checkpoint(model_turns=1),
     )
-    await mongo.journal.commit("s", long)
-    await mongo.journal.receive("s", "u", at=1, key="k")
-    await mongo.pictures.put("s", "p", b"jpeg" * 10**6)
+    await mongo.event_log.commit("s", long)
+    await mongo.event_log.append_user_message("s", "u", at=1, key="k")
+    await mongo.screenshots.put("s", "p", b"jpeg" * 10**6)
     await mongo.sessions.create("other", owner="me", at=1)
     delete = asyncio.create_task(mongo.sessions.delete("s", owner="me"))
-    await mongo.journal.receive("other", "meanwhile", at=1, key=None)
+    await mongo.event_log.append_user_message("other", "meanwhile", at=1, key=None)
     await delete
     async with rows_of(mongo) as database:
         left = {
@@ -263,7 +276,9 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
 
 
 async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(mongo: MongoHarness) -> None:
-    await mongo.journal.commit("s", Change(at=1, events=[WaitEvent()] * 5000, run=RunState(turns=1)))
+    await mongo.event_log.commit(
+        "s", Commit(timestamp=1, events=[WaitEvent()] * 5000, checkpoint=Checkpoint(model_turns=1))
+    )
     await mongo.close()
     async with rows_of(mongo) as database:
         session = await database.sessions.find_one({"_id": "s"})
@@ -281,27 +296,29 @@ async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(mongo: 
 
 
 async def test_a_change_that_no_document_can_hold_is_refused_alone(mongo: MongoHarness) -> None:
-    small = Change(at=1, events=[says("small")])
-    huge = Change(at=1, events=[says("x" * 5 * 2**20)] * 3)
+    small = Commit(timestamp=1, events=[says("small")])
+    huge = Commit(timestamp=1, events=[says("x" * 5 * 2**20)] * 3)
     results = await asyncio.gather(
-        *(mongo.journal.commit("s", change) for change in (small, huge, small)), return_exceptions=True
+        *(mongo.event_log.commit("s", change) for change in (small, huge, small)), return_exceptions=True
     )
     assert isinstance(results[1], TooLarge)
     assert await numbers(mongo) == [1, 2]
-    large = Change(at=1, events=[says("x" * 5 * 2**20)] * 2)
-    await asyncio.gather(*(mongo.journal.commit("s", change) for change in (large, small, large)))
+    large = Commit(timestamp=1, events=[says("x" * 5 * 2**20)] * 2)
+    await asyncio.gather(*(mongo.event_log.commit("s", change) for change in (large, small, large)))
     assert await numbers(mongo) == list(range(1, 8))
 
 
 async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(mongo: MongoHarness) -> None:
-    queued = [asyncio.create_task(mongo.journal.commit("s", Change(at=1, events=[WaitEvent()]))) for _ in range(20)]
+    queued = [
+        asyncio.create_task(mongo.event_log.commit("s", Commit(timestamp=1, events=[WaitEvent()]))) for _ in range(20)
+    ]
     await asyncio.sleep(0)  # one turn of the loop: they are in the queue
     await mongo.close()
     assert [(await write)[0].number for write in queued] == list(range(1, 21))
     with pytest.raises(StoreUnavailable):
-        await mongo.journal.commit("s", Change(at=1))
+        await mongo.event_log.commit("s", Commit(timestamp=1))
     with pytest.raises(StoreUnavailable):
-        await mongo.journal.read("s", after=0, limit=1)
+        await mongo.event_log.read("s", after=0, limit=1)
     assert await mongo.sessions.check() == "the store is closed"
     await mongo.open()
     assert await numbers(mongo) == list(range(1, 21))
@@ -314,10 +331,10 @@ async def test_names_with_odd_characters_are_as_good_as_any(mongo: MongoHarness)
             await mongo.sessions.get(name, owner="me")
     for name in odd:
         await mongo.sessions.create(name, owner=name, at=1)
-        assert (await mongo.journal.receive(name, name, at=1, key=name)).fresh
-        assert not (await mongo.journal.receive(name, name, at=1, key=name)).fresh
-        await mongo.pictures.put(name, name, b"x")
-        assert await mongo.pictures.get(name, name) == b"x"
+        assert (await mongo.event_log.append_user_message(name, name, at=1, key=name)).is_new
+        assert not (await mongo.event_log.append_user_message(name, name, at=1, key=name)).is_new
+        await mongo.screenshots.put(name, name, b"x")
+        assert await mongo.screenshots.get(name, name) == b"x"
         assert len((await mongo.sessions.page(owner=name, limit=9, cursor=None)).sessions) == 1
 
 
@@ -388,21 +405,21 @@ async def test_a_server_that_is_no_replica_set_is_refused_with_what_to_do(client
 async def test_after_the_server_was_away_a_lease_that_ran_out_is_its_holders_to_renew_before_others_take_it(
     mongo: MongoHarness,
 ) -> None:
-    await mongo.journal.receive("s", "go", at=1, key=None)
-    lease = await mongo.leases.take("s", holder="a", seconds=0)
+    await mongo.event_log.append_user_message("s", "go", at=1, key=None)
+    lease = await mongo.leases.acquire("s", holder="a", seconds=0)
     assert lease is not None
     async with second_of(mongo) as other:
-        assert await other.leases.claimable(limit=1) == ["s"]
+        assert await other.leases.list_claimable(limit=1) == ["s"]
         other.store._gate.lost()
         assert await other.sessions.check() is not None
         await until(lambda: is_back(other))
-        assert await other.leases.claimable(limit=1) == []
-        assert await other.leases.take("s", holder="b", seconds=60) is None
+        assert await other.leases.list_claimable(limit=1) == []
+        assert await other.leases.acquire("s", holder="b", seconds=60) is None
         assert [kept.token for kept in await mongo.leases.renew(holder="a", seconds=0)] == [lease.token]
         # Whoever did not renew it for some seconds is dead; what was given back is anybody's at once.
         await mongo.sessions.create("free", owner="me", at=1)
-        assert await other.leases.take("free", holder="b", seconds=60) is not None
-        await until(lambda: other.leases.take("s", holder="b", seconds=60))
+        assert await other.leases.acquire("free", holder="b", seconds=60) is not None
+        await until(lambda: other.leases.acquire("s", holder="b", seconds=60))
 
 
 async def away(store: MongoHarness) -> None:
@@ -417,12 +434,12 @@ async def is_back(store: MongoHarness) -> bool:
 async def refuses_at_once(store: MongoHarness) -> None:
     began = time.monotonic()
     calls = (
-        store.journal.receive("s", "x", at=1, key=None),
-        store.journal.read("s", after=0, limit=1),
+        store.event_log.append_user_message("s", "x", at=1, key=None),
+        store.event_log.read("s", after=0, limit=1),
         store.sessions.page(owner="me", limit=1, cursor=None),
         store.sessions.create("t", owner="me", at=1),
         store.leases.renew(holder="a", seconds=1),
-        store.pictures.put("s", "p", b""),
+        store.screenshots.put("s", "p", b""),
     )
     for call in calls:
         with pytest.raises(StoreUnavailable) as caught:
@@ -435,14 +452,14 @@ async def refuses_at_once(store: MongoHarness) -> None:
 
 async def test_a_server_that_dies_is_away_at_once_and_back_by_itself(fragile: MongoHarness) -> None:
     for life in range(2):
-        assert (await fragile.journal.receive("s", "before", at=1, key=str(life))).number == 2 * life + 1
+        assert (await fragile.event_log.append_user_message("s", "before", at=1, key=str(life))).number == 2 * life + 1
         await asyncio.to_thread(fragile.mongod.kill)
         await away(fragile)
         await refuses_at_once(fragile)
         await asyncio.to_thread(fragile.mongod.start)
         await until(lambda: is_back(fragile))
-        assert (await fragile.journal.receive("s", "after", at=1, key=None)).number == 2 * life + 2
-        assert not (await fragile.journal.receive("s", "before", at=1, key=str(life))).fresh
+        assert (await fragile.event_log.append_user_message("s", "after", at=1, key=None)).number == 2 * life + 2
+        assert not (await fragile.event_log.append_user_message("s", "before", at=1, key=str(life))).is_new
     assert await numbers(fragile) == [1, 2, 3, 4]
 
 
@@ -454,7 +471,7 @@ async def test_a_server_that_hangs_is_away_and_what_was_under_way_is_whole_when_
     async def write(n: int) -> None:
         while True:
             try:
-                stored.append((await fragile.journal.receive("s", "x", at=1, key=None)).number)
+                stored.append((await fragile.event_log.append_user_message("s", "x", at=1, key=None)).number)
             except StoreUnavailable:
                 return
 
@@ -473,7 +490,7 @@ async def test_a_server_that_hangs_is_away_and_what_was_under_way_is_whole_when_
     finally:
         fragile.mongod.resume()
     await until(lambda: is_back(fragile))
-    last = await fragile.journal.receive("s", "on", at=1, key=None)
+    last = await fragile.event_log.append_user_message("s", "on", at=1, key=None)
     found = await numbers(fragile)
     assert found == list(range(1, last.number + 1))
     assert set(stored) <= set(found)
@@ -491,11 +508,11 @@ async def test_a_server_that_is_restarted_in_order_is_missed_for_as_long_as_it_t
         last = 0
         while not restarted.is_set() or not last:
             try:
-                last = (await fragile.journal.receive("s", "x", at=1, key=None)).number
+                last = (await fragile.event_log.append_user_message("s", "x", at=1, key=None)).number
             except StoreUnavailable as error:
                 refused.append(error)
                 await asyncio.sleep(0.01)
-        return (await fragile.journal.receive("s", "x", at=1, key=None)).number
+        return (await fragile.event_log.append_user_message("s", "x", at=1, key=None)).number
 
     writing = asyncio.create_task(write())
     await asyncio.to_thread(fragile.mongod.stop)
@@ -508,14 +525,14 @@ async def test_a_server_that_is_restarted_in_order_is_missed_for_as_long_as_it_t
 
 
 async def test_a_primary_that_steps_down_is_found_again(fragile: MongoHarness) -> None:
-    assert (await fragile.journal.receive("s", "x", at=1, key=None)).number == 1
+    assert (await fragile.event_log.append_user_message("s", "x", at=1, key=None)).number == 1
     async with pymongo.AsyncMongoClient(fragile.mongod.url) as client:
         await client.admin.command({"replSetStepDown": 2, "force": True})
     number = 0
     async with asyncio.timeout(30):
         while not number:
             try:
-                number = (await fragile.journal.receive("s", "y", at=1, key="k")).number
+                number = (await fragile.event_log.append_user_message("s", "y", at=1, key="k")).number
             except StoreUnavailable:
                 await asyncio.sleep(0.02)
     assert number == 2

@@ -55,8 +55,8 @@ class Worker:
     async def forget(self, session_id: str) -> None:
         self.log.append("forget")
 
-    async def stop(self, session_id: str, *, upto: int, fence: int | None) -> None:
-        self.log.append(f"stop {upto}")
+    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
+        self.log.append(f"stop {up_to}")
         if self.stop_failures:
             raise self.stop_failures.pop(0)
 
@@ -110,9 +110,9 @@ async def idle(queue: RunQueue) -> None:
 
 
 async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: RunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
-    await queue.wake("s", upto=2)
+    await queue.wake("s", up_to=2)
     await worker.started.acquire()
     worker.let_go.release()
     await idle(queue)
@@ -121,9 +121,9 @@ async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: RunQueue, wo
 
 
 async def test_a_hundred_wakes_at_once_never_run_side_by_side(queue: RunQueue, worker: Worker) -> None:
-    await asyncio.gather(*(queue.wake("s", upto=300) for _ in range(100)))
+    await asyncio.gather(*(queue.wake("s", up_to=300) for _ in range(100)))
     await worker.started.acquire()
-    await asyncio.gather(*(queue.wake("s", upto=400) for _ in range(100)))
+    await asyncio.gather(*(queue.wake("s", up_to=400) for _ in range(100)))
     for _ in range(10):
         worker.let_go.release()
     await idle(queue)
@@ -133,7 +133,7 @@ async def test_a_hundred_wakes_at_once_never_run_side_by_side(queue: RunQueue, w
 
 async def test_sessions_run_beside_each_other(queue: RunQueue, worker: Worker) -> None:
     for name in "abc":
-        await queue.wake(name, upto=1)
+        await queue.wake(name, up_to=1)
     for _ in "abc":
         await worker.started.acquire()
     assert worker.running == 3
@@ -142,46 +142,46 @@ async def test_sessions_run_beside_each_other(queue: RunQueue, worker: Worker) -
 async def test_stop_cuts_the_run_kills_everything_and_returns_when_it_is_written(
     queue: RunQueue, worker: Worker
 ) -> None:
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
-    await queue.stop("s", upto=7)
+    await queue.stop("s", up_to=7)
     assert worker.log == ["work", "cut", "abort all", "stop 7"]
     await idle(queue)
 
 
 async def test_stop_works_for_a_run_that_rests(queue: RunQueue, worker: Worker) -> None:
-    await queue.stop("s", upto=3)
+    await queue.stop("s", up_to=3)
     assert worker.log == ["abort all", "stop 3"]
 
 
 async def test_words_that_come_after_a_stop_are_worked_on(queue: RunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
     worker.stop_failures.append(Superseded("newer words"))
-    await queue.stop("s", upto=1)
+    await queue.stop("s", up_to=1)
     await worker.started.acquire()
     assert worker.reasons == [CRASHED, STOPPED]
 
 
 async def test_many_stops_at_once_all_return(queue: RunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
     async with asyncio.timeout(SECONDS):
-        await asyncio.gather(*(queue.stop("s", upto=n) for n in range(20)))
+        await asyncio.gather(*(queue.stop("s", up_to=n) for n in range(20)))
     assert any(line.startswith("stop") for line in worker.log)
 
 
 async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(queue: RunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
     worker.stop_failures.append(StoreUnavailable("full"))
     with pytest.raises(StoreUnavailable):
-        await queue.stop("s", upto=1)
+        await queue.stop("s", up_to=1)
     await worker.started.acquire()
 
 
 async def test_cancel_ends_the_run_without_a_word(queue: RunQueue, worker: Worker) -> None:
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
     await queue.cancel("s")
     assert worker.log[:2] == ["work", "cut"]
@@ -192,7 +192,7 @@ async def test_cancel_ends_the_run_without_a_word(queue: RunQueue, worker: Worke
 async def test_a_run_that_was_overtaken_by_new_words_starts_again(queue: RunQueue, worker: Worker) -> None:
     worker.failures.append(Superseded("newer words"))
     worker.let_go.release()
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await idle(queue)
     assert worker.reasons == [CRASHED, INTERRUPTED]
 
@@ -203,7 +203,7 @@ async def test_a_run_rests_while_the_store_is_away_and_goes_on_by_itself(
     monkeypatch.setattr(drivers, "_RETRY_SECONDS", (0.0, 0.0))
     worker.failures.extend(StoreUnavailable("away") for _ in range(5))
     worker.let_go.release()
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await idle(queue)
     assert worker.log == ["work"] * 6 + ["ended"]
 
@@ -213,16 +213,16 @@ async def test_stop_does_not_wait_for_the_store_to_come_back(
 ) -> None:
     monkeypatch.setattr(drivers, "_RETRY_SECONDS", (600.0,))
     worker.failures.append(StoreUnavailable("away"))
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
     async with asyncio.timeout(SECONDS):
-        await queue.stop("s", upto=1)
+        await queue.stop("s", up_to=1)
     assert "stop 1" in worker.log
 
 
 async def test_a_session_deleted_under_its_stop_is_no_fault(queue: RunQueue, worker: Worker) -> None:
     worker.stop_failures.append(NotFound("gone"))
-    await queue.stop("s", upto=1)
+    await queue.stop("s", up_to=1)
     assert worker.log == ["abort all", "stop 1"]
 
 
@@ -230,11 +230,11 @@ async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run
     queue: RunQueue, worker: Worker
 ) -> None:
     worker.failures.append(RuntimeError("bug"))
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
     worker.let_go.release()
     async with asyncio.timeout(drivers.PAUSE_SECONDS / 2):  # new words do not wait until the run has rested
-        await queue.wake("s", upto=2)
+        await queue.wake("s", up_to=2)
         await idle(queue)
     assert worker.log == ["work", "work", "ended"]
 
@@ -246,22 +246,22 @@ async def test_a_fault_in_ending_what_was_cut_short_keeps_neither_words_nor_a_st
         raise RuntimeError("bug")
 
     worker.abort = broken  # type: ignore[method-assign]
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
-    await queue.wake("s", upto=2)
+    await queue.wake("s", up_to=2)
     await worker.started.acquire()
-    await queue.stop("s", upto=2)
+    await queue.stop("s", up_to=2)
     assert worker.log == ["work", "cut", "work", "cut", "stop 2"]
 
 
 async def test_close_cuts_every_run_short(worker: Worker, make: Make) -> None:
     queue = make(worker)
     for name in "ab":
-        await queue.wake(name, upto=1)
+        await queue.wake(name, up_to=1)
         await worker.started.acquire()
     await queue.close()
     assert worker.running == 0
-    await queue.wake("a", upto=2)
+    await queue.wake("a", up_to=2)
     assert worker.running == 0
 
 
@@ -278,9 +278,9 @@ async def test_a_stop_that_a_shutdown_forestalls_is_not_taken_for_done(worker: W
             await asyncio.Event().wait()  # until it is cut once more, by the shutdown
 
     worker.work = slow_to_end  # type: ignore[method-assign]
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     await worker.started.acquire()
-    stopping = asyncio.create_task(queue.stop("s", upto=1))
+    stopping = asyncio.create_task(queue.stop("s", up_to=1))
     await being_cut.wait()
     await queue.close()
     with pytest.raises(StoreUnavailable):

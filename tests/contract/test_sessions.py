@@ -7,7 +7,7 @@ import pytest
 from app.domain.errors import Conflict, InvalidInput, NotFound
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, MessageEvent, StepEvent, TitleEvent, WaitEvent
 from app.domain.models.session import Session
-from app.domain.repositories.journal import Change
+from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.listing import PREVIEW_CHARS
 from tests.contract.conftest import Harness
 
@@ -21,7 +21,7 @@ async def listed(store: Harness, *, owner: str = "me", limit: int = 100) -> list
 
 
 async def unread(store: Harness, session_id: str = "s") -> int:
-    return (await store.sessions.get(session_id, owner="me")).unread
+    return (await store.sessions.get(session_id, owner="me")).unread_count
 
 
 async def test_a_new_session_is_pending_and_empty(store: Harness) -> None:
@@ -32,9 +32,9 @@ async def test_a_new_session_is_pending_and_empty(store: Harness) -> None:
         status="pending",
         latest_message="",
         latest_message_at=None,
-        unread=0,
+        unread_count=0,
         created_at=100,
-        head=0,
+        last_event_number=0,
     )
 
 
@@ -64,19 +64,23 @@ async def test_somebody_elses_session_does_not_exist(store: Harness) -> None:
     ],
 )
 async def test_events_move_the_status(store: Harness, events: list[Event], status: str) -> None:
-    await store.journal.commit("s", Change(at=1, events=events))
+    await store.event_log.commit("s", Commit(timestamp=1, events=events))
     assert (await store.sessions.get("s", owner="me")).status == status
-    assert list(await store.sessions.active()) == (["s"] if status == "active" else [])
+    assert list(await store.sessions.list_active()) == (["s"] if status == "active" else [])
 
 
 async def test_the_summary_follows_the_events_and_survives_a_restart(store: Harness) -> None:
-    await store.journal.receive("s", "hello", at=150, key=None)
-    await store.journal.commit("s", Change(at=160, events=(TitleEvent(title="T"), says("first"), says("x" * 5000))))
-    await store.journal.commit("s", Change(at=170, events=(StepEvent(id="1", description="d", status="running"),)))
+    await store.event_log.append_user_message("s", "hello", at=150, key=None)
+    await store.event_log.commit(
+        "s", Commit(timestamp=160, events=(TitleEvent(title="T"), says("first"), says("x" * 5000)))
+    )
+    await store.event_log.commit(
+        "s", Commit(timestamp=170, events=(StepEvent(id="1", description="d", status="running"),))
+    )
     await store.close()
     await store.open()
     session = await store.sessions.get("s", owner="me")
-    assert (session.title, session.status, session.head, session.unread) == ("T", "active", 5, 2)
+    assert (session.title, session.status, session.last_event_number, session.unread_count) == ("T", "active", 5, 2)
     assert (session.latest_message, session.latest_message_at) == ("x" * PREVIEW_CHARS, 160)
     assert (await store.sessions.page(owner="me", limit=1, cursor=None)).sessions == (session,)
 
@@ -85,10 +89,10 @@ async def test_the_list_is_ordered_by_activity_and_the_newest_comes_first_within
     for name in ("a", "b", "c"):
         await store.sessions.create(name, owner="me", at=100)
     assert await listed(store) == ["c", "b", "a", "s"]
-    await store.journal.receive("a", "x", at=101, key=None)
-    await store.journal.receive("s", "x", at=101, key=None)
+    await store.event_log.append_user_message("a", "x", at=101, key=None)
+    await store.event_log.append_user_message("s", "x", at=101, key=None)
     assert await listed(store) == ["a", "s", "c", "b"]
-    await store.journal.commit("b", Change(at=500, events=(TitleEvent(title="no message"),)))
+    await store.event_log.commit("b", Commit(timestamp=500, events=(TitleEvent(title="no message"),)))
     assert await listed(store) == ["a", "s", "c", "b"]
 
 
@@ -118,8 +122,10 @@ async def test_a_cursor_that_is_none_of_ours_is_refused(store: Harness, cursor: 
 
 
 async def test_unread_counts_the_assistants_messages_that_were_not_delivered(store: Harness) -> None:
-    await store.journal.receive("s", "u", at=1, key=None)
-    await store.journal.commit("s", Change(at=1, events=(says("2"), TitleEvent(title="3"), says("4"), says("5"))))
+    await store.event_log.append_user_message("s", "u", at=1, key=None)
+    await store.event_log.commit(
+        "s", Commit(timestamp=1, events=(says("2"), TitleEvent(title="3"), says("4"), says("5")))
+    )
     assert await unread(store) == 3
     assert await store.sessions.mark_delivered("s", number=4) is True
     assert await unread(store) == 1
@@ -133,49 +139,49 @@ async def test_unread_counts_the_assistants_messages_that_were_not_delivered(sto
 
 
 async def test_a_mark_beyond_the_newest_event_does_not_count_for_later_ones(store: Harness) -> None:
-    await store.journal.commit("s", Change(at=1, events=(says("1"),)))
+    await store.event_log.commit("s", Commit(timestamp=1, events=(says("1"),)))
     assert await store.sessions.mark_delivered("s", number=10**15) is True
-    await store.journal.commit("s", Change(at=1, events=(says("2"),)))
+    await store.event_log.commit("s", Commit(timestamp=1, events=(says("2"),)))
     assert await unread(store) == 1
 
 
 async def test_a_mark_over_events_that_are_no_messages_changes_nothing(store: Harness) -> None:
-    await store.journal.commit("s", Change(at=1, events=(TitleEvent(title="t"), says("2"))))
+    await store.event_log.commit("s", Commit(timestamp=1, events=(TitleEvent(title="t"), says("2"))))
     assert await store.sessions.mark_delivered("s", number=1) is False
     assert await unread(store) == 1
 
 
 async def test_deleting_leaves_nothing_and_the_id_starts_afresh(store: Harness) -> None:
-    await store.journal.receive("s", "u", at=1, key="k")
+    await store.event_log.append_user_message("s", "u", at=1, key="k")
     await store.sessions.delete("s", owner="me")
     for call in (
         store.sessions.delete("s", owner="me"),
         store.sessions.get("s", owner="me"),
         store.sessions.usage("s"),
         store.sessions.mark_delivered("s", number=1),
-        store.journal.commit("s", Change(at=1, events=(says("late"),))),
-        store.journal.read("s", after=0, limit=1),
+        store.event_log.commit("s", Commit(timestamp=1, events=(says("late"),))),
+        store.event_log.read("s", after=0, limit=1),
     ):
         with pytest.raises(NotFound):
             await call
     assert await listed(store) == []
-    assert list(await store.sessions.active()) == []
+    assert list(await store.sessions.list_active()) == []
     await store.sessions.create("s", owner="me", at=1)
-    assert (await store.journal.receive("s", "u", at=1, key="k")).fresh
-    assert [record.number for record in await store.journal.read("s", after=0, limit=9)] == [1]
+    assert (await store.event_log.append_user_message("s", "u", at=1, key="k")).is_new
+    assert [record.number for record in await store.event_log.read("s", after=0, limit=9)] == [1]
 
 
 async def test_writes_that_queue_around_a_delete_either_come_before_it_or_fail(store: Harness) -> None:
     results = await asyncio.gather(
-        *(store.journal.receive("s", "before", at=1, key=None) for _ in range(3)),
+        *(store.event_log.append_user_message("s", "before", at=1, key=None) for _ in range(3)),
         store.sessions.delete("s", owner="me"),
-        *(store.journal.receive("s", "after", at=1, key=None) for _ in range(3)),
+        *(store.event_log.append_user_message("s", "after", at=1, key=None) for _ in range(3)),
         return_exceptions=True,
     )
     assert all(isinstance(result, NotFound) for result in results[4:])
     assert not any(isinstance(result, BaseException) for result in results[:4])
     with pytest.raises(NotFound):
-        await store.journal.read("s", after=0, limit=1)
+        await store.event_log.read("s", after=0, limit=1)
 
 
 async def test_a_store_that_works_has_nothing_to_complain_of(store: Harness) -> None:
@@ -185,12 +191,12 @@ async def test_a_store_that_works_has_nothing_to_complain_of(store: Harness) -> 
 async def test_all_ids_are_told_whoever_owns_them(store: Harness) -> None:
     await store.sessions.create("a", owner="me", at=1)
     await store.sessions.create("b", owner="you", at=2)
-    assert sorted(await store.sessions.ids()) == ["a", "b", "s"]
+    assert sorted(await store.sessions.list_ids()) == ["a", "b", "s"]
 
 
 async def test_the_heads_of_many_sessions_are_told_at_once(store: Harness) -> None:
     await store.sessions.create("a", owner="you", at=1)
-    await store.journal.receive("a", "one", at=1, key=None)
-    await store.journal.receive("a", "two", at=1, key=None)
-    assert dict(await store.sessions.heads(["a", "s", "nobody"])) == {"a": 2, "s": 0}
-    assert dict(await store.sessions.heads([])) == {}
+    await store.event_log.append_user_message("a", "one", at=1, key=None)
+    await store.event_log.append_user_message("a", "two", at=1, key=None)
+    assert dict(await store.sessions.last_event_numbers(["a", "s", "nobody"])) == {"a": 2, "s": 0}
+    assert dict(await store.sessions.last_event_numbers([])) == {}

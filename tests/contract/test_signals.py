@@ -11,8 +11,8 @@ from app.infrastructure.streams.redis import RedisBus, RedisSignals
 from tests.support.feeds import until
 from tests.support.redis_server import RedisServer
 
-WAKE = Signal(kind="wake", session_id="s", upto=3)
-STOP = Signal(kind="stop", session_id="s", upto=2**40)
+WAKE = Signal(kind="wake", session_id="s", up_to=3)
+STOP = Signal(kind="stop", session_id="s", up_to=2**40)
 CANCEL = Signal(kind="cancel", session_id="\u00fc")
 SETTLED = Signal(kind="settled", session_id="s")
 
@@ -52,8 +52,8 @@ async def test_a_signal_reaches_the_others_and_not_its_sender(buses: list[RedisB
 async def test_what_is_no_signal_is_not_heard(server: RedisServer, buses: list[RedisBus]) -> None:
     one, _ = await listening(buses[0])
     _, heard = await listening(buses[1])
-    sender, upto = b"0" * 8, b"0" * 8
-    for message in (b"", b"short", sender, sender + b"\x09" + upto + b"s", sender + b"\x01" + upto + b"\xff"):
+    sender, up_to = b"0" * 8, b"0" * 8
+    for message in (b"", b"short", sender, sender + b"\x09" + up_to + b"s", sender + b"\x01" + up_to + b"\xff"):
         await server.ask("PUBLISH", b"test:signals", message)
     one.send(WAKE)
     await until(lambda: heard == [WAKE])

@@ -15,9 +15,9 @@ from app.domain.errors import StoreUnavailable
 from app.domain.models.event import MessageEvent, WaitEvent
 from app.domain.models.message import AssistantMessage, SystemMessage, ToolCall, ToolMessage, Usage, UserMessage
 from app.domain.models.plan import Plan, Step
-from app.domain.models.run import RunState
+from app.domain.models.run import Checkpoint
 from app.domain.models.tool import OpenCall
-from app.domain.repositories.journal import Change, Receipt, UserWords
+from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.domain.repositories.tickets import Ticket
 from app.infrastructure.persistence.sqlite.migrations import MIGRATIONS
 from tests.contract.conftest import SqliteHarness
@@ -29,7 +29,7 @@ APPENDER = """
 import asyncio, sys
 from pathlib import Path
 from app.domain.models.event import MessageEvent
-from app.domain.repositories.journal import Change
+from app.domain.repositories.event_log import Change
 from app.infrastructure.persistence.sqlite import SqliteStore
 from app.interfaces.wire import encode_event
 
@@ -38,7 +38,7 @@ async def main():
         await store.sessions.create("s", owner="me", at=1)
         async def append(n):
             while True:
-                records = await store.journal.commit(
+                records = await store.event_log.commit(
                     "s", Change(at=1, events=[MessageEvent(role="user", content="x" * 500)] * 3)
                 )
                 print(records[-1].number, flush=True)
@@ -48,8 +48,12 @@ asyncio.run(main())
 """
 
 
-def big(content: str = "x") -> Change:
-    return Change(at=1, events=(MessageEvent(role="assistant", content=content * 20_000),), run=RunState(turns=9))
+def big(content: str = "x") -> Commit:
+    return Commit(
+        timestamp=1,
+        events=(MessageEvent(role="assistant", content=content * 20_000),),
+        checkpoint=Checkpoint(model_turns=9),
+    )
 
 
 async def pages(store: SqliteHarness, maximum: int | None) -> None:
@@ -80,12 +84,14 @@ async def test_everything_acknowledged_before_a_kill_is_there_after_it(tmp_path:
     store = SqliteHarness(tmp_path)
     await store.open()
     try:
-        numbers = [record.number for record in await store.journal.read("s", after=0, limit=10**6)]
+        numbers = [record.number for record in await store.event_log.read("s", after=0, limit=10**6)]
         assert numbers == list(range(1, len(numbers) + 1))
         assert max(acknowledged) <= len(numbers)
         session = await store.sessions.get("s", owner="me")
-        assert session.head == len(numbers)
-        assert await store.journal.receive("s", "on", at=1, key=None) == Receipt(number=len(numbers) + 1, fresh=True)
+        assert session.last_event_number == len(numbers)
+        assert await store.event_log.append_user_message("s", "on", at=1, key=None) == StoredMessage(
+            number=len(numbers) + 1, is_new=True
+        )
     finally:
         await store.close()
 
@@ -93,29 +99,31 @@ async def test_everything_acknowledged_before_a_kill_is_there_after_it(tmp_path:
 async def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_works_when_there_is_room(
     sqlite: SqliteHarness,
 ) -> None:
-    await sqlite.journal.receive("s", "before", at=1, key=None)
+    await sqlite.event_log.append_user_message("s", "before", at=1, key=None)
     await pages(sqlite, None)
     failed = await asyncio.gather(
-        *(sqlite.journal.commit("s", big()) for _ in range(5)),
-        sqlite.journal.receive("s", "small", at=1, key="k"),
+        *(sqlite.event_log.commit("s", big()) for _ in range(5)),
+        sqlite.event_log.append_user_message("s", "small", at=1, key="k"),
         return_exceptions=True,
     )
     assert all(isinstance(failure, StoreUnavailable) for failure in failed)
     assert str(failed[0]) == "the store does not work now: the disk is full"
     assert len({id(failure) for failure in failed}) == len(failed)
-    assert [record.number for record in await sqlite.journal.read("s", after=0, limit=9)] == [1]
-    assert await sqlite.journal.run_state("s") == RunState()
+    assert [record.number for record in await sqlite.event_log.read("s", after=0, limit=9)] == [1]
+    assert await sqlite.event_log.load_checkpoint("s") == Checkpoint()
     assert len(sqlite.committed) == 1
     await pages(sqlite, 10**6)
-    assert [record.number for record in await sqlite.journal.commit("s", big())] == [2]
-    assert await sqlite.journal.receive("s", "small", at=1, key="k") == Receipt(number=3, fresh=True)
-    assert (await sqlite.sessions.get("s", owner="me")).head == 3
+    assert [record.number for record in await sqlite.event_log.commit("s", big())] == [2]
+    assert await sqlite.event_log.append_user_message("s", "small", at=1, key="k") == StoredMessage(
+        number=3, is_new=True
+    )
+    assert (await sqlite.sessions.get("s", owner="me")).last_event_number == 3
 
 
 async def test_a_store_in_trouble_says_so_until_writing_works_again(sqlite: SqliteHarness) -> None:
     await sqlite.store._database.run(lambda connection: connection.execute("PRAGMA query_only = ON"))
     with pytest.raises(StoreUnavailable):
-        await sqlite.journal.commit("s", big())
+        await sqlite.event_log.commit("s", big())
     assert await sqlite.sessions.check() == "the store does not work now: the database may not be written"
     await sqlite.store._database.run(lambda connection: connection.execute("PRAGMA query_only = OFF"))
     assert await sqlite.sessions.check() is None
@@ -163,16 +171,21 @@ async def test_a_file_of_version_1_loads_whole_and_goes_on(tmp_path: Path) -> No
     await store.open()
     try:
         session = await store.sessions.get("golden", owner="me")
-        assert (session.title, session.status, session.unread, session.head) == ("Golden", "waiting", 1, 4)
+        assert (session.title, session.status, session.unread_count, session.last_event_number) == (
+            "Golden",
+            "waiting",
+            1,
+            4,
+        )
         assert await store.sessions.usage("golden") == Usage(
             prompt_tokens=10, cached_tokens=4, completion_tokens=5, calls=2
         )
-        assert await store.journal.unread_words("golden", after=0) == [UserWords(number=1, content="Hello")]
-        assert list(await store.journal.transcript("golden", "talk")) == [
+        assert await store.event_log.unread_messages("golden", after=0) == [UnreadMessage(number=1, content="Hello")]
+        assert list(await store.event_log.load_transcript("golden", "talk")) == [
             SystemMessage(content="s"),
             UserMessage(content="Hello"),
         ]
-        assert list(await store.journal.transcript("golden", "work")) == [
+        assert list(await store.event_log.load_transcript("golden", "work")) == [
             AssistantMessage(
                 content="c", tool_calls=(ToolCall(id="c1", name="shell_exec", arguments='{"id":"main"}'),)
             ),
@@ -184,17 +197,19 @@ async def test_a_file_of_version_1_loads_whole_and_goes_on(tmp_path: Path) -> No
             function="shell_exec",
             args={"id": "main", "exec_dir": "/home/ubuntu", "command": "printf 'a\\nb'"},
         )
-        assert await store.journal.run_state("golden") == RunState(
+        assert await store.event_log.load_checkpoint("golden") == Checkpoint(
             phase="waiting",
-            consumed=1,
+            last_read_message=1,
             plan=Plan(goal="greet", steps=(Step(id="1", description="Say hi", status="completed", result="said"),)),
             open_calls=(call,),
-            asked="c2",
-            words="Hello",
-            turns=3,
+            pending_question="c2",
+            unplanned_text="Hello",
+            model_turns=3,
         )
-        assert not (await store.journal.receive("golden", "Hello", at=1, key="k1")).fresh
-        assert [r.number for r in await store.journal.commit("golden", Change(at=1, events=(WaitEvent(),)))] == [5]
+        assert not (await store.event_log.append_user_message("golden", "Hello", at=1, key="k1")).is_new
+        assert [
+            r.number for r in await store.event_log.commit("golden", Commit(timestamp=1, events=(WaitEvent(),)))
+        ] == [5]
         ticket = Ticket(session_id="golden", owner="me", view_only=True, expires_at=31.5)
         await store.tickets.put("digest", ticket, at=1.5)
         assert await store.tickets.redeem("digest", session_id="golden", at=2) == ticket
@@ -225,7 +240,7 @@ async def test_events_of_version_1_are_read_back_unchanged(sqlite: SqliteHarness
     rows = [(1 << 32 | number, kind, data) for number, (kind, data) in enumerate(raw, start=1)]
     insert = "INSERT INTO events (key, type, data) VALUES (?, ?, ?)"
     await sqlite.store._database.run(lambda connection: connection.executemany(insert, rows))
-    records = await sqlite.journal.read("s", after=0, limit=100)
+    records = await sqlite.event_log.read("s", after=0, limit=100)
     assert [(record.type, record.data) for record in records] == raw
 
 
@@ -242,17 +257,19 @@ async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(tmp_pat
     store = SqliteHarness(tmp_path)
     await store.open()
     await store.sessions.create("s", owner="me", at=1)
-    queued = [asyncio.create_task(store.journal.commit("s", Change(at=1, events=(WaitEvent(),)))) for _ in range(20)]
+    queued = [
+        asyncio.create_task(store.event_log.commit("s", Commit(timestamp=1, events=(WaitEvent(),)))) for _ in range(20)
+    ]
     await asyncio.sleep(0)  # one turn of the loop: they are in the queue
     await store.close()
     assert [(await write)[0].number for write in queued] == list(range(1, 21))
     with pytest.raises(StoreUnavailable):
-        await store.journal.commit("s", Change(at=1))
+        await store.event_log.commit("s", Commit(timestamp=1))
     with pytest.raises(StoreUnavailable):
-        await store.journal.read("s", after=0, limit=1)
+        await store.event_log.read("s", after=0, limit=1)
     assert await store.sessions.check() == "the store is closed"
     await store.open()
-    assert len(await store.journal.read("s", after=0, limit=100)) == 20
+    assert len(await store.event_log.read("s", after=0, limit=100)) == 20
     await store.close()
 
 
@@ -266,28 +283,30 @@ async def rows(store: SqliteHarness) -> dict[str, int]:
 
 
 async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanwhile(sqlite: SqliteHarness) -> None:
-    long = Change(
-        at=1,
+    long = Commit(
+        timestamp=1,
         events=[MessageEvent(role="assistant", content="x")] * 9000,
-        said=[("work", UserMessage(content="x"))] * 5000,
-        run=RunState(turns=1),
+        messages=[("work", UserMessage(content="x"))] * 5000,
+        checkpoint=Checkpoint(model_turns=1),
     )
-    await sqlite.journal.commit("s", long)
-    await sqlite.journal.receive("s", "u", at=1, key="k")
-    await sqlite.pictures.put("s", "p", b"jpeg")
+    await sqlite.event_log.commit("s", long)
+    await sqlite.event_log.append_user_message("s", "u", at=1, key="k")
+    await sqlite.screenshots.put("s", "p", b"jpeg")
     await sqlite.tickets.put("t", Ticket(session_id="s", owner="me", view_only=False, expires_at=2), at=1)
     await sqlite.sessions.create("other", owner="me", at=1)
     delete = asyncio.create_task(sqlite.sessions.delete("s", owner="me"))
     while (await rows(sqlite))["leaving"] == 0 and not delete.done():
         await asyncio.sleep(0)
-    await sqlite.journal.receive("other", "meanwhile", at=1, key=None)
+    await sqlite.event_log.append_user_message("other", "meanwhile", at=1, key=None)
     assert not delete.done()
     await delete
     assert await rows(sqlite) == dict.fromkeys(await rows(sqlite), 0) | {"sessions": 1, "events": 1}
 
 
 async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(sqlite: SqliteHarness) -> None:
-    await sqlite.journal.commit("s", Change(at=1, events=[WaitEvent()] * 5000, run=RunState(turns=1)))
+    await sqlite.event_log.commit(
+        "s", Commit(timestamp=1, events=[WaitEvent()] * 5000, checkpoint=Checkpoint(model_turns=1))
+    )
 
     def cut_short(connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM sessions")
@@ -308,7 +327,7 @@ async def test_a_fault_in_a_follower_does_not_hurt_the_writer(tmp_path: Path) ->
         store.committed = None  # type: ignore[assignment]  # its `append` fails from now on
         await store.sessions.create("s", owner="me", at=1)
         for number in (1, 2):
-            assert [record.number for record in await store.journal.commit("s", big())] == [number]
+            assert [record.number for record in await store.event_log.commit("s", big())] == [number]
         assert len(faults) == 2
     finally:
         await store.close()
@@ -324,13 +343,13 @@ async def test_what_cannot_be_encoded_fails_alone(sqlite: SqliteHarness) -> None
     object.__setattr__(bad, "role", "user")
     object.__setattr__(bad, "type", "message")
     results = await asyncio.gather(
-        sqlite.journal.commit("s", Change(at=1, events=(WaitEvent(),))),
-        sqlite.journal.commit("s", Change(at=1, events=(WaitEvent(), bad))),
-        sqlite.journal.commit("s", Change(at=1, events=(WaitEvent(),))),
+        sqlite.event_log.commit("s", Commit(timestamp=1, events=(WaitEvent(),))),
+        sqlite.event_log.commit("s", Commit(timestamp=1, events=(WaitEvent(), bad))),
+        sqlite.event_log.commit("s", Commit(timestamp=1, events=(WaitEvent(),))),
         return_exceptions=True,
     )
     assert isinstance(results[1], ValueError)
-    assert [record.number for record in await sqlite.journal.read("s", after=0, limit=9)] == [1, 2]
+    assert [record.number for record in await sqlite.event_log.read("s", after=0, limit=9)] == [1, 2]
 
 
 async def test_tickets_that_nobody_used_are_cleared_away_and_never_stored_as_they_are_shown(

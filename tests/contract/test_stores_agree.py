@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from app.domain.errors import AnkerError
 from app.domain.models.event import DoneEvent, MessageEvent, TitleEvent, WaitEvent
 from app.domain.models.message import Usage, UserMessage
-from app.domain.models.run import RunState
-from app.domain.repositories.journal import Change
+from app.domain.models.run import Checkpoint
+from app.domain.repositories.event_log import Commit
 from tests.contract.conftest import Harness, MemoryHarness, MongoHarness, SqliteHarness
 from tests.support.stores import Mongod
 
@@ -43,17 +43,17 @@ async def do(store: Harness, step: tuple[object, ...]) -> object:
     match step:
         case ("commit", str(session), list(batch), int(at), ends_after, int(turns)):
             said = [("talk", UserMessage(content=str(turns)))] * turns
-            change = Change(
-                at=at,
+            change = Commit(
+                timestamp=at,
                 events=batch,
-                said=said,  # type: ignore[arg-type]
-                run=RunState(turns=turns) if turns else None,
+                messages=said,  # type: ignore[arg-type]
+                checkpoint=Checkpoint(model_turns=turns) if turns else None,
                 usage=Usage(calls=turns) if turns else None,
-                ends_after=ends_after,  # type: ignore[arg-type]
+                ends_after_message=ends_after,  # type: ignore[arg-type]
             )
-            return list(await store.journal.commit(session, change))
+            return list(await store.event_log.commit(session, change))
         case ("receive", str(session), str(content), int(at), key):
-            return await store.journal.receive(session, content, at=at, key=key)  # type: ignore[arg-type]
+            return await store.event_log.append_user_message(session, content, at=at, key=key)  # type: ignore[arg-type]
         case ("mark", str(session), int(number)):
             return await store.sessions.mark_delivered(session, number=number)
         case ("create", str(session), str(owner), int(at)):
@@ -73,8 +73,8 @@ async def outcome(call: object) -> object:
 
 
 async def observed(store: Harness) -> list[object]:
-    journal, sessions = store.journal, store.sessions
-    seen: list[object] = [list(await sessions.active())]
+    event_log, sessions = store.event_log, store.sessions
+    seen: list[object] = [list(await sessions.list_active())]
     for owner in OWNERS:
         first = await sessions.page(owner=owner, limit=2, cursor=None)
         seen.append(first)
@@ -82,13 +82,13 @@ async def observed(store: Harness) -> list[object]:
             seen.append(await sessions.page(owner=owner, limit=2, cursor=first.next_cursor))
     for session in SESSIONS:
         for call in (
-            journal.read(session, after=2, limit=5),
-            journal.unread_words(session, after=1),
-            journal.transcript(session, "talk"),
+            event_log.read(session, after=2, limit=5),
+            event_log.unread_messages(session, after=1),
+            event_log.load_transcript(session, "talk"),
         ):
             found = await outcome(call)
             seen.append(found if isinstance(found, tuple) else list(found))  # type: ignore[call-overload]
-        seen.append(await outcome(journal.run_state(session)))
+        seen.append(await outcome(event_log.load_checkpoint(session)))
         seen.append(await outcome(sessions.usage(session)))
     return seen
 

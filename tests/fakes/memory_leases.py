@@ -14,7 +14,7 @@ class _Row:
     token: int = 0
     holder: str = ""
     until: float = 0.0
-    stop_upto: int | None = None
+    stop_up_to: int | None = None
 
 
 class MemoryLeases:
@@ -25,7 +25,7 @@ class MemoryLeases:
         self._clock = clock
         self._rows: dict[str, _Row] = {}
 
-    async def take(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
+    async def acquire(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
         row = self._row(session_id)
         if row.holder and row.until > self._clock():
             return None
@@ -46,36 +46,36 @@ class MemoryLeases:
         if row is None or row.token != lease.token or not self._store.exists(lease.session_id):
             return False
         row.holder, row.until = "", 0.0
-        return lease.session_id in await self._store.active()
+        return lease.session_id in await self._store.list_active()
 
-    async def seize(self, session_id: str, *, holder: str, seconds: float) -> str | None:
+    async def take_over(self, session_id: str, *, holder: str, seconds: float) -> str | None:
         row = self._row(session_id)
         before = row.holder if row.until > self._clock() else ""
         self._grant(session_id, row, holder, seconds)
         return before or None
 
-    async def claimable(self, *, limit: int) -> Sequence[str]:
-        active = set(await self._store.active())
+    async def list_claimable(self, *, limit: int) -> Sequence[str]:
+        active = set(await self._store.list_active())
         found = [
             (row.until, key)
-            for key in await self._store.ids()
-            if ((row := self._row(key)).stop_upto is not None or key in active)
+            for key in await self._store.list_ids()
+            if ((row := self._row(key)).stop_up_to is not None or key in active)
             and not (row.holder and row.until > self._clock())
         ]
         return [key for _, key in sorted(found)][:limit]
 
-    async def ask_stop(self, session_id: str, *, upto: int) -> None:
+    async def request_stop(self, session_id: str, *, up_to: int) -> None:
         row = self._row(session_id)
-        row.stop_upto = max(upto, row.stop_upto or 0)
+        row.stop_up_to = max(up_to, row.stop_up_to or 0)
 
-    async def stop_asked(self, session_id: str) -> int | None:
-        return self._row(session_id).stop_upto
+    async def requested_stop(self, session_id: str) -> int | None:
+        return self._row(session_id).stop_up_to
 
-    async def stop_answered(self, session_id: str, *, upto: int) -> None:
+    async def clear_stop_request(self, session_id: str, *, up_to: int) -> None:
         self._store.check_trouble()
         row = self._rows.get(session_id)
-        if row is not None and row.stop_upto is not None and row.stop_upto <= upto:
-            row.stop_upto = None
+        if row is not None and row.stop_up_to is not None and row.stop_up_to <= up_to:
+            row.stop_up_to = None
 
     def _row(self, session_id: str) -> _Row:
         self._store.check_trouble()
@@ -92,7 +92,7 @@ class MemoryLeases:
         return Lease(
             session_id=session_id,
             token=row.token,
-            words=self._store.last_words(session_id),
-            stop_upto=row.stop_upto,
-            inherited=inherited,
+            last_user_message=self._store.last_words(session_id),
+            stop_up_to=row.stop_up_to,
+            previous_holder_lost=inherited,
         )

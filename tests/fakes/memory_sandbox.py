@@ -101,7 +101,7 @@ class MemorySandbox:
     """`Sandbox` in memory. Scripts are found by a command's exact text; one without a script succeeds silently."""
 
     def __init__(self) -> None:
-        self.computer = f"memory-{next(_lives)}"
+        self.instance_id = f"memory-{next(_lives)}"
         self.browser = BrowserEndpoint(url="http://127.0.0.1:1/cdp", token="t", home=HOME)
         """Nobody is there; a test that drives a browser says where it is."""
         self.parts: dict[str, PartStatus] = dict.fromkeys(("shell", "browser", "desktop"), READY)
@@ -181,7 +181,7 @@ class MemorySandbox:
         self._note("shell_kill", shell=shell)
         command = self._current(shell)
         command.end(KILLED, "")
-        return ShellState(session_id=shell, status="completed", returncode=command.returncode)
+        return ShellState(shell_id=shell, status="completed", returncode=command.returncode)
 
     async def kill_all(self) -> None:
         self._note("kill_all")
@@ -254,7 +254,7 @@ class MemorySandbox:
         newest.seen = len(newest.output)
         whole = "".join(f"{each.ps1} {each.command}\n{each.output}" for each in records)
         return ShellState(
-            session_id=shell,
+            shell_id=shell,
             status="running" if newest.returncode is None else "completed",
             returncode=newest.returncode,
             output=newest.output if len(records) == 1 else whole,
@@ -264,7 +264,7 @@ class MemorySandbox:
     def _news(self, shell: str, command: _Command) -> ShellState:
         fresh, command.seen = command.output[command.seen :], len(command.output)
         status = "running" if command.returncode is None else "completed"
-        return ShellState(session_id=shell, status=status, returncode=command.returncode, output=fresh)
+        return ShellState(shell_id=shell, status=status, returncode=command.returncode, output=fresh)
 
 
 class MemorySandboxProvider:

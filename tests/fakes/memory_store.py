@@ -8,9 +8,9 @@ import orjson
 from app.domain.errors import Conflict, LeaseLost, NotFound, StoreUnavailable, Superseded
 from app.domain.models.event import Event, EventRecord, MessageEvent
 from app.domain.models.message import Message, Usage
-from app.domain.models.run import RunState, Thread
+from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.models.session import Session, SessionPage, changes_of
-from app.domain.repositories.journal import Change, Receipt, UserWords
+from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.infrastructure.persistence.listing import check_time, decode_cursor, encode_cursor, preview, well_formed
 from app.interfaces.wire import encode_event
 
@@ -22,11 +22,11 @@ class _Kept:
     touched: int
     delivered: int = 0
     events: list[tuple[Event, EventRecord]] = field(default_factory=list)
-    said: dict[Thread, list[Message]] = field(default_factory=lambda: {"talk": [], "work": []})
-    run: RunState = field(default_factory=RunState)
+    said: dict[TranscriptName, list[Message]] = field(default_factory=lambda: {"talk": [], "work": []})
+    run: Checkpoint = field(default_factory=Checkpoint)
     usage: Usage = field(default_factory=Usage)
     keys: dict[str, int] = field(default_factory=dict)
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    screenshots: dict[str, bytes] = field(default_factory=dict)
 
     def speakers(self, role: str, after: int) -> list[tuple[MessageEvent, int]]:
         return [
@@ -37,7 +37,7 @@ class _Kept:
 
 
 class MemoryStore:
-    """A `Journal` and a `SessionRepository` in one. Set `trouble` to make every call raise `StoreUnavailable`."""
+    """A `EventLog` and a `SessionRepository` in one. Set `trouble` to make every call raise `StoreUnavailable`."""
 
     def __init__(
         self,
@@ -53,50 +53,50 @@ class MemoryStore:
         self.fences: dict[str, int] = {}
         """The token of each session's newest lease."""
 
-    async def commit(self, session_id: str, change: Change) -> Sequence[EventRecord]:
-        check_time(change.at)
+    async def commit(self, session_id: str, change: Commit) -> Sequence[EventRecord]:
+        check_time(change.timestamp)
         kept = self._find(session_id)
-        if change.fence is not None and change.fence != self.fences.get(session_id):
+        if change.fencing_token is not None and change.fencing_token != self.fences.get(session_id):
             raise LeaseLost("another worker has the session's run now")
-        if change.was_written(kept.run.revision):
+        if change.is_already_stored(kept.run.revision):
             return []
-        if change.ends_after is not None and self.last_words(session_id) > change.ends_after:
+        if change.ends_after_message is not None and self.last_words(session_id) > change.ends_after_message:
             raise Superseded("a newer message is waiting to be read")
-        records = self._append(kept, change.events, change.at)
-        for thread, message in change.said:
+        records = self._append(kept, change.events, change.timestamp)
+        for thread, message in change.messages:
             kept.said[thread].append(message)
-        kept.run = change.run or kept.run
+        kept.run = change.checkpoint or kept.run
         kept.usage += change.usage or Usage()
         if records:
             self._on_committed(session_id, records)
         return records
 
-    async def receive(self, session_id: str, content: str, *, at: int, key: str | None) -> Receipt:
+    async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
         check_time(at)
         kept = self._find(session_id)
         if key is not None and well_formed(key) in kept.keys:
-            return Receipt(number=kept.keys[well_formed(key)], fresh=False)
+            return StoredMessage(number=kept.keys[well_formed(key)], is_new=False)
         records = self._append(kept, (MessageEvent(role="user", content=content),), at)
         if key is not None:
             kept.keys[well_formed(key)] = records[0].number
         self._on_committed(session_id, records)
-        return Receipt(number=records[0].number, fresh=True)
+        return StoredMessage(number=records[0].number, is_new=True)
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
         start = max(after, 0)
         return [record for _, record in self._find(session_id).events[start : start + limit]]
 
-    async def unread_words(self, session_id: str, *, after: int) -> Sequence[UserWords]:
+    async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:
         found = self._find(session_id).speakers("user", after)
         data = {
             record.number: orjson.loads(record.data) for _, record in self._find(session_id).events[max(after, 0) :]
         }
-        return [UserWords(number=number, content=data[number]["content"]) for _, number in found]
+        return [UnreadMessage(number=number, content=data[number]["content"]) for _, number in found]
 
-    async def run_state(self, session_id: str) -> RunState:
+    async def load_checkpoint(self, session_id: str) -> Checkpoint:
         return self._find(session_id).run
 
-    async def transcript(self, session_id: str, thread: Thread) -> Sequence[Message]:
+    async def load_transcript(self, session_id: str, thread: TranscriptName) -> Sequence[Message]:
         return list(self._find(session_id).said[thread])
 
     async def create(self, session_id: str, *, owner: str, at: int) -> None:
@@ -112,9 +112,9 @@ class MemoryStore:
             status="pending",
             latest_message="",
             latest_message_at=None,
-            unread=0,
+            unread_count=0,
             created_at=at,
-            head=0,
+            last_event_number=0,
         )
         self._kept[session_id] = _Kept(ordinal=self._created, session=session, touched=at)
 
@@ -137,15 +137,15 @@ class MemoryStore:
             next_cursor=encode_cursor(shown[-1].touched, shown[-1].ordinal) if more else None,
         )
 
-    async def active(self) -> Sequence[str]:
+    async def list_active(self) -> Sequence[str]:
         self.check_trouble()
         return [kept.session.id for kept in self._kept.values() if kept.session.status == "active"]
 
-    async def ids(self) -> Sequence[str]:
+    async def list_ids(self) -> Sequence[str]:
         self.check_trouble()
         return list(self._kept)
 
-    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+    async def last_event_numbers(self, session_ids: Sequence[str]) -> Mapping[str, int]:
         self.check_trouble()
         return {key: len(self._kept[key].events) for key in session_ids if key in self._kept}
 
@@ -153,7 +153,7 @@ class MemoryStore:
         kept = self._find(session_id)
         kept.delivered = max(kept.delivered, min(number, len(kept.events)))
         unread = len(kept.speakers("assistant", kept.delivered))
-        before, kept.session = kept.session.unread, replace(kept.session, unread=unread)
+        before, kept.session = kept.session.unread_count, replace(kept.session, unread_count=unread)
         return unread != before
 
     async def usage(self, session_id: str) -> Usage:
@@ -166,14 +166,14 @@ class MemoryStore:
     async def check(self) -> str | None:
         return self.trouble
 
-    async def keep_picture(self, session_id: str, picture_id: str, jpeg: bytes) -> None:
-        self._find(session_id).pictures[picture_id] = jpeg
+    async def store_screenshot(self, session_id: str, screenshot_id: str, jpeg: bytes) -> None:
+        self._find(session_id).screenshots[screenshot_id] = jpeg
 
-    async def picture(self, session_id: str, picture_id: str) -> bytes:
-        pictures = self._find(session_id).pictures
-        if picture_id not in pictures:
-            raise NotFound("no such picture in this session")
-        return pictures[picture_id]
+    async def screenshot(self, session_id: str, screenshot_id: str) -> bytes:
+        screenshots = self._find(session_id).screenshots
+        if screenshot_id not in screenshots:
+            raise NotFound("no such screenshot in this session")
+        return screenshots[screenshot_id]
 
     def exists(self, session_id: str) -> bool:
         return session_id in self._kept
@@ -193,8 +193,8 @@ class MemoryStore:
             old,
             title=old.title if changes.title is None else well_formed(changes.title),
             status=changes.status or old.status,
-            unread=old.unread + changes.assistant_messages,
-            head=len(kept.events),
+            unread_count=old.unread_count + changes.assistant_messages,
+            last_event_number=len(kept.events),
         )
         if changes.latest_message is not None:
             kept.touched = at
@@ -218,14 +218,14 @@ class MemoryStore:
             raise StoreUnavailable(self.trouble)
 
 
-class MemoryPictures:
-    """The `PictureRepository` of a `MemoryStore`."""
+class MemoryScreenshots:
+    """The `ScreenshotRepository` of a `MemoryStore`."""
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    async def put(self, session_id: str, picture_id: str, jpeg: bytes) -> None:
-        await self._store.keep_picture(session_id, picture_id, jpeg)
+    async def put(self, session_id: str, screenshot_id: str, jpeg: bytes) -> None:
+        await self._store.store_screenshot(session_id, screenshot_id, jpeg)
 
-    async def get(self, session_id: str, picture_id: str) -> bytes:
-        return await self._store.picture(session_id, picture_id)
+    async def get(self, session_id: str, screenshot_id: str) -> bytes:
+        return await self._store.screenshot(session_id, screenshot_id)

@@ -110,12 +110,12 @@ async def _answered(provider: LocalSandboxes, given: dict[str, HttpSandbox], cal
             return None
         case "acquire":
             given[arguments[0]] = await provider.acquire(arguments[0])
-            return given[arguments[0]].computer
+            return given[arguments[0]].instance_id
         case "find":
             found = await provider.find(arguments[0])
             if found is not None:
                 given[arguments[0]] = found
-            return found and found.computer
+            return found and found.instance_id
         case "run" | "begin" | "view":
             return await _used(given[arguments[0]], call, *arguments[1:])
         case "destroy":

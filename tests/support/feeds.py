@@ -9,7 +9,7 @@ from app.application.services.streams import EventStreams
 from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.external.feed import Feed, Subscription
 from app.domain.models.event import EventRecord, TextDelta
-from app.domain.repositories.journal import Journal
+from app.domain.repositories.event_log import EventLog
 from app.infrastructure.streams.memory import MemoryFeed
 from app.infrastructure.streams.polling import PollingFeed
 from app.infrastructure.streams.redis import RedisBus, RedisFeed
@@ -67,7 +67,7 @@ class Reader:
     """Follows a session and keeps what it got."""
 
     def __init__(self, store: Store, feed: Feed, session_id: str, after: int = 0) -> None:
-        self._streams = EventStreams(cast("Journal", store), feed)
+        self._streams = EventStreams(cast("EventLog", store), feed)
         self._session_id = session_id
         self._after = after
         self.numbers: list[int] = []
@@ -123,7 +123,7 @@ class Process:
         self.feed.publish(session_id, added)
 
     def write(self, text: str, message_id: str = "m") -> None:
-        self.feed.write("s", TextDelta(message_id, text))
+        self.feed.publish_delta("s", TextDelta(message_id, text))
 
     async def end(self) -> None:
         for reader in self._readers:

@@ -12,8 +12,8 @@ from app.domain.services.tools import browser
 from app.domain.services.tools.base import BadArguments, RunCall, Tool, ToolContext
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import Call, MemoryBrowser, MemoryBrowsers
-from tests.fakes.memory_pictures import MemoryPictureKeeper
 from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.fakes.memory_screenshots import MemoryScreenshotKeeper
 
 TOOLS: dict[str, Tool] = {tool.spec.name: tool for tool in browser.TOOLS}
 SHOP = PageView(
@@ -31,7 +31,7 @@ class House:
     """A session's browser and what its tools are given."""
 
     browsers: MemoryBrowsers = field(default_factory=MemoryBrowsers)
-    pictures: MemoryPictureKeeper = field(default_factory=MemoryPictureKeeper)
+    screenshots: MemoryScreenshotKeeper = field(default_factory=MemoryScreenshotKeeper)
 
     @property
     def browser(self) -> MemoryBrowser:
@@ -42,7 +42,7 @@ class House:
             session_id="s",
             sandboxes=MemorySandboxProvider(),
             browsers=self.browsers,
-            pictures=self.pictures,
+            screenshots=self.screenshots,
             engine=FakeSearch(),
         )
         bound = TOOLS[f"browser_{name}"].bind(arguments, context)
@@ -159,12 +159,12 @@ async def test_clients_get_the_address_of_the_screenshot_and_a_short_line(house:
     assert result.message == "Your cart"
     assert result.data == {"url": SHOP.url, "title": SHOP.title, "notes": list(SHOP.notes)}
     assert result.content == {"screenshot": "/pictures/s/1", "url": SHOP.url, "title": SHOP.title}
-    assert house.pictures.kept["/pictures/s/1"] == SHOP.screenshot
+    assert house.screenshots.kept["/pictures/s/1"] == SHOP.screenshot
 
 
-async def test_an_action_succeeds_when_its_picture_cannot_be_kept(house: House) -> None:
+async def test_an_action_succeeds_when_its_screenshot_cannot_be_kept(house: House) -> None:
     house.browser.pages = [SHOP]
-    house.pictures.trouble = "the disk is full"
+    house.screenshots.trouble = "the disk is full"
     result = await house.call("click", '{"index": 1}')
     assert result.success
     assert result.content == {"url": SHOP.url, "title": SHOP.title}
@@ -174,7 +174,7 @@ async def test_without_a_screenshot_there_is_no_address(house: House) -> None:
     result = await house.call("view")
     assert result.content == {"url": "about:blank", "title": ""}
     assert result.message == "about:blank"
-    assert house.pictures.kept == {}
+    assert house.screenshots.kept == {}
 
 
 @pytest.mark.parametrize(

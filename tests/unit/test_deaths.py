@@ -12,8 +12,8 @@ from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import MemoryBrowsers
-from tests.fakes.memory_pictures import MemoryPictureKeeper
 from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.fakes.memory_screenshots import MemoryScreenshotKeeper
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import Question, ScriptedLLM, calling, saying
 
@@ -39,18 +39,18 @@ class Life:
             return turn(question)
 
         self.store = MemoryStore()
-        parts = FlowParts(journal=self.store, feed=MemoryFeed(), model=ScriptedLLM(answer), tools=EXECUTING)
+        parts = FlowParts(event_log=self.store, feed=MemoryFeed(), model=ScriptedLLM(answer), tools=EXECUTING)
         self.worker = RunService(
             parts=parts,
             sandboxes=MemorySandboxProvider(),
             browsers=MemoryBrowsers(),
-            pictures=MemoryPictureKeeper(),
+            screenshots=MemoryScreenshotKeeper(),
             engine=FakeSearch(),
         )
 
     async def begin(self) -> None:
         await self.store.create("s", owner="", at=1)
-        await self.store.receive("s", "do it", at=1, key=None)
+        await self.store.append_user_message("s", "do it", at=1, key=None)
 
     async def attempt(self, *, crashed: bool = True) -> bool:
         """One process's attempt; False when the process died."""
@@ -120,7 +120,7 @@ async def test_a_run_that_gets_on_between_its_deaths_is_never_given_up() -> None
         deaths += 1
     assert deaths > 3 * MAX_DEATHS
     assert life.last["event"] == "done"
-    assert (await life.store.run_state("s")).deaths == 0
+    assert (await life.store.load_checkpoint("s")).crash_count == 0
 
 
 async def test_the_next_message_begins_the_count_anew() -> None:
@@ -137,6 +137,6 @@ async def test_the_next_message_begins_the_count_anew() -> None:
         pass
     assert life.last["event"] == "error"
     kills = False
-    await life.store.receive("s", "again", at=2, key=None)
+    await life.store.append_user_message("s", "again", at=2, key=None)
     assert await life.attempt(crashed=False)
     assert life.last["event"] == "done"

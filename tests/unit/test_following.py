@@ -9,7 +9,7 @@ from app.application.services import streams
 from app.application.services.streams import EventStreams
 from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.models.event import EventRecord, MessageEvent, TextDelta, TitleEvent
-from app.domain.repositories.journal import Change
+from app.domain.repositories.event_log import Commit
 from app.infrastructure.streams.memory import MemoryFeed
 from tests.fakes.memory_store import MemoryStore
 
@@ -30,7 +30,7 @@ class WatchedStore(MemoryStore):
 
 
 async def write(store: MemoryStore, title: str) -> None:
-    await store.commit("s", Change(at=1, events=[TitleEvent(title=title)]))
+    await store.commit("s", Commit(timestamp=1, events=[TitleEvent(title=title)]))
 
 
 async def test_a_follower_waits_for_a_store_that_is_away_and_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,14 +83,14 @@ async def test_who_comes_between_a_message_and_its_news_is_not_shown_how_it_was_
     await store.create("s", owner="me", at=1)
     await write(store, "before")
     feed.publish("s", untold.pop())
-    feed.write("s", TextDelta("m", "Hello"))
-    await store.commit("s", Change(at=1, events=[MessageEvent(role="assistant", content="Hello")]))
+    feed.publish_delta("s", TextDelta("m", "Hello"))
+    await store.commit("s", Commit(timestamp=1, events=[MessageEvent(role="assistant", content="Hello")]))
     items = EventStreams(store, feed).follow("s", after=0)
     found = await anext(items)
     assert isinstance(found, Sequence)
     assert [record.type for record in found] == ["title", "message"]
     assert await anext(items) == (), "caught up, with nothing more of the message"
     feed.publish("s", untold.pop())
-    feed.write("s", TextDelta("n", "More"))
+    feed.publish_delta("s", TextDelta("n", "More"))
     assert await anext(items) == TextDelta("n", "More")
     await items.aclose()

@@ -11,8 +11,8 @@ from app.domain.errors import LeaseLost, StoreUnavailable, Superseded
 from app.domain.external.run_queue import Attempt
 from app.domain.external.signals import Signal
 from app.domain.models.event import DoneEvent, MessageEvent
-from app.domain.models.run import RunState
-from app.domain.repositories.journal import Change
+from app.domain.models.run import Checkpoint
+from app.domain.repositories.event_log import Commit
 from app.domain.services.flows.plan_act import STOPPED
 from app.infrastructure.queue.holdings import LeaseTimes
 from app.infrastructure.queue.leased import LeasedRunQueue
@@ -63,9 +63,9 @@ class Worker:
     async def work(self, session_id: str, attempt: Attempt) -> None:
         world = self._world
         self.attempts.append(attempt)
-        state = await world.store.run_state(session_id)
-        words = await world.store.unread_words(session_id, after=state.consumed)
-        consumed = words[-1].number if words else state.consumed
+        state = await world.store.load_checkpoint(session_id)
+        words = await world.store.unread_messages(session_id, after=state.last_read_message)
+        consumed = words[-1].number if words else state.last_read_message
         running = world.running.setdefault(session_id, [])
         running.append(self.name)
         assert len(running) == 1, "two runs beside each other"
@@ -75,21 +75,33 @@ class Worker:
         finally:
             running.remove(self.name)
             world.changed.set()
-        run = RunState(consumed=consumed)
-        change = Change(at=1, events=[DoneEvent()], run=run, ends_after=consumed, fence=attempt.fence)
+        run = Checkpoint(last_read_message=consumed)
+        change = Commit(
+            timestamp=1,
+            events=[DoneEvent()],
+            checkpoint=run,
+            ends_after_message=consumed,
+            fencing_token=attempt.fencing_token,
+        )
         await world.store.commit(session_id, change)
 
     async def abort(self, session_id: str, *, everything: bool) -> None:
         self.aborted.append(everything)
 
-    async def stop(self, session_id: str, *, upto: int, fence: int | None) -> None:
-        state = await self._world.store.run_state(session_id)
-        words = await self._world.store.unread_words(session_id, after=state.consumed)
-        told = [word.number for word in words if word.number <= upto]
+    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
+        state = await self._world.store.load_checkpoint(session_id)
+        words = await self._world.store.unread_messages(session_id, after=state.last_read_message)
+        told = [word.number for word in words if word.number <= up_to]
         if not told and (await self._world.store.get(session_id, owner="me")).status == "completed":
             return
-        consumed = told[-1] if told else state.consumed
-        change = Change(at=1, events=[DoneEvent()], run=RunState(consumed=consumed), ends_after=consumed, fence=fence)
+        consumed = told[-1] if told else state.last_read_message
+        change = Commit(
+            timestamp=1,
+            events=[DoneEvent()],
+            checkpoint=Checkpoint(last_read_message=consumed),
+            ends_after_message=consumed,
+            fencing_token=fencing_token,
+        )
         await self._world.store.commit(session_id, change)
 
     async def forget(self, session_id: str) -> None:
@@ -131,8 +143,8 @@ class World:
             await asyncio.wait([run.driver, *([run.attempt] if run.attempt else [])])
 
     async def say(self, queue: LeasedRunQueue, session_id: str = "s") -> int:
-        receipt = await self.store.receive(session_id, "words", at=1, key=None)
-        await queue.wake(session_id, upto=receipt.number)
+        receipt = await self.store.append_user_message(session_id, "words", at=1, key=None)
+        await queue.wake(session_id, up_to=receipt.number)
         return receipt.number
 
     async def until(self, true: Callable[[], object]) -> None:
@@ -185,8 +197,8 @@ async def test_words_said_to_a_process_that_takes_no_runs_are_worked_on_by_one_t
 
 async def test_a_hundred_wakes_in_five_processes_are_one_run(world: World) -> None:
     processes = [world.process(f"w{n}") for n in range(5)]
-    receipt = await world.store.receive("s", "words", at=1, key=None)
-    await asyncio.gather(*(queue.wake("s", upto=receipt.number) for queue, _ in processes for _ in range(20)))
+    receipt = await world.store.append_user_message("s", "words", at=1, key=None)
+    await asyncio.gather(*(queue.wake("s", up_to=receipt.number) for queue, _ in processes for _ in range(20)))
     await world.until(world.runs)
     world.gate.set()
     await world.until(lambda: "done" in world.types())
@@ -209,9 +221,9 @@ async def test_words_and_stops_arrive_also_when_every_signal_is_lost(world: Worl
     api, _ = world.process("api", takes_runs=False)
     await world.say(api)
     await world.until(world.runs)
-    upto = await world.say(api)
+    up_to = await world.say(api)
     await world.until(lambda: len(worker.attempts) == 2)
-    await api.stop("s", upto=upto)
+    await api.stop("s", up_to=up_to)
     assert world.types() == ["message", "message", "done"]
     assert not world.runs()
     assert len(worker.attempts) == 2, "what was heard once is not heard again"
@@ -219,30 +231,30 @@ async def test_words_and_stops_arrive_also_when_every_signal_is_lost(world: Worl
 
 async def test_a_stop_reaches_a_run_in_another_process_and_returns_when_done_is_written(world: World) -> None:
     first, worker = world.process("worker")
-    upto = await world.say(first)
+    up_to = await world.say(first)
     await world.until(world.runs)
     api, _ = world.process("api", takes_runs=False)
-    await api.stop("s", upto=upto)
+    await api.stop("s", up_to=up_to)
     assert world.types() == ["message", "done"]
     assert worker.aborted == [True]
-    assert await world.leases.stop_asked("s") is None
-    await api.stop("s", upto=upto)
+    assert await world.leases.requested_stop("s") is None
+    await api.stop("s", up_to=up_to)
     assert world.types() == ["message", "done"]
 
 
 async def test_a_process_that_takes_no_runs_ends_one_that_nobody_has(world: World) -> None:
     api, here = world.process("api", takes_runs=False)
-    upto = await world.say(api)
-    await api.stop("s", upto=upto)
+    up_to = await world.say(api)
+    await api.stop("s", up_to=up_to)
     assert world.types() == ["message", "done"]
     assert here.attempts == []
 
 
 async def test_words_that_came_after_the_stop_are_left_to_a_worker(world: World) -> None:
     api, here = world.process("api", takes_runs=False)
-    upto = await world.say(api)
+    up_to = await world.say(api)
     await world.say(api)
-    await api.stop("s", upto=upto)
+    await api.stop("s", up_to=up_to)
     assert "done" not in world.types()
     assert here.attempts == []
     world.process("worker")
@@ -256,7 +268,7 @@ async def test_a_dead_workers_run_goes_on_elsewhere_once_its_lease_is_over_and_n
     _, second = world.process("second")
     await world.die(first)
     world.now += TIMES.lease - 0.1
-    assert await world.leases.claimable(limit=9) == []
+    assert await world.leases.list_claimable(limit=9) == []
     world.now += 0.2
     await world.until(lambda: world.runs() == ["second"])
     assert [attempt.crashed for attempt in second.attempts] == [True]
@@ -279,10 +291,10 @@ async def test_what_a_worker_writes_that_lost_its_lease_is_refused(world: World)
     first, worker = world.process("first")
     await world.say(first)
     await world.until(world.runs)
-    fence = worker.attempts[0].fence
-    await world.leases.seize("s", holder="another", seconds=9)
+    fencing_token = worker.attempts[0].fencing_token
+    await world.leases.take_over("s", holder="another", seconds=9)
     with pytest.raises(LeaseLost):
-        await world.store.commit("s", Change(at=1, events=[DoneEvent()], fence=fence))
+        await world.store.commit("s", Commit(timestamp=1, events=[DoneEvent()], fencing_token=fencing_token))
     await world.until(lambda: not world.runs())
     assert world.types() == ["message"]
     await world.until(lambda: worker.forgotten == ["s"])
@@ -297,8 +309,8 @@ async def test_a_process_that_shuts_down_hands_its_run_over_at_once(world: World
     await first.close()
     await world.until(lambda: world.runs() == ["second"])
     assert [attempt.crashed for attempt in second.attempts] == [False]
-    upto = await world.store.receive("s", "late", at=1, key=None)
-    await first.wake("s", upto=upto.number)
+    up_to = await world.store.append_user_message("s", "late", at=1, key=None)
+    await first.wake("s", up_to=up_to.number)
     await world.until(lambda: len(second.attempts) == 2)
 
 
@@ -309,8 +321,8 @@ async def test_words_that_come_while_a_run_ends_are_worked_on(world: World) -> N
         await world.say(queue)
         await world.until(lambda count=count: world.types().count("message") == count)
     await world.until(lambda: world.types()[-1] == "done")
-    state = await world.store.run_state("s")
-    assert await world.store.unread_words("s", after=state.consumed) == []
+    state = await world.store.load_checkpoint("s")
+    assert await world.store.unread_messages("s", after=state.last_read_message) == []
     assert worker.attempts
 
 
@@ -323,8 +335,8 @@ async def test_a_deletion_ends_the_run_wherever_it_goes_and_nobody_begins_it_ane
     await api.cancel("s")
     assert not world.runs()
     assert worker.forgotten == ["s"]
-    await world.store.receive("s", "meanwhile", at=1, key=None)
-    assert await world.leases.claimable(limit=9) == []
+    await world.store.append_user_message("s", "meanwhile", at=1, key=None)
+    assert await world.leases.list_claimable(limit=9) == []
     await world.store.delete("s", owner="me")
     await api.cancel("s")
     assert third.attempts == []
@@ -335,7 +347,7 @@ async def test_a_deletion_that_failed_leaves_a_run_that_goes_on(world: World) ->
     await world.say(queue)
     await world.until(world.runs)
     await queue.cancel("s")
-    await queue.wake("s", upto=1)
+    await queue.wake("s", up_to=1)
     world.now += TIMES.lease + 1
     await world.until(world.runs)
     assert len(worker.attempts) == 2
@@ -389,29 +401,29 @@ async def test_a_lease_whose_grant_was_never_heard_of_is_given_back(world: World
     await world.store.create("t", owner="me", at=1)
     await world.say(queue)
     await world.until(world.runs)
-    await world.leases.take("t", holder="worker", seconds=6)
+    await world.leases.acquire("t", holder="worker", seconds=6)
     await world.until(lambda: not world.leases._rows["t"].holder)
     assert world.runs() == ["worker"]
 
 
 async def test_a_stop_whose_worker_dies_over_it_is_carried_out_by_who_asked(world: World) -> None:
     first, _ = world.process("first")
-    upto = await world.say(first)
+    up_to = await world.say(first)
     await world.until(world.runs)
     api, _ = world.process("api", takes_runs=False)
     await world.die(first)
-    stopping = asyncio.create_task(api.stop("s", upto=upto))
-    await world.until(lambda: world.leases._rows["s"].stop_upto == upto)
+    stopping = asyncio.create_task(api.stop("s", up_to=up_to))
+    await world.until(lambda: world.leases._rows["s"].stop_up_to == up_to)
     world.now += TIMES.lease + 1
     await stopping
     assert world.types() == ["message", "done"]
-    await world.until(lambda: world.leases._rows["s"].stop_upto is None)
+    await world.until(lambda: world.leases._rows["s"].stop_up_to is None)
 
 
 async def test_a_stop_that_nobody_waits_for_any_more_is_carried_out_all_the_same(world: World) -> None:
-    await world.store.receive("s", "words", at=1, key=None)
-    await world.leases.take("s", holder="dead", seconds=6)
-    await world.leases.ask_stop("s", upto=1)
+    await world.store.append_user_message("s", "words", at=1, key=None)
+    await world.leases.acquire("s", holder="dead", seconds=6)
+    await world.leases.request_stop("s", up_to=1)
     world.now += 7
     _, worker = world.process("worker")
     await world.until(lambda: world.types() == ["message", "done"])
@@ -431,10 +443,10 @@ async def test_a_stop_that_a_shutdown_forestalls_is_carried_out_by_another_proce
             await asyncio.Event().wait()  # until it is cut once more, by the shutdown
 
     worker.work = slow_to_end  # type: ignore[method-assign]
-    upto = await world.say(first)
+    up_to = await world.say(first)
     await world.until(world.runs)
     api, _ = world.process("api", takes_runs=False)
-    stopping = asyncio.create_task(api.stop("s", upto=upto))
+    stopping = asyncio.create_task(api.stop("s", up_to=up_to))
     await being_cut.wait()
     await first.close()
     async with asyncio.timeout(30):
@@ -445,14 +457,14 @@ async def test_a_stop_that_a_shutdown_forestalls_is_carried_out_by_another_proce
 async def test_a_stop_that_is_asked_again_after_its_answer_is_answered_again(world: World) -> None:
     """Words came after it, so that the run goes on; who asked had looked for the answer a moment too early."""
     first, worker = world.process("first")
-    upto = await world.say(first)
+    up_to = await world.say(first)
     await world.until(world.runs)
-    await world.store.receive("s", "newer", at=1, key=None)
+    await world.store.append_user_message("s", "newer", at=1, key=None)
     api, _ = world.process("api", takes_runs=False)
-    await api.stop("s", upto=upto)
+    await api.stop("s", up_to=up_to)
     await world.until(world.runs)
-    await world.leases.ask_stop("s", upto=upto)
-    await world.until(lambda: world.leases._rows["s"].stop_upto is None)
+    await world.leases.request_stop("s", up_to=up_to)
+    await world.until(lambda: world.leases._rows["s"].stop_up_to is None)
     assert world.runs() == ["first"]
     assert [attempt.reason for attempt in worker.attempts].count(STOPPED) == 1
     assert "done" not in world.types()
@@ -463,14 +475,14 @@ async def test_the_client_that_goes_away_does_not_take_the_stop_with_it(world: W
     entered, let_go = asyncio.Event(), asyncio.Event()
     stop = worker.stop
 
-    async def slow(session_id: str, *, upto: int, fence: int | None) -> None:
+    async def slow(session_id: str, *, up_to: int, fencing_token: int | None) -> None:
         entered.set()
         await let_go.wait()
-        await stop(session_id, upto=upto, fence=fence)
+        await stop(session_id, up_to=up_to, fencing_token=fencing_token)
 
     worker.stop = slow  # type: ignore[method-assign]
-    await world.store.receive("s", "words", at=1, key=None)
-    asking = asyncio.create_task(queue.stop("s", upto=1))
+    await world.store.append_user_message("s", "words", at=1, key=None)
+    asking = asyncio.create_task(queue.stop("s", up_to=1))
     await entered.wait()
     asking.cancel()
     await asyncio.wait([asking])
@@ -492,15 +504,15 @@ async def test_a_fault_of_ours_is_tried_again_without_a_tight_circle(
             raise failing.pop()
         await work(session_id, attempt)
 
-    async def bad_stop(session_id: str, *, upto: int, fence: int | None) -> None:
+    async def bad_stop(session_id: str, *, up_to: int, fencing_token: int | None) -> None:
         raise RuntimeError("bug")
 
     worker.work = broken  # type: ignore[method-assign]
     worker.stop = bad_stop  # type: ignore[method-assign]
-    upto = await world.say(queue)
+    up_to = await world.say(queue)
     await world.until(world.runs)
     with pytest.raises(StoreUnavailable):
-        await queue.stop("s", upto=upto)
+        await queue.stop("s", up_to=up_to)
     await world.until(lambda: len(worker.attempts) >= 2)
 
 
@@ -525,9 +537,11 @@ async def test_superseded_words_start_the_run_again_here(world: World) -> None:
     queue, worker = world.process("worker")
     await world.say(queue)
     await world.until(world.runs)
-    await world.store.receive("s", "unheard", at=1, key=None)
+    await world.store.append_user_message("s", "unheard", at=1, key=None)
     world.gate.set()
     await world.until(lambda: "done" in world.types())
     assert len(worker.attempts) == 2
     with pytest.raises(Superseded):
-        await world.store.commit("s", Change(at=1, events=[MessageEvent(role="user", content="")], ends_after=1))
+        await world.store.commit(
+            "s", Commit(timestamp=1, events=[MessageEvent(role="user", content="")], ends_after_message=1)
+        )

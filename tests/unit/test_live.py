@@ -17,11 +17,11 @@ class Ear:
         self.texts: dict[str, str] = {}
         self.retracted = 0
 
-    def write(self, session_id: str, delta: TextDelta) -> None:
+    def publish_delta(self, session_id: str, delta: TextDelta) -> None:
         assert delta.delta
         self.texts[delta.message_id] = self.texts.get(delta.message_id, "") + delta.delta
 
-    def retract(self, session_id: str) -> None:
+    def end_delta(self, session_id: str) -> None:
         self.retracted += 1
 
 

@@ -9,14 +9,14 @@ from app.domain.errors import TooLarge
 from app.domain.external.llm import ModelReply
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import EventRecord
-from app.domain.repositories.journal import Change
+from app.domain.repositories.event_log import Commit
 from app.domain.services.flows.plan_act import CRASHED, FlowParts
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import MemoryBrowsers
-from tests.fakes.memory_pictures import MemoryPictureKeeper
 from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.fakes.memory_screenshots import MemoryScreenshotKeeper
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import ScriptedLLM, calling, saying
 
@@ -33,8 +33,8 @@ COMPLETE = calling(("complete_step", {"success": True, "result": "r"}))
 
 
 class Store(MemoryStore):
-    async def commit(self, session_id: str, change: Change) -> Sequence[EventRecord]:
-        if len(repr((change.said, change.run, change.events)).encode()) > TOGETHER:
+    async def commit(self, session_id: str, change: Commit) -> Sequence[EventRecord]:
+        if len(repr((change.messages, change.checkpoint, change.events)).encode()) > TOGETHER:
             raise TooLarge("too large")
         return await super().commit(session_id, change)
 
@@ -44,23 +44,23 @@ async def store() -> AsyncIterator[Store]:
     store = Store()
     await store.create("s", owner="", at=1)
     yield store
-    said = [message for message in await store.transcript("s", "talk") if WORDS in str(message)]
+    said = [message for message in await store.load_transcript("s", "talk") if WORDS in str(message)]
     assert len(said) == MESSAGES
     assert (await store.get("s", owner="")).status == "completed"
     assert [record.type for record in await store.read("s", after=0, limit=999)][-1] == "done"
 
 
 async def say(store: Store) -> int:
-    numbers = [(await store.receive("s", WORDS, at=1, key=None)).number for _ in range(MESSAGES)]
+    numbers = [(await store.append_user_message("s", WORDS, at=1, key=None)).number for _ in range(MESSAGES)]
     return numbers[-1]
 
 
 def worker(store: Store, *script: ModelReply) -> RunService:
     return RunService(
-        parts=FlowParts(journal=store, feed=MemoryFeed(), model=ScriptedLLM(script), tools=EXECUTING),
+        parts=FlowParts(event_log=store, feed=MemoryFeed(), model=ScriptedLLM(script), tools=EXECUTING),
         sandboxes=MemorySandboxProvider(),
         browsers=MemoryBrowsers(),
-        pictures=MemoryPictureKeeper(),
+        screenshots=MemoryScreenshotKeeper(),
         engine=FakeSearch(),
     )
 
@@ -71,12 +71,12 @@ async def test_a_run_reads_all_of_it(store: Store) -> None:
 
 
 async def test_a_question_may_be_answered_with_so_much(store: Store) -> None:
-    await store.receive("s", "do it", at=1, key=None)
+    await store.append_user_message("s", "do it", at=1, key=None)
     await worker(store, PLAN, ASK).work("s", Attempt(reason=CRASHED))
     await say(store)
     await worker(store, COMPLETE, saying("the answer")).work("s", Attempt(reason=CRASHED))
 
 
 async def test_a_stop_ends_the_run_of_it(store: Store) -> None:
-    upto = await say(store)
-    await worker(store).stop("s", upto=upto, fence=None)
+    up_to = await say(store)
+    await worker(store).stop("s", up_to=up_to, fencing_token=None)

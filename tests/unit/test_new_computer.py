@@ -9,8 +9,8 @@ from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import MemoryBrowsers
-from tests.fakes.memory_pictures import MemoryPictureKeeper
 from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.fakes.memory_screenshots import MemoryScreenshotKeeper
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import Question, ScriptedLLM, calling, saying
 
@@ -34,19 +34,19 @@ class World:
 
     async def run(self, *turns: object) -> list[str]:
         """One run in which the model takes `turns` after its plan; answers what each tool call was answered."""
-        said = await self.store.transcript("s", "work")
-        await self.store.receive("s", "do it", at=1, key=None)
+        said = await self.store.load_transcript("s", "work")
+        await self.store.append_user_message("s", "do it", at=1, key=None)
         model = ScriptedLLM([PLAN, *turns, END, saying("Done.")])  # type: ignore[list-item]
-        parts = FlowParts(journal=self.store, feed=MemoryFeed(), model=model, tools=EXECUTING)
+        parts = FlowParts(event_log=self.store, feed=MemoryFeed(), model=model, tools=EXECUTING)
         worker = RunService(
             parts=parts,
             sandboxes=self.sandboxes,
             browsers=MemoryBrowsers(),
-            pictures=MemoryPictureKeeper(),
+            screenshots=MemoryScreenshotKeeper(),
             engine=FakeSearch(),
         )
         await worker.work("s", Attempt(reason=""))
-        fresh = (await self.store.transcript("s", "work"))[len(said) :]
+        fresh = (await self.store.load_transcript("s", "work"))[len(said) :]
         return [message.content for message in fresh if isinstance(message, ToolMessage)]
 
     async def then_work(self, question: Question) -> object:

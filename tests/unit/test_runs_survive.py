@@ -26,8 +26,8 @@ from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import MemoryBrowsers
-from tests.fakes.memory_pictures import MemoryPictureKeeper
 from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.fakes.memory_screenshots import MemoryScreenshotKeeper
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import Question, ScriptedLLM, calling, saying
 from tests.support.invariants import check_log
@@ -70,7 +70,7 @@ class SlowStore(MemoryStore):
 
     async def unread_words(self, session_id: str, *, after: int) -> Any:
         await ticks(self.rng.randrange(3))
-        return await super().unread_words(session_id, after=after)
+        return await super().unread_messages(session_id, after=after)
 
 
 async def ticks(count: int) -> None:
@@ -93,18 +93,18 @@ class World:
         self.start()
 
     def start(self) -> None:
-        parts = FlowParts(journal=self.store, feed=self.feed, model=self.model, tools=EXECUTING)
+        parts = FlowParts(event_log=self.store, feed=self.feed, model=self.model, tools=EXECUTING)
         worker = RunService(
             parts=parts,
             sandboxes=self.sandboxes,
             browsers=MemoryBrowsers(),
-            pictures=MemoryPictureKeeper(),
+            screenshots=MemoryScreenshotKeeper(),
             engine=FakeSearch(),
         )
         self.queue = InlineRunQueue(worker)
         streams = EventStreams(self.store, self.feed)
         self.chat = ChatService(
-            sessions=self.store, journal=self.store, streams=streams, feed=self.feed, queue=self.queue
+            sessions=self.store, event_log=self.store, streams=streams, feed=self.feed, queue=self.queue
         )
 
     async def turn(self, question: Question) -> ModelReply:
@@ -120,7 +120,7 @@ class World:
     async def crash(self) -> None:
         await self.queue.close()
         self.start()
-        for session_id in await self.store.active():
+        for session_id in await self.store.list_active():
             self.queue.resume(session_id)
 
     async def say(self) -> None:
@@ -233,9 +233,9 @@ async def live_through(seed: int, actions: list[tuple[str, int]], *, away: float
     events = [{"event": record.type, "data": json.loads(record.data)} for record in records]
     check_log(events)
     assert (await world.store.get("s", owner="")).status == "completed"
-    talk = await world.store.transcript("s", "talk")
+    talk = await world.store.load_transcript("s", "talk")
     check_conversation(talk)
-    check_conversation(await world.store.transcript("s", "work"))
+    check_conversation(await world.store.load_transcript("s", "work"))
     # A digest of interrupted work may quote an answer once more; it is not how words are heard.
     heard = [m.content for m in talk if isinstance(m, UserMessage) and "<interrupted>" not in m.content]
     for number in range(1, world.said + 1):

@@ -8,8 +8,8 @@ from app.domain.services.tools.base import BadArguments, RunCall, ToolContext, c
 from app.domain.services.tools.registry import EXECUTING
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import MemoryBrowsers
-from tests.fakes.memory_pictures import MemoryPictureKeeper
 from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.fakes.memory_screenshots import MemoryScreenshotKeeper
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def context() -> ToolContext:
         session_id="s",
         sandboxes=MemorySandboxProvider(),
         browsers=MemoryBrowsers(),
-        pictures=MemoryPictureKeeper(),
+        screenshots=MemoryScreenshotKeeper(),
         engine=FakeSearch(),
     )
 

@@ -1,4 +1,4 @@
-"""A change on its way into a journal that is away for a while."""
+"""A change on its way into a event_log that is away for a while."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from app.application.services.runs import RunService
-from app.domain.errors import LeaseLost, Outdated, StoreUnavailable
+from app.domain.errors import LeaseLost, StaleCheckpoint, StoreUnavailable
 from app.domain.external.llm import ModelReply
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import EventRecord, ToolCalledEvent
-from app.domain.models.run import RunState
-from app.domain.repositories.journal import Change
+from app.domain.models.run import Checkpoint
+from app.domain.repositories.event_log import Commit
 from app.domain.services.agents import writing
 from app.domain.services.agents.writing import Writing
 from app.domain.services.flows.plan_act import CRASHED, FlowParts
@@ -19,12 +19,12 @@ from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import MemoryBrowsers
-from tests.fakes.memory_pictures import MemoryPictureKeeper
 from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.fakes.memory_screenshots import MemoryScreenshotKeeper
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import Question, ScriptedLLM, calling
 
-CHANGE = Change(at=1, run=RunState(revision="b"), follows="")
+CHANGE = Commit(timestamp=1, checkpoint=Checkpoint(revision="b"), expected_revision="")
 AWAY = StoreUnavailable("away")
 PLAN = calling(
     ("create_plan", {"title": "T", "message": "M", "goal": "G", "steps": [{"id": "1", "description": "one"}]})
@@ -37,12 +37,12 @@ class Store(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fails: Callable[[Change], Exception | None] = lambda _: None
+        self.fails: Callable[[Commit], Exception | None] = lambda _: None
         self.gate = asyncio.Event()
         self.gate.set()
         self.tries = 0
 
-    async def commit(self, session_id: str, change: Change) -> Sequence[EventRecord]:
+    async def commit(self, session_id: str, change: Commit) -> Sequence[EventRecord]:
         self.tries += 1
         error = self.fails(change)
         await self.gate.wait()
@@ -64,10 +64,10 @@ async def test_it_is_tried_until_it_is_stored(store: Store) -> None:
     store.fails = lambda _: AWAY if store.tries < 5 else None
     await Writing(store, "s", CHANGE).finish()
     assert store.tries == 5
-    assert await store.run_state("s") == CHANGE.run
+    assert await store.load_checkpoint("s") == CHANGE.checkpoint
 
 
-@pytest.mark.parametrize("final", [LeaseLost("lost"), Outdated("elsewhere")])
+@pytest.mark.parametrize("final", [LeaseLost("lost"), StaleCheckpoint("elsewhere")])
 async def test_what_no_time_mends_is_not_tried_again(store: Store, final: Exception) -> None:
     store.fails = lambda _: AWAY if store.tries < 3 else final
     with pytest.raises(type(final)):
@@ -99,7 +99,7 @@ async def test_a_try_that_is_under_way_when_the_run_is_cut_short_is_waited_for(s
     store.gate.set()
     await asyncio.wait([finishing])
     assert finishing.cancelled()
-    assert await store.run_state("s") == CHANGE.run
+    assert await store.load_checkpoint("s") == CHANGE.checkpoint
 
 
 async def test_a_run_that_waits_for_the_store_is_cut_short_at_once(
@@ -113,15 +113,15 @@ async def test_a_run_that_waits_for_the_store_is_cut_short_at_once(
         raise AssertionError
 
     model = ScriptedLLM([PLAN, WORK, thinks_on])
-    parts = FlowParts(journal=store, feed=MemoryFeed(), model=model, tools=EXECUTING)
+    parts = FlowParts(event_log=store, feed=MemoryFeed(), model=model, tools=EXECUTING)
     worker = RunService(
         parts=parts,
         sandboxes=MemorySandboxProvider(),
         browsers=MemoryBrowsers(),
-        pictures=MemoryPictureKeeper(),
+        screenshots=MemoryScreenshotKeeper(),
         engine=FakeSearch(),
     )
-    await store.receive("s", "do it", at=1, key=None)
+    await store.append_user_message("s", "do it", at=1, key=None)
     attempt = asyncio.create_task(worker.work("s", Attempt(reason=CRASHED)))
     while len(model.asked) < 3:  # what the call came to waits for the store, and the model is asked meanwhile
         await asyncio.sleep(0)

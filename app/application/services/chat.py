@@ -10,7 +10,7 @@ from app.domain.external.feed import Feed
 from app.domain.external.run_queue import RunQueue
 from app.domain.models.event import TERMINAL, EventRecord
 from app.domain.models.session import Session
-from app.domain.repositories.journal import Journal
+from app.domain.repositories.event_log import EventLog
 from app.domain.repositories.sessions import SessionRepository
 from app.domain.services.agents.book import unix_now
 
@@ -44,14 +44,14 @@ class ChatService:
         self,
         *,
         sessions: SessionRepository,
-        journal: Journal,
+        event_log: EventLog,
         streams: EventStreams,
         feed: Feed,
         queue: RunQueue,
         now: Callable[[], int] = unix_now,
     ) -> None:
         self._sessions = sessions
-        self._journal = journal
+        self._event_log = event_log
         self._streams = streams
         self._feed = feed
         self._queue = queue
@@ -70,15 +70,17 @@ class ChatService:
         if not request.message.strip():
             return self._stream(session_id, _attach(session, request.after or 0))
         at = self._now() if request.timestamp is None else request.timestamp
-        receipt = await self._journal.receive(session_id, request.message, at=at, key=request.key)
+        receipt = await self._event_log.append_user_message(session_id, request.message, at=at, key=request.key)
         after = receipt.number if request.after is None else request.after
         place = _Place(after=after, skip=receipt.number, ends_after=receipt.number)
-        if receipt.fresh:
-            await self._queue.wake(session_id, upto=receipt.number)
+        if receipt.is_new:
+            await self._queue.wake(session_id, up_to=receipt.number)
             return self._stream(session_id, place)
         # Said before: the run may be over, and the client may have its end already.
         session = await self._sessions.get(session_id, owner=owner)
-        return self._stream(session_id, place if session.status == "active" else replace(place, ends_at=session.head))
+        return self._stream(
+            session_id, place if session.status == "active" else replace(place, ends_at=session.last_event_number)
+        )
 
     async def follow(self, session_id: str, *, after: int, owner: str) -> AsyncGenerator[StreamItem, None]:
         """Everything after number `after`, then live until the session is deleted.
@@ -98,11 +100,11 @@ class ChatService:
         """
         session = await self._sessions.get(session_id, owner=owner)
         if session.status in ("active", "waiting"):
-            await self._queue.stop(session_id, upto=session.head)
+            await self._queue.stop(session_id, up_to=session.last_event_number)
 
     async def _stream(self, session_id: str, place: _Place) -> AsyncGenerator[StreamItem, None]:
         if place.ends_at is not None:
-            async with aclosing(self._streams.replay(session_id, after=place.after, upto=place.ends_at)) as pages:
+            async with aclosing(self._streams.replay(session_id, after=place.after, up_to=place.ends_at)) as pages:
                 async for records in pages:
                     shown, ended = _cut(records, place)
                     if shown:
@@ -144,7 +146,7 @@ class ChatService:
             # Deleted while its stream was open; or the store is away, and then it stays unread a little longer.
             with suppress(NotFound, StoreUnavailable):
                 if await self._sessions.mark_delivered(session_id, number=number):
-                    self._feed.touch()
+                    self._feed.notify_list_changed()
 
 
 def check_position(session: Session, after: int | None) -> None:
@@ -153,14 +155,14 @@ def check_position(session: Session, after: int | None) -> None:
     Raises:
         InvalidInput: no event of that number was issued.
     """
-    if after is not None and after > session.head:
+    if after is not None and after > session.last_event_number:
         raise InvalidInput("event_id: this session never issued it")
 
 
 def _attach(session: Session, after: int) -> _Place:
     if session.status == "active":
-        return _Place(after=after, ends_after=session.head)
-    return _Place(after=after, ends_after=session.head, ends_at=session.head)
+        return _Place(after=after, ends_after=session.last_event_number)
+    return _Place(after=after, ends_after=session.last_event_number, ends_at=session.last_event_number)
 
 
 def _cut(records: Sequence[EventRecord], place: _Place) -> tuple[Sequence[EventRecord], bool]:

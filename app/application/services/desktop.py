@@ -82,7 +82,7 @@ class DesktopService:
 
     async def _over(self, session_id: str, news: Subscription, *, owner: str) -> Ending:
         """Waits for the end of the session, or of the service."""
-        while await news.changed():
+        while await news.wait_for_change():
             pass
         try:
             await self._sessions.get(session_id, owner=owner)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from app.application import context
 from app.domain.errors import LeaseLost, ModelFailure, NotFound, RunGivenUp, StoreUnavailable, Superseded
 from app.domain.external.browser import Browsers
-from app.domain.external.pictures import Pictures
 from app.domain.external.run_queue import Attempt
 from app.domain.external.sandbox import SandboxProvider
+from app.domain.external.screenshots import Screenshots
 from app.domain.external.search import SearchEngine
 from app.domain.services.flows.plan_act import FlowParts, PlanActFlow
 from app.domain.services.tools.base import ToolContext
@@ -23,13 +23,13 @@ class RunService:
     parts: FlowParts
     sandboxes: SandboxProvider
     browsers: Browsers
-    pictures: Pictures
+    screenshots: Screenshots
     engine: SearchEngine
 
     async def work(self, session_id: str, attempt: Attempt) -> None:
         """See `RunWorker.work`. The root of a run: whatever else goes wrong ends here, logged, as an `error`."""
         context.session_id.set(session_id)
-        flow = self._flow(session_id, attempt.fence)
+        flow = self._flow(session_id, attempt.fencing_token)
         try:
             await flow.run(attempt.reason, crashed=attempt.crashed)
         except (Superseded, StoreUnavailable, LeaseLost):
@@ -50,20 +50,20 @@ class RunService:
         """See `RunWorker.abort`."""
         await self._flow(session_id, None).abort(everything=everything)
 
-    async def stop(self, session_id: str, *, upto: int, fence: int | None) -> None:
+    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
         """See `RunWorker.stop`."""
-        await self._flow(session_id, fence).stop(upto=upto)
+        await self._flow(session_id, fencing_token).stop(up_to=up_to)
 
     async def forget(self, session_id: str) -> None:
         """See `RunWorker.forget`."""
         await self.browsers.release(session_id)
 
-    def _flow(self, session_id: str, fence: int | None) -> PlanActFlow:
+    def _flow(self, session_id: str, fencing_token: int | None) -> PlanActFlow:
         reach = ToolContext(
             session_id=session_id,
             sandboxes=self.sandboxes,
             browsers=self.browsers,
-            pictures=self.pictures,
+            screenshots=self.screenshots,
             engine=self.engine,
         )
-        return PlanActFlow(self.parts, reach, fence=fence)
+        return PlanActFlow(self.parts, reach, fencing_token=fencing_token)

@@ -15,7 +15,7 @@ from app.domain.external.sandbox import SandboxProvider
 from app.domain.models.event import EventRecord
 from app.domain.models.sandbox import FileText, ShellState
 from app.domain.models.session import Session, SessionPage
-from app.domain.repositories.journal import Journal
+from app.domain.repositories.event_log import EventLog
 from app.domain.repositories.sessions import SessionRepository
 from app.domain.services.agents.book import unix_now
 
@@ -37,7 +37,7 @@ class SessionService:
         self,
         *,
         sessions: SessionRepository,
-        journal: Journal,
+        event_log: EventLog,
         streams: EventStreams,
         feed: Feed,
         queue: RunQueue,
@@ -46,7 +46,7 @@ class SessionService:
         now: Callable[[], int] = unix_now,
     ) -> None:
         self._sessions = sessions
-        self._journal = journal
+        self._event_log = event_log
         self._streams = streams
         self._feed = feed
         self._queue = queue
@@ -58,7 +58,7 @@ class SessionService:
         """A new session; answers its id. No sandbox is started for it yet."""
         session_id = uuid4().hex
         await self._sessions.create(session_id, owner=owner, at=self._now())
-        self._feed.touch()
+        self._feed.notify_list_changed()
         return session_id
 
     async def history(
@@ -74,9 +74,9 @@ class SessionService:
         check_position(session, after)
         start = after or 0
         if tail is not None:
-            start = max(start, session.head - tail)
-        upto = session.head if limit is None else min(session.head, start + limit)
-        return History(session=session, pages=self._streams.replay(session_id, after=start, upto=upto))
+            start = max(start, session.last_event_number - tail)
+        up_to = session.last_event_number if limit is None else min(session.last_event_number, start + limit)
+        return History(session=session, pages=self._streams.replay(session_id, after=start, up_to=up_to))
 
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
         """One page of the owner's sessions, latest first.
@@ -117,12 +117,12 @@ class SessionService:
             await self._sessions.delete(session_id, owner=owner)
         except StoreUnavailable:
             # Not deleted, and the caller is told so: its run goes on.
-            await self._queue.wake(session_id, upto=session.head)
+            await self._queue.wake(session_id, up_to=session.last_event_number)
             raise
         # A message that was stored in between may have woken the run again; now none can come any more.
         await self._queue.cancel(session_id)
-        self._feed.drop(session_id)
-        self._feed.touch()
+        self._feed.close_session(session_id)
+        self._feed.notify_list_changed()
         await self._browsers.release(session_id)
         await self._sandboxes.destroy(session_id)
 

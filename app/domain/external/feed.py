@@ -1,4 +1,4 @@
-"""Port: the wake-up of whoever follows a session. A hint, never the truth: what matters is read from the journal."""
+"""Port: the wake-up of whoever follows a session. A hint, never the truth: what matters is read from the event_log."""
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -10,18 +10,18 @@ from app.domain.models.event import EventRecord, TextDelta
 class Subscription(Protocol):
     """One reader's place at a session's feed. It holds a position, not a queue: a slow reader costs no memory."""
 
-    def since(self, number: int) -> Sequence[EventRecord] | None:
-        """The records after `number` that are still in memory, in order; None when the journal must be asked."""
+    def records_after(self, number: int) -> Sequence[EventRecord] | None:
+        """The records after `number` that are still in memory, in order; None when the event_log must be asked."""
         ...
 
-    def text(self) -> TextDelta | None:
+    def next_delta(self) -> TextDelta | None:
         """What was added, since the last call, to the message that is being written; None when there is nothing.
 
         Pieces that a reader was too slow to take come joined into one.
         """
         ...
 
-    async def changed(self) -> bool:
+    async def wait_for_change(self) -> bool:
         """Wait until there may be something new. False: the session was deleted or the service is shutting down."""
         ...
 
@@ -33,19 +33,19 @@ class Feed(Protocol):
         """`records` were stored. Called in the order of their numbers."""
         ...
 
-    def write(self, session_id: str, delta: TextDelta) -> None:
+    def publish_delta(self, session_id: str, delta: TextDelta) -> None:
         """The agent is writing `delta` of a message that will be stored as a whole later."""
         ...
 
-    def retract(self, session_id: str) -> None:
+    def end_delta(self, session_id: str) -> None:
         """Nothing more will come of the message that is being written (it is stored now, or was given up)."""
         ...
 
-    def touch(self) -> None:
+    def notify_list_changed(self) -> None:
         """The list of sessions changed in another way than by an event: created, deleted, read."""
         ...
 
-    def drop(self, session_id: str) -> None:
+    def close_session(self, session_id: str) -> None:
         """The session was deleted: its followers end."""
         ...
 

@@ -12,13 +12,13 @@ class RunQueue(Protocol):
         """How many runs are going in this process."""
         ...
 
-    async def wake(self, session_id: str, *, upto: int) -> None:
-        """There are words up to event number `upto` to read: start the session's run, or interrupt the one that is
+    async def wake(self, session_id: str, *, up_to: int) -> None:
+        """There are words up to event number `up_to` to read: start the session's run, or interrupt the one that is
         going."""
         ...
 
-    async def stop(self, session_id: str, *, upto: int) -> None:
-        """End the run of the words up to event number `upto`; returns when `done` is written. Idempotent.
+    async def stop(self, session_id: str, *, up_to: int) -> None:
+        """End the run of the words up to event number `up_to`; returns when `done` is written. Idempotent.
 
         Raises:
             StoreUnavailable: the run could not be ended, and goes on.
@@ -42,7 +42,7 @@ class Attempt:
     """Why the attempt before this one stopped, in words for the model and the log."""
     crashed: bool = False
     """Whether the process that made the attempt before this one died with it."""
-    fence: int | None = None
+    fencing_token: int | None = None
     """The token of the lease under which it writes; None in a process that has its store for itself."""
 
 
@@ -63,7 +63,7 @@ class RunWorker(Protocol):
         """End in the sandbox what a cancelled attempt left running."""
         ...
 
-    async def stop(self, session_id: str, *, upto: int, fence: int | None) -> None:
+    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
         """Close everything that is open and write `done`."""
         ...
 

@@ -41,7 +41,7 @@ class Sandbox(Protocol):
     """
 
     @property
-    def computer(self) -> str:
+    def instance_id(self) -> str:
         """Names this life of the sandbox. Another name than before: the files are the same, the processes are gone."""
         ...
 

@@ -7,13 +7,13 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """`wake`: there are words up to number `upto` to read. `stop`: the run of the words up to `upto` is to end.
+    """`wake`: there are words up to number `up_to` to read. `stop`: the run of the words up to `up_to` is to end.
     `cancel`: the session is being deleted, nothing of it may go on. `settled`: what was asked of the run is done.
     """
 
     kind: Literal["wake", "stop", "cancel", "settled"]
     session_id: str
-    upto: int = 0
+    up_to: int = 0
 
 
 class Signals(Protocol):

@@ -19,7 +19,7 @@ class ConsoleRecord:
 class ShellState:
     """A shell after a call. `output` is bounded; the whole is in `output_file` where the sandbox keeps one."""
 
-    session_id: str
+    shell_id: str
     """The shell's id (clients know it by this name), not the conversation's."""
     status: ShellStatus
     returncode: int | None = None

@@ -30,9 +30,9 @@ class Session:
     status: SessionStatus
     latest_message: str
     latest_message_at: int | None
-    unread: int
+    unread_count: int
     created_at: int
-    head: int
+    last_event_number: int
     """Number of the newest event; 0 when there is none."""
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 ToolkitName = Literal["shell", "file", "browser", "search", "message", "mcp"]
-"""The groups that clients key their pictures on; `name` in a tool event."""
+"""The groups that clients key their icons on; `name` in a tool event."""
 
 JsonObject = Mapping[str, object]
 """A JSON object in plain Python values."""

@@ -9,18 +9,18 @@ from typing import Protocol
 class Lease:
     """The right of one holder to carry on one session's run, until it is given back or its time is over.
 
-    What is written under a lease carries its `token` (`Change.fence`): from the moment at which the session is leased
-    anew, everything under the old token is refused.
+    Commits made under a lease carry its token (`Commit.fencing_token`). Once the session is leased again, the store
+    refuses every commit that carries an older token.
     """
 
     session_id: str
     token: int
     """The fencing token: above that of every earlier lease of the session."""
-    words: int
+    last_user_message: int
     """Number of the user's newest message; 0 when there is none."""
-    stop_upto: int | None = None
+    stop_up_to: int | None = None
     """The user wants the run of the words up to this number ended; None when nobody asked."""
-    inherited: bool = False
+    previous_holder_lost: bool = False
     """The lease before this one was never given back: its holder died, or lost touch with the store."""
 
 
@@ -31,7 +31,7 @@ class LeaseRepository(Protocol):
         StoreUnavailable: the store cannot be reached; whether something was written is not known.
     """
 
-    async def take(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
+    async def acquire(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
         """Lease the session for `seconds`; None when somebody's lease still runs, the holder's own included.
 
         For some seconds after the store was away, one that ran out meanwhile counts as running: its holder could not
@@ -56,7 +56,7 @@ class LeaseRepository(Protocol):
         """
         ...
 
-    async def seize(self, session_id: str, *, holder: str, seconds: float) -> str | None:
+    async def take_over(self, session_id: str, *, holder: str, seconds: float) -> str | None:
         """Lease the session whoever has it, and answer who had a lease that still ran; None when nobody had.
 
         Raises:
@@ -64,20 +64,20 @@ class LeaseRepository(Protocol):
         """
         ...
 
-    async def claimable(self, *, limit: int) -> Sequence[str]:
+    async def list_claimable(self, *, limit: int) -> Sequence[str]:
         """Ids of sessions with work and without a holder, longest waiting first: those that are `active`, or whose
         stop was asked for, and whose lease was given back, never taken, or is over."""
         ...
 
-    async def ask_stop(self, session_id: str, *, upto: int) -> None:
-        """Write down that the run of the words up to `upto` is to end; the largest number asked for counts.
+    async def request_stop(self, session_id: str, *, up_to: int) -> None:
+        """Write down that the run of the words up to `up_to` is to end; the largest number asked for counts.
 
         Raises:
             NotFound: no such session.
         """
         ...
 
-    async def stop_asked(self, session_id: str) -> int | None:
+    async def requested_stop(self, session_id: str) -> int | None:
         """What `ask_stop` wrote and nobody has answered yet.
 
         Raises:
@@ -85,6 +85,6 @@ class LeaseRepository(Protocol):
         """
         ...
 
-    async def stop_answered(self, session_id: str, *, upto: int) -> None:
-        """Forget what `ask_stop` wrote, unless it names a number above `upto`. Nothing when the session is gone."""
+    async def clear_stop_request(self, session_id: str, *, up_to: int) -> None:
+        """Forget what `ask_stop` wrote, unless it names a number above `up_to`. Nothing when the session is gone."""
         ...

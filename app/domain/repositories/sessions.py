@@ -31,15 +31,15 @@ class SessionRepository(Protocol):
         """
         ...
 
-    async def active(self) -> Sequence[str]:
+    async def list_active(self) -> Sequence[str]:
         """The ids of all sessions whose status is `active`: a run is, or should be, going."""
         ...
 
-    async def ids(self) -> Sequence[str]:
+    async def list_ids(self) -> Sequence[str]:
         """The ids of all sessions, whoever owns them."""
         ...
 
-    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+    async def last_event_numbers(self, session_ids: Sequence[str]) -> Mapping[str, int]:
         """The number of the newest event of each of these sessions, 0 while there is none; those that do not exist
         are left out. One cheap look, however many."""
         ...

@@ -30,7 +30,7 @@ class Connection:
         """Names this life of the browser."""
         self.home = sandbox.browser.home
         self.tabs = Tabs(context)
-        self._computer = sandbox.computer
+        self._computer = sandbox.instance_id
         self._browser = browser
         self._wire = wire
         browser.on("disconnected", lambda _: self._lost())
@@ -72,7 +72,7 @@ class Connection:
 
     async def serves(self, sandbox: Sandbox) -> bool:
         """Whether the browser is there, and is that of this life of the sandbox."""
-        return sandbox.computer == self._computer and await self.answers()
+        return sandbox.instance_id == self._computer and await self.answers()
 
     @property
     def alive(self) -> bool:

@@ -17,7 +17,7 @@ COMMIT_SECONDS = 15.0
 TEXT_SECONDS = 6.0
 """For the text of a page to arrive after that."""
 REST_SECONDS = 3.0
-"""For pictures, scripts and frames after that."""
+"""For screenshots, scripts and frames after that."""
 MOST_ROUNDS = 5
 """Of redirections by scripts."""
 MOST_SECONDS = 25.0

@@ -10,7 +10,7 @@ from playwright.async_api import Page
 from app.infrastructure.browser.channel import Channel, Ending, Json, number
 from app.infrastructure.browser.excerpt import Line
 from app.infrastructure.browser.frames import Frames
-from app.infrastructure.browser.picture import Camera
+from app.infrastructure.browser.screenshot import Camera
 from app.infrastructure.browser.traffic import Traffic
 
 ATTACH_SECONDS = 10.0

@@ -1,4 +1,4 @@
-"""What of a page is told after a call: all of it, or what changed; with what happened, and a picture."""
+"""What of a page is told after a call: all of it, or what changed; with what happened, and a screenshot."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ async def view_page(tabs: Tabs, tab: Tab, *, whole: bool, scrolled: bool = False
     Raises:
         BrowserFailure: the page cannot be read.
     """
-    reading, picture = await _look(tabs, tab)
+    reading, screenshot = await _look(tabs, tab)
     excerpt = choose(reading.sheet)
     told = None
     if not whole and tab.told_of == reading.token:
@@ -40,7 +40,7 @@ async def view_page(tabs: Tabs, tab: Tab, *, whole: bool, scrolled: bool = False
         text=excerpt.text if told is None else told,
         partial=told is not None,
         unshown=excerpt.unshown,
-        screenshot=picture,
+        screenshot=screenshot,
     )
 
 

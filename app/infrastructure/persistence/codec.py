@@ -11,11 +11,11 @@ import orjson
 from pydantic import Field, TypeAdapter
 
 from app.domain.models.message import Message
-from app.domain.models.run import RunState
+from app.domain.models.run import Checkpoint
 from app.infrastructure.persistence.listing import well_formed
 
 _MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Annotated[Message, Field(discriminator="role")]])
-_RUN: TypeAdapter[RunState] = TypeAdapter(RunState)
+_RUN: TypeAdapter[Checkpoint] = TypeAdapter(Checkpoint)
 _ANYTHING: TypeAdapter[object] = TypeAdapter(object)
 
 
@@ -29,17 +29,17 @@ def decode_messages(rows: Sequence[bytes]) -> list[Message]:
     return _MESSAGES.validate_json(b"[%b]" % b",".join(rows))
 
 
-def encode_run(state: RunState) -> bytes:
+def encode_run(state: Checkpoint) -> bytes:
     """A checkpoint as JSON."""
     return _dumps(state)
 
 
-def decode_run(row: bytes) -> RunState:
+def decode_run(row: bytes) -> Checkpoint:
     """The checkpoint that `encode_run` wrote."""
     return _RUN.validate_json(row)
 
 
-def _dumps(value: Message | RunState) -> bytes:
+def _dumps(value: Message | Checkpoint) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:

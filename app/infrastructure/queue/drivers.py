@@ -28,7 +28,7 @@ Ending = Literal["done", "lost", "failed"]
 class _Run:
     """One session's run and what it has been asked since its current attempt began."""
 
-    fence: int | None
+    fencing_token: int | None
     crashed: bool
     woken: bool
     only_stop: bool
@@ -36,22 +36,22 @@ class _Run:
     attempt: "asyncio.Task[None] | None" = None
     cancelled: bool = False
     lost: bool = False
-    stop_upto: int | None = None
+    stop_up_to: int | None = None
     stopped: list["asyncio.Future[None]"] = field(default_factory=list["asyncio.Future[None]"])
 
     @property
     def ending(self) -> bool:
         """Whether a stop or a cancellation has been asked for."""
-        return self.cancelled or self.stop_upto is not None
+        return self.cancelled or self.stop_up_to is not None
 
     def cut(self) -> None:
         """Cut the current attempt short, so that the driver looks at what was asked."""
         if self.attempt is not None:
             self.attempt.cancel()
 
-    def ask_stop(self, upto: int) -> "asyncio.Future[None]":
+    def ask_stop(self, up_to: int) -> "asyncio.Future[None]":
         """Put a stop before everything else that was asked; the future is done when it is carried out."""
-        self.stop_upto = max(upto, self.stop_upto or 0)
+        self.stop_up_to = max(up_to, self.stop_up_to or 0)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(_seen)
         self.stopped.append(done)
@@ -84,16 +84,16 @@ class Drivers:
         self,
         session_id: str,
         *,
-        fence: int | None = None,
+        fencing_token: int | None = None,
         crashed: bool = False,
-        stop_upto: int | None = None,
+        stop_up_to: int | None = None,
         only_stop: bool = False,
     ) -> "asyncio.Future[None] | None":
-        """Start a run that does not go here yet. With `stop_upto` it is only ended, as `stop` does: the answer is
+        """Start a run that does not go here yet. With `stop_up_to` it is only ended, as `stop` does: the answer is
         done when that is. `only_stop`: what there may be to do after that is left to another process."""
-        run = _Run(fence=fence, crashed=crashed, woken=stop_upto is None, only_stop=only_stop)
+        run = _Run(fencing_token=fencing_token, crashed=crashed, woken=stop_up_to is None, only_stop=only_stop)
         self._runs[session_id] = run
-        stopped = None if stop_upto is None else run.ask_stop(stop_upto)
+        stopped = None if stop_up_to is None else run.ask_stop(stop_up_to)
         run.driver = asyncio.create_task(self._drive(session_id, run), name=f"run {session_id}")
         return stopped
 
@@ -103,13 +103,13 @@ class Drivers:
         run.woken = True
         run.cut()
 
-    def stop(self, session_id: str, *, upto: int) -> "asyncio.Future[None]":
+    def stop(self, session_id: str, *, up_to: int) -> "asyncio.Future[None]":
         """End a run that goes here; the answer is done when `done` is written.
 
         It fails with `StoreUnavailable` when the run could not be ended, and goes on here or, when this process is
         ending, elsewhere, and with `LeaseLost` when it is another worker's by now.
         """
-        return self._runs[session_id].ask_stop(upto)
+        return self._runs[session_id].ask_stop(up_to)
 
     async def cancel(self, session_id: str, *, lost: bool = False) -> None:
         """Cut a run short without a word; returns when nothing of it goes on. `lost`: another worker has it."""
@@ -151,14 +151,14 @@ class Drivers:
     async def _go_on(self, session_id: str, run: _Run) -> None:
         reason, failures = CRASHED, 0
         while not run.cancelled:
-            if run.stop_upto is not None:
+            if run.stop_up_to is not None:
                 await self._stop(session_id, run)
                 reason = STOPPED
                 continue
             if run.only_stop or not run.woken:
                 return
             run.woken = False
-            attempt = Attempt(reason=reason, crashed=run.crashed, fence=run.fence)
+            attempt = Attempt(reason=reason, crashed=run.crashed, fencing_token=run.fencing_token)
             error = await self._attempt(run, self._worker.work(session_id, attempt))
             failures = failures + 1 if isinstance(error, StoreUnavailable) else 0
             # Until an attempt has reached the store, the crash before it is not counted.
@@ -201,19 +201,19 @@ class Drivers:
                 return CRASHED
 
     async def _stop(self, session_id: str, run: _Run) -> None:
-        upto, run.stop_upto = run.stop_upto or 0, None
+        up_to, run.stop_up_to = run.stop_up_to or 0, None
         waiters, run.stopped = run.stopped, []
         error: AnkerError | None = StoreUnavailable(_NOT_ENDED)
         try:
             await self._abort(session_id, everything=True)
-            error = await self._end(session_id, run, upto)
+            error = await self._end(session_id, run, up_to)
         finally:
             _settle(waiters, error)
 
-    async def _end(self, session_id: str, run: _Run, upto: int) -> AnkerError | None:
+    async def _end(self, session_id: str, run: _Run, up_to: int) -> AnkerError | None:
         """Let the worker write the end; answers why it is not written."""
         try:
-            await self._worker.stop(session_id, upto=upto, fence=run.fence)
+            await self._worker.stop(session_id, up_to=up_to, fencing_token=run.fencing_token)
         except Superseded:
             run.woken = True
         except NotFound:

@@ -38,7 +38,7 @@ class Held:
 
     lease: Lease
     words: int
-    stop_upto: int = 0
+    stop_up_to: int = 0
     answering: "asyncio.Task[None] | None" = None
     """Writes down that a stop was carried out; the lease is given back after that."""
 
@@ -83,8 +83,8 @@ class Holdings:
         """Whether this process may take another run."""
         return self._takes_runs and not self._closing and self._drivers.active < MAX_RUNS
 
-    def hear(self, session_id: str, *, words: int = 0, stop_upto: int | None = None) -> bool:
-        """There may be words up to number `words`, or the wish to end the run of those up to `stop_upto`; what is
+    def hear(self, session_id: str, *, words: int = 0, stop_up_to: int | None = None) -> bool:
+        """There may be words up to number `words`, or the wish to end the run of those up to `stop_up_to`; what is
         known already does nothing. False: the session is not ours.
 
         A driver that has just ended needs nothing: its lease goes back, and then it shows whether there is work.
@@ -97,21 +97,21 @@ class Holdings:
             held.words = words
             if goes:
                 self._drivers.wake(session_id)
-        if stop_upto is not None and goes:
-            self._hear_stop(held, stop_upto)
+        if stop_up_to is not None and goes:
+            self._hear_stop(held, stop_up_to)
         return True
 
-    async def take(self, session_id: str, *, stop_upto: int | None = None) -> "asyncio.Future[None] | None":
-        """Lease the session and begin its run, or with `stop_upto` only end it; None when another has it, or this
+    async def take(self, session_id: str, *, stop_up_to: int | None = None) -> "asyncio.Future[None] | None":
+        """Lease the session and begin its run, or with `stop_up_to` only end it; None when another has it, or this
         process still has. The answer is done when the stop is. Goes on to its end when the caller is cancelled.
 
         Raises:
             NotFound: no such session.
             StoreUnavailable: not taken, as far as is known.
         """
-        return await asyncio.shield(self.spawn(self._take(session_id, stop_upto)))
+        return await asyncio.shield(self.spawn(self._take(session_id, stop_up_to)))
 
-    async def stop(self, session_id: str, *, upto: int) -> bool:
+    async def stop(self, session_id: str, *, up_to: int) -> bool:
         """End the run if it goes here or nowhere; False: it goes elsewhere.
 
         Raises:
@@ -120,9 +120,9 @@ class Holdings:
         """
         try:
             if self._drivers.goes(session_id):
-                await self._drivers.stop(session_id, upto=upto)
+                await self._drivers.stop(session_id, up_to=up_to)
                 return True
-            stopped = await self.take(session_id, stop_upto=upto)
+            stopped = await self.take(session_id, stop_up_to=up_to)
             if stopped is not None:
                 await asyncio.shield(stopped)  # others may wait for it as well
             return stopped is not None
@@ -154,7 +154,7 @@ class Holdings:
             if now is None or now.token != held.lease.token:
                 self._lose(session_id)
             else:
-                self.hear(session_id, words=now.words, stop_upto=now.stop_upto)
+                self.hear(session_id, words=now.last_user_message, stop_up_to=now.stop_up_to)
         await self._clear_up(leases)
 
     async def close(self) -> None:
@@ -171,31 +171,31 @@ class Holdings:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _take(self, session_id: str, stop_upto: int | None) -> "asyncio.Future[None] | None":
+    async def _take(self, session_id: str, stop_up_to: int | None) -> "asyncio.Future[None] | None":
         if session_id in self._held or self._drivers.goes(session_id):
             return None
-        lease = await self._leases.take(session_id, holder=self._holder, seconds=self._seconds)
+        lease = await self._leases.acquire(session_id, holder=self._holder, seconds=self._seconds)
         if lease is None:
             return None
-        held = self._held[session_id] = Held(lease, words=lease.words)
+        held = self._held[session_id] = Held(lease, words=lease.last_user_message)
         if self._closing:
             self._ended(session_id, "done")
             return None
-        return self._begin(held, stop_upto)
+        return self._begin(held, stop_up_to)
 
-    def _begin(self, held: Held, stop_upto: int | None) -> "asyncio.Future[None]":
+    def _begin(self, held: Held, stop_up_to: int | None) -> "asyncio.Future[None]":
         lease = held.lease
-        asked = [number for number in (stop_upto, lease.stop_upto) if number is not None]
+        asked = [number for number in (stop_up_to, lease.stop_up_to) if number is not None]
         stopped = self._drivers.start(
             lease.session_id,
-            fence=lease.token,
-            crashed=lease.inherited,
-            stop_upto=max(asked, default=None),
+            fencing_token=lease.token,
+            crashed=lease.previous_holder_lost,
+            stop_up_to=max(asked, default=None),
             only_stop=not self._takes_runs,
         )
         if stopped is None:
             stopped = _done()
-        elif lease.stop_upto is not None:
+        elif lease.stop_up_to is not None:
             self._answer_after(held, stopped, max(asked))
         return stopped
 
@@ -225,12 +225,12 @@ class Holdings:
             return
         self._signals.send(Signal(kind="wake", session_id=session_id))
 
-    def _hear_stop(self, held: Held, upto: int) -> None:
-        if upto > held.stop_upto:
-            self._answer_after(held, self._drivers.stop(held.lease.session_id, upto=upto), upto)
+    def _hear_stop(self, held: Held, up_to: int) -> None:
+        if up_to > held.stop_up_to:
+            self._answer_after(held, self._drivers.stop(held.lease.session_id, up_to=up_to), up_to)
         elif held.answering is not None and held.answering.done():
             # Asked again by somebody who had not seen the answer: the run that goes on is one of later words.
-            self._answer_after(held, _done(), held.stop_upto)
+            self._answer_after(held, _done(), held.stop_up_to)
 
     def _lose(self, session_id: str) -> None:
         """Another worker has the session: nothing of ours can be written any more."""
@@ -238,20 +238,20 @@ class Holdings:
         self._held.pop(session_id, None)
         self.spawn(self._drivers.cancel(session_id, lost=True))
 
-    def _answer_after(self, held: Held, stopped: "asyncio.Future[None]", upto: int) -> None:
-        held.stop_upto = upto
-        held.answering = self.spawn(self._answer(held, stopped, upto))
+    def _answer_after(self, held: Held, stopped: "asyncio.Future[None]", up_to: int) -> None:
+        held.stop_up_to = up_to
+        held.answering = self.spawn(self._answer(held, stopped, up_to))
 
-    async def _answer(self, held: Held, stopped: "asyncio.Future[None]", upto: int) -> None:
+    async def _answer(self, held: Held, stopped: "asyncio.Future[None]", up_to: int) -> None:
         """Write down that a stop that was asked for elsewhere is carried out."""
         session_id = held.lease.session_id
         try:
             await stopped
-            await self._leases.stop_answered(session_id, upto=upto)
+            await self._leases.clear_stop_request(session_id, up_to=up_to)
         except (StoreUnavailable, LeaseLost):
-            held.stop_upto = 0  # it still stands in the store, and is heard again with the next renewal
+            held.stop_up_to = 0  # it still stands in the store, and is heard again with the next renewal
             return
-        self._signals.send(Signal(kind="settled", session_id=session_id, upto=upto))
+        self._signals.send(Signal(kind="settled", session_id=session_id, up_to=up_to))
 
     async def _clear_up(self, found: Iterable[Lease]) -> None:
         """Give back what could not be given back before, and what we were granted without hearing of it."""
@@ -260,7 +260,7 @@ class Holdings:
         self._strays = set(unknown)
         owed, self._owed = self._owed, []
         for lease in {lease.session_id: lease for lease in (*owed, *strays)}.values():
-            await self._release(Held(lease, words=lease.words), pause=0)
+            await self._release(Held(lease, words=lease.last_user_message), pause=0)
 
 
 def _done() -> "asyncio.Future[None]":

@@ -5,7 +5,7 @@ from app.infrastructure.queue.drivers import Drivers
 
 
 class InlineRunQueue:
-    """A `RunQueue` without a broker. What survives the process is in the journal: at start, `resume` every session
+    """A `RunQueue` without a broker. What survives the process is in the event_log: at start, `resume` every session
     whose status is `active`."""
 
     def __init__(self, worker: RunWorker) -> None:
@@ -21,7 +21,7 @@ class InlineRunQueue:
         """Go on with a run that an earlier process was in the middle of."""
         self._drivers.start(session_id, crashed=True)
 
-    async def wake(self, session_id: str, *, upto: int) -> None:
+    async def wake(self, session_id: str, *, up_to: int) -> None:
         """See `RunQueue.wake`."""
         if self._closing:
             return
@@ -30,11 +30,11 @@ class InlineRunQueue:
         else:
             self._drivers.start(session_id)
 
-    async def stop(self, session_id: str, *, upto: int) -> None:
+    async def stop(self, session_id: str, *, up_to: int) -> None:
         """See `RunQueue.stop`."""
         if self._drivers.goes(session_id):
-            await self._drivers.stop(session_id, upto=upto)
-        elif (stopped := self._drivers.start(session_id, stop_upto=upto)) is not None:
+            await self._drivers.stop(session_id, up_to=up_to)
+        elif (stopped := self._drivers.start(session_id, stop_up_to=up_to)) is not None:
             await stopped
 
     async def cancel(self, session_id: str) -> None:

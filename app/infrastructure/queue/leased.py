@@ -77,21 +77,21 @@ class LeasedRunQueue:
             look = self._again(self._take_some, self._times.look, "no look at the runs that wait")
             self._rounds.append(asyncio.create_task(look, name="run finder"))
 
-    async def wake(self, session_id: str, *, upto: int) -> None:
+    async def wake(self, session_id: str, *, up_to: int) -> None:
         """See `RunQueue.wake`. Never fails: the words are stored, so that a worker finds them in any case."""
-        if self._holdings.hear(session_id, words=upto):
+        if self._holdings.hear(session_id, words=up_to):
             return
         if self._holdings.has_room:
             with suppress(NotFound, StoreUnavailable):
                 if await self._holdings.take(session_id) is not None:
                     return
-        self._signals.send(Signal(kind="wake", session_id=session_id, upto=upto))
+        self._signals.send(Signal(kind="wake", session_id=session_id, up_to=up_to))
 
-    async def stop(self, session_id: str, *, upto: int) -> None:
+    async def stop(self, session_id: str, *, up_to: int) -> None:
         """See `RunQueue.stop`."""
         try:
-            while not await self._holdings.stop(session_id, upto=upto):
-                if await self._stop_elsewhere(session_id, upto):
+            while not await self._holdings.stop(session_id, up_to=up_to):
+                if await self._stop_elsewhere(session_id, up_to):
                     return
         except NotFound:
             log.info("the session was deleted while it was being stopped")
@@ -102,7 +102,7 @@ class LeasedRunQueue:
         # Not under the name whose leases are renewed: should the deletion fail, the run is free again soon.
         deleting = f"{self._holder}, deleting"
         try:
-            other = await self._leases.seize(session_id, holder=deleting, seconds=self._times.lease)
+            other = await self._leases.take_over(session_id, holder=deleting, seconds=self._times.lease)
         except NotFound:
             return
         with self._listening(session_id) as settled:
@@ -120,24 +120,24 @@ class LeasedRunQueue:
             await asyncio.wait(self._rounds)
         await self._holdings.close()
 
-    async def _stop_elsewhere(self, session_id: str, upto: int) -> bool:
+    async def _stop_elsewhere(self, session_id: str, up_to: int) -> bool:
         """Ask whoever has the run to end it; False: not yet done. Asking again does no harm."""
         with self._listening(session_id) as settled:
-            await self._leases.ask_stop(session_id, upto=upto)
-            self._signals.send(Signal(kind="stop", session_id=session_id, upto=upto))
+            await self._leases.request_stop(session_id, up_to=up_to)
+            self._signals.send(Signal(kind="stop", session_id=session_id, up_to=up_to))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._times.look / 4):
                     await settled.wait()
-            return await self._leases.stop_asked(session_id) is None
+            return await self._leases.requested_stop(session_id) is None
 
     def _on_signal(self, signal: Signal) -> None:
         session_id = signal.session_id
         match signal.kind:
             case "wake":
-                if not self._holdings.hear(session_id, words=signal.upto) and self._holdings.has_room:
+                if not self._holdings.hear(session_id, words=signal.up_to) and self._holdings.has_room:
                     self._holdings.spawn(self._take_soon(session_id))
             case "stop":
-                self._holdings.hear(session_id, stop_upto=signal.upto)
+                self._holdings.hear(session_id, stop_up_to=signal.up_to)
             case "cancel":
                 self._holdings.spawn(self._cancelled(session_id))
             case "settled":
@@ -172,7 +172,7 @@ class LeasedRunQueue:
         """Take sessions that nobody carries on."""
         if not self._holdings.has_room:
             return
-        waiting = list(await self._leases.claimable(limit=_AT_A_LOOK))
+        waiting = list(await self._leases.list_claimable(limit=_AT_A_LOOK))
         random.shuffle(waiting)
         for session_id in waiting:
             with suppress(NotFound):

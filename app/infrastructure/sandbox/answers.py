@@ -20,7 +20,7 @@ JsonObject = Mapping[str, object]
 def shell_state(data: JsonObject, shell: str) -> ShellState:
     """`{"status", "returncode"?, "output"?, "console"?, "truncated"?, "output_file"?}` of the shell named `shell`."""
     return ShellState(
-        session_id=shell,
+        shell_id=shell,
         status=_status(data),
         returncode=_number(data, "returncode"),
         output=_text(data, "output", ""),

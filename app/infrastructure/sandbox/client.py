@@ -53,7 +53,7 @@ class HttpSandbox:
         self._activity = activity or nullcontext()
 
     @property
-    def computer(self) -> str:
+    def instance_id(self) -> str:
         """Names this life of the sandbox."""
         return self._computer
 

@@ -66,7 +66,7 @@ class Borrower:
 
     async def _borrowed(self) -> "_Loan | None":
         record = await asyncio.to_thread(self._claims.living, self._name)
-        if self._loan is not None and (record is None or record.computer != self._loan.sandbox.computer):
+        if self._loan is not None and (record is None or record.computer != self._loan.sandbox.instance_id):
             await self.let_go()
         if record is not None and self._loan is None:
             self._loan = _Loan(record, exec_seconds=self._exec_seconds)

@@ -15,7 +15,7 @@ from app.infrastructure.streams.memory.feed import MemoryFeed
 log = logging.getLogger(__name__)
 
 Heads = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
-"""`SessionRepository.heads`."""
+"""`SessionRepository.last_event_numbers`."""
 
 _TICK_SECONDS = 0.25
 _QUICK_SECONDS, _SLOW_SECONDS = 0.25, 2.0
@@ -70,23 +70,23 @@ class PollingFeed:
         if not self._closed:
             self._hub.publish(session_id, records)
 
-    def write(self, session_id: str, delta: TextDelta) -> None:
-        """See `Feed.write`."""
+    def publish_delta(self, session_id: str, delta: TextDelta) -> None:
+        """See `Feed.publish_delta`."""
         if not self._closed:
-            self._hub.write(session_id, delta)
+            self._hub.publish_delta(session_id, delta)
 
-    def retract(self, session_id: str) -> None:
-        """See `Feed.retract`."""
-        self._hub.retract(session_id)
+    def end_delta(self, session_id: str) -> None:
+        """See `Feed.end_delta`."""
+        self._hub.end_delta(session_id)
 
-    def touch(self) -> None:
-        """See `Feed.touch`."""
+    def notify_list_changed(self) -> None:
+        """See `Feed.notify_list_changed`."""
         if not self._closed:
-            self._hub.touch()
+            self._hub.notify_list_changed()
 
-    def drop(self, session_id: str) -> None:
-        """See `Feed.drop`."""
-        self._hub.drop(session_id)
+    def close_session(self, session_id: str) -> None:
+        """See `Feed.close_session`."""
+        self._hub.close_session(session_id)
         self._left(session_id)
 
     def subscribe(self, session_id: str) -> AbstractAsyncContextManager[Subscription]:
@@ -142,7 +142,7 @@ class PollingFeed:
                 await self._look()
                 looked = now()
             if self._list_waiters and now() - touched >= (_LIST_SLOW_SECONDS if self.told else _LIST_QUICK_SECONDS):
-                self._hub.touch()
+                self._hub.notify_list_changed()
                 touched = now()
 
     async def _look(self) -> None:
@@ -158,7 +158,7 @@ class PollingFeed:
         for session_id in sessions:
             head = heads.get(session_id)
             if head is None:
-                self._hub.drop(session_id)
+                self._hub.close_session(session_id)
                 self._left(session_id)
             elif session_id in self._hub.followed and self._hub.doubt_below(session_id, head):
                 self._doubted(session_id)

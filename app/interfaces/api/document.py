@@ -109,10 +109,10 @@ def text(description: str, *failures: int) -> dict[int | str, Document]:
     return found | failures_of(failures)
 
 
-def picture(media_type: str, *failures: int) -> dict[int | str, Document]:
-    """As `answers`, for a picture."""
+def screenshot(media_type: str, *failures: int) -> dict[int | str, Document]:
+    """As `answers`, for a screenshot."""
     content: Document = {media_type: {"schema": {"type": "string", "format": "binary"}}}
-    found: dict[int | str, Document] = {200: {"description": "The picture.", "content": content}}
+    found: dict[int | str, Document] = {200: {"description": "The screenshot.", "content": content}}
     return found | failures_of(failures)
 
 

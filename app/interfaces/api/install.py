@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from app.interfaces.api import chat, health, pictures, sandbox, sessions, tickets, vnc
+from app.interfaces.api import chat, health, sandbox, screenshots, sessions, tickets, vnc
 from app.interfaces.api.document import install_document
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.guard import Guard
@@ -17,7 +17,7 @@ ROUTERS = (
     sessions.router,
     chat.router,
     sandbox.router,
-    pictures.router,
+    screenshots.router,
     tickets.router,
     vnc.router,
     health.router,

@@ -27,7 +27,7 @@ async def view_shell(request: Request, services: Use, owner: Owner, session_id: 
     wanted = await read_body(request, ShellBody)
     shell = await services.sessions.shell(session_id, wanted.session_id, owner=owner)
     console = [asdict(record) for record in shell.console]
-    return success({"output": shell.output, "session_id": shell.session_id, "console": console})
+    return success({"output": shell.output, "session_id": shell.shell_id, "console": console})
 
 
 @router.post("/{session_id}/file", responses=answers(FileAnswer, *_FAILURES), openapi_extra=body(FileBody))

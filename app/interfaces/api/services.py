@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
-from app.application.services.pictures import PictureService
+from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.tickets import TicketService
 from app.interfaces.metrics import Gauges, Metrics
@@ -24,7 +24,7 @@ class Services:
 
     chat: ChatService
     sessions: SessionService
-    pictures: PictureService
+    screenshots: ScreenshotService
     desktop: DesktopService
     tickets: TicketService
     checks: Mapping[str, Check]

@@ -144,7 +144,7 @@ def _listed(page: SessionPage) -> dict[str, object]:
             "latest_message": session.latest_message or None,
             "latest_message_at": session.latest_message_at,
             "status": session.status,
-            "unread_message_count": session.unread,
+            "unread_message_count": session.unread_count,
         }
         for session in page.sessions
     ]

@@ -68,7 +68,7 @@ async def test_an_answer_becomes_the_domains_value() -> None:
 async def test_shells_of_a_shared_sandbox_are_kept_apart_by_session() -> None:
     box = Scripted(SHELL)
     sandbox = box.sandbox(scope="s1")
-    assert (await sandbox.shell_exec("my shell", "", "ls")).session_id == "my shell"
+    assert (await sandbox.shell_exec("my shell", "", "ls")).shell_id == "my shell"
     assert box.sent()[1]["id"] == "s1.my:20shell"
     await sandbox.kill_all()
     assert box.sent()[1] == {"prefix": "s1."}
@@ -254,9 +254,7 @@ async def test_many_calls_at_once_get_their_own_answers() -> None:
 
     sandbox = HttpSandbox(SandboxLink("http://box", "t", transport=httpx.MockTransport(echo)))
     states = await asyncio.gather(*(sandbox.shell_exec(f"s{n}", "", f"c{n}") for n in range(50)))
-    assert states == [
-        ShellState(session_id=f"s{n}", status="completed", returncode=0, output=f"c{n}") for n in range(50)
-    ]
+    assert states == [ShellState(shell_id=f"s{n}", status="completed", returncode=0, output=f"c{n}") for n in range(50)]
 
 
 async def test_a_call_under_way_is_activity() -> None:
@@ -282,7 +280,7 @@ async def test_the_browser_is_where_the_api_is_and_its_token_is_never_shown() ->
     assert (endpoint.url, endpoint.token, endpoint.home) == ("http://box:8080/cdp", "t0ken", "/home/ubuntu")
     assert "t0ken" not in repr(endpoint)
     other = HttpSandbox(SandboxLink("http://box:8080/", "t"), computer="c1", home="/w")
-    assert (other.computer, other.browser.url, other.browser.home) == ("c1", "http://box:8080/cdp", "/w")
+    assert (other.instance_id, other.browser.url, other.browser.home) == ("c1", "http://box:8080/cdp", "/w")
 
 
 async def test_the_status_tells_each_part_and_is_no_use_of_the_sandbox() -> None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def test_a_command_that_ends_answers_its_output_and_its_exit_status(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     done = await sandbox.shell_exec("main", "", "echo hello")
-    assert (done.session_id, done.status, done.returncode, done.output) == ("main", "completed", 0, "hello\n")
+    assert (done.shell_id, done.status, done.returncode, done.output) == ("main", "completed", 0, "hello\n")
     assert [(record.command, record.output) for record in done.console] == [("echo hello", "hello\n")]
     assert (await sandbox.shell_exec("main", "", "false")).returncode == 1
 
@@ -28,7 +28,7 @@ async def test_a_shell_may_be_called_anything(bench: Bench) -> None:
             await sandbox.shell_exec(name, "", "echo more")
     for number, name in enumerate(names):
         view = await sandbox.shell_view(name)
-        assert view.session_id == name
+        assert view.shell_id == name
         assert [record.command for record in view.console] == ["echo hello", "echo more"][: 1 + bool(number)]
 
 
@@ -144,7 +144,7 @@ async def test_a_session_has_one_sandbox_until_it_is_destroyed(bench: Bench) -> 
     await provider.destroy(session)
     assert await provider.find(session) is None
     again = await provider.acquire(session)
-    assert again.computer != first.computer
+    assert again.instance_id != first.instance_id
     with pytest.raises(SandboxFailure):
         await again.file_read("a.txt", start=None, end=None, sudo=False)
 
@@ -155,7 +155,7 @@ async def test_a_sandbox_tells_its_parts_and_where_its_browser_is(bench: Bench) 
     assert set(parts) >= {"shell", "browser", "desktop"} and parts["shell"].ready
     assert all(part.ready or part.reason for part in parts.values())
     assert sandbox.browser.url.startswith("http://") and sandbox.browser.home.startswith("/")
-    assert sandbox.browser.token and sandbox.computer
+    assert sandbox.browser.token and sandbox.instance_id
 
 
 async def test_sessions_do_not_see_each_others_shells_or_files(bench: Bench) -> None:

@@ -107,7 +107,7 @@ async def test_a_name_that_leads_out_of_the_folder_does_not(house: House) -> Non
 
 @pytest.mark.parametrize("path", ["~/photo.png", "photo.png", "/home/ubuntu/photo.png"])
 async def test_a_file_of_the_workspace_is_put_into_a_file_field_and_sent(house: House, path: str) -> None:
-    (house.home / "photo.png").write_bytes(b"picture bytes")
+    (house.home / "photo.png").write_bytes(b"screenshot bytes")
     house.site.html("<p>thanks</p>", "/sent")
     view = await house.show(FORM.format(more=""))
     browser = await house.browser()
@@ -115,7 +115,7 @@ async def test_a_file_of_the_workspace_is_put_into_a_file_field_and_sent(house: 
     assert 'file "File" = "photo.png"' in view.text
     view = await browser.click(index(view.text, "send"))
     assert view.text == "thanks"
-    assert b"picture bytes" in house.site.uploads[0]
+    assert b"screenshot bytes" in house.site.uploads[0]
     assert b'filename="photo.png"' in house.site.uploads[0]
 
 

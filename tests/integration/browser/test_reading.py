@@ -282,14 +282,14 @@ async def test_what_is_no_html_is_told_for_what_it_is(
     assert noted in " ".join(view.notes)
 
 
-LOOK = """const blob = await (await fetch("data:image/jpeg;base64,{picture}")).blob();
+LOOK = """const blob = await (await fetch("data:image/jpeg;base64,{screenshot}")).blob();
 const image = await createImageBitmap(blob);
 const drawing = new OffscreenCanvas(image.width, image.height).getContext("2d");
 drawing.drawImage(image, 0, 0);
 [image.width, image.height, ...drawing.getImageData(image.width / 2, image.height / 2, 1, 1).data.slice(0, 3)]"""
 
 
-async def test_the_picture_is_small_and_shows_the_page_as_it_is_after_the_action(house: House) -> None:
+async def test_the_screenshot_is_small_and_shows_the_page_as_it_is_after_the_action(house: House) -> None:
     view = await house.show(
         "<style>body{background:rgb(0,0,255)}</style>"
         "<button onclick='document.body.style.background = \"rgb(255,0,0)\"'>red</button>"
@@ -299,7 +299,7 @@ async def test_the_picture_is_small_and_shows_the_page_as_it_is_after_the_action
         view = await action
         assert view.screenshot is not None
         assert len(view.screenshot) < 80_000
-        look = LOOK.format(picture=base64.b64encode(view.screenshot).decode())
+        look = LOOK.format(screenshot=base64.b64encode(view.screenshot).decode())
         width, height, red, _, blue = json.loads((await browser.execute(look)).value)
         assert width <= 1024
         assert 0 < height <= 1024

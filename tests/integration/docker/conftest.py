@@ -45,4 +45,4 @@ async def box(here: Site, service: DockerSandboxes) -> AsyncIterator[Sandbox]:
     session = here.session()
     sandbox = await service.acquire(session)
     yield sandbox
-    assert (await service.acquire(session)).computer == sandbox.computer
+    assert (await service.acquire(session)).instance_id == sandbox.instance_id

@@ -39,7 +39,7 @@ async def test_after_a_restart_of_the_engine_sandboxes_come_back_with_their_file
         with pytest.raises(SandboxUnavailable):
             await run(first, "true")
         second = await service.acquire(session)
-        assert second.computer != first.computer
+        assert second.instance_id != first.instance_id
         assert await run(second, "cat kept.txt") == (0, "still here")
         assert answers(beyond.private) and answers(beyond.metadata)
         for place in (beyond.private, beyond.metadata):

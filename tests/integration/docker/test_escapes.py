@@ -176,7 +176,7 @@ async def test_a_busy_sandbox_takes_no_more_than_its_share(here: Site, box: Sand
     try:
         used: list[dict[str, Any]] = []
         for _ in range(2):
-            used.append(await asyncio.to_thread(here.api.stats, box.computer, stream=False))
+            used.append(await asyncio.to_thread(here.api.stats, box.instance_id, stream=False))
         spent = used[1]["cpu_stats"]["cpu_usage"]["total_usage"] - used[0]["cpu_stats"]["cpu_usage"]["total_usage"]
         whole = used[1]["cpu_stats"]["system_cpu_usage"] - used[0]["cpu_stats"]["system_cpu_usage"]
         share = spent / whole * used[1]["cpu_stats"]["online_cpus"]

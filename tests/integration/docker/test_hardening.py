@@ -19,7 +19,7 @@ GIB = 1024 * MIB
 
 @pytest.fixture
 def told(here: Site, box: Sandbox) -> dict[str, Any]:
-    return here.api.inspect_container(box.computer)
+    return here.api.inspect_container(box.instance_id)
 
 
 async def test_nothing_of_the_host_is_handed_in(told: dict[str, Any], here: Site) -> None:
@@ -72,7 +72,7 @@ async def test_what_runs_inside_has_no_rights_and_no_secrets(here: Site, box: Sa
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     assert all(int(fields[name], 16) == 0 for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
     assert (fields["NoNewPrivs"].strip(), fields["Seccomp"].strip()) == ("1", "2")
-    token = _token(here.api.inspect_container(box.computer))
+    token = _token(here.api.inspect_container(box.instance_id))
     assert token not in (await run(box, "env; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'"))[1]
     assert token not in (await run(box, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'"))[1]
 

@@ -21,9 +21,9 @@ async def test_after_a_restart_of_the_service_files_and_processes_are_still_ther
         await first.shell_exec("main", "", "word=remembered")
     async with here.provider() as after:
         found = await after.find(session)
-        assert found is not None and found.computer == first.computer == here.inspect(session)["Id"]
+        assert found is not None and found.instance_id == first.instance_id == here.inspect(session)["Id"]
         again = await after.acquire(session)
-        assert again.computer == first.computer
+        assert again.instance_id == first.instance_id
         assert (await again.file_read("kept.txt", start=None, end=None, sudo=False)).content == "still here"
         assert (await run(again, "pgrep -f 'sleep 1001' >/dev/null && echo $word")) == (0, "remembered\n")
         await after.destroy(session)
@@ -46,7 +46,7 @@ async def test_a_sandbox_that_was_killed_or_removed_comes_back_with_its_files(
         await call
     assert await service.find(session) is None
     second = await service.acquire(session)
-    assert second.computer != first.computer
+    assert second.instance_id != first.instance_id
     assert (await second.file_read("kept.txt", start=None, end=None, sudo=False)).content == "still here"
     assert (await run(second, "pgrep -f 'sleep 1002'"))[0] == 1
     await service.destroy(session)
@@ -59,7 +59,7 @@ async def test_a_paused_sandbox_goes_on_where_it_was(here: Site, service: Docker
     here.api.pause(here.name(session))
     async with here.provider() as other:
         found = await other.acquire(session)
-        assert found.computer == first.computer
+        assert found.instance_id == first.instance_id
         assert await run(found, "echo on") == (0, "on\n")
     await service.destroy(session)
 
@@ -79,7 +79,7 @@ async def test_another_sandbox_at_the_same_address_is_never_taken_for_ones_own(
         with pytest.raises(SandboxUnavailable):
             await lost.file_read("theirs.txt", start=None, end=None, sudo=False)
         new = await service.acquire(mine)
-        assert new.computer not in (lost.computer, theirs.computer)
+        assert new.instance_id not in (lost.instance_id, theirs.instance_id)
         with pytest.raises(SandboxFailure, match="no such file"):
             await new.file_read("theirs.txt", start=None, end=None, sudo=False)
         await elsewhere.destroy(other)
@@ -111,7 +111,7 @@ async def test_an_idle_sandbox_ends_and_its_files_stay(engine: None) -> None:
         assert here.name(session) in here.volumes()
         assert await service.find(session) is None
         second = await service.acquire(session)
-        assert second.computer != first.computer
+        assert second.instance_id != first.instance_id
         assert (await second.file_read("kept.txt", start=None, end=None, sudo=False)).content == "still here"
         await service.destroy(session)
 
@@ -160,7 +160,7 @@ async def test_two_services_that_ask_at_once_get_one_sandbox(here: Site, service
     async with here.provider() as other:
         assert await other.check() is None
         got = await asyncio.gather(*(each.acquire(session) for each in (service, other) for _ in range(5)))
-        assert {sandbox.computer for sandbox in got} == {here.inspect(session)["Id"]}
+        assert {sandbox.instance_id for sandbox in got} == {here.inspect(session)["Id"]}
         # What one of them does the other sees.
         await got[0].shell_exec("main", "", "echo one > one.txt")
         assert await run(got[-1], "cat one.txt") == (0, "one\n")
@@ -168,14 +168,14 @@ async def test_two_services_that_ask_at_once_get_one_sandbox(here: Site, service
     with pytest.raises(SandboxUnavailable):
         await run(got[0], "cat one.txt")
     new = await service.acquire(session)
-    assert new.computer != got[0].computer
+    assert new.instance_id != got[0].instance_id
     await service.destroy(session)
 
 
 async def test_twenty_that_start_at_once_all_get_theirs_and_leave_nothing(here: Site, service: DockerSandboxes) -> None:
     sessions = [here.session() for _ in range(20)]
     got = await asyncio.gather(*(service.acquire(session) for session in sessions))
-    assert len({sandbox.computer for sandbox in got}) == 20
+    assert len({sandbox.instance_id for sandbox in got}) == 20
     said = await asyncio.gather(*(run(sandbox, f"echo {n}") for n, sandbox in enumerate(got)))
     assert said == [(0, f"{n}\n") for n in range(20)]
     await asyncio.gather(*(service.destroy(session) for session in sessions))

@@ -298,7 +298,7 @@ async def test_another_egress_is_in_force_for_sandboxes_that_were_started_before
         assert await fetch(first, f"http://{beyond.allowed}/") != ""
     async with here.provider(network=name, egress="none") as provider:
         second = await provider.acquire(session)
-        assert second.computer != first.computer
+        assert second.instance_id != first.instance_id
         assert await run(second, "cat kept.txt") == (0, "still here")
         assert await fetch(second, f"http://{beyond.allowed}/") == ""
         await provider.destroy(session)
@@ -356,9 +356,9 @@ async def test_a_container_knows_itself_and_a_host_full_of_containers_takes_itse
     here: Site, box: Sandbox
 ) -> None:
     _, mounts = await run(box, "cat /proc/self/mountinfo")
-    assert set(network._OWN_MOUNT.findall(mounts)) == {box.computer}
+    assert set(network._OWN_MOUNT.findall(mounts)) == {box.instance_id}
     if own := network._own_names():  # these tests may run in a container themselves
-        assert box.computer not in own
+        assert box.instance_id not in own
 
 
 def inside(here: Site, container: str, command: list[str]) -> str:

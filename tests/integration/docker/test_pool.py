@@ -35,20 +35,20 @@ async def test_a_session_gets_a_waiting_sandbox_and_another_is_made_behind(
     assert before["Config"]["Labels"]["anker.session"] == "" and before["Name"].startswith(f"/{here.prefix}-pool-")
     session = here.session()
     sandbox = await pooled.acquire(session)
-    assert sandbox.computer == ready == here.inspect(session)["Id"]
+    assert sandbox.instance_id == ready == here.inspect(session)["Id"]
     await sandbox.file_write("kept.txt", "still here", append=False, sudo=False)
     await eventually(lambda: waiting(pooled) and waiting(pooled) != [ready])
 
     # Another process finds it, the reaper lets it be, and its files outlive it like any other's.
     found = await service.acquire(session)
-    assert found.computer == ready
+    assert found.instance_id == ready
     await pooled.reap()
     assert await run(found, "cat kept.txt") == (0, "still here")
     here.api.remove_container(ready, force=True)
     monkeypatch.setattr(life, "FRESH_SECONDS", 0.0)
     await pooled.reap()
     again = await pooled.acquire(session)
-    assert again.computer not in (ready, *waiting(pooled))
+    assert again.instance_id not in (ready, *waiting(pooled))
     assert await run(again, "cat kept.txt") == (0, "still here")
 
     volumes = {each["Name"] for each in here.inspect(session)["Mounts"]}
@@ -62,7 +62,7 @@ async def test_of_two_services_that_adopt_for_one_session_one_wins(here: Site, p
         await eventually(lambda: waiting(other))
         session = here.session()
         one, two = await asyncio.gather(pooled.acquire(session), other.acquire(session))
-        assert one.computer == two.computer == here.inspect(session)["Id"]
+        assert one.instance_id == two.instance_id == here.inspect(session)["Id"]
         await one.file_write("same.txt", "x", append=False, sudo=False)
         assert await run(two, "cat same.txt") == (0, "x")
         await eventually(lambda: waiting(other) and waiting(pooled))
@@ -75,7 +75,7 @@ async def test_a_waiting_sandbox_that_died_is_thrown_away(here: Site, pooled: Do
     here.api.kill(dead)
     session = here.session()
     sandbox = await pooled.acquire(session)
-    assert sandbox.computer != dead
+    assert sandbox.instance_id != dead
     await eventually(lambda: dead not in {each["Id"] for each in here.api.containers(all=True)})
     await pooled.destroy(session)
 

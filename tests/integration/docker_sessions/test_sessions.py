@@ -19,7 +19,7 @@ def told(asked: Asked) -> str:
     return next(message["content"] for message in reversed(asked.messages) if message["role"] == "tool")
 
 
-async def test_a_task_uses_shell_files_and_browser_and_its_pictures_can_be_fetched(yard: Yard) -> None:
+async def test_a_task_uses_shell_files_and_browser_and_its_screenshots_can_be_fetched(yard: Yard) -> None:
     yard.model.reset(
         [
             plan(),
@@ -43,10 +43,10 @@ async def test_a_task_uses_shell_files_and_browser_and_its_pictures_can_be_fetch
     assert called[2]["result"]["data"]["title"] == "Hello"
     assert called[4]["content"]["console"] == "Ada"
     assert called[5]["result"]["data"]["title"] == "Hello"
-    picture = await yard.client.http.get(called[2]["content"]["screenshot"])
-    assert picture.headers["content-type"] == "image/jpeg"
-    assert picture.content[:2] == b"\xff\xd8"
-    assert 1_000 < len(picture.content) < 200_000
+    screenshot = await yard.client.http.get(called[2]["content"]["screenshot"])
+    assert screenshot.headers["content-type"] == "image/jpeg"
+    assert screenshot.content[:2] == b"\xff\xd8"
+    assert 1_000 < len(screenshot.content) < 200_000
     check_log((await yard.client.history(session))["events"])
     check_requests(yard.model.asked)
 

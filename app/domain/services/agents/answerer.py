@@ -33,7 +33,7 @@ class Answerer:
             await self._book.stage("talk", AssistantMessage(content=text))
             await self._book.commit(
                 [MessageEvent(role="assistant", content=text), DoneEvent()],
-                state=self._book.state.at_rest(consumed=self._book.state.consumed),
+                state=self._book.state.at_rest(last_read_message=self._book.state.last_read_message),
                 ends=True,
             )
         finally:

@@ -1,4 +1,4 @@
-"""The run's book: its state and transcripts as they stand in the journal, and the one way to move them on."""
+"""The run's book: its state and transcripts as they stand in the event_log, and the one way to move them on."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,12 +7,12 @@ from uuid import uuid4
 
 from app.domain.models.event import Event
 from app.domain.models.message import Message, SystemMessage, Transcript, Usage
-from app.domain.models.run import RunState, Thread
+from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.prompts import executing, planning
-from app.domain.repositories.journal import Change, Journal
+from app.domain.repositories.event_log import Commit, EventLog
 from app.domain.services.agents.writing import Writing
 
-_SYSTEM: dict[Thread, str] = {"talk": planning.SYSTEM, "work": executing.SYSTEM}
+_SYSTEM: dict[TranscriptName, str] = {"talk": planning.SYSTEM, "work": executing.SYSTEM}
 
 
 def unix_now() -> int:
@@ -21,23 +21,28 @@ def unix_now() -> int:
 
 
 class RunBook:
-    """One session's run, loaded from the journal and written back change by change.
+    """One session's run, loaded from the event_log and written back change by change.
 
     What is staged goes out with the next change, so that a model turn costs one write. A change that the store cannot
     take now is tried again until it can: what was done is not forgotten because it could not be written down at once.
     """
 
     def __init__(
-        self, session_id: str, journal: Journal, *, fence: int | None = None, now: Callable[[], int] = unix_now
+        self,
+        session_id: str,
+        event_log: EventLog,
+        *,
+        fencing_token: int | None = None,
+        now: Callable[[], int] = unix_now,
     ) -> None:
-        """`fence`: see `Change.fence`."""
+        """`fencing_token`: see `Commit.fencing_token`."""
         self.session_id = session_id
-        self._fence = fence
-        self.state = RunState()
-        self._journal = journal
+        self._fencing_token = fencing_token
+        self.state = Checkpoint()
+        self._event_log = event_log
         self._now = now
-        self._threads: dict[Thread, Transcript] = {}
-        self._staged: list[tuple[Thread, Message]] = []
+        self._threads: dict[TranscriptName, Transcript] = {}
+        self._staged: list[tuple[TranscriptName, Message]] = []
         self._usage = Usage()
         self._revision = ""
         """Of the newest checkpoint. Not the state's own, for a state may be made anew."""
@@ -45,27 +50,27 @@ class RunBook:
         self._hurried = False
 
     async def load(self) -> None:
-        """Read the newest checkpoint; whatever was staged is forgotten, as the journal never saw it."""
+        """Read the newest checkpoint; whatever was staged is forgotten, as the event_log never saw it."""
         await self.settle()
-        self.state = await self._journal.run_state(self.session_id)
+        self.state = await self._event_log.load_checkpoint(self.session_id)
         self._revision = self.state.revision
         self._threads.clear()
         self._staged.clear()
 
-    async def thread(self, name: Thread) -> Transcript:
-        """A transcript, read from the journal when it is first asked for. Its system message is never stored, so
+    async def thread(self, name: TranscriptName) -> Transcript:
+        """A transcript, read from the event_log when it is first asked for. Its system message is never stored, so
         that every session begins with the prompt of the version that runs."""
         if name not in self._threads:
-            said = await self._journal.transcript(self.session_id, name)
+            said = await self._event_log.load_transcript(self.session_id, name)
             self._threads[name] = Transcript([SystemMessage(content=_SYSTEM[name]), *said])
         return self._threads[name]
 
     async def unread(self) -> list[tuple[int, str]]:
         """(number, text) of the user's messages that the agent has not read."""
-        words = await self._journal.unread_words(self.session_id, after=self.state.consumed)
+        words = await self._event_log.unread_messages(self.session_id, after=self.state.last_read_message)
         return [(word.number, word.content) for word in words]
 
-    async def stage(self, name: Thread, *messages: Message) -> None:
+    async def stage(self, name: TranscriptName, *messages: Message) -> None:
         """Say something in a transcript; stored with the next commit."""
         (await self.thread(name)).append(*messages)
         self._staged.extend((name, message) for message in messages)
@@ -74,23 +79,25 @@ class RunBook:
         """Count what a model call cost; stored with the next commit."""
         self._usage += usage
 
-    async def commit(self, events: Sequence[Event] = (), *, state: RunState | None = None, ends: bool = False) -> None:
+    async def commit(
+        self, events: Sequence[Event] = (), *, state: Checkpoint | None = None, ends: bool = False
+    ) -> None:
         """Write `events`, everything staged, and the new state, as one.
 
         Raises:
             Superseded: `ends` is set, and there is a user message that this run has not read.
             LeaseLost: another worker has the run.
-            Outdated: the run stands elsewhere than this book says; load.
+            StaleCheckpoint: the run stands elsewhere than this book says; load.
             StoreUnavailable: only after `hurry`.
         """
         await self.settle()
         await self._write(events, state, ends=ends).finish()
 
-    async def commit_behind(self, events: Sequence[Event], *, state: RunState) -> None:
+    async def commit_behind(self, events: Sequence[Event], *, state: Checkpoint) -> None:
         """As `commit`, but the write goes on while the run does: the model may be asked in the meantime.
 
         Nothing is written before it, and what fails in it is raised by the next commit. Should the process die first,
-        the journal says what it said before, as if it had died a moment earlier.
+        the event_log says what it said before, as if it had died a moment earlier.
         """
         await self.settle()
         self._behind = self._write(events, state, ends=False)
@@ -108,22 +115,22 @@ class RunBook:
         if self._behind is not None:
             self._behind.hurry()
 
-    def _write(self, events: Sequence[Event], state: RunState | None, *, ends: bool) -> Writing:
+    def _write(self, events: Sequence[Event], state: Checkpoint | None, *, ends: bool) -> Writing:
         before, self._revision = self._revision, uuid4().hex
         self.state = replace(state or self.state, revision=self._revision)
-        change = Change(
-            at=self._now(),
+        change = Commit(
+            timestamp=self._now(),
             events=tuple(events),
-            said=tuple(self._staged),
-            run=self.state,
+            messages=tuple(self._staged),
+            checkpoint=self.state,
             usage=self._usage if self._usage.calls else None,
-            ends_after=self.state.consumed if ends else None,
-            fence=self._fence,
-            follows=before,
+            ends_after_message=self.state.last_read_message if ends else None,
+            fencing_token=self._fencing_token,
+            expected_revision=before,
         )
         self._staged.clear()
         self._usage = Usage()
-        writing = Writing(self._journal, self.session_id, change)
+        writing = Writing(self._event_log, self.session_id, change)
         if self._hurried:
             writing.hurry()
         return writing

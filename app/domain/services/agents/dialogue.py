@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 from app.domain.errors import ModelFailure
 from app.domain.external.llm import LLM, ModelReply, ModelRequest, ReplyListener
 from app.domain.models.message import AssistantMessage, ToolCall, UserMessage
-from app.domain.models.run import Thread
+from app.domain.models.run import TranscriptName
 from app.domain.models.tool import ToolSpec
 from app.domain.services.agents.book import RunBook
 from app.domain.services.tools.base import ToolInput
@@ -29,10 +29,10 @@ MAX_TURNS = 5_000
 class Dialogue:
     """The model, asked in one of the run's transcripts."""
 
-    def __init__(self, book: RunBook, model: LLM, thread: Thread) -> None:
+    def __init__(self, book: RunBook, model: LLM, thread: TranscriptName) -> None:
         self._book = book
         self._model = model
-        self._thread: Thread = thread
+        self._thread: TranscriptName = thread
         self._corrections = 0
 
     @property

@@ -55,10 +55,10 @@ class Executor:
             Superseded: the user said more before the question was stored.
         """
         while self._book.state.phase == "executing":
-            if self._book.state.turns >= MAX_TURNS:
+            if self._book.state.model_turns >= MAX_TURNS:
                 raise ModelFailure(f"the work was given up after {MAX_TURNS} turns of the model")
             reply = await self._dialogue.ask(self._specs)
-            self._book.state = replace(self._book.state, turns=self._book.state.turns + 1)
+            self._book.state = replace(self._book.state, model_turns=self._book.state.model_turns + 1)
             if reply.tool_calls:
                 await self._carry_out(await self._sort(reply))
             elif (parsed := content_as(CompleteStepInput, reply.content, COMPLETE_STEP.spec.name)) is not None:
@@ -142,18 +142,21 @@ class Executor:
         except (SandboxFailure, SandboxUnavailable, SearchFailure) as error:
             result = ToolResult(success=False, text=f"Failed: {error}", message=str(error))
         async with self._recording:
-            known, computer = self._book.state.computer, self._context.computer or self._book.state.computer
+            known, computer = (
+                self._book.state.sandbox_instance,
+                self._context.sandbox_instance or self._book.state.sandbox_instance,
+            )
             note = executing.NEW_COMPUTER if known not in ("", computer) else ""
             await self._book.stage("work", ToolMessage(tool_call_id=opened.id, content=note + result.text))
             remaining = tuple(item for item in self._book.state.open_calls if item.id != opened.id)
             await self._book.commit_behind(
                 [ToolCalledEvent(call=opened, result=result)],
-                state=replace(self._book.state, open_calls=remaining, computer=computer, deaths=0),
+                state=replace(self._book.state, open_calls=remaining, sandbox_instance=computer, crash_count=0),
             )
 
     async def _ask_user(self, call: ToolCall, bound: AskCall) -> None:
         events: list[Event] = [MessageEvent(role="assistant", content=bound.question), WaitEvent()]
-        state = replace(self._book.state, phase="waiting", asked=call.id)
+        state = replace(self._book.state, phase="waiting", pending_question=call.id)
         await self._book.commit(events, state=state, ends=True)
 
     async def _complete(self, call: CompleteCall) -> None:
@@ -170,7 +173,7 @@ class Executor:
             StepEvent(id=ended.id, description=ended.description, status=ended.status),
             PlanEvent(steps=plan.steps),
         ]
-        state = replace(self._book.state, plan=plan, phase="answering", deaths=0)
+        state = replace(self._book.state, plan=plan, phase="answering", crash_count=0)
         following = plan.next_pending
         if following is not None:
             following = replace(following, status="running")

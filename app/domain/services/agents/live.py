@@ -23,19 +23,19 @@ class LiveText:
 
     def text(self, delta: str) -> None:
         """See `ReplyListener.text`."""
-        self._feed.write(self._session_id, TextDelta(self._message_id, delta))
+        self._feed.publish_delta(self._session_id, TextDelta(self._message_id, delta))
 
     def arguments(self, name: str, delta: str) -> None:
         """A plain answer has no calls."""
 
     def restart(self) -> None:
         """See `ReplyListener.restart`."""
-        self._feed.retract(self._session_id)
+        self._feed.end_delta(self._session_id)
         self._message_id = uuid4().hex
 
     def close(self) -> None:
         """Nothing more will come."""
-        self._feed.retract(self._session_id)
+        self._feed.end_delta(self._session_id)
 
 
 class PlanListener:

@@ -114,11 +114,11 @@ class Planner:
 
     async def _accept(self, plan: CreatePlanInput) -> None:
         state = self._book.state
-        words = state.words
+        words = state.unplanned_text
         title = " ".join((plan.title.strip() or words.strip().partition("\n")[0]).split())[:MAX_TITLE]
         events: list[Event] = [TitleEvent(title=title), MessageEvent(role="assistant", content=plan.message)]
         if not plan.steps:
-            idle = state.at_rest(consumed=state.consumed)
+            idle = state.at_rest(last_read_message=state.last_read_message)
             await self._book.commit([*events, DoneEvent()], state=idle, ends=True)
             return
         steps = distinct_ids(tuple(Step(id=step.id, description=step.description) for step in plan.steps))
@@ -130,5 +130,10 @@ class Planner:
         await self._book.stage("work", UserMessage(content=executing.opening(words, made, first)))
         await self._book.commit(
             events,
-            state=replace(state.at_rest(consumed=state.consumed), phase="executing", plan=made, turns=state.turns),
+            state=replace(
+                state.at_rest(last_read_message=state.last_read_message),
+                phase="executing",
+                plan=made,
+                model_turns=state.model_turns,
+            ),
         )

@@ -1,11 +1,11 @@
-"""A change on its way into the journal."""
+"""A change on its way into the event_log."""
 
 import asyncio
 import logging
 from contextlib import suppress
 
-from app.domain.errors import Outdated, StoreUnavailable
-from app.domain.repositories.journal import Change, Journal
+from app.domain.errors import StaleCheckpoint, StoreUnavailable
+from app.domain.repositories.event_log import Commit, EventLog
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +16,8 @@ _PAUSE_SECONDS = 0.3
 class Writing:
     """One change, tried again until the store has taken it, so it has to tell what it follows. Begins at once."""
 
-    def __init__(self, journal: Journal, session_id: str, change: Change) -> None:
-        self._journal = journal
+    def __init__(self, event_log: EventLog, session_id: str, change: Commit) -> None:
+        self._event_log = event_log
         self._session_id = session_id
         self._change = change
         self._hurried = asyncio.Event()
@@ -28,7 +28,7 @@ class Writing:
         it may have reached the store, but none follows.
 
         Raises:
-            Superseded, LeaseLost, Outdated, NotFound, TooLarge: see `Journal.commit`. It is not stored.
+            Superseded, LeaseLost, StaleCheckpoint, NotFound, TooLarge: see `EventLog.commit`. It is not stored.
             StoreUnavailable: the store was away, and `hurry` was called.
         """
         try:
@@ -50,9 +50,9 @@ class Writing:
         away = False
         while True:
             try:
-                await self._journal.commit(self._session_id, self._change)
+                await self._event_log.commit(self._session_id, self._change)
                 return
-            except Outdated:
+            except StaleCheckpoint:
                 raise
             except StoreUnavailable as error:
                 if self._hurried.is_set():

@@ -24,7 +24,7 @@ from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, Ste
 from app.domain.models.message import ToolMessage, UserMessage
 from app.domain.models.tool import ToolResult
 from app.domain.prompts import digest, executing, planning
-from app.domain.repositories.journal import Journal
+from app.domain.repositories.event_log import EventLog
 from app.domain.services.agents.answerer import Answerer
 from app.domain.services.agents.book import RunBook
 from app.domain.services.agents.executor import Executor
@@ -49,20 +49,20 @@ ABORT_SECONDS = 0.7
 class FlowParts:
     """What every run is made with."""
 
-    journal: Journal
+    event_log: EventLog
     feed: Feed
     model: LLM
     tools: Mapping[str, Tool]
 
 
 class PlanActFlow:
-    """One session's run. Make a new one for each attempt; it reads everything from the journal."""
+    """One session's run. Make a new one for each attempt; it reads everything from the event_log."""
 
-    def __init__(self, parts: FlowParts, context: ToolContext, *, fence: int | None = None) -> None:
-        """`fence`: see `Change.fence`."""
+    def __init__(self, parts: FlowParts, context: ToolContext, *, fencing_token: int | None = None) -> None:
+        """`fencing_token`: see `Commit.fencing_token`."""
         self._parts = parts
         self._context = context
-        self._book = RunBook(context.session_id, parts.journal, fence=fence)
+        self._book = RunBook(context.session_id, parts.event_log, fencing_token=fencing_token)
 
     async def abort(self, *, everything: bool) -> None:
         """Kill what the tool calls under way left running in the sandbox; with `everything`, all that runs there.
@@ -104,11 +104,13 @@ class PlanActFlow:
             await self._go_on()
         except asyncio.CancelledError:
             self._book.hurry()
-            with suppress(AnkerError):  # what became of the write is in the journal; that the run was cut short is not
+            with suppress(
+                AnkerError
+            ):  # what became of the write is in the event_log; that the run was cut short is not
                 await self._book.settle()
             raise
         finally:
-            # Whoever goes on from the journal, perhaps in the next instant, must find there all that was done.
+            # Whoever goes on from the event_log, perhaps in the next instant, must find there all that was done.
             await self._book.settle()
 
     async def _go_on(self) -> None:
@@ -126,17 +128,17 @@ class PlanActFlow:
                 case _ as never:
                     assert_never(never)
 
-    async def stop(self, *, upto: int) -> None:
+    async def stop(self, *, up_to: int) -> None:
         """End the run at the user's wish: everything open is closed and `done` written. Nothing, when it has ended.
 
-        `upto`: number of the newest event when the user said stop.
+        `up_to`: number of the newest event when the user said stop.
 
         Raises:
             Superseded: the user said something after that; call `run`.
             StoreUnavailable: at once, since the user waits.
         """
         self._book.hurry()
-        await self._end(STOPPED, DoneEvent(), upto=upto)
+        await self._end(STOPPED, DoneEvent(), up_to=up_to)
 
     async def fail(self, error: str) -> None:
         """End the run with an `error` that the user can read.
@@ -146,29 +148,29 @@ class PlanActFlow:
         """
         await self._end(f"failed: {error}", ErrorEvent(error=error))
 
-    async def _end(self, reason: str, last: Event, *, upto: int | None = None) -> None:
+    async def _end(self, reason: str, last: Event, *, up_to: int | None = None) -> None:
         book = self._book
         await book.load()
-        unread = await self._unread(upto)
+        unread = await self._unread(up_to)
         if book.state.phase == "idle" and not unread:
             return
-        if upto is not None and book.state.consumed > upto:
+        if up_to is not None and book.state.last_read_message > up_to:
             # A stop may be heard late, or twice: it is not for the run of words that were said after it.
             raise Superseded("the user said more after that, and the run goes on with it")
         events = await self._close_open(reason)
         if unread:
             await self._stage_words(unread)
-        consumed = unread[-1][0] if unread else book.state.consumed
-        await book.commit([*events, last], state=book.state.at_rest(consumed=consumed), ends=True)
+        consumed = unread[-1][0] if unread else book.state.last_read_message
+        await book.commit([*events, last], state=book.state.at_rest(last_read_message=consumed), ends=True)
 
     async def _count_death(self) -> None:
         """Write down that a process died with this run, so that one that kills every process cannot go on for ever."""
         state = self._book.state
         if state.phase in ("idle", "waiting") and not await self._book.unread():
             return
-        if state.deaths >= MAX_DEATHS:
-            raise RunGivenUp(f"given up: the service died {state.deaths} times in this work without getting on")
-        await self._book.commit(state=replace(state, deaths=state.deaths + 1))
+        if state.crash_count >= MAX_DEATHS:
+            raise RunGivenUp(f"given up: the service died {state.crash_count} times in this work without getting on")
+        await self._book.commit(state=replace(state, crash_count=state.crash_count + 1))
 
     async def _prepare(self, reason: str) -> None:
         """Put the books in order and choose the phase."""
@@ -180,7 +182,7 @@ class PlanActFlow:
         elif unread:
             events = await self._close_open(reason)
             await self._stage_words(unread)
-            state = replace(book.state.at_rest(consumed=unread[-1][0]), phase="planning", words=words)
+            state = replace(book.state.at_rest(last_read_message=unread[-1][0]), phase="planning", unplanned_text=words)
             if events:
                 await book.commit(events, state=state)
             book.state = state
@@ -189,17 +191,17 @@ class PlanActFlow:
             if events:
                 await book.commit(events, state=replace(book.state, open_calls=()))
 
-    async def _unread(self, upto: int | None = None) -> list[tuple[int, str]]:
-        """Number and text of what the user said, up to number `upto`, and the agent has not read. When that is more
+    async def _unread(self, up_to: int | None = None) -> list[tuple[int, str]]:
+        """Number and text of what the user said, up to number `up_to`, and the agent has not read. When that is more
         than can be written down together with what follows from it, the older part is written down at once."""
         now: list[tuple[int, str]] = []
         size = 0
         for number, text in await self._book.unread():
-            if upto is not None and number > upto:
+            if up_to is not None and number > up_to:
                 break
             if now and size + len(text) > _WORDS_AT_ONCE:
                 await self._stage_words(now)
-                await self._book.commit(state=replace(self._book.state, consumed=now[-1][0]))
+                await self._book.commit(state=replace(self._book.state, last_read_message=now[-1][0]))
                 now, size = [], 0
             now.append((number, text))
             size += len(text)
@@ -210,8 +212,8 @@ class PlanActFlow:
 
     async def _resume(self, words: str, number: int) -> None:
         book = self._book
-        asked = book.state.asked
-        book.state = replace(book.state, phase="executing", asked=None, consumed=number)
+        asked = book.state.pending_question
+        book.state = replace(book.state, phase="executing", pending_question=None, last_read_message=number)
         if asked is None:
             await book.stage("work", UserMessage(content=planning.user_words(words)))
         else:

@@ -11,8 +11,8 @@ from typing import Generic, Protocol, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.domain.external.browser import Browser, Browsers
-from app.domain.external.pictures import Pictures
 from app.domain.external.sandbox import Sandbox, SandboxProvider
+from app.domain.external.screenshots import Screenshots
 from app.domain.external.search import SearchEngine
 from app.domain.models.tool import JsonObject, ToolkitName, ToolResult, ToolSpec
 
@@ -33,20 +33,20 @@ class BadArguments(ValueError):
 @dataclass(slots=True, kw_only=True)
 class ToolContext:
     """What the tools of one run may reach: the session's own sandbox and its browser, the search engine, and a place
-    for pictures."""
+    for screenshots."""
 
     session_id: str
     sandboxes: SandboxProvider
     browsers: Browsers
-    pictures: Pictures
+    screenshots: Screenshots
     engine: SearchEngine
-    computer: str = ""
+    sandbox_instance: str = ""
     """The life of the sandbox that a tool was given last; empty while none asked for it."""
 
     async def sandbox(self) -> Sandbox:
         """The session's sandbox, started when it has none."""
         sandbox = await self.sandboxes.acquire(self.session_id)
-        self.computer = sandbox.computer
+        self.sandbox_instance = sandbox.instance_id
         return sandbox
 
     async def browser(self) -> Browser:

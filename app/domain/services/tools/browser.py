@@ -163,11 +163,11 @@ def _page_text(view: PageView) -> str:
 
 
 async def _kept(view: PageView, context: ToolContext) -> str | None:
-    """The screenshot's address. A picture that cannot be kept is no reason for an action that was done to fail."""
+    """The screenshot's address. A screenshot that cannot be kept is no reason for an action that was done to fail."""
     if view.screenshot is None:
         return None
     try:
-        return await context.pictures.keep(context.session_id, view.screenshot)
+        return await context.screenshots.keep(context.session_id, view.screenshot)
     except AnkerError as error:
         log.warning("a screenshot was not kept: %s", error)
         return None

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from app.domain.errors import LeaseLost, Superseded, TooLarge
 from app.domain.models.event import Event, EventRecord, MessageEvent
 from app.domain.models.message import Usage
-from app.domain.models.run import Thread
+from app.domain.models.run import TranscriptName
 from app.domain.models.session import changes_of
-from app.domain.repositories.journal import Change, Receipt
+from app.domain.repositories.event_log import Commit, StoredMessage
 from app.infrastructure.persistence.codec import encode_message, encode_run
 from app.infrastructure.persistence.listing import check_time, preview, well_formed
 from app.infrastructure.persistence.mongo.collection import Document
@@ -92,7 +92,7 @@ class Draft:
         self._head = head.head
         self._last_words = head.last_words
         self._revision = head.revision
-        self._lengths: dict[Thread, int] = {"talk": head.talk, "work": head.work}
+        self._lengths: dict[TranscriptName, int] = {"talk": head.talk, "work": head.work}
         self._events: list[Document] = []
         self._said: list[Document] = []
         self._keys: list[Document] = []
@@ -102,36 +102,38 @@ class Draft:
         self._bytes = 0
         self._fenced = False
 
-    def commit(self, change: Change) -> list[EventRecord]:
-        """See `Journal.commit`."""
-        check_time(change.at)
-        if change.fence is not None and change.fence != self._before.token:
+    def commit(self, change: Commit) -> list[EventRecord]:
+        """See `EventLog.commit`."""
+        check_time(change.timestamp)
+        if change.fencing_token is not None and change.fencing_token != self._before.token:
             raise LeaseLost("another worker has the session's run now")
-        if change.was_written(self._revision):
+        if change.is_already_stored(self._revision):
             return []
-        if change.ends_after is not None and self._last_words > change.ends_after:
+        if change.ends_after_message is not None and self._last_words > change.ends_after_message:
             raise Superseded("a newer message is waiting to be read")
-        records = self._records(change.events, change.at)
-        said: list[tuple[Thread, bytes]] = [(thread, encode_message(message)) for thread, message in change.said]
-        state = None if change.run is None else encode_run(change.run)
+        records = self._records(change.events, change.timestamp)
+        said: list[tuple[TranscriptName, bytes]] = [
+            (thread, encode_message(message)) for thread, message in change.messages
+        ]
+        state = None if change.checkpoint is None else encode_run(change.checkpoint)
         self._take(sum(map(len, (*(record.data for record in records), *(data for _, data in said), state or b""))))
-        self._fenced = self._fenced or change.fence is not None
-        self._append(change.events, records, change.at)
+        self._fenced = self._fenced or change.fencing_token is not None
+        self._append(change.events, records, change.timestamp)
         for thread, data in said:
             self._lengths[thread] += 1
             key = transcript_key(self._before.ordinal, thread, self._lengths[thread])
             self._said.append({"_id": key, "data": data})
-        if change.run is not None:
-            self._revision = change.run.revision
+        if change.checkpoint is not None:
+            self._revision = change.checkpoint.revision
             self._set |= {"run": state, "revision": self._revision}
         self._usage += change.usage or Usage()
         return records
 
-    def receive(self, content: str, at: int, key: str | None) -> tuple[Receipt, list[EventRecord]]:
-        """See `Journal.receive`; the records are empty when the key was known."""
+    def receive(self, content: str, at: int, key: str | None) -> tuple[StoredMessage, list[EventRecord]]:
+        """See `EventLog.append_user_message`; the records are empty when the key was known."""
         check_time(at)
         if key is not None and key in self._known:
-            return Receipt(number=self._known[key], fresh=False), []
+            return StoredMessage(number=self._known[key], is_new=False), []
         events = (MessageEvent(role="user", content=content),)
         records = self._records(events, at)
         self._take(len(records[0].data))
@@ -140,7 +142,7 @@ class Draft:
         if key is not None:
             self._known[key] = number
             self._keys.append({"_id": {"s": self._before.ordinal, "k": key}, "number": number})
-        return Receipt(number=number, fresh=True), records
+        return StoredMessage(number=number, is_new=True), records
 
     @property
     def is_full(self) -> bool:

@@ -74,7 +74,7 @@ class Lanes:
         know of.
 
         Raises, now or as the answer:
-            StoreUnavailable: see `Journal`.
+            StoreUnavailable: see `EventLog`.
             AnkerError: what `work` raised; nothing of it was written.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()

@@ -10,7 +10,7 @@ from app.infrastructure.persistence.mongo.collection import Document
 from app.infrastructure.persistence.mongo.gate import Gate
 from app.infrastructure.persistence.mongo.ledger import Ledger
 
-_SHOWN: Document = {"lease": 1, "last_words": 1, "stop_upto": 1}
+_SHOWN: Document = {"lease": 1, "last_words": 1, "stop_up_to": 1}
 _OVER: Document = {"$lte": ["$lease.until", "$$NOW"]}
 _UNHELD: Document = {"lease.holder": ""}
 _FREE: Document = {"$or": [_UNHELD, {"$expr": _OVER}]}
@@ -27,8 +27,8 @@ class MongoLeases:
         self._gate = gate
         self._ledger = ledger
 
-    async def take(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
-        """See `LeaseRepository.take`."""
+    async def acquire(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
+        """See `LeaseRepository.acquire`."""
         key = well_formed(session_id)
         taken = await self._change({"_id": key, **self._free()}, _grant(holder, seconds))
         if taken is None:
@@ -52,8 +52,8 @@ class MongoLeases:
         found = await self._change(query, given_back, {"status": 1})
         return found is not None and found["status"] == "active"
 
-    async def seize(self, session_id: str, *, holder: str, seconds: float) -> str | None:
-        """See `LeaseRepository.seize`."""
+    async def take_over(self, session_id: str, *, holder: str, seconds: float) -> str | None:
+        """See `LeaseRepository.take_over`."""
         key = well_formed(session_id)
         taken = await self._change({"_id": key}, _grant(holder, seconds))
         if taken is None:
@@ -61,11 +61,11 @@ class MongoLeases:
         before = taken["lease"]["before"]
         return before["holder"] if before["ran"] else None
 
-    async def claimable(self, *, limit: int) -> Sequence[str]:
-        """See `LeaseRepository.claimable`."""
+    async def list_claimable(self, *, limit: int) -> Sequence[str]:
+        """See `LeaseRepository.list_claimable`."""
         # Each branch has an index of its own, over the sessions that it is about and no others.
         free = self._free()
-        query: Document = {"$or": [{"status": "active", **free}, {"stop_upto": {"$gte": 0}, **free}]}
+        query: Document = {"$or": [{"status": "active", **free}, {"stop_up_to": {"$gte": 0}, **free}]}
         order = [("lease.until", 1), ("_id", 1)]
         sessions = self._ledger.tables.sessions
         if limit <= 0:
@@ -73,22 +73,22 @@ class MongoLeases:
         rows = await self._gate.read(lambda: sessions.find(query, {"_id": 1}, sort=order, limit=limit).to_list(None))
         return [row["_id"] for row in rows]
 
-    async def ask_stop(self, session_id: str, *, upto: int) -> None:
-        """See `LeaseRepository.ask_stop`."""
+    async def request_stop(self, session_id: str, *, up_to: int) -> None:
+        """See `LeaseRepository.request_stop`."""
         query = {"_id": well_formed(session_id)}
-        change: Document = {"$max": {"stop_upto": max(upto, 0)}}
+        change: Document = {"$max": {"stop_up_to": max(up_to, 0)}}
         result = await self._gate.read(lambda: self._ledger.tables.sessions.update_one(query, change))
         if not result.matched_count:
             raise NotFound("no such session")
 
-    async def stop_asked(self, session_id: str) -> int | None:
-        """See `LeaseRepository.stop_asked`."""
-        return (await self._exists(well_formed(session_id))).get("stop_upto")
+    async def requested_stop(self, session_id: str) -> int | None:
+        """See `LeaseRepository.requested_stop`."""
+        return (await self._exists(well_formed(session_id))).get("stop_up_to")
 
-    async def stop_answered(self, session_id: str, *, upto: int) -> None:
-        """See `LeaseRepository.stop_answered`."""
-        query: Document = {"_id": well_formed(session_id), "stop_upto": {"$lte": upto}}
-        change: Document = {"$unset": {"stop_upto": ""}}
+    async def clear_stop_request(self, session_id: str, *, up_to: int) -> None:
+        """See `LeaseRepository.clear_stop_request`."""
+        query: Document = {"_id": well_formed(session_id), "stop_up_to": {"$lte": up_to}}
+        change: Document = {"$unset": {"stop_up_to": ""}}
         await self._gate.read(lambda: self._ledger.tables.sessions.update_one(query, change))
 
     def _free(self) -> Document:
@@ -102,7 +102,7 @@ class MongoLeases:
 
     async def _exists(self, session_id: str) -> Document:
         sessions = self._ledger.tables.sessions
-        found = await self._gate.read(lambda: sessions.find_one({"_id": session_id}, {"stop_upto": 1}))
+        found = await self._gate.read(lambda: sessions.find_one({"_id": session_id}, {"stop_up_to": 1}))
         if found is None:
             raise NotFound("no such session")
         return found
@@ -133,7 +133,7 @@ def _lease(found: Document, *, renewed: bool = False) -> Lease:
     return Lease(
         session_id=found["_id"],
         token=lease["token"],
-        words=found["last_words"],
-        stop_upto=found.get("stop_upto"),
-        inherited=not renewed and bool(lease["before"]["holder"]),
+        last_user_message=found["last_words"],
+        stop_up_to=found.get("stop_up_to"),
+        previous_holder_lost=not renewed and bool(lease["before"]["holder"]),
     )

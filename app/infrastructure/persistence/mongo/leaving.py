@@ -14,7 +14,7 @@ from app.infrastructure.persistence.rows import event_key
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 2000
-_PICTURES_AT_ONCE = 100
+_SCREENSHOTS_AT_ONCE = 100
 """Each may have megabytes, an event has one or two KiB."""
 
 _LINGER_SECONDS = 15
@@ -77,7 +77,7 @@ class Leaving:
             await self._remove(tables.events, *events, _AT_ONCE)
             await self._remove(tables.transcripts, *transcripts, _AT_ONCE)
             await self._remove(tables.keys, *names, _AT_ONCE)
-            await self._remove(tables.pictures, *names, _PICTURES_AT_ONCE)
+            await self._remove(tables.screenshots, *names, _SCREENSHOTS_AT_ONCE)
             await self._gate.write(lambda: tables.tickets.delete_many({"session": ordinal}))
 
     async def _remove(self, table: Collection, first: object, end: object, at_once: int) -> None:

@@ -46,7 +46,7 @@ class Ledger:
 
         Raises:
             NotFound: no such session.
-            StoreUnavailable: see `Journal`.
+            StoreUnavailable: see `EventLog`.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:

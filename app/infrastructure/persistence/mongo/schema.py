@@ -3,12 +3,12 @@
     sessions     `_id` the session's id; `ordinal` by creation; `owner`, `title`, `status`, `latest_message`,
                  `latest_message_at`, `created_at`, `touched`; `head`, `last_words`: numbers of the newest event and of
                  the user's newest message; `delivered`, `unread`; `talk`, `work`: lengths of the transcripts; `usage`;
-                 `run`: the checkpoint's JSON, `revision`: its name; `lease`: `{holder, until, token}`; `stop_upto`
+                 `run`: the checkpoint's JSON, `revision`: its name; `lease`: `{holder, until, token}`; `stop_up_to`
                  while a stop is asked for; `version`: counts the changes; `tail`: the rows of the newest change
     events       `_id` as in `rows.py`, `type`, `speaker`, `data`: the encoder's very bytes
     transcripts  `_id` as in `rows.py`, `data`
     keys         `_id` `{s: ordinal, k: key}`, `number`
-    pictures     `_id` `{s: ordinal, k: id}`, `data`
+    screenshots     `_id` `{s: ordinal, k: id}`, `data`
     tickets      `_id` the digest, `session` (its ordinal), `owner`, `view_only`, `expires_at`
     leaving      `_id` the ordinal of a deleted session, `at`
     facts        `_id`, `value`: the version of all this, the installation's id
@@ -35,7 +35,7 @@ SPOKEN = "spoken"
 
 # Partial, so that looking for work does not walk over the sessions that rest.
 _ACTIVE: Document = {"status": "active"}
-_ASKED: Document = {"stop_upto": {"$exists": True}}
+_ASKED: Document = {"stop_up_to": {"$exists": True}}
 _HELD: Document = {"lease.holder": {"$gt": ""}}
 _SPOKEN: Document = {"speaker": {"$exists": True}}
 
@@ -44,7 +44,7 @@ _INDEXES: dict[str, list[Document]] = {
         {"name": "ordinal", "key": {"ordinal": 1}, "unique": True},
         {"name": "listed", "key": {"owner": 1, "touched": -1, "ordinal": -1}},
         {"name": "active", "key": {"status": 1, "lease.until": 1}, "partialFilterExpression": _ACTIVE},
-        {"name": "stopping", "key": {"stop_upto": 1}, "partialFilterExpression": _ASKED},
+        {"name": "stopping", "key": {"stop_up_to": 1}, "partialFilterExpression": _ASKED},
         {"name": "held", "key": {"lease.holder": 1}, "partialFilterExpression": _HELD},
     ],
     "events": [{"name": SPOKEN, "key": {"speaker": 1, "_id": 1}, "partialFilterExpression": _SPOKEN}],
@@ -66,7 +66,7 @@ class Tables:
     events: Collection
     transcripts: Collection
     keys: Collection
-    pictures: Collection
+    screenshots: Collection
     tickets: Collection
     leaving: Collection
     facts: Collection
@@ -80,7 +80,7 @@ def tables_of(driver: Driver) -> Tables:
         events=driver.collection("events"),
         transcripts=driver.collection("transcripts"),
         keys=driver.collection("keys"),
-        pictures=driver.collection("pictures"),
+        screenshots=driver.collection("pictures"),
         tickets=driver.collection("tickets"),
         leaving=driver.collection("leaving"),
         facts=driver.collection("facts"),

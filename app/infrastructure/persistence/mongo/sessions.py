@@ -85,19 +85,19 @@ class MongoSessions:
             next_cursor=encode_cursor(shown[-1]["touched"], shown[-1]["ordinal"]) if more else None,
         )
 
-    async def active(self) -> Sequence[str]:
-        """See `SessionRepository.active`."""
+    async def list_active(self) -> Sequence[str]:
+        """See `SessionRepository.list_active`."""
         rows = await self._rows({"status": "active"}, {"ordinal": 1})
         return [row["_id"] for row in sorted(rows, key=_ordinal)]
 
-    async def ids(self) -> Sequence[str]:
-        """See `SessionRepository.ids`."""
+    async def list_ids(self) -> Sequence[str]:
+        """See `SessionRepository.list_ids`."""
         sessions = self._ledger.tables.sessions
         rows = await self._gate.read(lambda: sessions.find({}, {"_id": 1}, hint="_id_").to_list(None))
         return [row["_id"] for row in rows]
 
-    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, int]:
-        """See `SessionRepository.heads`."""
+    async def last_event_numbers(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+        """See `SessionRepository.last_event_numbers`."""
         asked = list(map(well_formed, session_ids))
         rows = await self._rows({"_id": {"$in": asked}}, {"head": 1})
         return {row["_id"]: row["head"] for row in rows}
@@ -226,7 +226,7 @@ def _session(found: dict[str, Any]) -> Session:
         status=found["status"],
         latest_message=found["latest_message"],
         latest_message_at=found["latest_message_at"],
-        unread=found["unread"],
+        unread_count=found["unread"],
         created_at=found["created_at"],
-        head=found["head"],
+        last_event_number=found["head"],
     )

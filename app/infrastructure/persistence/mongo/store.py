@@ -5,14 +5,14 @@ from types import TracebackType
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.mongo.draft import Encode
 from app.infrastructure.persistence.mongo.driver import ClientName, Driver
+from app.infrastructure.persistence.mongo.event_log import MongoEventLog
 from app.infrastructure.persistence.mongo.gate import Gate
-from app.infrastructure.persistence.mongo.journal import MongoJournal
 from app.infrastructure.persistence.mongo.lanes import Lanes, OnCommitted
 from app.infrastructure.persistence.mongo.leases import MongoLeases
 from app.infrastructure.persistence.mongo.leaving import Leaving
 from app.infrastructure.persistence.mongo.ledger import Ledger
-from app.infrastructure.persistence.mongo.pictures import MongoPictures
 from app.infrastructure.persistence.mongo.schema import prepare, tables_of
+from app.infrastructure.persistence.mongo.screenshots import MongoScreenshots
 from app.infrastructure.persistence.mongo.sessions import MongoSessions
 from app.infrastructure.persistence.mongo.tickets import MongoTickets
 
@@ -32,9 +32,9 @@ class MongoStore:
         self._ledger = Ledger(self._driver, self._gate, encode)
         self._lanes = Lanes(self._gate, self._ledger, on_committed)
         self._leaving = Leaving(self._driver, self._gate, self._ledger)
-        self.journal = MongoJournal(self._gate, self._ledger, self._lanes)
+        self.event_log = MongoEventLog(self._gate, self._ledger, self._lanes)
         self.sessions = MongoSessions(self._driver, self._gate, self._ledger, self._lanes, self._leaving)
-        self.pictures = MongoPictures(self._gate, self._ledger)
+        self.screenshots = MongoScreenshots(self._gate, self._ledger)
         self.tickets = MongoTickets(self._gate, self._ledger)
         self.leases = MongoLeases(self._gate, self._ledger)
         self.installation = ""

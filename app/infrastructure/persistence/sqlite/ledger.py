@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from app.domain.errors import Conflict, NotFound, Superseded
 from app.domain.models.event import Event, EventRecord, MessageEvent
 from app.domain.models.session import changes_of
-from app.domain.repositories.journal import Change, Receipt
+from app.domain.repositories.event_log import Commit, StoredMessage
 from app.infrastructure.persistence.codec import encode_message, encode_run
 from app.infrastructure.persistence.listing import check_time, preview, well_formed
 from app.infrastructure.persistence.rows import ASSISTANT, LAST_NUMBER, event_key, speaker_of, transcript_key
@@ -23,9 +23,9 @@ _INSERT_SESSION = "INSERT INTO sessions (id, owner, created_at, touched) VALUES 
 _CLEAR_EVENTS = "DELETE FROM events WHERE key IN (SELECT key FROM events WHERE key BETWEEN ? AND ? LIMIT ?)"
 _CLEAR_SAID = "DELETE FROM transcripts WHERE key IN (SELECT key FROM transcripts WHERE key BETWEEN ? AND ? LIMIT ?)"
 _CLEARED_AT_ONCE = 2000
-_INSERT_PICTURE = "INSERT INTO pictures (session, id, data) VALUES (?, ?, ?)"
-_CLEAR_PICTURES = "DELETE FROM pictures WHERE rowid IN (SELECT rowid FROM pictures WHERE session = ? LIMIT ?)"
-_PICTURES_AT_ONCE = 100
+_INSERT_SCREENSHOT = "INSERT INTO pictures (session, id, data) VALUES (?, ?, ?)"
+_CLEAR_SCREENSHOTS = "DELETE FROM pictures WHERE rowid IN (SELECT rowid FROM pictures WHERE session = ? LIMIT ?)"
+_SCREENSHOTS_AT_ONCE = 100
 """Each is some ten pages of the file, an event a part of one."""
 _COUNT_UNREAD = "SELECT count(*) FROM events WHERE speaker = ? AND key > ? AND key <= ?"
 
@@ -65,36 +65,36 @@ class Ledger:
         if connection.in_transaction:
             connection.rollback()
 
-    def commit(self, connection: sqlite3.Connection, session_id: str, change: Change) -> Sequence[EventRecord]:
-        """See `Journal.commit`."""
-        check_time(change.at)
+    def commit(self, connection: sqlite3.Connection, session_id: str, change: Commit) -> Sequence[EventRecord]:
+        """See `EventLog.commit`."""
+        check_time(change.timestamp)
         head = self._head(connection, session_id)
-        if change.was_written(head.revision):
+        if change.is_already_stored(head.revision):
             return ()
-        if change.ends_after is not None and head.last_words > change.ends_after:
+        if change.ends_after_message is not None and head.last_words > change.ends_after_message:
             raise Superseded("a newer message is waiting to be read")
-        records = self._records(head, change.events, change.at)
+        records = self._records(head, change.events, change.timestamp)
         said, lengths = _said_rows(head, change)
-        state = None if change.run is None else encode_run(change.run)
+        state = None if change.checkpoint is None else encode_run(change.checkpoint)
         self._insert(connection, head, change.events, records)
         if said:
             connection.executemany(_INSERT_SAID, said)
             head.talk, head.work = lengths
-        if change.run is not None:
-            connection.execute(_PUT_RUN, (head.ordinal, state, change.run.revision))
-            head.revision = change.run.revision
+        if change.checkpoint is not None:
+            connection.execute(_PUT_RUN, (head.ordinal, state, change.checkpoint.revision))
+            head.revision = change.checkpoint.revision
         if change.usage is not None:
             head.usage += change.usage
         if change.events:
-            _fold(head, change.events, change.at)
+            _fold(head, change.events, change.timestamp)
         if change.events or said or change.usage is not None:
             self._changed[session_id] = head
         return records
 
     def receive(
         self, connection: sqlite3.Connection, session_id: str, content: str, at: int, key: str | None
-    ) -> tuple[Receipt, Sequence[EventRecord]]:
-        """See `Journal.receive`; the records are empty when the key was known."""
+    ) -> tuple[StoredMessage, Sequence[EventRecord]]:
+        """See `EventLog.append_user_message`; the records are empty when the key was known."""
         check_time(at)
         head = self._head(connection, session_id)
         if key is not None:
@@ -103,7 +103,7 @@ class Ledger:
                 "SELECT number FROM keys WHERE session = ? AND key = ?", (head.ordinal, key)
             ).fetchone()
             if known is not None:
-                return Receipt(number=known[0], fresh=False), ()
+                return StoredMessage(number=known[0], is_new=False), ()
         events = (MessageEvent(role="user", content=content),)
         records = self._records(head, events, at)
         number = records[0].number
@@ -112,7 +112,7 @@ class Ledger:
             connection.execute("INSERT INTO keys (session, key, number) VALUES (?, ?, ?)", (head.ordinal, key, number))
         _fold(head, events, at)
         self._changed[session_id] = head
-        return Receipt(number=number, fresh=True), records
+        return StoredMessage(number=number, is_new=True), records
 
     def create(self, connection: sqlite3.Connection, session_id: str, owner: str, at: int) -> None:
         """See `SessionRepository.create`."""
@@ -148,9 +148,11 @@ class Ledger:
         self._changed.pop(session_id, None)
         return self.clear_away(connection)
 
-    def keep_picture(self, connection: sqlite3.Connection, session_id: str, picture_id: str, jpeg: bytes) -> None:
-        """See `PictureRepository.put`."""
-        connection.execute(_INSERT_PICTURE, (self._head(connection, session_id).ordinal, picture_id, jpeg))
+    def store_screenshot(
+        self, connection: sqlite3.Connection, session_id: str, screenshot_id: str, jpeg: bytes
+    ) -> None:
+        """See `ScreenshotRepository.put`."""
+        connection.execute(_INSERT_SCREENSHOT, (self._head(connection, session_id).ordinal, screenshot_id, jpeg))
 
     def clear_away(self, connection: sqlite3.Connection) -> bool:
         """Remove some of what deleted sessions left; True while there is more.
@@ -165,7 +167,7 @@ class Ledger:
             span = (ordinal << shift, ordinal + 1 << shift)
             if connection.execute(statement, (*span, _CLEARED_AT_ONCE)).rowcount == _CLEARED_AT_ONCE:
                 return True
-        if connection.execute(_CLEAR_PICTURES, (ordinal, _PICTURES_AT_ONCE)).rowcount == _PICTURES_AT_ONCE:
+        if connection.execute(_CLEAR_SCREENSHOTS, (ordinal, _SCREENSHOTS_AT_ONCE)).rowcount == _SCREENSHOTS_AT_ONCE:
             return True
         connection.execute("DELETE FROM runs WHERE session = ?", (ordinal,))
         connection.execute("DELETE FROM keys WHERE session = ?", (ordinal,))
@@ -222,11 +224,11 @@ def _is_users(event: Event) -> bool:
     return isinstance(event, MessageEvent) and event.role == "user"
 
 
-def _said_rows(head: Head, change: Change) -> tuple[list[tuple[int, bytes]], tuple[int, int]]:
+def _said_rows(head: Head, change: Commit) -> tuple[list[tuple[int, bytes]], tuple[int, int]]:
     """The rows of what was said, and the lengths of both transcripts after it."""
     lengths = {"talk": head.talk, "work": head.work}
     rows: list[tuple[int, bytes]] = []
-    for thread, message in change.said:
+    for thread, message in change.messages:
         lengths[thread] += 1
         rows.append((transcript_key(head.ordinal, thread, lengths[thread]), encode_message(message)))
     return rows, (lengths["talk"], lengths["work"])

@@ -54,7 +54,7 @@ _V1 = (
 # Sessions that were deleted and whose rows are still being cleared away.
 _V2 = ("CREATE TABLE leaving (session INTEGER PRIMARY KEY) STRICT",)
 
-# Pictures, by their session's ordinal. What there is one of in a whole store, such as the installation's id.
+# Screenshots, by their session's ordinal. What there is one of in a whole store, such as the installation's id.
 _V3 = (
     "CREATE TABLE pictures (session INTEGER NOT NULL, id TEXT NOT NULL, data BLOB NOT NULL) STRICT",
     "CREATE UNIQUE INDEX pictures_by_id ON pictures (session, id)",

@@ -68,19 +68,19 @@ class SqliteSessions:
             next_cursor=encode_cursor(*shown[-1][-2:]) if more else None,
         )
 
-    async def active(self) -> Sequence[str]:
-        """See `SessionRepository.active`."""
+    async def list_active(self) -> Sequence[str]:
+        """See `SessionRepository.list_active`."""
         query = "SELECT id FROM sessions WHERE status = 'active' ORDER BY ordinal"
         rows = await self._reader.run(lambda connection: connection.execute(query).fetchall())
         return [session_id for (session_id,) in rows]
 
-    async def ids(self) -> Sequence[str]:
-        """See `SessionRepository.ids`."""
+    async def list_ids(self) -> Sequence[str]:
+        """See `SessionRepository.list_ids`."""
         rows = await self._reader.run(lambda connection: connection.execute("SELECT id FROM sessions").fetchall())
         return [session_id for (session_id,) in rows]
 
-    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, int]:
-        """See `SessionRepository.heads`."""
+    async def last_event_numbers(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+        """See `SessionRepository.last_event_numbers`."""
         asked = orjson.dumps(list(session_ids)).decode()
         rows = await self._reader.run(lambda connection: connection.execute(_HEADS, (asked,)).fetchall())
         return dict(rows)
@@ -145,7 +145,7 @@ def _session(row: _Row) -> Session:
         status=row[3],
         latest_message=row[4],
         latest_message_at=row[5],
-        unread=row[6],
+        unread_count=row[6],
         created_at=row[7],
-        head=row[8],
+        last_event_number=row[8],
     )

@@ -10,10 +10,10 @@ from types import TracebackType
 
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.sqlite.database import Database
-from app.infrastructure.persistence.sqlite.journal import SqliteJournal
+from app.infrastructure.persistence.sqlite.event_log import SqliteEventLog
 from app.infrastructure.persistence.sqlite.ledger import Encode, Ledger
 from app.infrastructure.persistence.sqlite.migrations import migrate
-from app.infrastructure.persistence.sqlite.pictures import SqlitePictures
+from app.infrastructure.persistence.sqlite.screenshots import SqliteScreenshots
 from app.infrastructure.persistence.sqlite.sessions import SqliteSessions
 from app.infrastructure.persistence.sqlite.tickets import SqliteTickets
 from app.infrastructure.persistence.sqlite.writer import OnCommitted, Writer
@@ -39,9 +39,9 @@ class SqliteStore:
         self._database = Database(data_dir / _FILE, writable=True)
         self._reader = Database(data_dir / _FILE, writable=False)
         self._writer = Writer(self._database, Ledger(encode), on_committed)
-        self.journal = SqliteJournal(self._reader, self._writer)
+        self.event_log = SqliteEventLog(self._reader, self._writer)
         self.sessions = SqliteSessions(self._reader, self._writer)
-        self.pictures = SqlitePictures(self._reader, self._writer)
+        self.screenshots = SqliteScreenshots(self._reader, self._writer)
         self.tickets = SqliteTickets(self._writer)
         self.installation = ""
         """A random word that is made with the store: what belongs to it elsewhere carries the word. Set by `open`."""

@@ -11,7 +11,7 @@ from app.domain.models.event import TERMINAL, EventRecord, TextDelta
 from app.infrastructure.streams.memory.topics import Follower, Topic, Writing
 
 _HEADS = 4096
-"""Sessions whose newest number is remembered; for others a follower asks the journal."""
+"""Sessions whose newest number is remembered; for others a follower asks the event_log."""
 
 ENDS_TEXT = TERMINAL | {"message"}
 """Types of events after which nothing more comes of the message that was being written."""
@@ -71,10 +71,10 @@ class MemoryFeed:
         """See `Feed.publish`."""
         if any(record.type in ENDS_TEXT for record in records):
             # The whole message is there, or the run that wrote it is over: pieces of it after that would confuse.
-            self.retract(session_id)
+            self.end_delta(session_id)
         self.deliver(session_id, records)
         if any(record.type in LISTED for record in records):
-            self.touch()
+            self.notify_list_changed()
 
     def deliver(self, session_id: str, records: Sequence[EventRecord]) -> bool:
         """Pass `records` on to the session's followers and to nobody else; what is known already is left out.
@@ -111,8 +111,8 @@ class MemoryFeed:
         self.doubt(session_id)
         return True
 
-    def write(self, session_id: str, delta: TextDelta) -> None:
-        """See `Feed.write`."""
+    def publish_delta(self, session_id: str, delta: TextDelta) -> None:
+        """See `Feed.publish_delta`."""
         topic = self._topics.get(session_id)
         writing = self._writing.get(session_id)
         if writing is None or writing.message_id != delta.message_id:
@@ -123,8 +123,8 @@ class MemoryFeed:
         if topic is not None:
             topic.wake()
 
-    def retract(self, session_id: str) -> None:
-        """See `Feed.retract`."""
+    def end_delta(self, session_id: str) -> None:
+        """See `Feed.end_delta`."""
         self._writing.pop(session_id, None)
         topic = self._topics.get(session_id)
         if topic is not None:
@@ -142,15 +142,15 @@ class MemoryFeed:
             topic.writing = writing
             topic.wake()
 
-    def touch(self) -> None:
-        """See `Feed.touch`."""
+    def notify_list_changed(self) -> None:
+        """See `Feed.notify_list_changed`."""
         self._version += 1
         # A new event for the next version: the waiters of this one need not be awake before it is set again.
         changed, self._list_changed = self._list_changed, asyncio.Event()
         changed.set()
 
-    def drop(self, session_id: str) -> None:
-        """See `Feed.drop`."""
+    def close_session(self, session_id: str) -> None:
+        """See `Feed.close_session`."""
         self._writing.pop(session_id, None)
         self._heads.pop(session_id, None)
         topic = self._topics.pop(session_id, None)
@@ -172,8 +172,8 @@ class MemoryFeed:
         """See `Feed.close`."""
         self._closed = True
         for session_id in list(self._topics):
-            self.drop(session_id)
-        self.touch()
+            self.close_session(session_id)
+        self.notify_list_changed()
 
     def enter(self, session_id: str) -> Follower:
         """A new follower of the session; pair it with `leave`."""

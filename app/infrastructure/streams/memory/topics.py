@@ -24,7 +24,7 @@ class Topic:
     """A session that somebody follows. The tail's numbers run without gaps up to `head`; `head` 0 is unknown.
 
     `doubts` counts the moments at which the store may have held more than was told here: after each of them a follower
-    that has everything asks the journal once.
+    that has everything asks the event_log once.
     """
 
     __slots__ = ("doubts", "followers", "head", "size", "tail", "writing")
@@ -55,8 +55,8 @@ class Topic:
         """There are records up to `head` that were not told here."""
         self.head, self.tail, self.size = head, [], 0
 
-    def since(self, number: int) -> Sequence[EventRecord] | None:
-        """See `Subscription.since`."""
+    def records_after(self, number: int) -> Sequence[EventRecord] | None:
+        """See `Subscription.records_after`."""
         if self.head and number >= self.head:
             return ()
         if not self.tail or number + 1 < self.tail[0].number:
@@ -87,17 +87,17 @@ class Follower:
         if ended:
             self.end()
 
-    def since(self, number: int) -> Sequence[EventRecord] | None:
-        """See `Subscription.since`."""
+    def records_after(self, number: int) -> Sequence[EventRecord] | None:
+        """See `Subscription.records_after`."""
         self._read = number
-        found = self._topic.since(number)
+        found = self._topic.records_after(number)
         if found is None or (not found and self._asked != self._topic.doubts):
             self._asked = self._topic.doubts
             return None
         return found
 
-    def text(self) -> TextDelta | None:
-        """See `Subscription.text`."""
+    def next_delta(self) -> TextDelta | None:
+        """See `Subscription.next_delta`."""
         writing = self._topic.writing
         if writing is None:
             return None
@@ -108,13 +108,13 @@ class Follower:
         if self._position == len(writing.pieces):
             return None
         if self._read > max(self._began, self._topic.head):
-            return None  # the journal was ahead of the news: the whole message may be in what it gave
+            return None  # the event_log was ahead of the news: the whole message may be in what it gave
         added = "".join(writing.pieces[self._position :])
         self._position = len(writing.pieces)
         return TextDelta(writing.message_id, added)
 
-    async def changed(self) -> bool:
-        """See `Subscription.changed`."""
+    async def wait_for_change(self) -> bool:
+        """See `Subscription.wait_for_change`."""
         await self.woken.wait()
         if self.ended:
             return False

@@ -54,26 +54,26 @@ class RedisFeed(PollingFeed):
         if types & LISTED:
             self._bus.tell(_LIST)
 
-    def write(self, session_id: str, delta: TextDelta) -> None:
-        """See `Feed.write`."""
+    def publish_delta(self, session_id: str, delta: TextDelta) -> None:
+        """See `Feed.publish_delta`."""
         if not self._closed:
-            super().write(session_id, delta)
+            super().publish_delta(session_id, delta)
             self._sent.changed(session_id)
 
-    def retract(self, session_id: str) -> None:
-        """See `Feed.retract`."""
-        super().retract(session_id)
+    def end_delta(self, session_id: str) -> None:
+        """See `Feed.end_delta`."""
+        super().end_delta(session_id)
         self._sent.retracted(session_id)
 
-    def touch(self) -> None:
-        """See `Feed.touch`."""
+    def notify_list_changed(self) -> None:
+        """See `Feed.notify_list_changed`."""
         if not self._closed:
-            super().touch()
+            super().notify_list_changed()
             self._bus.tell(_LIST)
 
-    def drop(self, session_id: str) -> None:
-        """See `Feed.drop`."""
-        super().drop(session_id)
+    def close_session(self, session_id: str) -> None:
+        """See `Feed.close_session`."""
+        super().close_session(session_id)
         if not self._closed:
             self._bus.publish(channel(session_id), encode(Dropped()))
             self._sent.changed(session_id)
@@ -85,7 +85,11 @@ class RedisFeed(PollingFeed):
             self._list_leaving = None
         if not self._list_subscribed and not self._closed:
             self._list_subscribed = True
-            self._bus.subscribe(_LIST, heard=lambda _payload, _sender: self._hub.touch(), confirmed=self._hub.touch)
+            self._bus.subscribe(
+                _LIST,
+                heard=lambda _payload, _sender: self._hub.notify_list_changed(),
+                confirmed=self._hub.notify_list_changed,
+            )
         try:
             return await super().sessions_changed(seen)
         finally:
@@ -140,7 +144,7 @@ class RedisFeed(PollingFeed):
             case Retracted(life):
                 text.retracted(life)
             case Dropped():
-                self._hub.drop(session_id)
+                self._hub.close_session(session_id)
                 self._left(session_id)
 
     def _take(self, session_id: str, records: Sequence[EventRecord], sender: bytes) -> None:

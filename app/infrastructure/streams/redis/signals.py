@@ -14,7 +14,7 @@ _KINDS: Mapping[_Kind, int] = {"wake": 1, "stop": 2, "cancel": 3, "settled": 4}
 _NAMES: Mapping[int, _Kind] = {code: kind for kind, code in _KINDS.items()}
 
 _HEAD = struct.Struct("!BQ")
-"""Before the session's id: the kind and `upto`."""
+"""Before the session's id: the kind and `up_to`."""
 
 
 class RedisSignals:
@@ -25,7 +25,7 @@ class RedisSignals:
 
     def send(self, signal: Signal) -> None:
         """See `Signals.send`."""
-        self._bus.publish(_CHANNEL, _HEAD.pack(_KINDS[signal.kind], signal.upto) + signal.session_id.encode())
+        self._bus.publish(_CHANNEL, _HEAD.pack(_KINDS[signal.kind], signal.up_to) + signal.session_id.encode())
 
     def listen(self, hear: Callable[[Signal], None]) -> None:
         """See `Signals.listen`."""
@@ -40,9 +40,9 @@ class RedisSignals:
 def _decode(payload: bytes) -> Signal | None:
     """None for what is no signal, as the note that some were lost."""
     try:
-        code, upto = _HEAD.unpack_from(payload)
+        code, up_to = _HEAD.unpack_from(payload)
         session_id = payload[_HEAD.size :].decode()
     except (struct.error, UnicodeDecodeError):
         return None
     kind = _NAMES.get(code)
-    return None if kind is None else Signal(kind=kind, session_id=session_id, upto=upto)
+    return None if kind is None else Signal(kind=kind, session_id=session_id, up_to=up_to)

@@ -232,4 +232,4 @@ class HeardText:
 
     def _hide(self, heard: _Heard) -> None:
         if self._hub.written(self._session_id) is heard.writing:
-            self._hub.retract(self._session_id)
+            self._hub.end_delta(self._session_id)

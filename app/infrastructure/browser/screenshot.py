@@ -1,4 +1,4 @@
-"""A picture of the viewport: small, and never a reason for an action to fail."""
+"""A screenshot of the viewport: small, and never a reason for an action to fail."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ STILL_SECONDS = 2.0
 
 
 class Camera:
-    """Takes pictures of one tab."""
+    """Takes screenshots of one tab."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -35,7 +35,7 @@ class Camera:
             data = await self._first_frame() or await self._still()
             return base64.b64decode(data) or None
         except (BrowserFailure, binascii.Error) as error:
-            log.info("no picture of the page: %s", error)
+            log.info("no screenshot of the page: %s", error)
             return None
 
     async def _first_frame(self) -> str:

@@ -1,10 +1,10 @@
-"""Port: pictures that clients fetch by an address, such as the screenshots beside browser events."""
+"""Port: screenshots that clients fetch by an address, such as the screenshots beside browser events."""
 
 from typing import Protocol
 
 
-class Pictures(Protocol):
-    """Keeps pictures for as long as their session lives."""
+class Screenshots(Protocol):
+    """Keeps screenshots for as long as their session lives."""
 
     async def keep(self, session_id: str, jpeg: bytes) -> str:
         """Store a JPEG; answers the address from which clients fetch it.

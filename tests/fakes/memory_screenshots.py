@@ -1,10 +1,10 @@
-"""A place for pictures in memory, for tests of the tools that make some."""
+"""A place for screenshots in memory, for tests of the tools that make some."""
 
 from app.domain.errors import StoreUnavailable
 
 
-class MemoryPictureKeeper:
-    """The port `Pictures`: `kept` has every picture by its address."""
+class MemoryScreenshotKeeper:
+    """The port `Screenshots`: `kept` has every screenshot by its address."""
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""The journal over MongoDB."""
+"""The event_log over MongoDB."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ import orjson
 from app.domain.errors import NotFound
 from app.domain.models.event import EventRecord
 from app.domain.models.message import Message
-from app.domain.models.run import RunState, Thread
-from app.domain.repositories.journal import Change, Receipt, UserWords
+from app.domain.models.run import Checkpoint, TranscriptName
+from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.infrastructure.persistence.codec import decode_messages, decode_run
 from app.infrastructure.persistence.listing import well_formed
 from app.infrastructure.persistence.mongo.collection import Document
@@ -24,8 +24,8 @@ _SAID: Document = {"ordinal": 1, "talk": 1, "work": 1, "tail.said": 1}
 _RUN: Document = {"run": 1}
 
 
-class MongoJournal:
-    """A `Journal` (see there). Writes go through the session's lane.
+class MongoEventLog:
+    """A `EventLog` (see there). Writes go through the session's lane.
 
     A reader looks at the session first, which says how far it goes, and at the rows then: each is among those, or was
     in the tail at the first look.
@@ -36,8 +36,8 @@ class MongoJournal:
         self._ledger = ledger
         self._lanes = lanes
 
-    async def commit(self, session_id: str, change: Change) -> Sequence[EventRecord]:
-        """See `Journal.commit`.
+    async def commit(self, session_id: str, change: Commit) -> Sequence[EventRecord]:
+        """See `EventLog.commit`.
 
         Raises:
             TooLarge: more than a document can hold.
@@ -49,17 +49,17 @@ class MongoJournal:
 
         return await self._lanes.fold(well_formed(session_id), work)
 
-    async def receive(self, session_id: str, content: str, *, at: int, key: str | None) -> Receipt:
-        """See `Journal.receive`."""
+    async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
+        """See `EventLog.append_user_message`."""
         kept = None if key is None else well_formed(key)
 
-        def work(draft: Draft) -> Written[Receipt]:
+        def work(draft: Draft) -> Written[StoredMessage]:
             return Written(*draft.receive(content, at, kept))
 
         return await self._gate.unless_closed(self._lanes.fold(well_formed(session_id), work, key=kept))
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
-        """See `Journal.read`."""
+        """See `EventLog.read`."""
         found = await self._look(session_id, _WHERE)
         after = max(after, 0)
         tail = tail_of(found).events
@@ -73,8 +73,8 @@ class MongoJournal:
             )
         return _contiguous([*rows, *tail], after, limit)
 
-    async def unread_words(self, session_id: str, *, after: int) -> Sequence[UserWords]:
-        """See `Journal.unread_words`."""
+    async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:
+        """See `EventLog.unread_messages`."""
         found = await self._look(session_id, _WHERE)
         ordinal = found["ordinal"]
         first = event_key(ordinal, max(after, 0) + 1)
@@ -84,17 +84,17 @@ class MongoJournal:
         )
         newer = [row for row in tail_of(found).events if row.get("speaker") == USER and row["_id"] >= first]
         return [
-            UserWords(number=row["_id"] & LAST_NUMBER, content=orjson.loads(row["data"])["content"])
+            UnreadMessage(number=row["_id"] & LAST_NUMBER, content=orjson.loads(row["data"])["content"])
             for row in _joined(rows, newer)
         ]
 
-    async def run_state(self, session_id: str) -> RunState:
-        """See `Journal.run_state`."""
+    async def load_checkpoint(self, session_id: str) -> Checkpoint:
+        """See `EventLog.load_checkpoint`."""
         run = (await self._look(session_id, _RUN))["run"]
-        return RunState() if run is None else decode_run(run)
+        return Checkpoint() if run is None else decode_run(run)
 
-    async def transcript(self, session_id: str, thread: Thread) -> Sequence[Message]:
-        """See `Journal.transcript`."""
+    async def load_transcript(self, session_id: str, thread: TranscriptName) -> Sequence[Message]:
+        """See `EventLog.load_transcript`."""
         found = await self._look(session_id, _SAID)
         first, last = (transcript_key(found["ordinal"], thread, position) for position in (1, found[thread]))
         rows = await self._gate.read(
