@@ -120,12 +120,12 @@ async def test_a_change_that_is_repeated_is_written_once_even_after_a_restart(st
     assert len(await store.event_log.commit("s", turn("a", follows=""))) == 1
     assert list(await store.event_log.commit("s", turn("a", follows=""))) == []
     await store.event_log.append_user_message("s", "in between", at=1, key=None)
-    await store.event_log.commit("s", turn("b", follows="a", ends_after=2))
+    await store.event_log.commit("s", turn("b", follows="a", ends_after_message=2))
     await store.close()
     await store.open()
     await store.event_log.append_user_message("s", "later", at=1, key=None)
     # Had it not been written before, the newer message would forbid it.
-    assert list(await store.event_log.commit("s", turn("b", follows="a", ends_after=2))) == []
+    assert list(await store.event_log.commit("s", turn("b", follows="a", ends_after_message=2))) == []
     assert [record.number for record in await store.event_log.read("s", after=0, limit=9)] == [1, 2, 3, 4]
     assert [said.content for said in await store.event_log.load_transcript("s", "work")] == ["a", "b"]
     assert await store.sessions.usage("s") == Usage(calls=2)

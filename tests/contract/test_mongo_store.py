@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 APPENDER = """
 import asyncio, sys
 from app.domain.models.event import MessageEvent
-from app.domain.repositories.event_log import Change
+from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.mongo import MongoStore
 from app.interfaces.wire import encode_event
 
@@ -42,7 +42,7 @@ async def main():
         async def append(n):
             while True:
                 records = await store.event_log.commit(
-                    "s", Change(at=1, events=[MessageEvent(role="user", content="x" * 500)] * 3)
+                    "s", Commit(timestamp=1, events=[MessageEvent(role="user", content="x" * 500)] * 3)
                 )
                 print(records[-1].number, flush=True)
         await asyncio.gather(*(append(n) for n in range(3)))

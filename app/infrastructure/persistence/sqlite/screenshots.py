@@ -9,7 +9,7 @@ from app.infrastructure.persistence.sqlite.writer import Writer, Written
 
 _GET = """
 SELECT pictures.data FROM pictures JOIN sessions ON sessions.ordinal = pictures.session
-WHERE sessions.id = ? AND screenshots.id = ?
+WHERE sessions.id = ? AND pictures.id = ?
 """
 
 
