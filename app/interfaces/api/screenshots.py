@@ -18,9 +18,13 @@ router = APIRouter(
 )
 
 
-@router.get("/{session_id}/pictures/{screenshot_id}", responses=screenshot(JPEG, 404, 503))
+# The wire contract calls a screenshot a picture: in the path, its parameter and the operation id.
+@router.get("/{session_id}/pictures/{picture_id}", operation_id="get_picture", responses=screenshot(JPEG, 404, 503))
 async def get_screenshot(
-    services: Use, owner: Owner, session_id: SessionId, screenshot_id: Annotated[str, Path(max_length=64)]
+    services: Use,
+    owner: Owner,
+    session_id: SessionId,
+    screenshot_id: Annotated[str, Path(alias="picture_id", max_length=64)],
 ) -> Response:
     """A screenshot that goes with a browser event."""
     jpeg = await services.screenshots.fetch(session_id, screenshot_id, owner=owner)
