@@ -52,7 +52,7 @@ from app.infrastructure.streams.redis import RedisBus, RedisFeed, RedisSignals
 from app.interfaces.api.services import Services
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import encode_event, screenshot_address
-from app.settings import Role, Settings, UnusableSetting
+from app.settings import ONE_PROCESS_ONLY, Role, Settings, UnusableSetting
 
 log = logging.getLogger(__name__)
 
@@ -249,13 +249,13 @@ async def _sandboxes(
         case "auto":
             if await docker_answers(os.environ):
                 return await _docker(settings, store, role=role)
+            if not isinstance(store, SqliteStore):
+                raise UnusableSetting(ONE_PROCESS_ONLY)
             if settings.model_provider != "demo":
                 log.warning(REAL_MODEL_UNISOLATED)
                 return RefusedSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
             log.warning("no Docker here: the demo model's commands run on this machine as your user, unisolated")
-    # Workspaces of sessions that a store does not know are removed: each store has a folder of its own for them.
-    folder = settings.data_dir if isinstance(store, SqliteStore) else settings.data_dir / store.installation
-    local = LocalSandboxes(folder, ttl_minutes=settings.sandbox_ttl_minutes)
+    local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
     hide_process()
     await local.start()
     if strays := await local.sweep(await store.sessions.list_ids()):

@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 NOT_YET = ("API_TOKENS", "MCP_CONFIG", "RUN_TOKEN_BUDGET")
 """Settings of the contract that this version cannot honour: better not to start than to ignore one quietly."""
 
+ONE_PROCESS_ONLY = "SANDBOX_PROVIDER: local sandboxes belong to one process; with MONGODB_URL use docker or remote"
+"""Error text for a service with MongoDB, which may have several processes, that would use local sandboxes."""
 
 _DOCKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 _MEMORY = re.compile(r"[1-9][0-9]{0,5}[mMgG]")
@@ -150,6 +152,8 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name}: not supported by this version yet; leave it empty")
         if self.sandbox_provider == "remote" and not self.sandbox_address:
             raise ValueError("SANDBOX_ADDRESS: SANDBOX_PROVIDER=remote needs it")
+        if self.sandbox_provider == "local" and self.mongodb_url.get_secret_value():
+            raise ValueError(ONE_PROCESS_ONLY)
         if self.llm_provider == "openai" and not self.api_key.get_secret_value():
             raise ValueError("API_KEY: LLM_PROVIDER=openai needs it")
         if self.search_provider == "google" and not self.has_google_keys:

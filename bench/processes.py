@@ -14,7 +14,7 @@ from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.mongo import MongoStore
 from app.interfaces.wire import encode_event
 from bench.client import Connection
-from bench.harness import Bench, Running, first_line, median, model_settings, percentile
+from bench.harness import Bench, Running, first_line, median, model_settings, percentile, sandbox_settings
 from bench.report import Row, within
 from tests.support.redis_server import RedisServer
 from tests.support.stores import Mongod
@@ -121,6 +121,7 @@ def _cluster(bench: Bench, mongod: Mongod) -> Iterator[tuple[Running, Running]]:
     with ExitStack() as stack:
         redis = stack.enter_context(_redis())
         model = stack.enter_context(bench.program("tests.fakes.scripted_openai", "--steps", "0"))
+        sandbox = stack.enter_context(bench.sandbox_stand_in())
         settings = {
             "DATA_DIR": str(bench.path("data")),
             "PORT": "0",
@@ -128,6 +129,7 @@ def _cluster(bench: Bench, mongod: Mongod) -> Iterator[tuple[Running, Running]]:
             "MONGODB_DATABASE": f"chats-{secrets.token_hex(4)}",
             "REDIS_URL": redis.url,
             **model_settings(model),
+            **sandbox_settings(sandbox),
         }
         process, log = stack.enter_context(bench.spawn(["-m", "app", "worker"], settings))
         first_line(process, log)

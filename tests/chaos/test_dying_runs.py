@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.checks import events_of
 from tests.chaos.conftest import LONG, MANY, Settings
 from tests.fakes.scripted_openai import Answer, Asked, Reply, ScriptedOpenAI
-from tests.support.cluster import Cluster, Member
+from tests.support.cluster import Cluster, Member, SharedSandbox
 from tests.support.invariants import check_log
 from tests.support.marking import MarkingModel, task
 from tests.support.reader import Reader, Refused, stored
@@ -96,5 +96,6 @@ async def test_a_run_that_kills_the_process_every_time_ends_in_an_error(
 async def test_a_run_that_kills_every_worker_ends_in_an_error(
     model: ScriptedOpenAI, settings: Settings, mongod: Mongod, redis: RedisServer, tmp_path: Path
 ) -> None:
-    async with Cluster(tmp_path / "cluster", MANY, settings, mongod=mongod, redis=redis) as cluster:
+    sandbox = SharedSandbox(tmp_path / "sandbox")
+    async with Cluster(tmp_path / "cluster", MANY, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
         await _give_up(cluster, model, lambda: cluster.alive("worker"), tmp_path / "marks")

@@ -22,7 +22,7 @@ from tests.chaos.conftest import MANY, settings_for
 from tests.chaos.lives import Life
 from tests.chaos.storm import live_through, longest_silence
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, SharedSandbox
 from tests.support.invariants import check_log
 from tests.support.marking import MarkingModel, task
 from tests.support.reader import Frame, stored
@@ -61,10 +61,10 @@ async def cluster(
     mongod: ReplicaSet, model: ScriptedOpenAI, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Cluster]:
     folder = tmp_path_factory.mktemp("failover")
-    settings = {**settings_for(model), "DATA_DIR": str(folder / "data")}
+    settings, sandbox = settings_for(model), SharedSandbox(folder / "sandbox")
     async with (
         RedisServer() as redis,
-        Cluster(folder / "cluster", MANY, settings, mongod=mongod, redis=redis) as cluster,
+        Cluster(folder / "cluster", MANY, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster,
     ):
         yield cluster
         await cluster.stop()

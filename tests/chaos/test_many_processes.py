@@ -34,10 +34,7 @@ async def test_nothing_is_lost_and_nothing_done_twice_whichever_processes_die(
     marks, storm_seed = tmp_path / "marks", f"{seed}-many-{number}"
     script = MarkingModel(random.Random(storm_seed), marks, slow=0.3)
     model.reset(script)
-    # Sometimes processes of this machine, which go from one worker's hands into another's.
-    lasting = random.Random(storm_seed).random() < 0.5
-    sandbox, numbers = SharedSandbox(tmp_path / "sandbox") if lasting else None, itertools.count()
-    settings |= {"DATA_DIR": str(tmp_path / "data")}
+    sandbox, numbers = SharedSandbox(tmp_path / "sandbox"), itertools.count()
     folder = tmp_path / "cluster"
     async with Cluster(folder, PARTS, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
         storm = Storm(cluster, storm_seed, kills=min(KILLS_A_STORM, KILLS // 2), counts=moments(model, marks))

@@ -11,6 +11,9 @@ from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox import detect
 from app.infrastructure.sandbox.detect import docker_answers
 from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSandboxes
+from app.settings import ONE_PROCESS_ONLY
+from tests.support.service import NotStarted, ServiceProcess
+from tests.support.stores import Mongod, require_mongod
 
 
 @asynccontextmanager
@@ -68,3 +71,17 @@ async def test_a_refusing_provider_says_why_and_what_to_do() -> None:
     assert await provider.check() == REAL_MODEL_UNISOLATED
     await provider.destroy("s1")
     await provider.close()
+
+
+async def test_auto_without_docker_with_mongodb_fails_start_with_one_line(tmp_path: Path) -> None:
+    require_mongod()
+    mongod = Mongod(tmp_path / "mongod")
+    await asyncio.to_thread(mongod.start)
+    nowhere = f"unix://{tmp_path}/docker.sock"
+    service = ServiceProcess(tmp_path / "data", MONGODB_URL=mongod.url, SANDBOX_PROVIDER="auto", DOCKER_HOST=nowhere)
+    try:
+        with pytest.raises(NotStarted) as not_started:
+            await service.launch()
+    finally:
+        mongod.kill()
+    assert str(not_started.value) == f"{ONE_PROCESS_ONLY}\n"

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pymongo
 import pytest
 
+from tests.support.cluster import SharedSandbox
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.service import Client, NotStarted, Seen, ServiceProcess
 from tests.support.stores import Mongod, require_mongod
@@ -36,6 +37,7 @@ class Stores:
 
     mongod: Mongod
     redis: RedisServer
+    sandbox: SharedSandbox
 
     def settings(self, *, mongodb: str = PASSWORD, redis: str = PASSWORD) -> dict[str, str]:
         """What a service is told, with these passwords."""
@@ -46,6 +48,7 @@ class Stores:
             "MONGODB_DATABASE": DATABASE,
             "REDIS_URL": f"redis://{logins[1]}:{self.redis.port}/0",
             "LOG_LEVEL": "DEBUG",
+            **self.sandbox.settings,
         }
 
     @property
@@ -90,8 +93,8 @@ async def stores(mongod: Mongod, tmp_path: Path) -> AsyncIterator[Stores]:
     require_redis()
     users = tmp_path / "users.acl"
     users.write_text(f"user default off\nuser {USER} on >{PASSWORD} resetchannels -@all {RIGHTS}\n")
-    async with RedisServer("--aclfile", str(users)) as redis:
-        yield Stores(mongod, redis)
+    async with RedisServer("--aclfile", str(users)) as redis, SharedSandbox(tmp_path / "sandbox") as sandbox:
+        yield Stores(mongod, redis, sandbox)
 
 
 def as_root(server: Mongod) -> "pymongo.MongoClient[dict[str, object]]":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cluster import SharedSandbox
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.service import Client, ServiceProcess
 from tests.support.stores import Mongod, require_mongod
@@ -22,7 +23,8 @@ async def apis(tmp_path: Path) -> AsyncIterator[list[Client]]:
     await asyncio.to_thread(mongod.start)
     try:
         async with RedisServer() as redis, AsyncExitStack() as stack:
-            stores = {"MONGODB_URL": mongod.url, "REDIS_URL": redis.url, "LOG_LEVEL": "DEBUG"}
+            sandbox = await stack.enter_async_context(SharedSandbox(tmp_path / "sandbox"))
+            stores = {"MONGODB_URL": mongod.url, "REDIS_URL": redis.url, "LOG_LEVEL": "DEBUG", **sandbox.settings}
             services: list[ServiceProcess] = []
             clients: list[Client] = []
             for number in range(PROCESSES):

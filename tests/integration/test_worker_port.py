@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.cluster import SharedSandbox
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.service import Client, NotStarted, ServiceProcess
 from tests.support.stores import Mongod, require_mongod
@@ -21,8 +22,8 @@ async def stores(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
     mongod = Mongod(tmp_path / "mongod")
     await asyncio.to_thread(mongod.start)
     try:
-        async with RedisServer() as redis:
-            yield {"MONGODB_URL": mongod.url, "REDIS_URL": redis.url}
+        async with RedisServer() as redis, SharedSandbox(tmp_path / "sandbox") as sandbox:
+            yield {"MONGODB_URL": mongod.url, "REDIS_URL": redis.url, **sandbox.settings}
     finally:
         mongod.kill()
 

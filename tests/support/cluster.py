@@ -124,6 +124,13 @@ class SharedSandbox:
         address = f"http://127.0.0.1:{self._port}"
         return {"SANDBOX_PROVIDER": "remote", "SANDBOX_ADDRESS": address, "SANDBOX_TOKEN": self._token}
 
+    async def __aenter__(self) -> "SharedSandbox":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
     async def start(self) -> None:
         """Start it; it answers from now on."""
         environment = {

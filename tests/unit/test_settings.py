@@ -62,6 +62,17 @@ def test_what_a_provider_needs_is_asked_for_by_name(
         load_settings()
 
 
+def test_local_sandboxes_with_mongodb_url_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_PROVIDER", "local")
+    load_settings()
+    monkeypatch.setenv("MONGODB_URL", "mongodb://secret")
+    with pytest.raises(UnusableSetting) as refused:
+        load_settings()
+    assert str(refused.value) == (
+        "SANDBOX_PROVIDER: local sandboxes belong to one process; with MONGODB_URL use docker or remote"
+    )
+
+
 def test_an_empty_value_is_none_and_the_model_follows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "")
     monkeypatch.setenv("ALLOWED_ORIGINS", "https://a.example, http://b.example:3000")
