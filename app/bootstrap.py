@@ -30,7 +30,7 @@ from app.domain.services.tools.base import Tool
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.llm.demo import DemoModel
-from app.infrastructure.llm.openai import OpenAIModel
+from app.infrastructure.llm.openai_model import OpenAIModel
 from app.infrastructure.persistence.mongo import MongoStore
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.persistence.sqlite.writer import OnCommitted

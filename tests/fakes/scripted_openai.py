@@ -97,7 +97,8 @@ Answer = Reply | Status | Raw
 class Asked:
     """One request as the server got it."""
 
-    def __init__(self, path: str, headers: dict[str, str], raw: bytes) -> None:
+    def __init__(self, path: str, headers: dict[str, str], raw: bytes, *, client: tuple[str, int]) -> None:
+        self.client = client
         self.at = time.monotonic()
         self.path, self.headers, self.raw = path, headers, raw
         self.body: dict[str, Any] = orjson.loads(raw)
@@ -210,7 +211,7 @@ class ScriptedApp:
             if not message.get("more_body"):
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        asked = Asked(scope["path"], headers, bytes(raw))
+        asked = Asked(scope["path"], headers, bytes(raw), client=tuple(scope["client"]))
         number = self._count
         with self._arrived:
             if self._record:

@@ -1,4 +1,4 @@
-"""OpenAIModel against a model server that others wrote: llama.cpp with SmolLM2, on the CPU of this machine."""
+"""OpenAIModel against a real model server: llama.cpp with SmolLM2 on the CPU."""
 
 import asyncio
 import importlib.util
@@ -18,7 +18,7 @@ from app.domain.errors import ModelFailure
 from app.domain.external.llm import ModelRequest
 from app.domain.models.message import SystemMessage, Transcript, UserMessage
 from app.domain.models.tool import ToolSpec
-from app.infrastructure.llm.openai import OpenAIModel
+from app.infrastructure.llm.openai_model import OpenAIModel
 
 KEY = "sk-real-0123456789"
 SERVER = """
@@ -26,11 +26,11 @@ import os, sys, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.api_keys = sys.argv[1], [sys.argv[2]]
 params.n_ctx, params.n_parallel, params.port, params.warmup, params.endpoint_slots = 1024, 1, 0, False, True
-# On a busy machine threads that wait for each other are ten times slower than one alone.
+# On a busy machine several threads that wait for each other are ten times slower than one.
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
-sys.stdin.read()  # ends when the tests do, however they end
+sys.stdin.read()  # ends with the test process, even after a crash
 os._exit(0)
 """
 
@@ -98,7 +98,7 @@ def request(text: str = "Say hello.") -> ModelRequest:
     return ModelRequest(transcript=Transcript([SystemMessage(content="Be brief."), UserMessage(content=text)]))
 
 
-async def test_an_answer_is_streamed_and_counted(make) -> None:
+async def test_reply_is_streamed_with_usage(make) -> None:
     listener = Listener()
     reply = await make().complete(request("Count from one to fifty in words."), listener=listener)
     assert reply.content
@@ -109,7 +109,7 @@ async def test_an_answer_is_streamed_and_counted(make) -> None:
     assert reply.usage.completion_tokens == 8
 
 
-async def test_the_prompt_cache_holds_for_a_transcript_that_grows(make) -> None:
+async def test_growing_transcript_hits_prompt_cache(make) -> None:
     model, asked = make(max_tokens=2), request("A story: " + "the cat sat on the mat, " * 8)
     await model.complete(asked)
     asked.transcript.append(UserMessage(content="Go on."))
@@ -117,13 +117,13 @@ async def test_the_prompt_cache_holds_for_a_transcript_that_grows(make) -> None:
     assert usage.cached_tokens > usage.prompt_tokens / 2
 
 
-async def test_tools_are_accepted(make) -> None:
+async def test_request_with_tools_is_accepted(make) -> None:
     tool = ToolSpec(name="look", description="Look.", parameters={"type": "object", "properties": {}})
     reply = await make().complete(ModelRequest(transcript=request().transcript, tools=(tool,)))
     assert reply.content or reply.tool_calls
 
 
-async def test_cancelling_stops_the_servers_work(make, address) -> None:
+async def test_cancellation_stops_generation_on_server(make, address) -> None:
     listener = Listener()
     asked = request("Write a very long story about a ship.")
     task = asyncio.create_task(make(max_tokens=900).complete(asked, listener=listener))
@@ -134,7 +134,7 @@ async def test_cancelling_stops_the_servers_work(make, address) -> None:
         await task
     cancelled = time.monotonic()
     while await asyncio.to_thread(_slot_is_busy, address):
-        assert time.monotonic() - cancelled < 3, "the server goes on writing"
+        assert time.monotonic() - cancelled < 3, "the server is still generating"
     assert len(listener.pieces) < 800
 
 
@@ -144,17 +144,17 @@ def _slot_is_busy(address: str) -> bool:
         return any(slot["is_processing"] for slot in orjson.loads(answer.read()))
 
 
-async def test_a_wrong_key_is_named(make) -> None:
+async def test_wrong_key_error_names_key(make) -> None:
     with pytest.raises(ModelFailure, match="refused the API key") as caught:
         await make(api_key="sk-wrong-0123456789").complete(request())
     assert "sk-wrong" not in str(caught.value)
 
 
-async def test_an_unknown_route_is_named(make, address) -> None:
+async def test_unknown_route_error_names_settings(make, address) -> None:
     with pytest.raises(ModelFailure, match=r"check MODEL_NAME and API_BASE.*File Not Found"):
         await make(base_url=f"{address}/api/v9").complete(request())
 
 
-async def test_a_conversation_that_is_too_long_is_named(make) -> None:
+async def test_too_long_conversation_error_says_so(make) -> None:
     with pytest.raises(ModelFailure, match=r"too long for the model smollm2.*available context size"):
         await make().complete(request("word " * 3_000))

@@ -1,4 +1,4 @@
-"""A scripted server for the module, and a way to make models that talk to it."""
+"""Fixtures: a scripted model server and models that call it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,14 +9,14 @@ import pytest
 from app.domain.external.llm import ModelRequest
 from app.domain.models.message import SystemMessage, Transcript, UserMessage
 from app.domain.models.tool import ToolSpec
-from app.infrastructure.llm.openai import OpenAIModel
+from app.infrastructure.llm.openai_model import OpenAIModel
 from tests.fakes.scripted_openai import ScriptedOpenAI
 
 KEY = "sk-test-0123456789abcdef"
 
 
 class Listener:
-    """Keeps what it hears; `restarts` counts, `heard` is set with the first piece."""
+    """Record what a `ReplyListener` receives. `heard` is set by the first delta."""
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
@@ -38,8 +38,8 @@ class Listener:
         self.restarts += 1
 
 
-class Naps:
-    """In place of `asyncio.sleep` and chance: notes the waits, takes no time, and always draws the largest number."""
+class FakeSleep:
+    """Replace `asyncio.sleep` and the random source: record delays, return at once, draw the largest number."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -52,7 +52,7 @@ class Naps:
 
 
 def request(text: str = "Hello?", tools: tuple[ToolSpec, ...] = ()) -> ModelRequest:
-    """A short conversation."""
+    """Return a request with a short conversation."""
     return ModelRequest(
         transcript=Transcript([SystemMessage(content="Be brief."), UserMessage(content=text)]), tools=tools
     )
@@ -69,8 +69,8 @@ def listener() -> Listener:
 
 
 @pytest.fixture
-def naps() -> Naps:
-    return Naps()
+def fake_sleep() -> FakeSleep:
+    return FakeSleep()
 
 
 @pytest.fixture(scope="package")
@@ -81,14 +81,14 @@ def running_server() -> Iterator[ScriptedOpenAI]:
 
 @pytest.fixture
 def server(running_server: ScriptedOpenAI) -> ScriptedOpenAI:
-    """Set `server.script` before asking."""
+    """Return the server without a script; the test sets `server.script`."""
     running_server.reset([])
     return running_server
 
 
 @pytest.fixture
-async def make(server: ScriptedOpenAI, naps: Naps) -> AsyncIterator[Callable[..., OpenAIModel]]:
-    """Makes models of the scripted server, closed after the test."""
+async def make(server: ScriptedOpenAI, fake_sleep: FakeSleep) -> AsyncIterator[Callable[..., OpenAIModel]]:
+    """Return a factory of models that call the scripted server; they are closed after the test."""
     made: list[OpenAIModel] = []
 
     def make(**options: Any) -> OpenAIModel:
@@ -97,8 +97,8 @@ async def make(server: ScriptedOpenAI, naps: Naps) -> AsyncIterator[Callable[...
             "base_url": server.url,
             "model": "test-model",
             "timeout_seconds": 10,
-            "sleep": naps.sleep,
-            "rng": naps,
+            "sleep": fake_sleep.sleep,
+            "rng": fake_sleep,
         }
         made.append(OpenAIModel(**(values | options)))
         return made[-1]

@@ -1,4 +1,4 @@
-"""What OpenAIModel retries, what it gives up on, and what it then says."""
+"""Failures of OpenAIModel: which are retried, which are final, and their texts."""
 
 import asyncio
 import socket
@@ -8,7 +8,7 @@ from email.utils import format_datetime
 import pytest
 
 from app.domain.errors import ModelFailure
-from app.infrastructure.llm.retry import RetryPolicy
+from app.infrastructure.llm.failures import RetryPolicy
 from tests.contract.llm.conftest import KEY
 from tests.fakes.scripted_openai import Call, Raw, Reply, Status
 
@@ -31,28 +31,28 @@ async def text_of(model, ask) -> str:
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529])
-async def test_passing_failures_are_retried(server, model, ask, naps, status) -> None:
+async def test_temporary_failure_is_retried(server, model, ask, fake_sleep, status) -> None:
     server.script = [failure(status, "busy"), GOOD]
     assert (await model.complete(ask())).content == "ok"
-    assert naps.seconds == [0.5]
+    assert fake_sleep.seconds == [0.5]
 
 
-async def test_the_waits_double_and_end(server, make, ask, naps) -> None:
+async def test_retry_delay_doubles_up_to_cap_and_ends(server, make, ask, fake_sleep) -> None:
     server.script = lambda _asked: failure(503, "overloaded")
     model = make(retry=RetryPolicy(retries=5, base_seconds=1, cap_seconds=5))
     text = await text_of(model, ask)
-    assert naps.seconds == [1, 2, 4, 5, 5]
+    assert fake_sleep.seconds == [1, 2, 4, 5, 5]
     assert "HTTP 503" in text
     assert "Tried 6 times" in text
     assert "overloaded" in text
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 402])
-async def test_lasting_failures_are_not_retried(server, model, ask, naps, status) -> None:
+async def test_permanent_failure_is_not_retried(server, model, ask, fake_sleep, status) -> None:
     server.script = [failure(status, "no"), GOOD]
     await text_of(model, ask)
     assert len(server.asked) == 1
-    assert naps.seconds == []
+    assert fake_sleep.seconds == []
 
 
 @pytest.mark.parametrize(
@@ -64,32 +64,32 @@ async def test_lasting_failures_are_not_retried(server, model, ask, naps, status
         ({"retry-after": "soon"}, 0),
     ],
 )
-async def test_the_server_says_when_to_come_back(server, make, ask, naps, headers, seconds) -> None:
+async def test_retry_after_header_sets_delay(server, make, ask, fake_sleep, headers, seconds) -> None:
     server.script = [failure(429, "slow down", headers=headers), GOOD]
     now = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC).timestamp()
     await make(clock=lambda: now).complete(ask())
-    assert naps.seconds == [seconds + 0.5]
+    assert fake_sleep.seconds == [seconds + 0.5]
 
 
-async def test_a_wait_that_is_too_long_fails_at_once(server, model, ask, naps) -> None:
+async def test_retry_after_above_maximum_fails_at_once(server, model, ask, fake_sleep) -> None:
     server.script = [failure(429, "slow down", headers={"retry-after": "3600"}), GOOD]
     assert "3600 seconds" in await text_of(model, ask)
-    assert naps.seconds == []
+    assert fake_sleep.seconds == []
 
 
-async def test_an_account_without_credit_is_not_retried(server, model, ask, naps) -> None:
+async def test_account_without_credit_is_not_retried(server, model, ask, fake_sleep) -> None:
     server.script = [failure(429, "You exceeded your current quota", code="insufficient_quota"), GOOD]
     assert "no credit" in await text_of(model, ask)
-    assert naps.seconds == []
+    assert fake_sleep.seconds == []
 
 
-async def test_a_wrong_key_is_named_and_never_shown(server, model, ask) -> None:
+async def test_wrong_key_error_names_setting_without_key(server, model, ask) -> None:
     server.script = [failure(401, f"Incorrect API key provided: {KEY}", code="invalid_api_key")]
     text = await text_of(model, ask)
     assert "refused the API key (API_KEY)" in text
 
 
-async def test_a_forbidden_model_keeps_the_servers_reason_without_the_key(server, model, ask) -> None:
+async def test_forbidden_model_error_quotes_server_without_key(server, model, ask) -> None:
     server.script = [failure(403, f"key {KEY} has no access to this region")]
     text = await text_of(model, ask)
     assert "(API_KEY)" in text
@@ -104,7 +104,7 @@ async def test_a_forbidden_model_keeps_the_servers_reason_without_the_key(server
         Status(status=404, body="<html><body><h1>404</h1></body></html>"),
     ],
 )
-async def test_an_unknown_model_or_route_names_both_settings(server, model, ask, answer) -> None:
+async def test_unknown_model_or_route_error_names_both_settings(server, model, ask, answer) -> None:
     server.script = [answer]
     text = await text_of(model, ask)
     assert "MODEL_NAME" in text
@@ -124,19 +124,19 @@ async def test_an_unknown_model_or_route_names_both_settings(server, model, ask,
         failure(413, "too many tokens"),
     ],
 )
-async def test_a_conversation_that_is_too_long_is_called_that(server, model, ask, answer) -> None:
+async def test_too_long_conversation_error_says_so(server, model, ask, answer) -> None:
     server.script = [answer]
     text = await text_of(model, ask)
     assert "too long" in text
-    assert "MODEL_CONTEXT_TOKENS" in text
+    assert "MODEL_NAME" in text
 
 
-async def test_filtered_content_is_called_that(server, model, ask) -> None:
+async def test_filtered_content_error_says_so(server, model, ask) -> None:
     server.script = [failure(400, "The response was filtered", code="content_filter")]
     assert "refused this content" in await text_of(model, ask)
 
 
-async def test_the_servers_words_are_bounded_and_free_of_the_key_and_of_traces(server, model, ask) -> None:
+async def test_quoted_server_text_is_bounded_without_key_or_traceback(server, model, ask) -> None:
     message = f"bad \x1b[31m{KEY} \n\n" + "x" * 5_000
     server.script = [failure(400, message), failure(400, "broken Traceback (most recent call last): File /srv/x.py")]
     text = await text_of(model, ask)
@@ -147,7 +147,7 @@ async def test_the_servers_words_are_bounded_and_free_of_the_key_and_of_traces(s
 
 
 @pytest.mark.parametrize("body", ["<!DOCTYPE html><html>Bad gateway</html>", "upstream error", ""])
-async def test_a_page_is_not_passed_on(server, make, ask, body) -> None:
+async def test_html_error_page_is_not_quoted(server, make, ask, body) -> None:
     server.script = [Status(status=502, body=body)]
     text = await text_of(make(retry=RetryPolicy(retries=0)), ask)
     assert "HTTP 502" in text
@@ -167,42 +167,42 @@ async def test_a_page_is_not_passed_on(server, make, ask, body) -> None:
         Raw(pieces=[b'data: {"choices":[{"delta":{"content":"half"},"finish_reason":"error"}]}\n\ndata: [DONE]\n\n']),
     ],
 )
-async def test_a_stream_that_breaks_off_is_asked_for_again(server, model, ask, listener, naps, broken) -> None:
+async def test_broken_stream_is_retried_with_restart(server, model, ask, listener, fake_sleep, broken) -> None:
     server.script = [broken, GOOD]
     reply = await model.complete(ask(), listener=listener)
     assert reply.content == "ok"
     assert listener.restarts == 1
     assert listener.pieces == ["ok"]
-    assert naps.seconds == [0.5]
+    assert fake_sleep.seconds == [0.5]
 
 
 @pytest.mark.parametrize(
     "broken", [Reply(cut_after=0, text="x"), Raw(pieces=[]), Raw(pieces=[b"data: {\n\n"]), Raw(pieces=[b'{"choices'])]
 )
-async def test_the_listener_hears_of_no_restart_when_it_heard_nothing(server, model, ask, listener, broken) -> None:
+async def test_broken_stream_without_deltas_is_retried_silently(server, model, ask, listener, broken) -> None:
     server.script = [broken, GOOD]
     await model.complete(ask(), listener=listener)
     assert listener.restarts == 0
 
 
-async def test_streams_that_always_break_off_end_in_a_failure(server, model, ask, naps) -> None:
+async def test_streams_that_always_break_off_fail(server, model, ask, fake_sleep) -> None:
     server.script = lambda _asked: Reply(text="half of it", size=3, cut_after=2)
     assert "broke off" in await text_of(model, ask)
     assert len(server.asked) == 5
 
 
-async def test_a_lasting_error_inside_a_stream_is_not_retried(server, model, ask) -> None:
+async def test_permanent_error_inside_stream_is_not_retried(server, model, ask) -> None:
     server.script = [Raw(pieces=[b'data: {"error":{"message":"too long","code":"context_length_exceeded"}}\n\n']), GOOD]
     assert "too long for the model" in await text_of(model, ask)
 
 
-async def test_what_breaks_after_the_finish_takes_nothing_away(server, model, ask) -> None:
+async def test_failure_after_finish_reason_keeps_reply(server, model, ask) -> None:
     finished = b'data: {"choices":[{"delta":{"content":"whole"},"finish_reason":"stop"}]}\n\n'
     server.script = [Raw(pieces=[finished], cut=True)]
     assert (await model.complete(ask())).content == "whole"
 
 
-async def test_an_answer_that_is_done_does_not_wait_for_the_connection_to_end(server, model, ask) -> None:
+async def test_reply_after_done_does_not_wait_for_connection_end(server, model, ask) -> None:
     finished = b'data: {"choices":[{"delta":{"content":"whole"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
     server.script = [Raw(pieces=[finished], hang=True), GOOD]
     async with asyncio.timeout(30):
@@ -210,7 +210,7 @@ async def test_an_answer_that_is_done_does_not_wait_for_the_connection_to_end(se
     assert (await model.complete(ask())).content == "ok"
 
 
-async def test_a_closed_model_is_not_asked(server, make, ask) -> None:
+async def test_call_after_close_fails(server, make, ask) -> None:
     model = make()
     server.script = [GOOD]
     await model.complete(ask())
@@ -219,32 +219,32 @@ async def test_a_closed_model_is_not_asked(server, make, ask) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 2])
-async def test_silence_is_a_time_out_and_is_retried(server, make, ask, listener, after) -> None:
+async def test_silence_times_out_and_is_retried(server, make, ask, listener, after) -> None:
     model = make(timeout_seconds=0.3)
     server.script = [Reply(text="something", size=3, hang_after=after), GOOD]
     assert (await model.complete(ask(), listener=listener)).content == "ok"
     assert listener.restarts == (1 if after else 0)
 
 
-async def test_lasting_silence_is_called_that(server, make, ask) -> None:
+async def test_repeated_timeout_error_names_seconds(server, make, ask) -> None:
     server.script = [Reply(text="x", hang_after=0)]
     model = make(timeout_seconds=0.3, retry=RetryPolicy(retries=0))
     text = await text_of(model, ask)
     assert "sent nothing for 0.3 seconds" in text
 
 
-async def test_a_slow_answer_that_keeps_coming_is_no_time_out(server, make, ask) -> None:
+async def test_slow_reply_that_continues_does_not_time_out(server, make, ask) -> None:
     server.script = [Reply(text="abcdefgh", size=1, delay=0.05)]
     assert (await make(timeout_seconds=0.3).complete(ask())).content == "abcdefgh"
 
 
-async def test_a_stream_of_comments_alone_does_not_go_on_for_ever(server, make, ask) -> None:
+async def test_stream_of_comments_only_times_out(server, make, ask) -> None:
     server.script = [Raw(pieces=[b": still loading\n\n"] * 1_000_000)]
     model = make(timeout_seconds=0.02, retry=RetryPolicy(retries=0))
     assert "sent nothing" in await text_of(model, ask)
 
 
-async def test_a_server_that_is_not_there_is_named(make, ask, naps) -> None:
+async def test_unreachable_server_error_names_address_without_password(make, ask, fake_sleep) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     model = make(base_url=f"http://user:secret@127.0.0.1:{port}/v1")
@@ -252,7 +252,7 @@ async def test_a_server_that_is_not_there_is_named(make, ask, naps) -> None:
     assert f"Cannot connect to the model's server at http://127.0.0.1:{port}/v1" in text
     assert "API_BASE" in text
     assert "secret" not in text
-    assert len(naps.seconds) == 4
+    assert len(fake_sleep.seconds) == 4
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ async def test_a_server_that_is_not_there_is_named(make, ask, naps) -> None:
         Raw(pieces=[b'{"status":"fine"}'], content_type="application/json"),
     ],
 )
-async def test_a_server_that_is_no_model_is_called_that(server, model, ask, answer) -> None:
+async def test_server_without_chat_api_error_names_api_base(server, model, ask, answer) -> None:
     server.script = [answer]
     text = await text_of(model, ask)
     assert "API_BASE" in text
@@ -270,16 +270,16 @@ async def test_a_server_that_is_no_model_is_called_that(server, model, ask, answ
 
 
 @pytest.mark.parametrize("key", ["sk-ключ", "sk\n1"])
-async def test_a_key_that_cannot_be_sent_is_named(make, ask, key) -> None:
+async def test_key_that_cannot_be_sent_error_names_setting(make, ask, key) -> None:
     assert "API_KEY cannot be used" in await text_of(make(api_key=key), ask)
 
 
-async def test_an_address_that_is_none_is_named(make, ask) -> None:
+async def test_invalid_address_error_names_setting(make, ask) -> None:
     assert "API_BASE cannot be used" in await text_of(make(base_url="http://host:port/v1"), ask)
 
 
 @pytest.mark.parametrize("after", [0, 2])
-async def test_cancelling_closes_the_connection(server, model, ask, listener, after) -> None:
+async def test_cancellation_closes_connection(server, model, ask, listener, after) -> None:
     server.script = [Reply(text="a long story", size=3, hang_after=after)]
     task = asyncio.create_task(model.complete(ask(), listener=listener))
     assert await asyncio.to_thread(server.wait_for, 1)
@@ -291,7 +291,7 @@ async def test_cancelling_closes_the_connection(server, model, ask, listener, af
     assert await asyncio.to_thread(server.asked[0].disconnected.wait, 0.5)
 
 
-async def test_a_cancelled_call_does_not_spoil_the_next(server, model, ask, listener) -> None:
+async def test_call_after_cancelled_call_succeeds(server, model, ask, listener) -> None:
     server.script = [Reply(text="a long story", size=3, hang_after=1), GOOD]
     task = asyncio.create_task(model.complete(ask(), listener=listener))
     await listener.heard.wait()
@@ -300,7 +300,7 @@ async def test_a_cancelled_call_does_not_spoil_the_next(server, model, ask, list
     assert (await model.complete(ask())).content == "ok"
 
 
-async def test_cancelling_during_a_wait_ends_it(server, make, ask) -> None:
+async def test_cancellation_during_retry_delay_ends_call(server, make, ask) -> None:
     waiting = asyncio.Event()
 
     async def sleep(_seconds: float) -> None:
@@ -316,7 +316,7 @@ async def test_cancelling_during_a_wait_ends_it(server, make, ask) -> None:
     assert len(server.asked) == 1
 
 
-async def test_a_hundred_calls_go_side_by_side(server, model, ask) -> None:
+async def test_hundred_concurrent_calls_succeed(server, model, ask) -> None:
     server.script = lambda _asked: Reply(text="abc", size=1, delay=0.05)
     replies = await asyncio.wait_for(asyncio.gather(*(model.complete(ask()) for _ in range(100))), 10)
     assert {reply.content for reply in replies} == {"abc"}

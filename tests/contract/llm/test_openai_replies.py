@@ -1,4 +1,4 @@
-"""How OpenAIModel understands what compatible servers answer."""
+"""Replies of compatible servers, as OpenAIModel understands them."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> byte
 
 
 def pieces(*calls: dict[str, Any], finish: str | None = "tool_calls") -> Raw:
-    """A stream with one tool call piece a chunk."""
+    """Return a stream with one piece of a tool call per chunk."""
     return Raw(pieces=[*(chunk({"tool_calls": [call]}) for call in calls), chunk({}, finish), b"data: [DONE]\n\n"])
 
 
-async def test_text_arrives_piece_by_piece_and_whole_with_its_usage(server, model, ask, listener) -> None:
+async def test_streamed_text_reaches_listener_and_reply_with_usage(server, model, ask, listener) -> None:
     server.script = [Reply(text="Hello, world. Grüße 👋", size=5)]
     reply = await model.complete(ask(), listener=listener)
     assert reply.content == "Hello, world. Grüße 👋"
@@ -30,7 +30,7 @@ async def test_text_arrives_piece_by_piece_and_whole_with_its_usage(server, mode
     assert listener.restarts == 0
 
 
-async def test_several_calls_at_once_are_put_together_by_their_index(server, model, ask, listener) -> None:
+async def test_parallel_calls_are_assembled_by_index(server, model, ask, listener) -> None:
     server.script = [Reply(text="Both.", calls=[Call("a", {"x": 1}), Call("b", {"text": "long " * 9})], size=7)]
     reply = await model.complete(ask(), listener=listener)
     assert reply.content == "Both."
@@ -40,7 +40,7 @@ async def test_several_calls_at_once_are_put_together_by_their_index(server, mod
     assert "".join(text for name, text in listener.calls if name == "b") == reply.tool_calls[1].arguments
 
 
-async def test_broken_arguments_are_passed_on_as_they_came(server, model, ask) -> None:
+async def test_broken_arguments_are_returned_unchanged(server, model, ask) -> None:
     server.script = [Reply(calls=[Call("a", '{"x": ')], finish="length")]
     reply = await model.complete(ask())
     assert reply.tool_calls[0].arguments == '{"x": '
@@ -59,7 +59,7 @@ A, B = '{"x":1}', '{"y":2}'
                 {"id": "2", "function": {"name": "b", "arguments": B}},
             ],
             [("1", "a", A), ("2", "b", B)],
-            id="no index, whole calls",
+            id="no index, complete calls",
         ),
         pytest.param(
             [{"function": {"name": "a", "arguments": A}}, {"function": {"name": "a", "arguments": B}}],
@@ -73,7 +73,7 @@ A, B = '{"x":1}', '{"y":2}'
                 {"function": {"arguments": ":1}"}},
             ],
             [("1", "a", A)],
-            id="no index, in pieces, id only first",
+            id="no index, pieces, id only in first",
         ),
         pytest.param(
             [
@@ -82,7 +82,7 @@ A, B = '{"x":1}', '{"y":2}'
                 {"index": 0, "id": "1", "function": {"name": "a", "arguments": ""}},
             ],
             [("1", "a", A)],
-            id="the name in each piece",
+            id="name in every piece",
         ),
         pytest.param(
             [
@@ -90,7 +90,7 @@ A, B = '{"x":1}', '{"y":2}'
                 {"index": 0, "id": "2", "function": {"name": "a", "arguments": B}},
             ],
             [("1", "a", A), ("2", "a", B)],
-            id="the same index for all",
+            id="same index for all",
         ),
         pytest.param(
             [{"index": 0, "function": {"name": "a", "arguments": {"x": 1}}}],
@@ -103,19 +103,19 @@ A, B = '{"x":1}', '{"y":2}'
                 {"index": 0, "function": {"name": "nd"}},
             ],
             [("1", "find", "")],
-            id="the name in pieces, no arguments",
+            id="name in pieces, no arguments",
         ),
         pytest.param([{"index": 0, "name": "a", "arguments": A}], [("", "a", A)], id="no function level"),
     ],
 )
-async def test_tool_calls_are_understood_however_they_are_cut(server, model, ask, parts, expected) -> None:
+async def test_tool_call_pieces_of_any_shape_are_assembled(server, model, ask, parts, expected) -> None:
     server.script = [pieces(*parts)]
     reply = await model.complete(ask())
     assert [(call.id, call.name, call.arguments) for call in reply.tool_calls] == expected
     assert reply.finish == "tool_calls"
 
 
-async def test_the_legacy_function_call_is_a_tool_call(server, model, ask) -> None:
+async def test_legacy_function_call_becomes_tool_call(server, model, ask) -> None:
     server.script = [
         Raw(
             pieces=[
@@ -140,36 +140,36 @@ async def test_the_legacy_function_call_is_a_tool_call(server, model, ask) -> No
         ("eos", False, "stop"),
     ],
 )
-async def test_the_finish_is_what_the_reply_really_is(server, model, ask, sent, calls, finish) -> None:
+async def test_finish_is_derived_from_reply_content(server, model, ask, sent, calls, finish) -> None:
     server.script = [Reply(text="t", calls=[Call("a")] if calls else [], finish=sent)]
     assert (await model.complete(ask())).finish == finish
 
 
-async def test_a_stream_without_finish_reason_is_complete_when_it_says_done(server, model, ask) -> None:
+async def test_stream_without_finish_reason_is_complete_at_done(server, model, ask) -> None:
     server.script = [Raw(pieces=[chunk({"content": "Hi"}), b"data: [DONE]\n\n"])]
     reply = await model.complete(ask())
     assert (reply.content, reply.finish) == ("Hi", "stop")
 
 
-async def test_a_filtered_answer_is_refused(server, model, ask) -> None:
+async def test_content_filter_finish_is_a_refusal(server, model, ask) -> None:
     server.script = [Reply(text="As for", finish="content_filter")]
     reply = await model.complete(ask())
     assert (reply.content, reply.finish) == ("As for", "refused")
 
 
-async def test_a_refusal_is_refused_with_its_words(server, model, ask) -> None:
+async def test_refusal_text_is_returned(server, model, ask) -> None:
     server.script = [Raw(pieces=[chunk({"refusal": "I cannot "}), chunk({"refusal": "do that."}), chunk({}, "stop")])]
     reply = await model.complete(ask())
     assert (reply.content, reply.finish) == ("I cannot do that.", "refused")
 
 
-async def test_reasoning_is_left_out_and_content_parts_are_joined(server, model, ask) -> None:
+async def test_reasoning_is_dropped_and_content_parts_are_joined(server, model, ask) -> None:
     parts = [{"type": "thinking", "thinking": "…"}, {"type": "text", "text": "Yes"}]
     server.script = [Raw(pieces=[chunk({"reasoning_content": "hm"}), chunk({"content": parts}), chunk({}, "stop")])]
     assert (await model.complete(ask())).content == "Yes"
 
 
-async def test_a_server_that_does_not_stream_is_understood(server, model, ask, listener) -> None:
+async def test_reply_without_streaming_is_accepted(server, model, ask, listener) -> None:
     server.script = [Reply(text="All at once.", calls=[Call("a", {"x": 1})], plain=True)]
     reply = await model.complete(ask(), listener=listener)
     assert reply.content == "All at once."
@@ -178,7 +178,7 @@ async def test_a_server_that_does_not_stream_is_understood(server, model, ask, l
     assert listener.pieces == ["All at once."]
 
 
-async def test_events_are_understood_however_the_bytes_are_cut(server, model, ask) -> None:
+async def test_events_cut_at_any_byte_are_decoded(server, model, ask) -> None:
     whole = (
         b"\xef\xbb\xbf: keep-alive\r\n\r\nevent: x\r\nid: 1\r\n"
         b'data: {"choices":[{"delta":{"content":"Gr\xc3\xbc\xc3\x9fe"}}]}'
@@ -189,9 +189,8 @@ async def test_events_are_understood_however_the_bytes_are_cut(server, model, as
     assert (await model.complete(ask())).content == "Grüße!"
 
 
-async def test_the_connection_is_used_again(server, model, ask) -> None:
+async def test_consecutive_calls_reuse_one_connection(server, model, ask) -> None:
     server.script = lambda _asked: Reply(text="ok")
     for _ in range(3):
         await model.complete(ask())
-    pool = (await model._client())._client._client._transport._pool
-    assert len(pool.connections) == 1
+    assert len({asked.client for asked in server.asked}) == 1

@@ -1,4 +1,4 @@
-"""What OpenAIModel sends."""
+"""Requests that OpenAIModel sends."""
 
 import asyncio
 import subprocess
@@ -16,13 +16,13 @@ from app.domain.models.message import (
     UserMessage,
 )
 from app.domain.models.tool import ToolSpec
-from app.infrastructure.llm.encoding import Dialect, RequestEncoder
+from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
 from tests.fakes.scripted_openai import Reply, Status
 
 TOOL = ToolSpec(name="look", description="Look.", parameters={"type": "object", "properties": {}})
 
 
-async def test_a_request_carries_model_settings_key_and_messages(server, model, ask) -> None:
+async def test_request_contains_model_settings_key_and_messages(server, model, ask) -> None:
     server.script = [Reply(text="Hi.")]
     await model.complete(ask("Grüße 👋"))
     asked = server.asked[0]
@@ -39,7 +39,7 @@ async def test_a_request_carries_model_settings_key_and_messages(server, model, 
     }
 
 
-async def test_tool_calls_and_their_answers_have_the_wire_format(server, model) -> None:
+async def test_tool_calls_and_results_have_wire_format(server, model) -> None:
     server.script = [Reply(text="Fine.")]
     call = ToolCall(id="c1", name="look", arguments='{"at": 1}')
     transcript = Transcript(
@@ -68,7 +68,7 @@ async def test_tool_calls_and_their_answers_have_the_wire_format(server, model) 
     ]
 
 
-async def test_each_turn_sends_the_bytes_of_the_turn_before_and_what_was_added(server, model, ask) -> None:
+async def test_request_extends_previous_request_byte_for_byte(server, model, ask) -> None:
     server.script = lambda _asked: Reply(text="Go on.")
     request = ask()
     request = ModelRequest(transcript=request.transcript, tools=(TOOL,))
@@ -80,12 +80,14 @@ async def test_each_turn_sends_the_bytes_of_the_turn_before_and_what_was_added(s
     assert [len(asked.messages) for asked in server.asked] == [2, 4, 6]
 
 
-def test_only_added_messages_are_encoded_again(monkeypatch) -> None:
+def test_encoder_encodes_only_added_messages(monkeypatch) -> None:
     seen: list[str] = []
-    from app.infrastructure.llm import encoding
+    from app.infrastructure.llm import request_encoder
 
-    real = encoding._encode_message
-    monkeypatch.setattr(encoding, "_encode_message", lambda message: seen.append(message.content) or real(message))
+    real = request_encoder._encode_message
+    monkeypatch.setattr(
+        request_encoder, "_encode_message", lambda message: seen.append(message.content) or real(message)
+    )
     encoder = RequestEncoder(model="m", temperature=0, max_tokens=1)
     transcript = Transcript([UserMessage(content=str(n)) for n in range(1_000)])
     encoder.encode(ModelRequest(transcript=transcript), Dialect())
@@ -95,20 +97,20 @@ def test_only_added_messages_are_encoded_again(monkeypatch) -> None:
     assert seen == ["new"]
 
 
-def test_a_transcript_that_is_gone_is_not_kept_encoded() -> None:
+def test_encoder_drops_cache_of_collected_transcript() -> None:
     encoder = RequestEncoder(model="m", temperature=0, max_tokens=1)
     encoder.encode(ModelRequest(transcript=Transcript([UserMessage(content="x")])), Dialect())
     assert len(encoder._transcripts) == 0
 
 
-async def test_half_a_surrogate_pair_and_any_mapping_can_be_sent(server, model) -> None:
+async def test_lone_surrogate_and_mapping_parameters_are_encoded(server, model) -> None:
     server.script = [Reply(text="ok")]
     spec = ToolSpec(name="t", description="", parameters=MappingProxyType({"type": "object"}))
     await model.complete(ModelRequest(transcript=Transcript([UserMessage(content="a\udcffb")]), tools=(spec,)))
     assert server.asked[0].messages[0]["content"] == "a?b"
 
 
-async def test_a_server_without_stream_options_is_asked_again_without_and_remembered(server, model, ask, naps) -> None:
+async def test_refused_stream_options_are_left_out_from_then_on(server, model, ask, fake_sleep) -> None:
     def script(asked):
         if "stream_options" in asked.body:
             return Status(status=400, body={"detail": [{"loc": ["body", "stream_options"], "msg": "extra field"}]})
@@ -118,10 +120,10 @@ async def test_a_server_without_stream_options_is_asked_again_without_and_rememb
     assert (await model.complete(ask())).content == "ok"
     assert (await model.complete(ask())).content == "ok"
     assert ["stream_options" in asked.body for asked in server.asked] == [True, False, False]
-    assert naps.seconds == []
+    assert fake_sleep.seconds == []
 
 
-async def test_a_reasoning_model_gets_its_own_parameters(server, model, ask) -> None:
+async def test_refused_max_tokens_and_temperature_are_replaced(server, model, ask) -> None:
     def script(asked):
         if "max_tokens" in asked.body:
             text = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
@@ -138,17 +140,18 @@ async def test_a_reasoning_model_gets_its_own_parameters(server, model, ask) -> 
     assert server.asked[-1].body["max_completion_tokens"] == 2000
 
 
-async def test_the_first_calls_load_the_sdk_once_without_stopping_the_event_loop(server, make, ask) -> None:
+async def test_concurrent_first_calls_share_one_sdk_client(server, make, ask) -> None:
     server.script = lambda _asked: Reply(text="ok")
     model = make()
     replies = await asyncio.gather(*(model.complete(ask()) for _ in range(5)))
     assert [reply.content for reply in replies] == ["ok"] * 5
 
 
-def test_the_sdk_is_not_imported_before_it_is_needed() -> None:
+def test_sdk_is_not_imported_before_first_call() -> None:
     code = (
-        "import sys; from app.infrastructure.llm.openai import OpenAIModel; from app.infrastructure.llm.demo import "
-        "DemoModel; OpenAIModel(api_key='k', base_url='http://x/v1', model='m'); print('openai' in sys.modules)"
+        "import sys; from app.infrastructure.llm.openai_model import OpenAIModel; "
+        "from app.infrastructure.llm.demo import DemoModel; "
+        "OpenAIModel(api_key='k', base_url='http://x/v1', model='m'); print('openai' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

@@ -1,7 +1,6 @@
-"""The body of a request to `/chat/completions`, encoded once a message instead of once a turn.
+"""Encoding of requests to `/chat/completions`. Every message is encoded once, so a call costs what it adds.
 
-The SDK's own path walks the whole history at every call; here a turn costs what it adds. Wire format:
-https://platform.openai.com/docs/api-reference/chat/create
+Wire format: https://platform.openai.com/docs/api-reference/chat/create
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,22 +22,21 @@ from app.domain.models.message import (
 from app.domain.models.tool import ToolSpec
 
 MAX_TOOL_SETS = 64
-"""Sets of functions that are kept encoded. The service has a handful; the bound is against a caller that makes new
-tuples all the time."""
+"""Maximum number of encoded tool sets to keep. It bounds memory if a caller keeps creating new tuples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """What this server takes; learnt from its refusals."""
+    """The parameters that a server supports, learned from its refusals."""
 
     usage_in_stream: bool = True
     temperature: bool = True
     completion_limit: bool = False
-    """Whether the limit is called `max_completion_tokens` (o-series) instead of `max_tokens`."""
+    """Whether the token limit is named `max_completion_tokens` (o-series) instead of `max_tokens`."""
 
 
 class RequestEncoder:
-    """Encodes requests of one model; remembers what it has encoded."""
+    """Encodes the requests to one model and caches the encoded messages and tools."""
 
     def __init__(self, *, model: str, temperature: float, max_tokens: int) -> None:
         self._model = model
@@ -46,23 +44,23 @@ class RequestEncoder:
         self._max_tokens = max_tokens
         self._transcripts: WeakKeyDictionary[Transcript, tuple[int, bytearray]] = WeakKeyDictionary()
         self._tools: dict[int, tuple[Sequence[ToolSpec], bytes]] = {}
-        self._head: tuple[Dialect, bytes] | None = None
+        self._parameters: tuple[Dialect, bytes] | None = None
 
     def encode(self, request: ModelRequest, dialect: Dialect) -> bytes:
-        """The whole JSON body."""
+        """Return the JSON body of `request`."""
         messages = self._encode_messages(request.transcript)
-        return b"".join((self._encode_head(dialect), self._encode_tools(request.tools), messages, b"]}"))
+        return b"".join((self._encode_parameters(dialect), self._encode_tools(request.tools), messages, b"]}"))
 
-    def _encode_head(self, dialect: Dialect) -> bytes:
-        if self._head is None or self._head[0] != dialect:
+    def _encode_parameters(self, dialect: Dialect) -> bytes:
+        if self._parameters is None or self._parameters[0] != dialect:
             values: dict[str, object] = {"model": self._model, "stream": True}
             if dialect.usage_in_stream:
                 values["stream_options"] = {"include_usage": True}
             if dialect.temperature:
                 values["temperature"] = self._temperature
             values["max_completion_tokens" if dialect.completion_limit else "max_tokens"] = self._max_tokens
-            self._head = (dialect, orjson.dumps(values)[:-1])
-        return self._head[1]
+            self._parameters = (dialect, orjson.dumps(values)[:-1])
+        return self._parameters[1]
 
     def _encode_tools(self, tools: Sequence[ToolSpec]) -> bytes:
         if not tools:
@@ -70,11 +68,15 @@ class RequestEncoder:
         known = self._tools.get(id(tools))
         if known is not None:
             return known[1]
-        encoded = b',"tools":' + orjson.dumps([_tool(spec) for spec in tools], default=_plain) + b',"messages":['
-        if isinstance(tools, tuple):  # a list may change and keep its identity
+        encoded = (
+            b',"tools":'
+            + orjson.dumps([_wire_tool(spec) for spec in tools], default=_mapping_to_dict)
+            + b',"messages":['
+        )
+        if isinstance(tools, tuple):  # a list can change without changing its id
             if len(self._tools) >= MAX_TOOL_SETS:
                 self._tools.clear()
-            # The tuple is kept beside its encoding, so that its id cannot be given to another one.
+            # The tuple is kept beside its encoding, so that no other object gets its id.
             self._tools[id(tools)] = (tools, encoded)
         return encoded
 
@@ -90,27 +92,27 @@ class RequestEncoder:
         return encoded
 
 
-def _plain(value: object) -> dict[object, object]:
+def _mapping_to_dict(value: object) -> dict[object, object]:
     if isinstance(value, Mapping):
         return dict(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - any mapping at all
     raise TypeError(f"cannot be sent as JSON: {type(value).__name__}")
 
 
-def _tool(spec: ToolSpec) -> dict[str, object]:
+def _wire_tool(spec: ToolSpec) -> dict[str, object]:
     function = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
     return {"type": "function", "function": function}
 
 
 def _encode_message(message: Message) -> bytes:
-    wire = _message(message)
+    wire = _wire_message(message)
     try:
         return orjson.dumps(wire)
     except orjson.JSONEncodeError:
-        # Half a surrogate pair, from a broken file name or a cut text, has no UTF-8 form.
-        return orjson.dumps(_repair(wire))
+        # A lone surrogate, from a broken file name or a cut text, has no UTF-8 encoding.
+        return orjson.dumps(_replace_surrogates(wire))
 
 
-def _message(message: Message) -> dict[str, object]:
+def _wire_message(message: Message) -> dict[str, object]:
     match message:
         case SystemMessage() | UserMessage():
             return {"role": message.role, "content": message.content}
@@ -128,13 +130,13 @@ def _message(message: Message) -> dict[str, object]:
             assert_never(message)
 
 
-def _repair(value: object) -> object:
+def _replace_surrogates(value: object) -> object:
     match value:
         case str():
             return value.encode("utf-8", "replace").decode()
         case dict():
-            return {key: _repair(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            return {key: _replace_surrogates(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         case list():
-            return [_repair(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            return [_replace_surrogates(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         case _:
             return value

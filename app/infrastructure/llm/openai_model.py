@@ -1,0 +1,256 @@
+"""The `LLM` port over the OpenAI SDK, for any server with a compatible `/chat/completions`."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import orjson
+
+from app.domain.errors import ModelFailure
+from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
+from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, RandomSource, RetryPolicy, system_rng
+from app.infrastructure.llm.reply import EventDecoder, ReplyBuilder, ReplyTooLarge, ServerFailed
+from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
+
+if TYPE_CHECKING:
+    from app.infrastructure.llm.openai_client import OpenAIClient, ResponseBody
+
+log = logging.getLogger(__name__)
+
+DONE = b"[DONE]"
+
+DONE_TAIL_SECONDS = 0.5
+"""Maximum wait for the end of a body after `[DONE]`, so that its connection can be reused, in seconds."""
+
+COMMENT_TIMEOUTS = 5
+"""Number of timeouts for which a server may send only comments, as gateways do while a model loads."""
+
+USAGE_SECONDS = 5.0
+"""Maximum wait for usage and `[DONE]` after the model's `finish_reason`, in seconds."""
+
+_UNSUPPORTED = ("unsupported", "not support", "only the default", "not permitted", "not allowed", "deprecated")
+
+
+class OpenAIModel:
+    """A model behind an OpenAI-compatible server. Calls may run concurrently.
+
+    Replies are always streamed. This class retries, not the SDK, so that a stream that breaks off is retried too. It
+    learns from the first refusal which parameters a server does not support (`stream_options`, `temperature`,
+    `max_tokens`) and leaves them out from then on.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        base_url: str,
+        model: str,
+        temperature: float = 0.7,
+        max_tokens: int = 2_000,
+        timeout_seconds: float = 120,
+        retry: RetryPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rng: RandomSource | None = None,
+    ) -> None:
+        """Create the model without loading the SDK.
+
+        Args:
+            api_key: Key sent as a bearer token.
+            base_url: Address of the API, usually ending in `/v1`.
+            model: Name of the model.
+            temperature: Sampling temperature.
+            max_tokens: Maximum number of tokens of one reply.
+            timeout_seconds: Maximum silence of the server, before its reply and between two parts of it.
+            retry: When and how often to retry.
+            clock: Returns seconds since the epoch. Tests replace it.
+            sleep: Waits between attempts. Tests replace it.
+            rng: Source of the jitter. Tests replace it.
+        """
+        self._api_key = api_key.strip()
+        self._base_url = base_url
+        self._timeout_seconds = timeout_seconds
+        self._retry = retry or RetryPolicy()
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = rng or system_rng()
+        self._failures = FailureClassifier(base_url=base_url, model=model, api_key=self._api_key)
+        self._encoder = RequestEncoder(model=model, temperature=temperature, max_tokens=max_tokens)
+        self._dialect: Dialect = Dialect()
+        self._loading: Future[OpenAIClient] | None = None
+        self._closed = False
+
+    def warm_up(self) -> None:
+        """Start to load the SDK in a thread and return at once. The first call does the same and waits for it."""
+        if self._loading is None:
+            self._loading = Future()
+            # A running future cannot be cancelled: one cancelled caller must not cancel the load for the others.
+            self._loading.set_running_or_notify_cancel()
+            threading.Thread(target=self._load, args=(self._loading,), name="openai-import", daemon=True).start()
+
+    async def complete(self, request: ModelRequest, *, listener: ReplyListener | None = None) -> ModelReply:
+        """Implement `LLM.complete`."""
+        attempt = 0
+        while True:
+            builder = ReplyBuilder(listener)
+            dialect = self._dialect
+            try:
+                if self._closed:
+                    raise self._failures.closed()
+                client = await self._client()
+                return await self._call(client, self._encoder.encode(request, dialect), builder)
+            except ModelCallError as failure:
+                if self._learn(failure, dialect):
+                    continue
+                delay = self._delay(failure, attempt)
+                log.warning(
+                    "model call failed, retrying",
+                    extra={"attempt": attempt + 1, "status": failure.status, "seconds": delay},
+                )
+            if builder.listener_called and listener is not None:
+                listener.restart()
+            await self._sleep(delay)
+            attempt += 1
+
+    async def close(self) -> None:
+        """Close all connections. Calls in flight fail, and so do later ones."""
+        self._closed = True
+        if self._loading is not None:
+            try:
+                client = await self._client()
+            except ModelCallError:
+                return  # the client was never created
+            await client.close()
+
+    def _load(self, loading: "Future[OpenAIClient]") -> None:
+        try:
+            from app.infrastructure.llm.openai_client import OpenAIClient
+
+            client = OpenAIClient(
+                api_key=self._api_key,
+                base_url=self._base_url,
+                timeout_seconds=self._timeout_seconds,
+                failures=self._failures,
+                clock=self._clock,
+            )
+        except BaseException as error:  # the root of a thread: the callers that wait must get the error
+            loading.set_exception(error)
+        else:
+            loading.set_result(client)
+
+    async def _client(self) -> "OpenAIClient":
+        """Return the client, loading it first if necessary.
+
+        Raises:
+            ModelCallError: The address or the key cannot be used.
+        """
+        self.warm_up()
+        assert self._loading is not None  # noqa: S101 - for the type checker
+        return self._loading.result() if self._loading.done() else await asyncio.wrap_future(self._loading)
+
+    async def _call(self, client: "OpenAIClient", request_body: bytes, builder: ReplyBuilder) -> ModelReply:
+        body = await client.post(request_body)
+        try:
+            is_complete = await self._read(body, builder)
+        except ServerFailed as failed:
+            raise self._failures.from_stream(failed.error) from None
+        except orjson.JSONDecodeError:
+            raise self._failures.broken_off() from None
+        except ReplyTooLarge:
+            raise self._failures.too_large() from None
+        finally:
+            # Also on cancellation: closing the connection tells the provider to stop generating.
+            await body.close()
+        if not is_complete:
+            raise self._failures.broken_off()
+        return builder.reply
+
+    async def _read(self, body: "ResponseBody", builder: ReplyBuilder) -> bool:
+        """Read `body` into `builder` and return whether the reply is complete."""
+        decoder = EventDecoder()
+        chunks = body.chunks()
+        done = False
+        try:
+            async with asyncio.timeout(None) as deadline:
+                last_event_at = time.monotonic()
+                async for chunk in chunks:
+                    events = list(decoder.feed(chunk))
+                    if events or decoder.plain_body is not None:
+                        last_event_at = time.monotonic()
+                    elif time.monotonic() - last_event_at > self._timeout_seconds * COMMENT_TIMEOUTS:
+                        raise self._failures.timed_out(self._timeout_seconds * COMMENT_TIMEOUTS)
+                    for data in events:
+                        done = done or _feed(data, builder)
+                    if done or builder.finish_reason:
+                        wait = DONE_TAIL_SECONDS if done else USAGE_SECONDS
+                        deadline.reschedule(asyncio.get_running_loop().time() + wait)
+            for data in decoder.finish():
+                done = done or _feed(data, builder)
+        except (ModelCallError, TimeoutError):
+            # A failure after the model has finished does not invalidate its reply.
+            if not (done or builder.finish_reason):
+                raise
+        finally:
+            await chunks.aclose()
+        if not done and decoder.plain_body is not None:
+            self._read_plain(decoder.plain_body, builder)
+        return done or bool(builder.finish_reason)
+
+    def _read_plain(self, body: bytes, builder: ReplyBuilder) -> None:
+        """Read a body that is not an event stream: one JSON reply, or something that is not a model's reply."""
+        text = body.strip()
+        if not text:
+            return
+        try:
+            value: object = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise self._failures.broken_off() if text.startswith(b"{") else self._failures.not_an_api() from None
+        if not isinstance(value, dict) or not ("choices" in value or "error" in value):
+            raise self._failures.not_an_api()
+        builder.feed(value)  # pyright: ignore[reportUnknownArgumentType] - any JSON
+        builder.finish_reason = builder.finish_reason or "stop"
+
+    def _learn(self, failure: ModelCallError, sent: Dialect) -> bool:
+        """Drop the parameter that the server refused, for all later calls, and return whether there was one."""
+        if failure.status not in (400, 422):
+            return False
+        text, known = failure.server_text, self._dialect
+        if sent.usage_in_stream and "stream_options" in text:
+            self._dialect = replace(known, usage_in_stream=False)
+        elif not sent.completion_limit and "max_completion_tokens" in text:
+            self._dialect = replace(known, completion_limit=True)
+        elif sent.temperature and "temperature" in text and any(phrase in text for phrase in _UNSUPPORTED):
+            self._dialect = replace(known, temperature=False)
+        else:
+            return False
+        log.info("the model's server does not support a parameter; later requests leave it out")
+        return True
+
+    def _delay(self, failure: ModelCallError, attempt: int) -> float:
+        """Return the seconds to wait before the next attempt.
+
+        Raises:
+            ModelFailure: Another attempt is pointless.
+        """
+        if not failure.retry:
+            raise ModelFailure(str(failure)) from None
+        retry_after = failure.retry_after
+        if retry_after is not None and retry_after > self._retry.max_retry_after:
+            raise ModelFailure(f"{failure} It asks to wait {retry_after:.0f} seconds.") from None
+        if attempt >= self._retry.retries:
+            tried = f" (Tried {attempt + 1} times.)" if attempt else ""
+            raise ModelFailure(f"{failure}{tried}") from None
+        return self._retry.delay(attempt, retry_after, self._rng)
+
+
+def _feed(data: bytes, builder: ReplyBuilder) -> bool:
+    """Feed one event to `builder` and return whether it was `[DONE]`."""
+    if data == DONE:
+        return True
+    builder.feed(orjson.loads(data) if data else {})
+    return False
