@@ -15,7 +15,7 @@ import sniffio
 import uvicorn
 from fastapi import FastAPI
 
-from app.bootstrap import Container, open_container
+from app.bootstrap import RunningService, check_providers, open_service
 from app.domain.errors import AnkerError
 from app.infrastructure.logging import configure_logging
 from app.interfaces.metrics import Metrics
@@ -46,11 +46,11 @@ class Server(uvicorn.Server):
         except (AnkerError, UnusableSetting) as error:
             sys.exit(str(error))
         await super().startup(sockets)
-        container = self._container()
-        if self.started and container is not None:
+        service = self._service()
+        if self.started and service is not None:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            print("\n".join(self._welcome(container, f"http://{address}")), flush=True)
+            print("\n".join(self._welcome(service, f"http://{address}")), flush=True)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """See `uvicorn.Server.shutdown`."""
@@ -62,34 +62,34 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See `uvicorn.Server.handle_exit`. Streams would otherwise keep the server waiting."""
         super().handle_exit(sig, frame)
-        container = self._container()
-        if container is not None:
+        service = self._service()
+        if service is not None:
             # A signal may come between any two instructions; the streams belong to the loop.
-            self._loop.call_soon_threadsafe(container.services.end_streams)
+            self._loop.call_soon_threadsafe(service.services.end_streams)
 
-    def _container(self) -> Container | None:
-        return getattr(getattr(self.config.app, "state", None), "container", None)
+    def _service(self) -> RunningService | None:
+        return getattr(getattr(self.config.app, "state", None), "service", None)
 
 
-Welcome = Callable[[Container, str], list[str]]
+Welcome = Callable[[RunningService, str], list[str]]
 """What is printed once everything is open, given the address that it answers on."""
 
 
-def welcome(container: Container, url: str) -> list[str]:
+def welcome(service: RunningService, url: str) -> list[str]:
     """Three lines: where it listens, what it uses, what to try."""
     return [
         f"Anker listens on {url} (API below /api/v1, documentation at /docs)",
-        f"It uses {container.description}",
+        f"It uses {service.description}",
         f"""Try: S=$(curl -sX PUT {url}/api/v1/sessions | cut -d'"' -f12); """
         f"""curl -N {url}/api/v1/sessions/$S/chat -d '{{"message":"What can this machine do?"}}'""",
     ]
 
 
-def welcome_worker(container: Container, url: str) -> list[str]:
+def welcome_worker(service: RunningService, url: str) -> list[str]:
     """Two lines: what it does and where it says how it is; what it uses."""
     return [
         f"Anker works on runs; {url}/health, /ready and /metrics say how it is",
-        f"It uses {container.description}",
+        f"It uses {service.description}",
     ]
 
 
@@ -125,8 +125,8 @@ async def work(settings: Settings) -> None:
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    async with open_container(settings, {}, Metrics(), role="worker") as container:
-        print(f"Anker works on runs\nIt uses {container.description}", flush=True)
+    async with open_service(settings, {}, Metrics(), role="worker") as service:
+        print(f"Anker works on runs\nIt uses {service.description}", flush=True)
         await told.wait()
 
 
@@ -173,6 +173,7 @@ def main() -> None:
     try:
         settings = load_settings()
         settings.check_role(role)
+        check_providers(settings)
         listener = listen(settings, role)
         if listener is None:
             asyncio.run(work(settings))
@@ -199,6 +200,7 @@ def serve_again(sockets: list[socket] | None = None) -> None:
     """What the watcher starts in a fresh process each time: the settings may have changed as well."""
     try:
         settings = load_settings()
+        check_providers(settings)
     except UnusableSetting as error:
         sys.exit(str(error))
     assert sockets  # noqa: S101 - the watcher hands its own on

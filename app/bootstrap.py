@@ -1,15 +1,19 @@
-"""The composition root: the one place that sees every layer, chooses the adapters, opens and closes them."""
+"""The composition root: choose the adapters, wire them to the use cases, open and close everything.
+
+Four tables name what can be chosen: `LLM_PROVIDERS`, `SEARCH_ENGINES`, `SANDBOX_PROVIDERS` here, and `TOOLKITS` in
+`app/domain/services/tools/registry.py`. A new adapter is one file and one line in its table (see docs/extending.md).
+"""
 
 import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Generic, TypedDict, TypeVar
 
-import httpx
+from pydantic import SecretStr
 
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
@@ -36,7 +40,7 @@ from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.persistence.sqlite.writer import OnCommitted
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.queue.leased import LeasedRunQueue
-from app.infrastructure.sandbox.detect import docker_answers, has_chromium
+from app.infrastructure.sandbox.detect import choose_provider, has_chromium
 from app.infrastructure.sandbox.docker.egress import parse_egress
 from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
 from app.infrastructure.sandbox.local import LocalSandboxes
@@ -58,7 +62,7 @@ log = logging.getLogger(__name__)
 
 
 class Overrides(TypedDict, total=False):
-    """Parts that a test, or an embedding program, brings itself; what it leaves out is chosen by the settings."""
+    """Parts that a test or an embedding program passes in; the settings choose the others."""
 
     model: LLM
     sandboxes: SandboxProvider
@@ -69,29 +73,185 @@ class Overrides(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Container:
-    """Everything that is open while the service runs."""
+class RunningService:
+    """The open service: its use cases, and a line for the operator that says which adapters it uses."""
 
     services: Services
-    queue: RunQueue
     description: str
-    """What is used, in words for the operator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactoryContext:
+    """What a provider's factory may use: the settings, what this process does, and the open store."""
+
+    settings: Settings
+    role: Role
+    store: "Store"
+
+
+F = TypeVar("F")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider(Generic[F]):
+    """An entry of a provider table: how to create the adapter, and the settings that must not be empty for it.
+
+    A factory returns the adapter and its description in the service's start message.
+    """
+
+    create: F
+    needs: tuple[str, ...] = ()
 
 
 Store = SqliteStore | MongoStore
 AnyFeed = MemoryFeed | PollingFeed
+LLMFactory = Callable[[FactoryContext], tuple[LLM, str]]
+SearchFactory = Callable[[FactoryContext], SearchEngine]
+SandboxFactory = Callable[[FactoryContext], Awaitable[tuple[SandboxProvider, str]]]
+
+
+def _openai_model(context: FactoryContext) -> tuple[LLM, str]:
+    settings = context.settings
+    model = OpenAIModel(
+        api_key=settings.api_key.get_secret_value(),
+        base_url=settings.api_base,
+        model=settings.model_name,
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        timeout_seconds=settings.llm_timeout_seconds,
+    )
+    if context.role != "api":
+        model.warm_up()
+    return model, f"{settings.model_name} at {settings.api_base}"
+
+
+def _demo_model(_: FactoryContext) -> tuple[LLM, str]:
+    return DemoModel(), "the demo, scripted and offline (set API_KEY for a real one)"
+
+
+LLM_PROVIDERS: dict[str, Provider[LLMFactory]] = {
+    "openai": Provider(_openai_model, needs=("api_key",)),
+    "demo": Provider(_demo_model),
+}
+"""Values of `LLM_PROVIDER`. When it is empty, `Settings.model_provider` chooses one of these."""
+
+
+def _google_search(context: FactoryContext) -> SearchEngine:
+    settings = context.settings
+    return GoogleSearch(
+        api_key=settings.google_search_api_key.get_secret_value(), engine_id=settings.google_search_engine_id
+    )
+
+
+def _ddgs_search(_: FactoryContext) -> SearchEngine:
+    return DdgsSearch()
+
+
+def _auto_search(context: FactoryContext) -> SearchEngine:
+    return _google_search(context) if context.settings.has_google_keys else _ddgs_search(context)
+
+
+SEARCH_ENGINES: dict[str, Provider[SearchFactory]] = {
+    "auto": Provider(_auto_search),
+    "google": Provider(_google_search, needs=("google_search_api_key", "google_search_engine_id")),
+    "ddgs": Provider(_ddgs_search),
+}
+"""Values of `SEARCH_PROVIDER`."""
+
+
+async def _auto_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:
+    choice = await choose_provider(os.environ, demo_model=context.settings.model_provider == "demo")
+    if choice == "docker":
+        return await _docker_sandboxes(context)
+    if not isinstance(context.store, SqliteStore):
+        raise UnusableSetting(ONE_PROCESS_ONLY)
+    if choice == "local":
+        return await _local_sandboxes(context)
+    log.warning(REAL_MODEL_UNISOLATED)
+    return RefusedSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
+
+
+async def _docker_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:
+    settings, store = context.settings, context.store
+    try:
+        egress = parse_egress(settings.sandbox_egress)
+    except ValueError as error:
+        raise UnusableSetting(f"SANDBOX_EGRESS: {error}") from None
+    options = DockerOptions(
+        image=settings.sandbox_image,
+        name_prefix=settings.sandbox_name_prefix,
+        network=settings.sandbox_network,
+        ttl_minutes=settings.sandbox_ttl_minutes,
+        # Only the process that fills a pool can use it, and an API process starts no sandboxes.
+        pool_size=0 if context.role == "api" else settings.sandbox_pool_size,
+        memory=settings.sandbox_memory,
+        cpus=settings.sandbox_cpus,
+        egress=egress,
+        sudo=settings.sandbox_sudo,
+        runtime=settings.sandbox_runtime,
+    )
+    docker = DockerSandboxes(options, installation=store.installation, known=store.sessions.last_event_numbers)
+    await docker.start()
+    return docker, f"Docker containers of {settings.sandbox_image}"
+
+
+async def _local_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:
+    settings = context.settings
+    log.warning("sandboxes are local: the model's commands run on this machine as your user, unisolated")
+    local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
+    hide_process()
+    await local.start()
+    if removed := await local.sweep(await context.store.sessions.list_ids()):
+        log.info("removed %d workspaces of deleted sessions", removed)
+    browser = "" if has_chromium() else ", without a browser (no Chromium found)"
+    return local, f"processes on this machine, unisolated{browser}"
+
+
+async def _remote_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:
+    address, token = context.settings.sandbox_address, context.settings.sandbox_token.get_secret_value()
+    return RemoteSandboxes(address, token), f"one for all sessions, at {address}"
+
+
+SANDBOX_PROVIDERS: dict[str, Provider[SandboxFactory]] = {
+    "auto": Provider(_auto_sandboxes),
+    "docker": Provider(_docker_sandboxes),
+    "local": Provider(_local_sandboxes),
+    "remote": Provider(_remote_sandboxes, needs=("sandbox_address",)),
+}
+"""Values of `SANDBOX_PROVIDER`."""
+
+
+def check_providers(settings: Settings) -> None:
+    """Check that the tables hold the providers that the settings name, and that what they need is set.
+
+    Raises:
+        UnusableSetting: A provider is unknown, or a setting that it needs is empty.
+    """
+    chosen = (
+        ("LLM_PROVIDER", settings.model_provider, LLM_PROVIDERS),
+        ("SEARCH_PROVIDER", settings.search_provider, SEARCH_ENGINES),
+        ("SANDBOX_PROVIDER", settings.sandbox_provider, SANDBOX_PROVIDERS),
+    )
+    for variable, name, table in chosen:
+        if name not in table:
+            raise UnusableSetting(f"{variable}: must be one of {', '.join(table)}")
+        for needed in table[name].needs:
+            value: object = getattr(settings, needed)
+            if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
+                raise UnusableSetting(f"{needed.upper()}: {variable}={name} needs it")
 
 
 @asynccontextmanager
-async def open_container(
+async def open_service(
     settings: Settings, overrides: Overrides, metrics: Metrics, *, role: Role = "all"
-) -> AsyncGenerator[Container, None]:
-    """Open the parts in the order in which they need each other; close them the other way round, runs before stores.
+) -> AsyncGenerator[RunningService, None]:
+    """Open every part after the parts that it uses; close them in reverse order, runs before stores.
 
     Raises:
-        StoreUnavailable: the store cannot be opened.
-        UnusableSetting: a setting cannot be used.
+        StoreUnavailable: The store cannot be opened.
+        UnusableSetting: A setting cannot be used.
     """
+    check_providers(settings)
     async with AsyncExitStack() as stack:
 
         def on_committed(session_id: str, records: Sequence[EventRecord]) -> None:
@@ -101,16 +261,18 @@ async def open_container(
         store = await stack.enter_async_context(_store(settings, on_committed))
         bus = await _bus(settings, store, stack)
         feed = await _feed(store, bus, stack)
-        model, model_words = _model(settings, overrides, role=role)
+        context = FactoryContext(settings=settings, role=role, store=store)
+        model, model_description = _model(context, overrides)
         stack.push_async_callback(model.close)
-        sandboxes, sandbox_words = await _sandboxes(settings, overrides, store, role=role)
+        sandboxes, sandbox_description = await _sandboxes(context, overrides)
         stack.push_async_callback(sandboxes.close)
         browsers = overrides.get("browsers") or PlaywrightBrowsers(sandboxes)
         stack.push_async_callback(browsers.close)
         screenshots = ScreenshotService(
             sessions=store.sessions, screenshots=store.screenshots, address=screenshot_address
         )
-        engine = await _engine(settings, overrides, stack)
+        engine = overrides.get("engine") or SEARCH_ENGINES[settings.search_provider].create(context)
+        stack.push_async_callback(engine.close)
         parts = FlowParts(event_log=store.event_log, feed=feed, model=model, tools=overrides.get("tools", EXECUTING))
         runs = RunService(parts=parts, sandboxes=sandboxes, browsers=browsers, screenshots=screenshots, engine=engine)
         signals = LocalSignals() if bus is None else RedisSignals(bus)
@@ -128,13 +290,14 @@ async def open_container(
         )
         services = _services(opened, metrics, heartbeat=overrides.get("heartbeat", 15.0))
         where = f"SQLite in {settings.data_dir}" if isinstance(store, SqliteStore) else "MongoDB"
-        words = f"store: {where}{'' if bus is None else ', with Redis'}; sandbox: {sandbox_words}; model: {model_words}"
-        yield Container(services=services, queue=queue, description=words)
+        redis = "" if bus is None else ", with Redis"
+        description = f"store: {where}{redis}; sandbox: {sandbox_description}; model: {model_description}"
+        yield RunningService(services=services, description=description)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Opened:
-    """What the use cases stand on."""
+    """The open parts that the use cases are built from."""
 
     store: Store
     bus: RedisBus | None
@@ -171,10 +334,10 @@ async def _queue(store: Store, runs: RunService, signals: Signals, *, role: Role
     if isinstance(store, SqliteStore):
         inline = InlineRunQueue(runs)
         for session_id in await store.sessions.list_active():
-            log.info("a run that was cut short goes on", extra={"session_id": session_id})
+            log.info("resuming an interrupted run", extra={"session_id": session_id})
             inline.resume(session_id)
         return inline
-    # Told apart in the store by a person; never the same twice.
+    # Unique for each process, and readable for an operator who looks into the store.
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     leased = LeasedRunQueue(runs, store.leases, signals, holder=holder, takes_runs=role != "api")
     leased.start()
@@ -215,85 +378,13 @@ def _services(opened: _Opened, metrics: Metrics, *, heartbeat: float) -> Service
     )
 
 
-def _model(settings: Settings, overrides: Overrides, *, role: Role) -> tuple[LLM, str]:
+def _model(context: FactoryContext, overrides: Overrides) -> tuple[LLM, str]:
     if (given := overrides.get("model")) is not None:
         return given, "given"
-    if settings.model_provider == "demo":
-        return DemoModel(), "the demo, scripted and offline (set API_KEY for a real one)"
-    model = OpenAIModel(
-        api_key=settings.api_key.get_secret_value(),
-        base_url=settings.api_base,
-        model=settings.model_name,
-        temperature=settings.temperature,
-        max_tokens=settings.max_tokens,
-        timeout_seconds=settings.llm_timeout_seconds,
-    )
-    if role != "api":
-        model.warm_up()
-    return model, f"{settings.model_name} at {settings.api_base}"
+    return LLM_PROVIDERS[context.settings.model_provider].create(context)
 
 
-async def _sandboxes(
-    settings: Settings, overrides: Overrides, store: Store, *, role: Role
-) -> tuple[SandboxProvider, str]:
+async def _sandboxes(context: FactoryContext, overrides: Overrides) -> tuple[SandboxProvider, str]:
     if (given := overrides.get("sandboxes")) is not None:
         return given, "given"
-    match settings.sandbox_provider:
-        case "remote":
-            remote = RemoteSandboxes(settings.sandbox_address, settings.sandbox_token.get_secret_value())
-            return remote, f"one for all, at {settings.sandbox_address}"
-        case "local":
-            log.warning("SANDBOX_PROVIDER=local: the model's commands run on this machine as your user, unisolated")
-        case "docker":
-            return await _docker(settings, store, role=role)
-        case "auto":
-            if await docker_answers(os.environ):
-                return await _docker(settings, store, role=role)
-            if not isinstance(store, SqliteStore):
-                raise UnusableSetting(ONE_PROCESS_ONLY)
-            if settings.model_provider != "demo":
-                log.warning(REAL_MODEL_UNISOLATED)
-                return RefusedSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
-            log.warning("no Docker here: the demo model's commands run on this machine as your user, unisolated")
-    local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
-    hide_process()
-    await local.start()
-    if strays := await local.sweep(await store.sessions.list_ids()):
-        log.info("removed %d workspaces of sessions that were deleted", strays)
-    browser = "" if has_chromium() else ", without a browser: there is no Chromium here"
-    return local, f"processes on this machine, unisolated{browser}"
-
-
-async def _docker(settings: Settings, store: Store, *, role: Role) -> tuple[SandboxProvider, str]:
-    try:
-        egress = parse_egress(settings.sandbox_egress)
-    except ValueError as error:
-        raise UnusableSetting(f"SANDBOX_EGRESS: {error}") from None
-    options = DockerOptions(
-        image=settings.sandbox_image,
-        name_prefix=settings.sandbox_name_prefix,
-        network=settings.sandbox_network,
-        ttl_minutes=settings.sandbox_ttl_minutes,
-        # A pool is of use to who made it, and runs begin in the workers.
-        pool_size=0 if role == "api" else settings.sandbox_pool_size,
-        memory=settings.sandbox_memory,
-        cpus=settings.sandbox_cpus,
-        egress=egress,
-        sudo=settings.sandbox_sudo,
-        runtime=settings.sandbox_runtime,
-    )
-    docker = DockerSandboxes(options, installation=store.installation, known=store.sessions.last_event_numbers)
-    await docker.start()
-    return docker, f"Docker containers of {settings.sandbox_image}"
-
-
-async def _engine(settings: Settings, overrides: Overrides, stack: AsyncExitStack) -> SearchEngine:
-    if (given := overrides.get("engine")) is not None:
-        return given
-    if settings.search_provider == "google" or (settings.search_provider == "auto" and settings.has_google_keys):
-        client = await stack.enter_async_context(httpx.AsyncClient())
-        key = settings.google_search_api_key.get_secret_value()
-        return GoogleSearch(client, api_key=key, engine_id=settings.google_search_engine_id)
-    engine = DdgsSearch()
-    stack.push_async_callback(engine.close)
-    return engine
+    return await SANDBOX_PROVIDERS[context.settings.sandbox_provider].create(context)

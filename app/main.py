@@ -6,7 +6,7 @@ from typing import Unpack
 
 from fastapi import FastAPI
 
-from app.bootstrap import Overrides, open_container
+from app.bootstrap import Overrides, check_providers, open_service
 from app.infrastructure.logging import configure_logging
 from app.interfaces.api.install import ROUTERS, WORKER_ROUTERS, install
 from app.interfaces.api.services import provide
@@ -23,14 +23,15 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
         UnusableSetting: a setting cannot be used.
     """
     chosen = settings or load_settings()
+    check_providers(chosen)
     configure_logging(chosen.log_level)
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        async with open_container(chosen, overrides, metrics, role=role) as container:
-            app.state.container = container
-            provide(app, container.services)
+        async with open_service(chosen, overrides, metrics, role=role) as service:
+            app.state.service = service
+            provide(app, service.services)
             yield
 
     app = FastAPI(title="Anker", version="0.1.0", lifespan=lifespan)

@@ -39,17 +39,17 @@ class Settings(BaseSettings):
     model_name: str = "gpt-4o"
     temperature: float = Field(0.7, ge=0, le=2)
     max_tokens: int = Field(2000, ge=1)
-    llm_provider: Literal["openai", "demo"] | None = None
+    llm_provider: str = ""
     llm_timeout_seconds: float = Field(120, gt=0)
     """How long the model may stay silent: before its answer begins, and between two pieces of it."""
     model_context_tokens: int = Field(128_000, ge=1_000)
     run_token_budget: int = Field(0, ge=0)
 
-    search_provider: Literal["auto", "google", "ddgs"] = "auto"
+    search_provider: str = "auto"
     google_search_api_key: SecretStr = SecretStr("")
     google_search_engine_id: str = ""
 
-    sandbox_provider: Literal["auto", "docker", "local", "remote"] = "auto"
+    sandbox_provider: str = "auto"
     sandbox_address: str = ""
     sandbox_token: SecretStr = SecretStr("")
     """The token of the sandbox at `SANDBOX_ADDRESS`; one for each session is made otherwise."""
@@ -150,14 +150,8 @@ class Settings(BaseSettings):
             value: object = getattr(self, name.lower())
             if value.get_secret_value() if isinstance(value, SecretStr) else value:
                 raise ValueError(f"{name}: not supported by this version yet; leave it empty")
-        if self.sandbox_provider == "remote" and not self.sandbox_address:
-            raise ValueError("SANDBOX_ADDRESS: SANDBOX_PROVIDER=remote needs it")
         if self.sandbox_provider == "local" and self.mongodb_url.get_secret_value():
             raise ValueError(ONE_PROCESS_ONLY)
-        if self.llm_provider == "openai" and not self.api_key.get_secret_value():
-            raise ValueError("API_KEY: LLM_PROVIDER=openai needs it")
-        if self.search_provider == "google" and not self.has_google_keys:
-            raise ValueError("GOOGLE_SEARCH_API_KEY: SEARCH_PROVIDER=google needs it, and GOOGLE_SEARCH_ENGINE_ID")
         return self
 
     def check_role(self, role: Role) -> None:
@@ -189,8 +183,8 @@ class Settings(BaseSettings):
         return bool(self.google_search_api_key.get_secret_value() and self.google_search_engine_id)
 
     @property
-    def model_provider(self) -> Literal["openai", "demo"]:
-        """The provider in force: `demo` when nothing is said and there is no `API_KEY`."""
+    def model_provider(self) -> str:
+        """The model provider to use: `LLM_PROVIDER`, or when it is empty, `openai` with an `API_KEY`, else `demo`."""
         return self.llm_provider or ("openai" if self.api_key.get_secret_value() else "demo")
 
 

@@ -4,8 +4,9 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable
-from typing import get_args
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -19,18 +20,21 @@ from app.infrastructure.search.ddgs import DdgsSearch
 from app.infrastructure.search.google import GoogleSearch
 
 KEY = "AIza-very-secret"
-Handler = Callable[[httpx.Request], httpx.Response]
+Handler = Callable[[httpx.Request], Any]
 
 
-def engine(handler: Handler) -> tuple[GoogleSearch, httpx.AsyncClient]:
-    client = httpx.AsyncClient(transport=httpx.MockTransport(handler))
-    return GoogleSearch(client, api_key=KEY, engine_id="cx1", base_url="http://google.test/"), client
+@asynccontextmanager
+async def google_engine(handler: Handler) -> AsyncIterator[GoogleSearch]:
+    """Open a `GoogleSearch` whose requests `handler` answers."""
+    transport = httpx.MockTransport(handler)
+    engine = GoogleSearch(api_key=KEY, engine_id="cx1", base_url="http://google.test/", transport=transport)
+    yield engine
+    await engine.close()
 
 
 async def google_answers(status: int, body: object) -> list[SearchHit]:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    search, client = engine(lambda _: httpx.Response(status, content=content))
-    async with client:
+    async with google_engine(lambda _: httpx.Response(status, content=content)) as search:
         return await search.search("cats", "all")
 
 
@@ -42,8 +46,7 @@ async def test_google_is_asked_with_the_key_in_a_header_only(caplog: pytest.LogC
         asked.append(request)
         return httpx.Response(200, json={})
 
-    search, client = engine(handler)
-    async with client:
+    async with google_engine(handler) as search:
         assert await search.search("black cats", "past_week") == []
         for date_range in get_args(DateRange):
             await search.search("x", date_range)
@@ -92,8 +95,7 @@ async def test_google_out_of_reach_becomes_words_without_the_key(monkeypatch: py
     def unreachable(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError(f"no route for {request.headers}")
 
-    search, client = engine(unreachable)
-    async with client:
+    async with google_engine(unreachable) as search:
         with pytest.raises(SearchFailure, match="cannot be reached") as caught:
             await search.search("cats", "all")
         assert KEY not in repr(caught.value) and caught.value.__cause__ is None
@@ -105,9 +107,9 @@ async def test_google_out_of_reach_becomes_words_without_the_key(monkeypatch: py
         raise AssertionError
 
     monkeypatch.setattr(google, "SEARCH_SECONDS", 0.02)
-    async with httpx.AsyncClient(transport=httpx.MockTransport(silent)) as client:
+    async with google_engine(silent) as search:
         with pytest.raises(SearchFailure, match="did not answer"):
-            await GoogleSearch(client, api_key=KEY, engine_id="cx1").search("cats", "all")
+            await search.search("cats", "all")
 
 
 async def test_ddgs_hits_come_with_the_librarys_time_limits() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.bootstrap import check_providers
 from app.settings import Role, UnusableSetting, load_settings
 
 
@@ -17,6 +18,7 @@ from app.settings import Role, UnusableSetting, load_settings
         ("LLM_PROVIDER", "secret"),
         ("LOG_LEVEL", "secret"),
         ("SANDBOX_PROVIDER", "secret"),
+        ("SEARCH_PROVIDER", "secret"),
         ("SANDBOX_MEMORY", "secret"),
         ("SANDBOX_MEMORY", "100m"),
         ("SANDBOX_CPUS", "0"),
@@ -38,7 +40,7 @@ def test_an_unusable_value_is_one_line_that_names_the_variable(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(UnusableSetting) as refused:
-        load_settings()
+        check_providers(load_settings())
     text = str(refused.value)
     assert text.startswith(f"{name}: ")
     assert "\n" not in text
@@ -59,7 +61,7 @@ def test_what_a_provider_needs_is_asked_for_by_name(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UnusableSetting, match=f"^{named}: "):
-        load_settings()
+        check_providers(load_settings())
 
 
 def test_local_sandboxes_with_mongodb_url_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,44 @@
-"""What this machine has for sandboxes: a Docker engine (`SANDBOX_PROVIDER=auto` goes by it), a Chromium."""
+"""Detect what this machine offers for sandboxes, and choose the provider for `SANDBOX_PROVIDER=auto`."""
 
 import asyncio
 import shutil
 from collections.abc import Mapping
+from typing import Literal
 
 import httpx
 
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
+"""Address of the Docker engine when `DOCKER_HOST` is not set."""
+
 CONNECT_SECONDS = 1.0
+"""Maximum time to connect to the Docker engine, in seconds."""
+
 PING_SECONDS = 10.0
-"""For an engine that is there and slow. A wrong no is dear: commands would run unisolated, or elsewhere than the same
-session's in another process."""
+"""Maximum time that the Docker engine may take to answer a ping, in seconds.
+
+It is long, because a slow engine that is taken for none would make commands run unisolated.
+"""
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-"""The names under which a sandbox looks for one."""
+"""Names of the programs that a local sandbox starts as its browser."""
+
+
+async def choose_provider(
+    environment: Mapping[str, str], *, demo_model: bool
+) -> Literal["docker", "local", "unavailable"]:
+    """Return the provider that `SANDBOX_PROVIDER=auto` means on this machine.
+
+    A real model gets an unisolated shell only if the operator asks for it with `SANDBOX_PROVIDER=local`.
+    """
+    if await docker_answers(environment):
+        return "docker"
+    return "local" if demo_model else "unavailable"
 
 
 async def docker_answers(environment: Mapping[str, str]) -> bool:
-    """Whether the engine at `DOCKER_HOST` of `environment`, or at its usual socket, answers a ping in time.
+    """Return whether the engine at `DOCKER_HOST` of `environment`, or at its usual socket, answers a ping in time.
 
-    `unix://` and `tcp://` addresses are asked; for any other kind (`ssh://`) the answer is False.
+    Only `unix://` and `tcp://` addresses are tried; for any other scheme, such as `ssh://`, return False.
     """
     address = environment.get("DOCKER_HOST") or DEFAULT_SOCKET
     scheme, _, place = address.partition("://")
@@ -39,5 +58,5 @@ async def docker_answers(environment: Mapping[str, str]) -> bool:
 
 
 def has_chromium() -> bool:
-    """Whether a sandbox that is a process on this machine finds a browser."""
+    """Return whether a local sandbox finds a browser on this machine."""
     return any(shutil.which(name) for name in CHROMIUM)

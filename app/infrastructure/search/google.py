@@ -35,8 +35,16 @@ class GoogleSearch:
     The key goes in a header: a URL would carry it into logs and errors.
     """
 
-    def __init__(self, client: httpx.AsyncClient, *, api_key: str, engine_id: str, base_url: str = BASE_URL) -> None:
-        self._client = client
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        engine_id: str,
+        base_url: str = BASE_URL,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Create the engine with an HTTP client of its own; tests pass a `transport`."""
+        self._client = httpx.AsyncClient(transport=transport)
         self._key = api_key
         self._engine_id = engine_id
         self._url = base_url.rstrip("/") + "/customsearch/v1"
@@ -67,7 +75,8 @@ class GoogleSearch:
         return _hits(body)
 
     async def close(self) -> None:
-        """Nothing: whoever opened the client closes it."""
+        """Close the HTTP client."""
+        await self._client.aclose()
 
     def _why(self, status: int, body: JsonObject | None) -> str:
         """The refusal in words for the model, or for whoever set the keys; never the key."""
