@@ -1,33 +1,35 @@
+"""Fixtures of the API tests: the harness, and clients of it."""
+
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from tests.api.house import House, served
-from tests.api.studio import Studio
+from tests.api.vnc_harness import VncHarness
+from tests.support.api_harness import ApiHarness, serve
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    house = House()
-    yield house
-    await house.close()
+async def harness() -> AsyncIterator[ApiHarness]:
+    harness = ApiHarness()
+    yield harness
+    await harness.close()
 
 
 @pytest.fixture
-async def client(house: House) -> httpx.AsyncClient:
-    """A client without a network; it sees a stream when it is over."""
-    return house.client
+async def client(harness: ApiHarness) -> httpx.AsyncClient:
+    """A client without a network; it receives a stream once the stream has ended."""
+    return harness.client
 
 
 @pytest.fixture
-async def live(house: House) -> AsyncIterator[httpx.AsyncClient]:
+async def live_client(harness: ApiHarness) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a real server."""
-    async with served(house) as client:
+    async with serve(harness) as client:
         yield client
 
 
 @pytest.fixture
-async def studio() -> AsyncIterator[Studio]:
-    async with Studio().open() as studio:
-        yield studio
+async def vnc_harness() -> AsyncIterator[VncHarness]:
+    async with VncHarness().run() as harness:
+        yield harness

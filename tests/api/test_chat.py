@@ -7,20 +7,24 @@ import httpx
 import pytest
 
 from app.domain.models.event import DoneEvent, MessageEvent, TextDelta, TitleEvent, WaitEvent
-from tests.api.house import API, Frame, House, frames, served
+from tests.support.api_harness import API, ApiHarness, serve
+from tests.support.eventually import eventually
+from tests.support.sse import SseFrame, read_frames
 
 
-def numbers(sent: list[Frame]) -> list[int]:
+def numbers(sent: list[SseFrame]) -> list[int]:
     return [int(frame.id or 0) for frame in sent]
 
 
-async def real(response: httpx.Response) -> list[Frame]:
-    return [frame async for frame in frames(response) if frame.comment is None]
+async def real(response: httpx.Response) -> list[SseFrame]:
+    return [frame async for frame in read_frames(response)]
 
 
-async def test_a_message_is_answered_and_not_repeated_to_its_sender(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    async with live.stream("POST", f"{API}/{session_id}/chat", json={"message": "hello"}) as answer:
+async def test_a_message_is_answered_and_not_repeated_to_its_sender(
+    harness: ApiHarness, live_client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
+    async with live_client.stream("POST", f"{API}/{session_id}/chat", json={"message": "hello"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["x-accel-buffering"] == "no"
@@ -30,184 +34,199 @@ async def test_a_message_is_answered_and_not_repeated_to_its_sender(house: House
     assert sent[1].data["content"] == "You said: hello"
 
 
-async def test_attaching_after_the_end_replays_everything_and_ends(house: House) -> None:
-    session_id = await house.new()
-    assert await house.say(session_id) == []
-    await house.say(session_id, {"message": "hello"})
+async def test_attaching_after_the_end_replays_everything_and_ends(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
+    assert await harness.send_message(session_id) == []
+    await harness.send_message(session_id, {"message": "hello"})
     for body in ({}, {"message": None, "event_id": None}, {"message": " \n"}, {"event_id": ""}):
-        assert numbers(await house.say(session_id, body)) == [1, 2, 3, 4]
+        assert numbers(await harness.send_message(session_id, body)) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("content", [b"", b"  ", b"{}"])
-async def test_an_empty_body_attaches(house: House, client: httpx.AsyncClient, content: bytes) -> None:
-    answer = await client.post(f"{API}/{await house.new()}/chat", content=content)
+async def test_an_empty_body_attaches(harness: ApiHarness, client: httpx.AsyncClient, content: bytes) -> None:
+    answer = await client.post(f"{API}/{await harness.create_session()}/chat", content=content)
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("seen", [0, 1, 2, 3, 4])
-async def test_a_stream_resumes_after_the_last_event_seen(house: House, seen: int) -> None:
-    session_id = await house.new()
-    await house.say(session_id, {"message": "hello"})
+async def test_a_stream_resumes_after_the_last_event_seen(harness: ApiHarness, seen: int) -> None:
+    session_id = await harness.create_session()
+    await harness.send_message(session_id, {"message": "hello"})
     expected = list(range(seen + 1, 5))
     body = {"event_id": str(seen)} if seen else {}
-    assert numbers(await house.say(session_id, body)) == expected
+    assert numbers(await harness.send_message(session_id, body)) == expected
     header = {"Last-Event-ID": f"{seen:012}"} if seen else {}
-    assert numbers(await house.say(session_id, **header)) == expected
+    assert numbers(await harness.send_message(session_id, **header)) == expected
 
 
-async def test_the_body_names_the_position_before_the_header(house: House) -> None:
-    session_id = await house.new()
-    await house.say(session_id, {"message": "hello"})
-    assert numbers(await house.say(session_id, {"event_id": "3"}, **{"Last-Event-ID": "1"})) == [4]
+async def test_the_body_names_the_position_before_the_header(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
+    await harness.send_message(session_id, {"message": "hello"})
+    assert numbers(await harness.send_message(session_id, {"event_id": "3"}, **{"Last-Event-ID": "1"})) == [4]
 
 
-async def test_a_message_replays_what_was_missed_first(house: House) -> None:
-    session_id = await house.new()
-    await house.say(session_id, {"message": "one"})
-    assert numbers(await house.say(session_id, {"message": "two", "event_id": "3"})) == [4, 6, 7, 8]
+async def test_a_message_replays_what_was_missed_first(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
+    await harness.send_message(session_id, {"message": "one"})
+    assert numbers(await harness.send_message(session_id, {"message": "two", "event_id": "3"})) == [4, 6, 7, 8]
 
 
 @pytest.mark.parametrize("event_id", ["x", "-1", "5", "1e3", "9" * 40, "٣", "0"])
 async def test_an_event_id_that_was_never_issued_is_refused(
-    house: House, client: httpx.AsyncClient, event_id: str
+    harness: ApiHarness, client: httpx.AsyncClient, event_id: str
 ) -> None:
-    session_id = await house.new()
-    await house.say(session_id, {"message": "hello"})
+    session_id = await harness.create_session()
+    await harness.send_message(session_id, {"message": "hello"})
     for body in ({"event_id": event_id}, {"message": "more", "event_id": event_id}):
         answer = await client.post(f"{API}/{session_id}/chat", json=body)
         assert answer.status_code == 400
         assert answer.json()["msg"].startswith("event_id")
     assert (await client.get(f"{API}/{session_id}/events", params={"after": event_id})).status_code == 400
-    assert len(await house.events(session_id)) == 4  # nothing was stored
+    assert len(await harness.list_events(session_id)) == 4  # nothing was stored
 
 
-async def test_readers_that_come_early_late_and_again_see_the_same_bytes(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    house.worker.gate.clear()
+async def test_readers_that_come_early_late_and_again_see_the_same_bytes(
+    harness: ApiHarness, live_client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
+    harness.worker.gate.clear()
 
     async def read(body: dict[str, object]) -> bytes:
-        return (await live.post(f"{API}/{session_id}/chat", json=body)).content
+        return (await live_client.post(f"{API}/{session_id}/chat", json=body)).content
 
     sender = asyncio.create_task(read({"message": "hello"}))
-    await house.worker.waiting.wait()
+    await harness.worker.waiting.wait()
     attached = asyncio.create_task(read({"event_id": "1"}))
-    while len(house.feed._topics[session_id].followers) < 2:
-        await asyncio.sleep(0)
-    house.worker.gate.set()
+    await eventually(lambda: len(harness.feed._topics[session_id].followers) == 2)
+    harness.worker.gate.set()
     first, second = await sender, await attached
     assert first == second == await read({"event_id": "1"})
 
 
-async def test_an_event_is_sent_when_it_happens(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    house.worker.gate.clear()
-    async with live.stream("POST", f"{API}/{session_id}/chat", json={"message": "hello"}) as answer:
-        sent = (frame async for frame in frames(answer) if frame.comment is None)
+async def test_an_event_is_sent_when_it_happens(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    harness.worker.gate.clear()
+    async with live_client.stream("POST", f"{API}/{session_id}/chat", json={"message": "hello"}) as answer:
+        sent = read_frames(answer)
         assert (await anext(sent)).event == "title"
-        assert not house.worker.gate.is_set()
-        house.worker.gate.set()
+        assert not harness.worker.gate.is_set()
+        harness.worker.gate.set()
         assert [frame.event async for frame in sent] == ["message", "done"]
 
 
-async def test_an_open_stream_says_so_before_anything_happens(house: House, live: httpx.AsyncClient) -> None:
-    async with live.stream("GET", f"{API}/{await house.new()}/events") as answer:
-        assert (await anext(frames(answer))).comment == "open"
+async def test_an_open_stream_says_so_before_anything_happens(
+    harness: ApiHarness, live_client: httpx.AsyncClient
+) -> None:
+    async with live_client.stream("GET", f"{API}/{await harness.create_session()}/events") as answer:
+        assert (await anext(read_frames(answer, comments=True))).comment == "open"
 
 
 async def test_a_quiet_stream_is_kept_open_by_comments() -> None:
-    house = House(heartbeat=0.02)
-    async with served(house) as live, live.stream("GET", f"{API}/{await house.new()}/events") as answer:
-        seen = frames(answer)
+    harness = ApiHarness(heartbeat=0.02)
+    async with (
+        serve(harness) as live_client,
+        live_client.stream("GET", f"{API}/{await harness.create_session()}/events") as answer,
+    ):
+        seen = read_frames(answer, comments=True)
         assert [(await anext(seen)).comment for _ in range(4)] == ["open", "ping", "ping", "ping"]
-    await house.close()
+    await harness.close()
 
 
-async def test_following_goes_on_after_done_and_resumes_by_header(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    await house.say(session_id, {"message": "one"})
+async def test_following_goes_on_after_done_and_resumes_by_header(
+    harness: ApiHarness, live_client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
+    await harness.send_message(session_id, {"message": "one"})
     url = f"{API}/{session_id}/events"
-    async with live.stream("GET", url, params={"after": "3"}) as answer:
-        sent = (frame async for frame in frames(answer) if frame.comment is None)
+    async with live_client.stream("GET", url, params={"after": "3"}) as answer:
+        sent = read_frames(answer)
         assert (await anext(sent)).event == "done"
-        await house.say(session_id, {"message": "two"})
+        await harness.send_message(session_id, {"message": "two"})
         assert (await anext(sent)).data["content"] == "two"
-    async with live.stream("GET", url, params={"after": "1"}, headers={"Last-Event-ID": "7"}) as answer:
-        assert (await anext(frame async for frame in frames(answer) if frame.comment is None)).id == "000000000008"
+    async with live_client.stream("GET", url, params={"after": "1"}, headers={"Last-Event-ID": "7"}) as answer:
+        assert (await anext(read_frames(answer))).id == "000000000008"
 
 
-async def test_followers_end_when_the_session_is_deleted(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    async with live.stream("GET", f"{API}/{session_id}/events") as answer:
-        seen = frames(answer)
+async def test_followers_end_when_the_session_is_deleted(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    async with live_client.stream("GET", f"{API}/{session_id}/events") as answer:
+        seen = read_frames(answer, comments=True)
         await anext(seen)
-        await live.delete(f"{API}/{session_id}")
+        await live_client.delete(f"{API}/{session_id}")
         assert [frame async for frame in seen] == []
 
 
-async def test_a_client_that_leaves_stops_its_stream_but_not_the_run(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    house.worker.gate.clear()
-    async with live.stream("POST", f"{API}/{session_id}/chat", json={"message": "hello"}) as answer:
-        async with aclosing(frames(answer)) as seen:
+async def test_a_client_that_leaves_stops_its_stream_but_not_the_run(
+    harness: ApiHarness, live_client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
+    harness.worker.gate.clear()
+    async with live_client.stream("POST", f"{API}/{session_id}/chat", json={"message": "hello"}) as answer:
+        async with aclosing(read_frames(answer, comments=True)) as seen:
             await anext(seen)
-    while session_id in house.feed._topics:
-        await asyncio.sleep(0.001)
-    house.worker.gate.set()
-    await house.worker.finished.wait()
-    assert [event["event"] for event in await house.events(session_id)] == ["message", "title", "message", "done"]
+    await eventually(lambda: session_id not in harness.feed._topics)
+    harness.worker.gate.set()
+    await harness.worker.finished.wait()
+    assert [event["event"] for event in await harness.list_events(session_id)] == [
+        "message",
+        "title",
+        "message",
+        "done",
+    ]
 
 
-async def test_deltas_come_only_when_asked_for(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    house.worker.gate.clear()
+async def test_deltas_come_only_when_asked_for(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    harness.worker.gate.clear()
 
-    async def read(stream: bool) -> list[Frame]:
+    async def read(stream: bool) -> list[SseFrame]:
         body = {"message": "hello"} if stream else {"event_id": "1"}
-        async with live.stream("POST", f"{API}/{session_id}/chat", json={**body, "stream": stream}) as answer:
+        async with live_client.stream("POST", f"{API}/{session_id}/chat", json={**body, "stream": stream}) as answer:
             return await real(answer)
 
     with_deltas = asyncio.create_task(read(True))
-    await house.worker.waiting.wait()
+    await harness.worker.waiting.wait()
     without = asyncio.create_task(read(False))
-    while len(house.feed._topics[session_id].followers) < 2:
-        await asyncio.sleep(0)
-    house.feed.publish_delta(session_id, TextDelta("m1", "You "))
-    house.feed.publish_delta(session_id, TextDelta("m1", "said"))
-    while house.feed._topics[session_id].writing is not None and not all(
-        follower._position == 2 for follower in house.feed._topics[session_id].followers
+    await eventually(lambda: len(harness.feed._topics[session_id].followers) == 2)
+    harness.feed.publish_delta(session_id, TextDelta("m1", "You "))
+    harness.feed.publish_delta(session_id, TextDelta("m1", "said"))
+    while harness.feed._topics[session_id].writing is not None and not all(
+        follower._position == 2 for follower in harness.feed._topics[session_id].followers
     ):
         await asyncio.sleep(0.001)
-    house.worker.gate.set()
+    harness.worker.gate.set()
     deltas = [frame for frame in await with_deltas if frame.event == "message_delta"]
     assert "".join(frame.data["delta"] for frame in deltas) == "You said"
     assert {(frame.id, frame.data["message_id"]) for frame in deltas} == {(None, "m1")}
     assert [frame.event for frame in await without] == ["title", "message", "done"]
 
 
-async def test_the_same_key_twice_is_one_message(house: House) -> None:
-    session_id = await house.new()
+async def test_the_same_key_twice_is_one_message(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
     key = {"Idempotency-Key": "k1"}
-    first = await house.say(session_id, {"message": "hello"}, **key)
-    assert await house.say(session_id, {"message": "hello"}, **key) == first
-    assert house.worker.runs == 1
+    first = await harness.send_message(session_id, {"message": "hello"}, **key)
+    assert await harness.send_message(session_id, {"message": "hello"}, **key) == first
+    assert harness.worker.runs == 1
 
 
-async def test_a_key_said_again_by_a_client_that_has_the_end_already_gets_a_stream_that_ends(house: House) -> None:
-    session_id = await house.new()
+async def test_a_key_said_again_by_a_client_that_has_the_end_already_gets_a_stream_that_ends(
+    harness: ApiHarness,
+) -> None:
+    session_id = await harness.create_session()
     key = {"Idempotency-Key": "k1"}
-    await house.say(session_id, {"message": "hello"}, **key)
+    await harness.send_message(session_id, {"message": "hello"}, **key)
     async with asyncio.timeout(30):
-        assert numbers(await house.say(session_id, {"message": "hello", "event_id": "3"}, **key)) == [4]
-        assert await house.say(session_id, {"message": "hello", "event_id": "4"}, **key) == []
-        await house.say(session_id, {"message": "more"})
-        assert numbers(await house.say(session_id, {"message": "hello"}, **key)) == [2, 3, 4]
-        assert await house.say(session_id, {"message": "hello", "event_id": "8"}, **key) == []
+        assert numbers(await harness.send_message(session_id, {"message": "hello", "event_id": "3"}, **key)) == [4]
+        assert await harness.send_message(session_id, {"message": "hello", "event_id": "4"}, **key) == []
+        await harness.send_message(session_id, {"message": "more"})
+        assert numbers(await harness.send_message(session_id, {"message": "hello"}, **key)) == [2, 3, 4]
+        assert await harness.send_message(session_id, {"message": "hello", "event_id": "8"}, **key) == []
 
 
 @pytest.mark.parametrize("key", ["", "k" * 201])
-async def test_a_key_has_a_length(house: House, client: httpx.AsyncClient, key: str) -> None:
+async def test_a_key_has_a_length(harness: ApiHarness, client: httpx.AsyncClient, key: str) -> None:
     answer = await client.post(
-        f"{API}/{await house.new()}/chat", json={"message": "x"}, headers={"Idempotency-Key": key}
+        f"{API}/{await harness.create_session()}/chat", json={"message": "x"}, headers={"Idempotency-Key": key}
     )
     assert answer.status_code == 400
     assert "Idempotency-Key" in answer.json()["msg"]
@@ -230,60 +249,64 @@ async def test_a_key_has_a_length(house: House, client: httpx.AsyncClient, key: 
     ],
 )
 async def test_a_body_of_the_wrong_shape_is_refused_by_field(
-    house: House, client: httpx.AsyncClient, body: dict[str, object]
+    harness: ApiHarness, client: httpx.AsyncClient, body: dict[str, object]
 ) -> None:
-    session_id = await house.new()
+    session_id = await harness.create_session()
     answer = await client.post(f"{API}/{session_id}/chat", json=body)
     assert answer.status_code == 400
     assert answer.json()["msg"].split(":")[0] in body
-    assert await house.events(session_id) == []
+    assert await harness.list_events(session_id) == []
 
 
-async def test_unknown_fields_are_ignored_and_times_are_kept(house: House) -> None:
-    session_id = await house.new()
-    await house.say(session_id, {"message": "x", "timestamp": 0, "attachments": [], "more": {"a": 1}})
-    assert (await house.events(session_id))[0]["data"]["timestamp"] == 0
+async def test_unknown_fields_are_ignored_and_times_are_kept(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
+    await harness.send_message(session_id, {"message": "x", "timestamp": 0, "attachments": [], "more": {"a": 1}})
+    assert (await harness.list_events(session_id))[0]["data"]["timestamp"] == 0
 
 
-async def test_a_message_has_a_length(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    await house.say(session_id, {"message": "é" * 100_000})
+async def test_a_message_has_a_length(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    await harness.send_message(session_id, {"message": "é" * 100_000})
     answer = await client.post(f"{API}/{session_id}/chat", json={"message": "x" * 100_001})
     assert answer.status_code == 413
-    assert len(await house.events(session_id)) == 4
+    assert len(await harness.list_events(session_id)) == 4
 
 
-async def test_a_stream_ends_at_wait(house: House) -> None:
-    session_id = await house.new()
-    house.worker.script = lambda words: [
+async def test_a_stream_ends_at_wait(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
+    harness.worker.script = lambda words: [
         TitleEvent(title="t"), MessageEvent(role="assistant", content="Which?"), WaitEvent(), DoneEvent()
     ]  # fmt: skip
-    assert [frame.event for frame in await house.say(session_id, {"message": "x"})] == ["title", "message", "wait"]
+    assert [frame.event for frame in await harness.send_message(session_id, {"message": "x"})] == [
+        "title",
+        "message",
+        "wait",
+    ]
 
 
 async def test_a_store_that_fails_is_503_before_a_stream_and_ends_it_quietly_within(
-    house: House, live: httpx.AsyncClient
+    harness: ApiHarness, live_client: httpx.AsyncClient
 ) -> None:
-    session_id = await house.new()
-    await house.write(session_id, *(MessageEvent(role="assistant", content="x" * 2000) for _ in range(3000)))
-    house.store.trouble = "the disk is full"
-    answer = await live.post(f"{API}/{session_id}/chat", json={"message": "x"})
+    session_id = await harness.create_session()
+    await harness.commit_events(session_id, *(MessageEvent(role="assistant", content="x" * 2000) for _ in range(3000)))
+    harness.store.trouble = "the disk is full"
+    answer = await live_client.post(f"{API}/{session_id}/chat", json={"message": "x"})
     assert (answer.status_code, answer.json()["msg"]) == (503, "the disk is full")
     assert answer.headers["retry-after"] == "5"
-    house.store.trouble = None
-    async with live.stream("POST", f"{API}/{session_id}/chat", json={}) as streamed:
-        seen = frames(streamed)
+    harness.store.trouble = None
+    async with live_client.stream("POST", f"{API}/{session_id}/chat", json={}) as streamed:
+        seen = read_frames(streamed, comments=True)
         assert [(await anext(seen)).id for _ in range(3)][-1] == "000000000002"
-        house.store.trouble = "the disk is full"
+        harness.store.trouble = "the disk is full"
         rest = [frame async for frame in seen]
     assert all(frame.event == "message" for frame in rest)
     assert len(rest) < 3000
 
 
-async def test_open_streams_end_whole_when_the_server_shuts_down(house: House) -> None:
-    session_id = await house.new()
-    async with served(house) as live, live.stream("GET", f"{API}/{session_id}/events") as answer:
-        seen = frames(answer)
+async def test_open_streams_end_whole_when_the_server_shuts_down(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
+    async with serve(harness) as live_client, live_client.stream("GET", f"{API}/{session_id}/events") as answer:
+        seen = read_frames(answer, comments=True)
         await anext(seen)
-        house.services.end_streams()
+        harness.services.end_streams()
         assert [frame async for frame in seen] == []  # httpx raises when the last chunk is missing

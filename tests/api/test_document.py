@@ -28,7 +28,8 @@ from app.domain.models.tool import OpenCall, ToolResult
 from app.interfaces.api.schemas import answers
 from app.interfaces.api.schemas.streams import EventFrame, LiveFrame, SessionsFrame
 from app.interfaces.sse import all_frames
-from tests.api.house import API, Frame, House, frames
+from tests.support.api_harness import API, ApiHarness
+from tests.support.sse import SseFrame, read_frames
 
 SNAPSHOT = Path(__file__).parent / "openapi.snapshot.json"
 GOLDEN = Path(__file__).parents[1] / "unit" / "golden" / "events_v1.jsonl"
@@ -55,22 +56,22 @@ def fits(model: type[BaseModel], sent: Any) -> None:
     assert model.model_validate_json(json.dumps(sent), strict=True).model_dump(mode="json") == sent
 
 
-def as_object(frame: Frame) -> dict[str, Any]:
+def as_object(frame: SseFrame) -> dict[str, Any]:
     found = {"event": frame.event, "data": frame.data}
     return found if frame.id is None else {"id": frame.id, **found}
 
 
-async def test_answers_fit_their_schemas(house: House, client: httpx.AsyncClient) -> None:
+async def test_answers_fit_their_schemas(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     created = (await client.put(API)).json()
     fits(answers.CreatedAnswer, created)
     session_id = created["data"]["session_id"]
     url = f"{API}/{session_id}"
     fits(answers.SessionAnswer, (await client.get(url)).json())
     fits(answers.SessionsAnswer, (await client.get(API)).json())
-    await house.write(session_id, *EVERYTHING)
+    await harness.commit_events(session_id, *EVERYTHING)
     fits(answers.SessionAnswer, (await client.get(url)).json())
     fits(answers.SessionsAnswer, (await client.get(API, params={"limit": 1})).json())
-    sandbox = await house.sandboxes.acquire(session_id)
+    sandbox = await harness.sandboxes.acquire(session_id)
     await sandbox.shell_exec("main", "~", "ls")
     await sandbox.file_write("a", "b", append=False, sudo=False)
     fits(answers.ShellAnswer, (await client.post(f"{url}/shell", json={"session_id": "main"})).json())
@@ -82,18 +83,18 @@ async def test_answers_fit_their_schemas(house: House, client: httpx.AsyncClient
     fits(answers.ReadyAnswer, (await client.get("/ready")).json())
 
 
-async def test_streams_fit_their_schemas(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    house.worker.script = lambda words: EVERYTHING
-    sent = await house.say(session_id, {"message": "everything"})
+async def test_streams_fit_their_schemas(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    harness.worker.script = lambda words: EVERYTHING
+    sent = await harness.send_message(session_id, {"message": "everything"})
     assert [frame.event for frame in sent][-1] == "wait"
-    sent = await house.say(session_id)
+    sent = await harness.send_message(session_id)
     assert len(sent) == len(EVERYTHING) + 1
     for frame in sent:
         fits(EventFrame, as_object(frame))
         fits(LiveFrame, as_object(frame))
-    async with live.stream("POST", API) as answer:
-        listed = await anext(frame async for frame in frames(answer) if frame.comment is None)
+    async with live_client.stream("POST", API) as answer:
+        listed = await anext(read_frames(answer))
     fits(SessionsFrame, as_object(listed))
 
 

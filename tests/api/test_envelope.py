@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.domain import errors
 from app.interfaces.errors import STATUS, status_of
-from tests.api.house import API, House
+from tests.support.api_harness import API, ApiHarness
 
 
 def check(answer: httpx.Response) -> dict[str, Any]:
@@ -53,17 +53,17 @@ BODIES = {
 
 @pytest.mark.parametrize("path", ["chat", "shell", "file"])
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
-async def test_an_unusable_body_is_400(house: House, client: httpx.AsyncClient, path: str, body: bytes) -> None:
+async def test_an_unusable_body_is_400(harness: ApiHarness, client: httpx.AsyncClient, path: str, body: bytes) -> None:
     for content_type in ("application/json", "text/plain", "application/x-www-form-urlencoded", "garbage"):
         answer = await client.post(
-            f"{API}/{await house.new()}/{path}", content=body, headers={"content-type": content_type}
+            f"{API}/{await harness.create_session()}/{path}", content=body, headers={"content-type": content_type}
         )
         assert answer.status_code == 400
         check(answer)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_over_a_mebibyte_is_413(house: House, client: httpx.AsyncClient, chunked: bool) -> None:
+async def test_a_body_over_a_mebibyte_is_413(harness: ApiHarness, client: httpx.AsyncClient, chunked: bool) -> None:
     piece = b" " * 65_536
 
     async def pieces():
@@ -71,14 +71,14 @@ async def test_a_body_over_a_mebibyte_is_413(house: House, client: httpx.AsyncCl
             yield piece
 
     content: Any = pieces() if chunked else piece * 20
-    answer = await client.post(f"{API}/{await house.new()}/chat", content=content)
+    answer = await client.post(f"{API}/{await harness.create_session()}/chat", content=content)
     assert answer.status_code == 413
     check(answer)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_client_that_sends_everything_first_still_reads_its_413(
-    house: House, live: httpx.AsyncClient, chunked: bool
+    harness: ApiHarness, live_client: httpx.AsyncClient, chunked: bool
 ) -> None:
     piece = b" " * 65_536
 
@@ -87,18 +87,18 @@ async def test_a_client_that_sends_everything_first_still_reads_its_413(
             yield piece
 
     content: Any = pieces() if chunked else piece * 100
-    answer = await live.post(f"{API}/{await house.new()}/chat", content=content)
+    answer = await live_client.post(f"{API}/{await harness.create_session()}/chat", content=content)
     assert answer.status_code == 413
     check(answer)
 
 
-async def test_a_body_without_an_end_is_cut(house: House, live: httpx.AsyncClient) -> None:
+async def test_a_body_without_an_end_is_cut(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     async def endless():
         while True:
             yield b"x" * 65_536
 
     try:
-        answer = await live.post(f"{API}/{await house.new()}/chat", content=endless())
+        answer = await live_client.post(f"{API}/{await harness.create_session()}/chat", content=endless())
     except httpx.TransportError:
         return
     assert answer.status_code == 413
@@ -140,22 +140,22 @@ async def test_a_refused_method_is_told_all_that_are_allowed(client: httpx.Async
     assert (await client.patch(API)).headers["allow"] == "GET, HEAD, POST, PUT"
 
 
-async def test_head_is_get_without_its_body(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
+async def test_head_is_get_without_its_body(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
     for path in ("/health", API, f"{API}/{session_id}", f"{API}/{session_id}/events"):
-        head = await live.head(path)
+        head = await live_client.head(path)
         assert (head.status_code, head.content) == (200, b"")
-    assert (await live.head(f"{API}/nobody")).status_code == 404
-    assert (await live.get("/health")).status_code == 200  # the connection still works
+    assert (await live_client.head(f"{API}/nobody")).status_code == 404
+    assert (await live_client.get("/health")).status_code == 200  # the connection still works
 
 
 async def test_a_fault_of_ours_is_500_and_logged_with_the_request_id(
-    house: House, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: ApiHarness, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(**_: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(house.store, "page", broken)
+    monkeypatch.setattr(harness.store, "page", broken)
     answer = await client.get(API)
     assert answer.status_code == 500
     assert "secret" not in check(answer)["msg"]
@@ -163,9 +163,9 @@ async def test_a_fault_of_ours_is_500_and_logged_with_the_request_id(
     assert record.exc_info
 
 
-async def test_a_store_that_is_away_is_503_everywhere(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    house.store.trouble = "the database is away"
+async def test_a_store_that_is_away_is_503_everywhere(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    harness.store.trouble = "the database is away"
     for method, path in [
         ("PUT", API),
         ("GET", API),
@@ -181,10 +181,10 @@ async def test_a_store_that_is_away_is_503_everywhere(house: House, client: http
         assert answer.headers["retry-after"] == "5"
 
 
-async def test_health_and_readiness(house: House, client: httpx.AsyncClient) -> None:
+async def test_health_and_readiness(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     assert check(await client.get("/health"))["data"] == {"status": "ok"}
     assert check(await client.get("/ready"))["data"] == {"store": "ok", "sandbox": "ok"}
-    house.store.trouble = "the disk is full"
+    harness.store.trouble = "the disk is full"
     assert check(await client.get("/health"))["code"] == 0
     answer = await client.get("/ready")
     assert answer.status_code == 503
@@ -203,25 +203,25 @@ async def test_a_plain_request_id_is_kept_and_any_other_replaced(
 
 
 async def test_each_request_is_one_line_in_the_log(
-    client: httpx.AsyncClient, house: House, caplog: pytest.LogCaptureFixture
+    client: httpx.AsyncClient, harness: ApiHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "app.interfaces.request_log")
-    await client.head(f"{API}/{await house.new()}")
+    await client.head(f"{API}/{await harness.create_session()}")
     record = [record for record in caplog.records if record.name == "app.interfaces.request_log"][-1]
     assert (record.__dict__["method"], record.__dict__["route"]) == ("HEAD", API + "/{session_id}")
     assert record.__dict__["status"] == 200
 
 
 async def test_only_named_origins_may_call_from_a_page() -> None:
-    house = House(origins=["https://ui.example"])
+    harness = ApiHarness(origins=["https://ui.example"])
     preflight = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "idempotency-key"}
-    answer = await house.client.options(API, headers={"Origin": "https://ui.example", **preflight})
+    answer = await harness.client.options(API, headers={"Origin": "https://ui.example", **preflight})
     assert answer.headers["access-control-allow-origin"] == "https://ui.example"
-    answer = await house.client.get(f"{API}/x", headers={"Origin": "https://ui.example"})
+    answer = await harness.client.get(f"{API}/x", headers={"Origin": "https://ui.example"})
     assert answer.headers["access-control-allow-origin"] == "https://ui.example"
-    answer = await house.client.get(API, headers={"Origin": "https://elsewhere.example"})
+    answer = await harness.client.get(API, headers={"Origin": "https://elsewhere.example"})
     assert "access-control-allow-origin" not in answer.headers
-    await house.close()
+    await harness.close()
 
 
 def test_every_error_has_a_status() -> None:
@@ -264,8 +264,10 @@ NAMES = st.sampled_from(["message", "timestamp", "event_id", "stream", "session_
     path=st.sampled_from(["chat", "shell", "file", "stop"]),
     body=st.binary(max_size=60) | (JSON | st.dictionaries(NAMES, JSON)).map(lambda value: json.dumps(value).encode()),
 )
-async def test_no_body_brings_a_500_or_an_answer_without_the_envelope(house: House, path: str, body: bytes) -> None:
-    answer = await house.client.post(f"{API}/{await house.new()}/{path}", content=body)
+async def test_no_body_brings_a_500_or_an_answer_without_the_envelope(
+    harness: ApiHarness, path: str, body: bytes
+) -> None:
+    answer = await harness.client.post(f"{API}/{await harness.create_session()}/{path}", content=body)
     assert answer.status_code in (200, 400, 404)
     if not answer.headers["content-type"].startswith("text/event-stream"):
         check(answer)
@@ -273,8 +275,8 @@ async def test_no_body_brings_a_500_or_an_answer_without_the_envelope(house: Hou
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=st.dictionaries(st.sampled_from(["after", "limit", "tail", "cursor"]), st.text(max_size=30)))
-async def test_no_query_brings_a_500(house: House, query: dict[str, str]) -> None:
-    for path in (API, f"{API}/{await house.new()}"):
-        answer = await house.client.get(path, params=query)
+async def test_no_query_brings_a_500(harness: ApiHarness, query: dict[str, str]) -> None:
+    for path in (API, f"{API}/{await harness.create_session()}"):
+        answer = await harness.client.get(path, params=query)
         assert answer.status_code in (200, 400)
         check(answer)

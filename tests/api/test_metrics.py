@@ -4,11 +4,13 @@ import re
 
 import httpx
 
-from tests.api.house import House
+from tests.support.api_harness import ApiHarness
 
 
-async def test_metrics_count_requests_by_route_and_show_what_is_open(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
+async def test_metrics_count_requests_by_route_and_show_what_is_open(
+    harness: ApiHarness, client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
     await client.get(f"/api/v1/sessions/{session_id}")
     await client.get("/api/v1/sessions/nobody")
     answer = await client.get("/metrics")

@@ -4,12 +4,12 @@ import httpx
 import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
-from tests.api.house import API, House
+from tests.support.api_harness import API, ApiHarness
 
 
-async def test_a_shell_shows_its_console(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    sandbox = await house.sandboxes.acquire(session_id)
+async def test_a_shell_shows_its_console(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    sandbox = await harness.sandboxes.acquire(session_id)
     sandbox.script("ls", "a.txt\n")
     await sandbox.shell_exec("main", "~", "ls")
     data = (await client.post(f"{API}/{session_id}/shell", json={"session_id": "main"})).json()["data"]
@@ -17,15 +17,17 @@ async def test_a_shell_shows_its_console(house: House, client: httpx.AsyncClient
     assert data == {"output": "a.txt\n", "session_id": "main", "console": console}
 
 
-async def test_without_a_sandbox_there_is_no_shell_and_none_is_started(house: House, client: httpx.AsyncClient) -> None:
-    answer = await client.post(f"{API}/{await house.new()}/shell", json={"session_id": "main"})
+async def test_without_a_sandbox_there_is_no_shell_and_none_is_started(
+    harness: ApiHarness, client: httpx.AsyncClient
+) -> None:
+    answer = await client.post(f"{API}/{await harness.create_session()}/shell", json={"session_id": "main"})
     assert answer.status_code == 404
-    assert house.sandboxes.starts == 0
+    assert harness.sandboxes.starts == 0
 
 
-async def test_a_file_is_read_from_the_workspace(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    await (await house.sandboxes.acquire(session_id)).file_write("a.txt", "één\n", append=False, sudo=False)
+async def test_a_file_is_read_from_the_workspace(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    await (await harness.sandboxes.acquire(session_id)).file_write("a.txt", "één\n", append=False, sudo=False)
     answer = await client.post(f"{API}/{session_id}/file", content='{"file": "a.txt"}')  # as `curl -d` sends it
     assert answer.json()["data"] == {"content": "één\n", "file": "/home/ubuntu/a.txt"}
 
@@ -43,10 +45,10 @@ async def test_a_file_is_read_from_the_workspace(house: House, client: httpx.Asy
     ],
 )
 async def test_what_the_sandbox_refuses_keeps_its_meaning(
-    house: House, client: httpx.AsyncClient, failure: SandboxFailure | SandboxUnavailable, status: int
+    harness: ApiHarness, client: httpx.AsyncClient, failure: SandboxFailure | SandboxUnavailable, status: int
 ) -> None:
-    session_id = await house.new()
-    (await house.sandboxes.acquire(session_id)).failure = failure
+    session_id = await harness.create_session()
+    (await harness.sandboxes.acquire(session_id)).failure = failure
     for path, body in (("shell", {"session_id": "main"}), ("file", {"file": "a"})):
         answer = await client.post(f"{API}/{session_id}/{path}", json=body)
         assert answer.status_code == status
@@ -56,8 +58,8 @@ async def test_what_the_sandbox_refuses_keeps_its_meaning(
 
 @pytest.mark.parametrize("body", [{}, {"file": None}, {"file": ""}, {"file": 5}, {"file": "x" * 5000}, {"path": "a"}])
 async def test_a_file_without_a_usable_path_is_refused(
-    house: House, client: httpx.AsyncClient, body: dict[str, object]
+    harness: ApiHarness, client: httpx.AsyncClient, body: dict[str, object]
 ) -> None:
-    answer = await client.post(f"{API}/{await house.new()}/file", json=body)
+    answer = await client.post(f"{API}/{await harness.create_session()}/file", json=body)
     assert answer.status_code == 400
     assert answer.json()["msg"].startswith("file: ")

@@ -8,21 +8,22 @@ import pytest
 from app.application.services.chat import ChatRequest
 from app.domain.errors import StoreUnavailable
 from app.domain.models.event import DoneEvent, ErrorEvent, MessageEvent, TitleEvent
-from tests.api.house import API, House, frames
+from tests.support.api_harness import API, ApiHarness
+from tests.support.sse import read_frames
 
 
-async def test_a_new_session_is_pending_and_has_nothing(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
+async def test_a_new_session_is_pending_and_has_nothing(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
     expected = {"session_id": session_id, "title": None, "status": "pending", "events": []}
     answer = await client.get(f"{API}/{session_id}")
     assert answer.json() == {"code": 0, "msg": "success", "data": expected}
     assert answer.headers["content-type"] == "application/json"
 
 
-async def test_history_is_what_the_stream_sent(house: House) -> None:
-    session_id = await house.new()
-    sent = await house.say(session_id, {"message": "hello"})
-    events = await house.events(session_id)
+async def test_history_is_what_the_stream_sent(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
+    sent = await harness.send_message(session_id, {"message": "hello"})
+    events = await harness.list_events(session_id)
     assert [frame.event for frame in sent] == ["title", "message", "done"]
     assert events[1:] == [{"event": frame.event, "data": frame.data} for frame in sent]
     assert events[0]["data"]["content"] == "hello"
@@ -41,30 +42,32 @@ async def test_history_is_what_the_stream_sent(house: House) -> None:
     ],
 )
 async def test_a_long_history_comes_whole_or_in_the_part_asked_for(
-    house: House, query: dict[str, str | int], numbers: range
+    harness: ApiHarness, query: dict[str, str | int], numbers: range
 ) -> None:
-    session_id = await house.new()
-    await house.write(session_id, *(MessageEvent(role="user", content=str(n)) for n in range(1, 1201)))
-    events = await house.events(session_id, **query)
+    session_id = await harness.create_session()
+    await harness.commit_events(session_id, *(MessageEvent(role="user", content=str(n)) for n in range(1, 1201)))
+    events = await harness.list_events(session_id, **query)
     assert [int(event["data"]["event_id"]) for event in events] == list(numbers)
 
 
-async def test_a_history_of_many_pages_costs_little(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    await house.write(session_id, *(MessageEvent(role="user", content="x" * 900) for _ in range(5000)))
+async def test_a_history_of_many_pages_costs_little(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    await harness.commit_events(session_id, *(MessageEvent(role="user", content="x" * 900) for _ in range(5000)))
     data = (await client.get(f"{API}/{session_id}")).json()["data"]
     assert len(data["events"]) == 5000
 
 
 @pytest.mark.parametrize("query", ["after=1", "after=x", "after=-1", "limit=0", "limit=5001", "tail=x", "tail=0"])
-async def test_a_part_that_does_not_exist_is_refused(house: House, client: httpx.AsyncClient, query: str) -> None:
-    answer = await client.get(f"{API}/{await house.new()}?{query}")
+async def test_a_part_that_does_not_exist_is_refused(
+    harness: ApiHarness, client: httpx.AsyncClient, query: str
+) -> None:
+    answer = await client.get(f"{API}/{await harness.create_session()}?{query}")
     assert answer.status_code == 400
     assert answer.json()["data"] is None
 
 
-async def test_the_list_shows_the_latest_first_and_pages(house: House, client: httpx.AsyncClient) -> None:
-    ids = [await house.new() for _ in range(3)]
+async def test_the_list_shows_the_latest_first_and_pages(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    ids = [await harness.create_session() for _ in range(3)]
     first = (await client.get(API, params={"limit": 2})).json()["data"]
     second = (await client.get(API, params={"limit": 2, "cursor": first["next_cursor"]})).json()["data"]
     assert [each["session_id"] for each in (*first["sessions"], *second["sessions"])] == ids[::-1]
@@ -84,9 +87,11 @@ async def test_a_list_that_cannot_be_given_is_refused(client: httpx.AsyncClient,
     assert (await client.get(f"{API}?{query}")).status_code == 400
 
 
-async def test_messages_are_unread_until_a_chat_stream_delivers_them(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    await house.write(
+async def test_messages_are_unread_until_a_chat_stream_delivers_them(
+    harness: ApiHarness, client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
+    await harness.commit_events(
         session_id,
         MessageEvent(role="user", content="hi"),
         TitleEvent(title="Greeting"),
@@ -96,77 +101,81 @@ async def test_messages_are_unread_until_a_chat_stream_delivers_them(house: Hous
     [session] = (await client.get(API)).json()["data"]["sessions"]
     assert (session["unread_message_count"], session["title"], session["status"]) == (1, "Greeting", "completed")
     assert (session["latest_message"], session["latest_message_at"]) == ("hello", 1_700_000_000)
-    await house.events(session_id)  # looking at the history delivers nothing
+    await harness.list_events(session_id)  # looking at the history delivers nothing
     assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 1
-    await house.say(session_id)
+    await harness.send_message(session_id)
     assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 0
 
 
 async def test_messages_are_delivered_also_by_a_stream_that_never_catches_up_before_its_end(
-    house: House, client: httpx.AsyncClient
+    harness: ApiHarness, client: httpx.AsyncClient
 ) -> None:
-    session_id = await house.new()
-    await house.write(session_id, MessageEvent(role="user", content="hi"))
-    items = await house.services.chat.chat(session_id, ChatRequest(message=""), owner="")
+    session_id = await harness.create_session()
+    await harness.commit_events(session_id, MessageEvent(role="user", content="hi"))
+    items = await harness.services.chat.chat(session_id, ChatRequest(message=""), owner="")
     await anext(items)
     for event in (MessageEvent(role="assistant", content="one moment"), ErrorEvent(error="the model failed")):
-        await house.write(session_id, event)
+        await harness.commit_events(session_id, event)
         assert await anext(items)
     with pytest.raises(StopAsyncIteration):
         await anext(items)
     assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 0
 
 
-async def test_a_deleted_session_is_gone_and_deleting_it_again_is_404(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
+async def test_a_deleted_session_is_gone_and_deleting_it_again_is_404(
+    harness: ApiHarness, client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
     assert (await client.delete(f"{API}/{session_id}")).json() == {"code": 0, "msg": "success", "data": None}
-    assert house.sandboxes.destroyed == [session_id]
+    assert harness.sandboxes.destroyed == [session_id]
     assert (await client.delete(f"{API}/{session_id}")).status_code == 404
     assert (await client.get(f"{API}/{session_id}")).status_code == 404
 
 
 async def test_a_delete_that_the_store_refuses_leaves_the_run_going(
-    house: House, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    harness: ApiHarness, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def full(session_id: str, *, owner: str) -> None:
         raise StoreUnavailable("the disk is full")
 
-    session_id = await house.new()
-    house.worker.gate.clear()
-    stream = asyncio.create_task(house.say(session_id, {"message": "work"}))
-    await house.worker.waiting.wait()
-    house.worker.gate.set()
+    session_id = await harness.create_session()
+    harness.worker.gate.clear()
+    stream = asyncio.create_task(harness.send_message(session_id, {"message": "work"}))
+    await harness.worker.waiting.wait()
+    harness.worker.gate.set()
     with monkeypatch.context() as patched:
-        patched.setattr(house.store, "delete", full)
+        patched.setattr(harness.store, "delete", full)
         assert (await client.delete(f"{API}/{session_id}")).status_code == 503
     async with asyncio.timeout(30):
         assert (await stream)[-1].event == "done"
 
 
-async def test_stop_ends_the_run_and_may_be_repeated(house: House, client: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    house.worker.gate.clear()
-    stream = asyncio.create_task(house.say(session_id, {"message": "work"}))
-    await house.worker.waiting.wait()
+async def test_stop_ends_the_run_and_may_be_repeated(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    harness.worker.gate.clear()
+    stream = asyncio.create_task(harness.send_message(session_id, {"message": "work"}))
+    await harness.worker.waiting.wait()
     for _ in range(2):
         assert (await client.post(f"{API}/{session_id}/stop")).json()["data"] is None
     assert [frame.event for frame in await stream] == ["title", "done"]
     assert (await client.get(f"{API}/{session_id}")).json()["data"]["status"] == "completed"
 
 
-async def test_the_list_is_streamed_at_once_and_at_every_change(house: House, live: httpx.AsyncClient) -> None:
-    async with live.stream("POST", API) as answer:
-        shown = (frame.data async for frame in frames(answer) if frame.event == "sessions")
+async def test_the_list_is_streamed_at_once_and_at_every_change(
+    harness: ApiHarness, live_client: httpx.AsyncClient
+) -> None:
+    async with live_client.stream("POST", API) as answer:
+        shown = (frame.data async for frame in read_frames(answer) if frame.event == "sessions")
         assert await anext(shown) == {"sessions": [], "next_cursor": None}
-        session_id = await house.new()
+        session_id = await harness.create_session()
         assert (await anext(shown))["sessions"][0]["session_id"] == session_id
-        await house.write(session_id, TitleEvent(title="Named"))
+        await harness.commit_events(session_id, TitleEvent(title="Named"))
         assert (await anext(shown))["sessions"][0]["title"] == "Named"
-        await house.write(session_id, MessageEvent(role="assistant", content="hello"))
+        await harness.commit_events(session_id, MessageEvent(role="assistant", content="hello"))
         assert (await anext(shown))["sessions"][0]["unread_message_count"] == 1
-        await house.say(session_id)
+        await harness.send_message(session_id)
         assert (await anext(shown))["sessions"][0]["unread_message_count"] == 0
-        await live.delete(f"{API}/{session_id}")
+        await live_client.delete(f"{API}/{session_id}")
         assert (await anext(shown))["sessions"] == []
 
 

@@ -12,8 +12,10 @@ from websockets.exceptions import ConnectionClosed
 
 from app.domain.repositories.tickets import MAX_TICKETS
 from app.infrastructure.logging import JsonLines
-from tests.api.house import API, House, frames
-from tests.api.studio import Studio, farewell, until
+from tests.api.vnc_harness import VncHarness, close_reason
+from tests.support.api_harness import API, ApiHarness
+from tests.support.eventually import eventually
+from tests.support.sse import read_frames
 
 TICKETS = "/api/v1/tickets"
 GREETING = b"RFB 003.008\n\x01\x01"
@@ -22,85 +24,93 @@ KEY = struct.pack(">BBxxI", 4, 1, ord("x"))
 USED_UP = (4401, "the ticket opens nothing here: it is used up, expired, or for another session")
 
 
-async def issue(house: House, session_id: str, **more: Any) -> str:
-    answer = await house.client.post(TICKETS, json={"session_id": session_id, **more})
+async def issue(harness: ApiHarness, session_id: str, **more: Any) -> str:
+    answer = await harness.client.post(TICKETS, json={"session_id": session_id, **more})
     assert answer.status_code == 200, answer.text
     return answer.json()["data"]["ticket"]
 
 
-async def events(live: httpx.AsyncClient, session_id: str, ticket: str, **query: Any) -> tuple[int, dict[str, Any]]:
+async def events(
+    live_client: httpx.AsyncClient, session_id: str, ticket: str, **query: Any
+) -> tuple[int, dict[str, Any]]:
     """The status of endpoint 11, and the body of a failure; a stream is left at once."""
-    async with live.stream("GET", f"{API}/{session_id}/events", params={"ticket": ticket, **query}) as answer:
+    async with live_client.stream("GET", f"{API}/{session_id}/events", params={"ticket": ticket, **query}) as answer:
         return answer.status_code, {} if answer.status_code == 200 else json.loads(await answer.aread())
 
 
-async def test_a_ticket_is_not_to_be_guessed_or_kept_and_says_until_when_it_is_good(house: House) -> None:
-    answer = await house.client.post(TICKETS, json={"session_id": await house.new(), "view_only": True})
+async def test_a_ticket_is_not_to_be_guessed_or_kept_and_says_until_when_it_is_good(harness: ApiHarness) -> None:
+    answer = await harness.client.post(TICKETS, json={"session_id": await harness.create_session(), "view_only": True})
     data = answer.json()["data"]
     assert data.keys() == {"ticket", "expires_at"}
     assert data["expires_at"] == 1_700_000_030
     assert len(data["ticket"]) == 32
     assert answer.headers["cache-control"] == "no-store"
-    assert [each for each in house.tickets.kept if data["ticket"] in each] == []
+    assert [each for each in harness.tickets.kept if data["ticket"] in each] == []
 
 
-async def test_a_ticket_opens_the_events_of_its_session_once(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    await house.say(session_id, {"message": "hello"})
-    ticket = await issue(house, session_id)
-    async with live.stream("GET", f"{API}/{session_id}/events", params={"ticket": ticket}) as answer:
+async def test_a_ticket_opens_the_events_of_its_session_once(
+    harness: ApiHarness, live_client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
+    await harness.send_message(session_id, {"message": "hello"})
+    ticket = await issue(harness, session_id)
+    async with live_client.stream("GET", f"{API}/{session_id}/events", params={"ticket": ticket}) as answer:
         assert answer.status_code == 200
-        seen = await anext(frame async for frame in frames(answer) if frame.event)
+        seen = await anext(read_frames(answer))
         assert seen.data["content"] == "hello"
-    answer = await live.get(f"{API}/{session_id}/events", params={"ticket": ticket})
+    answer = await live_client.get(f"{API}/{session_id}/events", params={"ticket": ticket})
     assert answer.json() == {"code": 401, "msg": USED_UP[1], "data": None}
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("ticket", ["", "x", "x" * 32, "x" * 10_000, "é\x00", "'; DROP TABLE tickets"])
-async def test_what_is_no_ticket_opens_nothing(house: House, live: httpx.AsyncClient, ticket: str) -> None:
-    status, body = await events(live, await house.new(), ticket)
+async def test_what_is_no_ticket_opens_nothing(
+    harness: ApiHarness, live_client: httpx.AsyncClient, ticket: str
+) -> None:
+    status, body = await events(live_client, await harness.create_session(), ticket)
     assert (status, body["code"]) == (401, 401)
     assert len(ticket) < 3 or ticket not in body["msg"]
 
 
-async def test_of_many_requests_at_the_same_instant_a_ticket_lets_one_in(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    ticket = await issue(house, session_id)
-    found = await asyncio.gather(*(events(live, session_id, ticket) for _ in range(20)))
+async def test_of_many_requests_at_the_same_instant_a_ticket_lets_one_in(
+    harness: ApiHarness, live_client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
+    ticket = await issue(harness, session_id)
+    found = await asyncio.gather(*(events(live_client, session_id, ticket) for _ in range(20)))
     assert sorted(status for status, _ in found) == [200] + [401] * 19
 
 
-async def test_a_ticket_is_good_for_thirty_seconds(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    early, late = await issue(house, session_id), await issue(house, session_id)
-    house.now += 29.9
-    assert (await events(live, session_id, early))[0] == 200
-    house.now += 0.1
-    assert (await events(live, session_id, late))[0] == 401
+async def test_a_ticket_is_good_for_thirty_seconds(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    early, late = await issue(harness, session_id), await issue(harness, session_id)
+    harness.now += 29.9
+    assert (await events(live_client, session_id, early))[0] == 200
+    harness.now += 0.1
+    assert (await events(live_client, session_id, late))[0] == 401
 
 
 async def test_a_request_that_fails_before_it_is_let_in_does_not_use_its_ticket_up(
-    house: House, live: httpx.AsyncClient
+    harness: ApiHarness, live_client: httpx.AsyncClient
 ) -> None:
-    session_id, other = await house.new(), await house.new()
-    ticket = await issue(house, session_id)
-    assert (await events(live, other, ticket))[0] == 401
-    assert (await events(live, "x" * 65, ticket))[0] == 404
-    assert (await events(live, session_id, ticket, after="nonsense"))[0] == 400
-    assert (await events(live, session_id, ticket))[0] == 200
+    session_id, other = await harness.create_session(), await harness.create_session()
+    ticket = await issue(harness, session_id)
+    assert (await events(live_client, other, ticket))[0] == 401
+    assert (await events(live_client, "x" * 65, ticket))[0] == 404
+    assert (await events(live_client, session_id, ticket, after="nonsense"))[0] == 400
+    assert (await events(live_client, session_id, ticket))[0] == 200
 
 
-async def test_a_ticket_goes_with_its_session(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    ticket = await issue(house, session_id)
-    await house.client.delete(f"{API}/{session_id}")
-    assert (await events(live, session_id, ticket))[0] == 401
-    assert (await house.client.post(TICKETS, json={"session_id": session_id})).status_code == 404
+async def test_a_ticket_goes_with_its_session(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    ticket = await issue(harness, session_id)
+    await harness.client.delete(f"{API}/{session_id}")
+    assert (await events(live_client, session_id, ticket))[0] == 401
+    assert (await harness.client.post(TICKETS, json={"session_id": session_id})).status_code == 404
 
 
-async def test_without_a_ticket_everything_is_as_before(house: House, live: httpx.AsyncClient) -> None:
-    async with live.stream("GET", f"{API}/{await house.new()}/events") as answer:
+async def test_without_a_ticket_everything_is_as_before(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+    async with live_client.stream("GET", f"{API}/{await harness.create_session()}/events") as answer:
         assert answer.status_code == 200
 
 
@@ -123,122 +133,134 @@ async def test_a_ticket_for_nothing_is_refused(client: httpx.AsyncClient, body: 
     assert (answer.status_code, answer.json()["code"], answer.json()["data"]) == (status, status, None)
 
 
-async def test_only_so_many_tickets_of_a_session_wait(house: House) -> None:
-    session_id = await house.new()
+async def test_only_so_many_tickets_of_a_session_wait(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
     for _ in range(MAX_TICKETS):
-        await issue(house, session_id)
-    house.now += 12
-    answer = await house.client.post(TICKETS, json={"session_id": session_id})
+        await issue(harness, session_id)
+    harness.now += 12
+    answer = await harness.client.post(TICKETS, json={"session_id": session_id})
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "18"
-    house.now += 18
-    await issue(house, session_id)
+    harness.now += 18
+    await issue(harness, session_id)
 
 
-async def test_a_store_that_is_away_is_said_and_costs_no_ticket(house: House, live: httpx.AsyncClient) -> None:
-    session_id = await house.new()
-    ticket = await issue(house, session_id)
-    house.store.trouble = "the disk is full"
-    assert (await house.client.post(TICKETS, json={"session_id": session_id})).status_code == 503
-    assert (await events(live, session_id, ticket))[0] == 503
-    house.store.trouble = None
-    assert (await events(live, session_id, ticket))[0] == 200
+async def test_a_store_that_is_away_is_said_and_costs_no_ticket(
+    harness: ApiHarness, live_client: httpx.AsyncClient
+) -> None:
+    session_id = await harness.create_session()
+    ticket = await issue(harness, session_id)
+    harness.store.trouble = "the disk is full"
+    assert (await harness.client.post(TICKETS, json={"session_id": session_id})).status_code == 503
+    assert (await events(live_client, session_id, ticket))[0] == 503
+    harness.store.trouble = None
+    assert (await events(live_client, session_id, ticket))[0] == 200
 
 
-async def test_a_ticket_opens_the_desktop_once_and_lets_everything_through(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    ticket = await issue(studio.house, session_id)
-    viewer = await studio.view(session_id, ticket=ticket)
+async def test_a_ticket_opens_the_desktop_once_and_lets_everything_through(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    ticket = await issue(vnc_harness.api, session_id)
+    viewer = await vnc_harness.connect_viewer(session_id, ticket=ticket)
     await screen.opened.wait()
     await viewer.send(GREETING + KEY + b"anything at all")
-    await until(lambda: screen.desktops[0].heard == GREETING + KEY + b"anything at all")
-    assert await farewell(await studio.view(session_id, ticket=ticket)) == USED_UP
+    await eventually(lambda: screen.desktops[0].received == GREETING + KEY + b"anything at all")
+    assert await close_reason(await vnc_harness.connect_viewer(session_id, ticket=ticket)) == USED_UP
     await viewer.close()
 
 
-async def test_a_bad_ticket_starts_no_sandbox(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    other, _ = await studio.screen()
-    for ticket in ("", "wrong", await issue(studio.house, other)):
-        assert await farewell(await studio.view(session_id, ticket=ticket)) == USED_UP
+async def test_a_bad_ticket_starts_no_sandbox(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    other, _ = await vnc_harness.create_session()
+    for ticket in ("", "wrong", await issue(vnc_harness.api, other)):
+        assert await close_reason(await vnc_harness.connect_viewer(session_id, ticket=ticket)) == USED_UP
     assert not screen.opened.is_set()
-    assert studio.viewers == 0
+    assert vnc_harness.viewers == 0
 
 
-async def test_who_may_only_watch_sees_everything_and_changes_nothing(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id, ticket=await issue(studio.house, session_id, view_only=True))
+async def test_who_may_only_watch_sees_everything_and_changes_nothing(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(
+        session_id, ticket=await issue(vnc_harness.api, session_id, view_only=True)
+    )
     await screen.opened.wait()
     (desktop,) = screen.desktops
-    desktop.shows.put_nowait(b"RFB 003.008\n")
+    desktop.outgoing.put_nowait(b"RFB 003.008\n")
     assert await viewer.recv() == b"RFB 003.008\n"
     for byte in GREETING + KEY + REQUEST + KEY:
         await viewer.send(bytes([byte]))
     await viewer.send(KEY * 1000 + REQUEST + KEY)
-    await until(lambda: desktop.heard == GREETING + REQUEST * 2)
-    desktop.shows.put_nowait(b"\x00pixels")
+    await eventually(lambda: desktop.received == GREETING + REQUEST * 2)
+    desktop.outgoing.put_nowait(b"\x00pixels")
     assert await viewer.recv() == b"\x00pixels"
     await viewer.close()
     await desktop.closed.wait()
-    assert desktop.heard == GREETING + REQUEST * 2
+    assert desktop.received == GREETING + REQUEST * 2
 
 
-async def test_what_a_watcher_says_before_the_desktop_is_there_is_sifted_too(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    studio.house.sandboxes.may_start.clear()
-    viewer = await studio.view(session_id, ticket=await issue(studio.house, session_id, view_only=True))
+async def test_what_a_watcher_says_before_the_desktop_is_there_is_sifted_too(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    vnc_harness.api.sandboxes.may_start.clear()
+    viewer = await vnc_harness.connect_viewer(
+        session_id, ticket=await issue(vnc_harness.api, session_id, view_only=True)
+    )
     await viewer.send(GREETING + KEY + REQUEST[:5])
     await (await viewer.ping())
-    studio.house.sandboxes.may_start.set()
+    vnc_harness.api.sandboxes.may_start.set()
     await screen.opened.wait()
     await viewer.send(REQUEST[5:] + KEY)
-    await until(lambda: screen.desktops[0].heard == GREETING + REQUEST)
+    await eventually(lambda: screen.desktops[0].received == GREETING + REQUEST)
     await viewer.close()
 
 
-async def test_a_watcher_who_says_something_unknown_is_sent_away(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id, ticket=await issue(studio.house, session_id, view_only=True))
+async def test_a_watcher_who_says_something_unknown_is_sent_away(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(
+        session_id, ticket=await issue(vnc_harness.api, session_id, view_only=True)
+    )
     await screen.opened.wait()
     await viewer.send(GREETING + REQUEST + b"\x07" + REQUEST)
-    code, reason = await farewell(viewer)
+    code, reason = await close_reason(viewer)
     assert code == 1008
     assert reason == "the ticket is for watching only: messages of the unknown type 7 are not let through"
     await screen.desktops[0].closed.wait()
-    assert REQUEST * 2 not in screen.desktops[0].heard
+    assert REQUEST * 2 not in screen.desktops[0].received
 
 
-async def test_a_watcher_and_a_person_at_work_have_the_same_desktop_side_by_side(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    watcher = await studio.view(session_id, ticket=await issue(studio.house, session_id, view_only=True))
-    await until(lambda: len(screen.desktops) == 1)
-    worker = await studio.view(session_id)
-    await until(lambda: len(screen.desktops) == 2)
+async def test_a_watcher_and_a_person_at_work_have_the_same_desktop_side_by_side(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    watcher = await vnc_harness.connect_viewer(
+        session_id, ticket=await issue(vnc_harness.api, session_id, view_only=True)
+    )
+    await eventually(lambda: len(screen.desktops) == 1)
+    worker = await vnc_harness.connect_viewer(session_id)
+    await eventually(lambda: len(screen.desktops) == 2)
     for viewer in (watcher, worker):
         await viewer.send(GREETING + KEY + REQUEST)
-    await until(lambda: screen.desktops[1].heard == GREETING + KEY + REQUEST)
-    await until(lambda: screen.desktops[0].heard == GREETING + REQUEST)
-    await studio.house.client.delete(f"{API}/{session_id}")
-    assert await farewell(watcher) == (4410, "the session was deleted")
+    await eventually(lambda: screen.desktops[1].received == GREETING + KEY + REQUEST)
+    await eventually(lambda: screen.desktops[0].received == GREETING + REQUEST)
+    await vnc_harness.api.client.delete(f"{API}/{session_id}")
+    assert await close_reason(watcher) == (4410, "the session was deleted")
     with pytest.raises(ConnectionClosed):
         await worker.recv()
 
 
-async def test_no_ticket_reaches_the_log_even_at_debug(studio: Studio, caplog: pytest.LogCaptureFixture) -> None:
-    session_id, screen = await studio.screen()
+async def test_no_ticket_reaches_the_log_even_at_debug(
+    vnc_harness: VncHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    session_id, screen = await vnc_harness.create_session()
     with caplog.at_level(logging.DEBUG):
         for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
             caplog.set_level(logging.DEBUG, logger=name)
-        tickets = [await issue(studio.house, session_id) for _ in range(3)]
-        viewer = await studio.view(session_id, ticket=tickets[0])
+        tickets = [await issue(vnc_harness.api, session_id) for _ in range(3)]
+        viewer = await vnc_harness.connect_viewer(session_id, ticket=tickets[0])
         await screen.opened.wait()
         await viewer.close()
-        await farewell(await studio.view(session_id, ticket=tickets[0]))
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{studio.port}") as client:
+        await close_reason(await vnc_harness.connect_viewer(session_id, ticket=tickets[0]))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{vnc_harness.port}") as client:
             assert (await events(client, session_id, tickets[1]))[0] == 200
             assert (await events(client, session_id, tickets[1]))[0] == 401
             assert (await events(client, session_id, tickets[2], after="x"))[0] == 400
-        await until(lambda: studio.viewers == 0)
+        await eventually(lambda: vnc_harness.viewers == 0)
     ours = [record for record in caplog.records if not record.name.startswith(("websockets", "httpcore", "httpx"))]
     lines = "\n".join(map(JsonLines().format, ours))
     assert "a viewer of the desktop ended" in lines

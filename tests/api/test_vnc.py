@@ -21,9 +21,10 @@ from app.domain.errors import SandboxFailure, SandboxUnavailable, StoreUnavailab
 from app.interfaces import viewer_connection
 from app.interfaces.api import vnc
 from app.interfaces.viewer_connection import MAX_FRAGMENTS, MAX_MESSAGE
-from tests.api.house import API, House
-from tests.api.studio import MIB, Screen, Studio, farewell, until
+from tests.api.vnc_harness import MIB, DesktopSandbox, VncHarness, close_reason
 from tests.fakes.memory_sandbox import MemorySandbox
+from tests.support.api_harness import API, ApiHarness
+from tests.support.eventually import eventually
 
 BUFFERS = 24 * MIB
 """What the buffers between a desktop and a viewer may hold: the kernel's of two sockets, and ours."""
@@ -47,17 +48,17 @@ async def read(viewer: ClientConnection, size: int) -> bytes:
     return bytes(data)
 
 
-async def test_bytes_go_through_unchanged_in_both_directions(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id)
+async def test_bytes_go_through_unchanged_in_both_directions(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
     dice = random.Random(7)
     pieces = [dice.randbytes(size) for size in (1, 125, 126, 127, 65_535, 65_536, 400_000, MAX_MESSAGE, 1)]
     for piece in pieces:
-        screen.desktops[0].shows.put_nowait(piece)
+        screen.desktops[0].outgoing.put_nowait(piece)
         await viewer.send(piece)
     assert await read(viewer, sum(map(len, pieces))) == b"".join(pieces)
-    await until(lambda: screen.desktops[0].heard == b"".join(pieces))
+    await eventually(lambda: screen.desktops[0].received == b"".join(pieces))
     await viewer.close()
     await screen.desktops[0].closed.wait()
 
@@ -66,89 +67,92 @@ async def test_bytes_go_through_unchanged_in_both_directions(studio: Studio) -> 
     ("offered", "chosen"), [(None, None), (["binary"], "binary"), (["base64", "binary"], "binary")]
 )
 async def test_the_subprotocol_is_accepted_when_it_is_offered(
-    studio: Studio, offered: list[Subprotocol] | None, chosen: str | None
+    vnc_harness: VncHarness, offered: list[Subprotocol] | None, chosen: str | None
 ) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id, subprotocols=offered)
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(session_id, subprotocols=offered)
     assert viewer.subprotocol == chosen
     await screen.opened.wait()
-    screen.desktops[0].shows.put_nowait(b"RFB 003.008\n")
+    screen.desktops[0].outgoing.put_nowait(b"RFB 003.008\n")
     assert await viewer.recv() == b"RFB 003.008\n"
     await viewer.close()
 
 
-async def test_a_viewer_that_speaks_something_else_is_refused_in_the_envelope(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
+async def test_a_viewer_that_speaks_something_else_is_refused_in_the_envelope(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
     with pytest.raises(InvalidStatus) as refused:
-        await studio.view(session_id, subprotocols=["base64"])
+        await vnc_harness.connect_viewer(session_id, subprotocols=["base64"])
     assert refused.value.response.status_code == 400
     assert "binary" in json.loads(refused.value.response.body or b"")["msg"]
     assert not screen.opened.is_set()
 
 
-async def test_the_sandbox_is_started_while_the_viewer_waits(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    studio.house.sandboxes.may_start.clear()
-    viewer = await studio.view(session_id)
-    await until(lambda: studio.viewers == 1)
-    assert studio.house.sandboxes.starts == 0
-    studio.house.sandboxes.may_start.set()
+async def test_the_sandbox_is_started_while_the_viewer_waits(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    vnc_harness.api.sandboxes.may_start.clear()
+    viewer = await vnc_harness.connect_viewer(session_id)
+    await eventually(lambda: vnc_harness.viewers == 1)
+    assert vnc_harness.api.sandboxes.starts == 0
+    vnc_harness.api.sandboxes.may_start.set()
     await screen.opened.wait()
-    screen.desktops[0].shows.put_nowait(b"hello")
+    screen.desktops[0].outgoing.put_nowait(b"hello")
     assert await viewer.recv() == b"hello"
-    assert studio.house.sandboxes.starts == 1
+    assert vnc_harness.api.sandboxes.starts == 1
     await viewer.close()
 
 
 @pytest.mark.parametrize("rudely", [False, True])
-async def test_a_viewer_that_leaves_meanwhile_is_not_waited_for(studio: Studio, rudely: bool) -> None:
-    session_id, screen = await studio.screen()
-    studio.house.sandboxes.may_start.clear()
-    viewer = await studio.view(session_id)
-    await until(lambda: studio.viewers == 1)
+async def test_a_viewer_that_leaves_meanwhile_is_not_waited_for(vnc_harness: VncHarness, rudely: bool) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    vnc_harness.api.sandboxes.may_start.clear()
+    viewer = await vnc_harness.connect_viewer(session_id)
+    await eventually(lambda: vnc_harness.viewers == 1)
     if rudely:
         viewer.transport.abort()
     else:
         await viewer.close()
-    await until(lambda: studio.viewers == 0)
-    studio.house.sandboxes.may_start.set()
+    await eventually(lambda: vnc_harness.viewers == 0)
+    vnc_harness.api.sandboxes.may_start.set()
     assert not screen.opened.is_set()
 
 
-async def test_what_a_viewer_says_too_early_is_heard_later(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    studio.house.sandboxes.may_start.clear()
-    viewer = await studio.view(session_id)
+async def test_what_a_viewer_says_too_early_is_heard_later(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    vnc_harness.api.sandboxes.may_start.clear()
+    viewer = await vnc_harness.connect_viewer(session_id)
     await viewer.send(b"early ")
     await viewer.send(b"bird")
     await (await viewer.ping())
-    studio.house.sandboxes.may_start.set()
+    vnc_harness.api.sandboxes.may_start.set()
     await screen.opened.wait()
     await viewer.send(b" sings")
-    await until(lambda: screen.desktops[0].heard == b"early bird sings")
+    await eventually(lambda: screen.desktops[0].received == b"early bird sings")
     await viewer.close()
 
 
-async def test_a_viewer_that_says_much_too_early_is_sent_away(studio: Studio) -> None:
-    session_id, _ = await studio.screen()
-    studio.house.sandboxes.may_start.clear()
-    viewer = await studio.view(session_id)
+async def test_a_viewer_that_says_much_too_early_is_sent_away(vnc_harness: VncHarness) -> None:
+    session_id, _ = await vnc_harness.create_session()
+    vnc_harness.api.sandboxes.may_start.clear()
+    viewer = await vnc_harness.connect_viewer(session_id)
     for _ in range(3):
         await viewer.send(bytes(HELD_BYTES // 2))
-    code, reason = await farewell(viewer)
+    code, reason = await close_reason(viewer)
     assert (code, str(HELD_BYTES) in reason) == (1009, True)
-    studio.house.sandboxes.may_start.set()
+    vnc_harness.api.sandboxes.may_start.set()
 
 
 @pytest.mark.parametrize("session_id", ["0" * 32, "x" * 65, "a%20b"])
-async def test_an_unknown_session_is_named_as_the_reason(studio: Studio, session_id: str) -> None:
-    assert await farewell(await studio.view(session_id)) == (4404, "no such session")
+async def test_an_unknown_session_is_named_as_the_reason(vnc_harness: VncHarness, session_id: str) -> None:
+    assert await close_reason(await vnc_harness.connect_viewer(session_id)) == (4404, "no such session")
 
 
-async def test_a_sandbox_that_does_not_start_is_the_reason(studio: Studio) -> None:
-    session_id, _ = await studio.screen()
-    studio.house.sandboxes.refusal = SandboxUnavailable("Docker does not answer on this machine.")
-    assert await farewell(await studio.view(session_id)) == (4503, "Docker does not answer on this machine.")
+async def test_a_sandbox_that_does_not_start_is_the_reason(vnc_harness: VncHarness) -> None:
+    session_id, _ = await vnc_harness.create_session()
+    vnc_harness.api.sandboxes.refusal = SandboxUnavailable("Docker does not answer on this machine.")
+    assert await close_reason(await vnc_harness.connect_viewer(session_id)) == (
+        4503,
+        "Docker does not answer on this machine.",
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,145 +163,148 @@ async def test_a_sandbox_that_does_not_start_is_the_reason(studio: Studio) -> No
         (SandboxFailure("it is broken", status=500), 4502),
     ],
 )
-async def test_a_sandbox_without_a_desktop_says_so(studio: Studio, refusal: Exception, code: int) -> None:
-    session_id, screen = await studio.screen()
+async def test_a_sandbox_without_a_desktop_says_so(vnc_harness: VncHarness, refusal: Exception, code: int) -> None:
+    session_id, screen = await vnc_harness.create_session()
     screen.refusal = refusal
-    assert await farewell(await studio.view(session_id)) == (code, str(refusal))
+    assert await close_reason(await vnc_harness.connect_viewer(session_id)) == (code, str(refusal))
 
 
-async def test_a_sandbox_that_has_just_died_is_replaced_by_another(studio: Studio) -> None:
-    session_id, dead = await studio.screen()
+async def test_a_sandbox_that_has_just_died_is_replaced_by_another(vnc_harness: VncHarness) -> None:
+    session_id, dead = await vnc_harness.create_session()
     dead.refusal = SandboxUnavailable("The sandbox cannot be reached: it does not run.")
-    alive = Screen()
-    acquire = studio.house.sandboxes.acquire
+    alive = DesktopSandbox()
+    acquire = vnc_harness.api.sandboxes.acquire
 
     async def notice(session_id: str) -> MemorySandbox:
         found = await acquire(session_id)
-        studio.house.sandboxes.sandboxes[session_id] = alive
+        vnc_harness.api.sandboxes.sandboxes[session_id] = alive
         return found
 
-    studio.house.sandboxes.acquire = notice
-    viewer = await studio.view(session_id)
+    vnc_harness.api.sandboxes.acquire = notice
+    viewer = await vnc_harness.connect_viewer(session_id)
     await alive.opened.wait()
-    alive.desktops[0].shows.put_nowait(b"hello")
+    alive.desktops[0].outgoing.put_nowait(b"hello")
     assert await viewer.recv() == b"hello"
     await viewer.close()
 
 
-async def test_a_long_reason_is_cut_between_two_characters(studio: Studio) -> None:
-    session_id, _ = await studio.screen()
-    studio.house.sandboxes.refusal = SandboxUnavailable("x" + "é" * 200)
-    code, reason = await farewell(await studio.view(session_id))
+async def test_a_long_reason_is_cut_between_two_characters(vnc_harness: VncHarness) -> None:
+    session_id, _ = await vnc_harness.create_session()
+    vnc_harness.api.sandboxes.refusal = SandboxUnavailable("x" + "é" * 200)
+    code, reason = await close_reason(await vnc_harness.connect_viewer(session_id))
     assert code == 4503
     assert reason == "x" + "é" * 59 + "…"
 
 
-async def test_a_desktop_that_ends_in_order_ends_the_viewer_so(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id)
+async def test_a_desktop_that_ends_in_order_ends_the_viewer_so(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
-    screen.desktops[0].shows.put_nowait(b"last words")
-    screen.desktops[0].shows.put_nowait(b"")
+    screen.desktops[0].outgoing.put_nowait(b"last words")
+    screen.desktops[0].outgoing.put_nowait(b"")
     assert await viewer.recv() == b"last words"
-    assert await farewell(viewer) == (1000, "the desktop ended the connection")
+    assert await close_reason(viewer) == (1000, "the desktop ended the connection")
     await screen.desktops[0].closed.wait()
 
 
-async def test_when_the_sandbox_dies_its_viewers_are_told(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewers = [await studio.view(session_id) for _ in range(3)]
-    await until(lambda: len(screen.desktops) == 3)
+async def test_when_the_sandbox_dies_its_viewers_are_told(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewers = [await vnc_harness.connect_viewer(session_id) for _ in range(3)]
+    await eventually(lambda: len(screen.desktops) == 3)
     for desktop in screen.desktops:
-        desktop.shows.put_nowait(SandboxUnavailable("The connection to the desktop broke."))
-    assert {await farewell(viewer) for viewer in viewers} == {(4410, "the sandbox is gone")}
+        desktop.outgoing.put_nowait(SandboxUnavailable("The connection to the desktop broke."))
+    assert {await close_reason(viewer) for viewer in viewers} == {(4410, "the sandbox is gone")}
 
 
-async def test_when_the_session_is_deleted_its_viewers_are_told(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    other, _ = await studio.screen()
-    viewers, bystander = [await studio.view(session_id) for _ in range(3)], await studio.view(other)
-    await until(lambda: len(screen.desktops) == 3)
-    assert (await studio.house.client.delete(f"{API}/{session_id}")).status_code == 200
-    assert {await farewell(viewer) for viewer in viewers} == {(4410, "the session was deleted")}
-    await until(lambda: studio.viewers == 1)
+async def test_when_the_session_is_deleted_its_viewers_are_told(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    other, _ = await vnc_harness.create_session()
+    viewers, bystander = (
+        [await vnc_harness.connect_viewer(session_id) for _ in range(3)],
+        await vnc_harness.connect_viewer(other),
+    )
+    await eventually(lambda: len(screen.desktops) == 3)
+    assert (await vnc_harness.api.client.delete(f"{API}/{session_id}")).status_code == 200
+    assert {await close_reason(viewer) for viewer in viewers} == {(4410, "the session was deleted")}
+    await eventually(lambda: vnc_harness.viewers == 1)
     await bystander.close()
 
 
-async def test_a_viewer_that_waits_is_told_of_the_deletion_too(studio: Studio) -> None:
-    session_id, _ = await studio.screen()
-    studio.house.sandboxes.may_start.clear()
-    viewer = await studio.view(session_id)
-    await until(lambda: studio.viewers == 1)
-    await studio.house.client.delete(f"{API}/{session_id}")
-    assert await farewell(viewer) == (4410, "the session was deleted")
-    studio.house.sandboxes.may_start.set()
+async def test_a_viewer_that_waits_is_told_of_the_deletion_too(vnc_harness: VncHarness) -> None:
+    session_id, _ = await vnc_harness.create_session()
+    vnc_harness.api.sandboxes.may_start.clear()
+    viewer = await vnc_harness.connect_viewer(session_id)
+    await eventually(lambda: vnc_harness.viewers == 1)
+    await vnc_harness.api.client.delete(f"{API}/{session_id}")
+    assert await close_reason(viewer) == (4410, "the session was deleted")
+    vnc_harness.api.sandboxes.may_start.set()
 
 
-async def test_when_the_service_ends_its_viewers_are_told(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id)
+async def test_when_the_service_ends_its_viewers_are_told(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
-    studio.house.services.end_streams()
-    assert await farewell(viewer) == (1001, "the service is shutting down")
+    vnc_harness.api.services.end_streams()
+    assert await close_reason(viewer) == (1001, "the service is shutting down")
 
 
 async def test_the_server_ends_in_time_and_in_order_whatever_its_viewers_do(caplog: pytest.LogCaptureFixture) -> None:
-    async with Studio(drain_seconds=30).open() as studio:
-        session_id, screen = await studio.screen(endless=True)
-        deaf = await deaf_viewer(studio, session_id)
-        await settled(lambda: screen.desktops[0].shown)
+    async with VncHarness(drain_seconds=30).run() as vnc_harness:
+        session_id, screen = await vnc_harness.create_session(unlimited=True)
+        deaf = await deaf_viewer(vnc_harness, session_id)
+        await settled(lambda: screen.desktops[0].bytes_sent)
         began = time.monotonic()
     assert time.monotonic() - began < 15
-    assert studio.viewers == 0
+    assert vnc_harness.viewers == 0
     assert "Traceback" not in caplog.text
     deaf.close()
 
 
 async def test_a_viewer_that_answers_no_ping_is_cut_off() -> None:
-    async with Studio(ping_seconds=0.1, pong_seconds=0.2).open() as studio:
-        session_id, screen = await studio.screen(endless=True)
-        deaf = await deaf_viewer(studio, session_id)
-        await until(lambda: not studio.connections)
+    async with VncHarness(ping_seconds=0.1, pong_seconds=0.2).run() as vnc_harness:
+        session_id, screen = await vnc_harness.create_session(unlimited=True)
+        deaf = await deaf_viewer(vnc_harness, session_id)
+        await eventually(lambda: not vnc_harness.connections)
         await screen.desktops[0].closed.wait()
         deaf.close()
 
 
 async def test_the_connection_of_a_viewer_that_does_not_read_ends_with_its_desktop(
-    studio: Studio, monkeypatch: pytest.MonkeyPatch
+    vnc_harness: VncHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(viewer_connection, "LINGER_SECONDS", 0.1)
     monkeypatch.setattr(vnc, "CLOSE_SECONDS", 0.1)
-    session_id, screen = await studio.screen(endless=True)
-    deaf = await deaf_viewer(studio, session_id)
-    await settled(lambda: screen.desktops[0].shown)
-    await studio.house.client.delete(f"{API}/{session_id}")
-    await until(lambda: not studio.connections)
+    session_id, screen = await vnc_harness.create_session(unlimited=True)
+    deaf = await deaf_viewer(vnc_harness, session_id)
+    await settled(lambda: screen.desktops[0].bytes_sent)
+    await vnc_harness.api.client.delete(f"{API}/{session_id}")
+    await eventually(lambda: not vnc_harness.connections)
     deaf.close()
 
 
-async def test_text_is_refused(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id)
+async def test_text_is_refused(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
     await viewer.send("words")
-    assert await farewell(viewer) == (1003, "only binary frames are understood")
-    assert screen.desktops[0].heard == b""
+    assert await close_reason(viewer) == (1003, "only binary frames are understood")
+    assert screen.desktops[0].received == b""
 
 
-async def test_a_message_that_is_too_large_ends_the_connection(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id)
+async def test_a_message_that_is_too_large_ends_the_connection(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
     with pytest.raises(ConnectionClosed):
         await viewer.send(bytes(MAX_MESSAGE + 1))
         await viewer.recv()
     await screen.desktops[0].closed.wait()
-    assert screen.desktops[0].heard == b""
+    assert screen.desktops[0].received == b""
 
 
-async def test_a_message_in_too_many_pieces_ends_the_connection(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id)
+async def test_a_message_in_too_many_pieces_ends_the_connection(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
     with pytest.raises(ConnectionClosed) as closed:
         await viewer.send([b"", *[b""] * MAX_FRAGMENTS, b"end"])
@@ -308,15 +315,15 @@ async def test_a_message_in_too_many_pieces_ends_the_connection(studio: Studio) 
     await screen.desktops[0].closed.wait()
 
 
-async def deaf_viewer(studio: Studio, session_id: str) -> socket.socket:
+async def deaf_viewer(vnc_harness: VncHarness, session_id: str) -> socket.socket:
     """A viewer, by hand, that reads nothing once it is let in."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     sock.setblocking(False)
     loop = asyncio.get_running_loop()
-    await loop.sock_connect(sock, ("127.0.0.1", studio.port))
+    await loop.sock_connect(sock, ("127.0.0.1", vnc_harness.port))
     request = (
-        f"GET {studio.path(session_id)} HTTP/1.1\r\nHost: 127.0.0.1:{studio.port}\r\nUpgrade: websocket\r\n"
+        f"GET {vnc_harness.path(session_id)} HTTP/1.1\r\nHost: 127.0.0.1:{vnc_harness.port}\r\nUpgrade: websocket\r\n"
         "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
     await loop.sock_sendall(sock, request.encode())
@@ -327,33 +334,33 @@ async def deaf_viewer(studio: Studio, session_id: str) -> socket.socket:
     return sock
 
 
-async def test_nothing_piles_up_for_a_viewer_that_does_not_read_and_others_do_not_wait(studio: Studio) -> None:
-    session_id, screen = await studio.screen(endless=True)
-    deaf = await deaf_viewer(studio, session_id)
-    assert await settled(lambda: screen.desktops[0].shown) < BUFFERS
-    viewer = await studio.view(session_id)
+async def test_nothing_piles_up_for_a_viewer_that_does_not_read_and_others_do_not_wait(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session(unlimited=True)
+    deaf = await deaf_viewer(vnc_harness, session_id)
+    assert await settled(lambda: screen.desktops[0].bytes_sent) < BUFFERS
+    viewer = await vnc_harness.connect_viewer(session_id)
     await read(viewer, 2 * BUFFERS)
     viewer.transport.abort()
     deaf.close()
-    await until(lambda: studio.viewers == 0)
+    await eventually(lambda: vnc_harness.viewers == 0)
 
 
-async def test_a_viewer_that_reads_late_is_shown_everything(studio: Studio) -> None:
-    session_id, screen = await studio.screen(endless=True)
-    viewer = await studio.view(session_id, max_queue=1)
+async def test_a_viewer_that_reads_late_is_shown_everything(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session(unlimited=True)
+    viewer = await vnc_harness.connect_viewer(session_id, max_queue=1)
     await screen.opened.wait()
-    shown = await settled(lambda: screen.desktops[0].shown)
+    shown = await settled(lambda: screen.desktops[0].bytes_sent)
     data = await read(viewer, shown)
     assert data == b"".join(n.to_bytes(8, "big") * 8192 for n in range(0, len(data), 65_536))
     viewer.transport.abort()
 
 
-async def test_a_desktop_that_takes_nothing_holds_its_viewer_up(studio: Studio) -> None:
-    session_id, screen = await studio.screen()
-    viewer = await studio.view(session_id)
+async def test_a_desktop_that_takes_nothing_holds_its_viewer_up(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session()
+    viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
     desktop = screen.desktops[0]
-    desktop.listens.clear()
+    desktop.accepts_input.clear()
     sent = 0
     piece = os.urandom(64 * 1024)
 
@@ -365,55 +372,57 @@ async def test_a_desktop_that_takes_nothing_holds_its_viewer_up(studio: Studio) 
 
     talking = asyncio.create_task(talk())
     assert await settled(lambda: sent) < BUFFERS
-    desktop.listens.set()
-    await until(lambda: sent > 2 * BUFFERS)
+    desktop.accepts_input.set()
+    await eventually(lambda: sent > 2 * BUFFERS)
     talking.cancel()
     await asyncio.gather(talking, return_exceptions=True)
-    await until(lambda: len(desktop.heard) >= sent)  # what an aborted connection has not sent yet is lost
+    await eventually(lambda: len(desktop.received) >= sent)  # what an aborted connection has not sent yet is lost
     viewer.transport.abort()
     await desktop.closed.wait()
-    whole = desktop.heard[:sent] == piece * (sent // len(piece))
+    whole = desktop.received[:sent] == piece * (sent // len(piece))
     assert whole
 
 
-async def test_answers_to_pings_do_not_pile_up_for_a_viewer_that_does_not_read(studio: Studio) -> None:
-    session_id, screen = await studio.screen(endless=True)
-    deaf = await deaf_viewer(studio, session_id)
-    await settled(lambda: screen.desktops[0].shown)
-    (connection,) = studio.connections
+async def test_answers_to_pings_do_not_pile_up_for_a_viewer_that_does_not_read(vnc_harness: VncHarness) -> None:
+    session_id, screen = await vnc_harness.create_session(unlimited=True)
+    deaf = await deaf_viewer(vnc_harness, session_id)
+    await settled(lambda: screen.desktops[0].bytes_sent)
+    (connection,) = vnc_harness.connections
     before = connection.transport.get_write_buffer_size()
     pings = Frame(Opcode.PING, bytes(125)).serialize(mask=True) * 1000
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(20):
         for _ in range(40):
             await loop.sock_sendall(deaf, pings)
-    await until(lambda: connection.conn.reader.buffer == b"")
+    await eventually(lambda: connection.conn.reader.buffer == b"")
     assert connection.transport.get_write_buffer_size() == before
     deaf.close()
 
 
-async def test_a_fault_of_ours_is_told_without_its_details(studio: Studio, caplog: pytest.LogCaptureFixture) -> None:
-    session_id, screen = await studio.screen()
+async def test_a_fault_of_ours_is_told_without_its_details(
+    vnc_harness: VncHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    session_id, screen = await vnc_harness.create_session()
     screen.refusal = RuntimeError("secret detail")
     with caplog.at_level(logging.ERROR):
-        code, reason = await farewell(await studio.view(session_id))
+        code, reason = await close_reason(await vnc_harness.connect_viewer(session_id))
     assert code == 1011
     assert "secret" not in reason
     assert "secret detail" in caplog.text
 
 
-async def test_a_store_that_is_away_is_the_reason(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    session_id, _ = await studio.screen()
+async def test_a_store_that_is_away_is_the_reason(vnc_harness: VncHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    session_id, _ = await vnc_harness.create_session()
 
     async def away(*_: object, **__: object) -> None:
         raise StoreUnavailable("the disk is full")
 
-    monkeypatch.setattr(studio.house.store, "get", away)
-    assert await farewell(await studio.view(session_id)) == (4503, "the disk is full")
+    monkeypatch.setattr(vnc_harness.api.store, "get", away)
+    assert await close_reason(await vnc_harness.connect_viewer(session_id)) == (4503, "the disk is full")
 
 
-async def test_a_plain_request_is_told_what_this_is(house: House, client: httpx.AsyncClient) -> None:
-    answer = await client.get(f"{API}/{await house.new()}/vnc")
+async def test_a_plain_request_is_told_what_this_is(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    answer = await client.get(f"{API}/{await harness.create_session()}/vnc")
     assert answer.status_code == 426
     assert answer.headers["upgrade"] == "websocket"
     assert answer.json()["code"] == 426
@@ -422,8 +431,8 @@ async def test_a_plain_request_is_told_what_this_is(house: House, client: httpx.
 
 
 @pytest.mark.parametrize("path", ["/health", f"{API}/x/chat", "/nowhere"])
-async def test_a_websocket_elsewhere_is_answered_in_the_envelope(studio: Studio, path: str) -> None:
+async def test_a_websocket_elsewhere_is_answered_in_the_envelope(vnc_harness: VncHarness, path: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
-        await connect(f"ws://127.0.0.1:{studio.port}{path}", proxy=None)
+        await connect(f"ws://127.0.0.1:{vnc_harness.port}{path}", proxy=None)
     assert refused.value.response.status_code == 404
     assert json.loads(refused.value.response.body or b"")["code"] == 404

@@ -1,7 +1,6 @@
 """What must hold after a storm, for everything that happened in it."""
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from tests.fakes.scripted_openai import Asked
 from tests.support.cluster import Cluster
 from tests.support.invariants import check_conversation, check_log
 from tests.support.marking import check_marks, task_of, words_in
-from tests.support.reader import Frame, stored
+from tests.support.reader import stored_frames
+from tests.support.sse import SseFrame
 
 LEASE_SECONDS = 10.0
 """After the last process died, every lease is over by then."""
@@ -22,18 +22,18 @@ LEASE_SECONDS = 10.0
 
 async def check_lives(cluster: Cluster, lives: Sequence[Life], asked: Sequence[Asked], marks: Path) -> None:
     """The logs, the streams, the marks, and what the model was asked."""
-    histories: list[list[Frame]] = []
+    histories: list[list[SseFrame]] = []
     for life in lives:
         if life.deleted:
             await _check_gone(cluster, life)
             continue
-        history = await stored(cluster.apis[0], life.session)
+        history = await stored_frames(cluster.apis[0], life.session)
         for other in cluster.apis[1:]:
-            assert await stored(other, life.session) == history
+            assert await stored_frames(other, life.session) == history
         try:
             _check_life(life, history)
         except AssertionError as error:
-            log = "\n".join(f"{number} {event} {data.decode()}" for number, event, data in history)
+            log = "\n".join(f"{frame.id} {frame.event} {frame.raw.decode()}" for frame in history)
             raise AssertionError(f"{life.name} ({life.kind}), session {life.session}: {error}\n{log}") from error
         histories.append(history)
     for request in asked:
@@ -44,12 +44,12 @@ async def check_lives(cluster: Cluster, lives: Sequence[Life], asked: Sequence[A
         await _check_rest(client.http)
 
 
-def _check_life(life: Life, history: Sequence[Frame]) -> None:
+def _check_life(life: Life, history: Sequence[SseFrame]) -> None:
     check_log(events_of(history))
     for reader in (life.reader, *life.views):
         reader.check(history)
-    assert not life.reader.seen or int(life.reader.seen[0][0]) <= 2, "the reader does not have the beginning"
-    assert not history or life.reader.position == int(history[-1][0]), "the reader does not have the end"
+    assert not life.reader.frames or life.reader.frames[0].number <= 2, "the reader does not have the beginning"
+    assert not history or life.reader.last_event_number == history[-1].number, "the reader does not have the end"
     said = Counter(
         event["data"]["content"]
         for event in events_of(history)
@@ -94,9 +94,9 @@ async def _check_rest(http: Any) -> None:
         cursor = page["data"].get("next_cursor")
 
 
-def events_of(history: Sequence[Frame]) -> list[dict[str, Any]]:
+def events_of(history: Sequence[SseFrame]) -> list[dict[str, Any]]:
     """As `check_log` takes them."""
-    return [{"event": event, "data": json.loads(data)} for _, event, data in history]
+    return [{"event": frame.event, "data": frame.data} for frame in history]
 
 
 async def check_at_rest(cluster: Cluster, sessions: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ import httpx
 
 from tests.support.cluster import Cluster
 from tests.support.marking import MarkingModel, endless, task
-from tests.support.reader import Reader, Refused
-from tests.support.service import Client
+from tests.support.reader import ChatReader, RequestRefused
+from tests.support.service import ApiClient
 
 KINDS = ("plain", "plain", "interrupt", "interrupt", "twice", "stop", "delete")
 """A task left alone; talked into; talked into by the same request sent twice at once; stopped; deleted under way."""
@@ -22,8 +22,8 @@ class Life:
     def __init__(self, cluster: Cluster, model: MarkingModel, seed: str) -> None:
         self.name = seed.replace("-", "_")
         self.session = ""
-        self.reader = Reader("")
-        self.views: list[Reader] = []
+        self.reader = ChatReader("")
+        self.views: list[ChatReader] = []
         """Further streams of the same session."""
         self.heard: list[str] = []
         """What the user said and the service has taken."""
@@ -47,14 +47,14 @@ class Life:
         return self.kind in ("stop", "delete")
 
     def __str__(self) -> str:
-        frames = "".join(f"\n    {number} {event} {data.decode()[:300]}" for number, event, data in self.reader.seen)
+        frames = "".join(f"\n    {frame.id} {frame.event} {frame.raw.decode()[:300]}" for frame in self.reader.frames)
         hand = "meddling" if self._meddling else "following"
         return f"{self.name} ({self.kind}), {hand}, session {self.session}, saw {frames or 'nothing'}"
 
     async def live(self) -> None:
         """Until the session rests, or is deleted."""
         self.session = await self._create()
-        self.reader.session = self.session
+        self.reader.session_id = self.session
         async with asyncio.TaskGroup() as hands:
             hands.create_task(self._follow(task(self.name)))
             if self._meddling:
@@ -68,16 +68,16 @@ class Life:
         if history is None:
             return False
         head = int(history["events"][-1]["data"]["event_id"]) if history["events"] else 0
-        return history["status"] in ("completed", "pending") and head == self.reader.position
+        return history["status"] in ("completed", "pending") and head == self.reader.last_event_number
 
     async def _history(self) -> dict[str, Any] | None:
         """The session as it is now; None while it cannot be had."""
         try:
-            return await (await self._api()).history(self.session)
+            return await (await self._api()).get_session(self.session)
         except httpx.HTTPError:
             return None
 
-    async def _api(self) -> Client:
+    async def _api(self) -> ApiClient:
         return await self._cluster.api(self._rng)
 
     async def _create(self) -> str:
@@ -102,26 +102,26 @@ class Life:
         reader = self.reader
         while True:
             try:
-                await reader.read((await self._api()).http, words, key=key, bytes_at_most=self._cut())
+                await reader.read((await self._api()).http, words, key=key, max_bytes=self._cut())
             except httpx.HTTPError:
                 pass
-            except Refused as refused:
+            except RequestRefused as refused:
                 if refused.status == 404 and self.kind == "delete":
                     return
                 assert refused.status == 503, refused
-            if words and reader.granted.is_set():
+            if words and reader.accepted.is_set():
                 self.heard.append(words)
                 words = ""
             elif words and key is None:
                 self.unsure.append(words)  # sent again it could be there twice
                 words = ""
-                reader.granted.set()
+                reader.accepted.set()
             if not words and await self.rests():
                 return
             await self._pause()
 
     async def _meddle(self) -> None:
-        await self.reader.granted.wait()
+        await self.reader.accepted.wait()
         await asyncio.sleep(self._rng.uniform(0, 1.5))
         match self.kind:
             case "interrupt":
@@ -141,23 +141,23 @@ class Life:
 
     async def _say(self, words: str, key: str, hand: int) -> None:
         """Each hand begins with another process."""
-        view = Reader(self.session, start=self.reader.position)
+        view = ChatReader(self.session, after=self.reader.last_event_number)
         self.views.append(view)
-        first: list[Client] = self._cluster.apis[hand : hand + 1]
-        while not view.granted.is_set():
+        first: list[ApiClient] = self._cluster.apis[hand : hand + 1]
+        while not view.accepted.is_set():
             client = first.pop() if first else await self._api()
             try:
-                await view.read(client.http, words, key=key, bytes_at_most=self._cut())
+                await view.read(client.http, words, key=key, max_bytes=self._cut())
             except httpx.HTTPError:
                 pass
-            except Refused as refused:
+            except RequestRefused as refused:
                 assert refused.status == 503, refused
             await self._pause()
 
     async def _stop(self) -> None:
         while True:
             try:
-                answer = await (await self._api()).stop(self.session)
+                answer = await (await self._api()).stop_run(self.session)
             except httpx.HTTPError:
                 await self._pause()
                 continue

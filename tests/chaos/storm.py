@@ -222,10 +222,10 @@ def longest_silence(cluster: Cluster, lives: Sequence[Life]) -> float:
     for life in lives:
         if life.endless:
             continue
-        arrived = life.reader.arrived
+        arrived = life.reader.arrival_times
         for index in range(1, len(arrived)):
             before, after = arrived[index - 1], arrived[index]
-            if life.reader.seen[index - 1][1] in ("done", "error"):
+            if life.reader.frames[index - 1].event in ("done", "error"):
                 continue
             since = max([before, *(at for at in cluster.set_back if before < at < after)])
             longest = max(longest, after - since)

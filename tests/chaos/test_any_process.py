@@ -18,9 +18,9 @@ from tests.support.cluster import Cluster, Member, SharedSandbox, none_left, run
 from tests.support.crowd import Request
 from tests.support.invariants import check_log
 from tests.support.marking import MarkingModel, endless, task
-from tests.support.reader import stored
+from tests.support.reader import stored_frames
 from tests.support.redis_server import RedisServer
-from tests.support.service import Chat, Client
+from tests.support.service import ApiClient, ChatStream
 from tests.support.stores import Mongod
 
 STREAMS = 1_000
@@ -60,25 +60,25 @@ async def test_stop_reaches_a_run_in_another_process_in_a_second(cluster: Cluste
     lengths: list[str] = []
     script.answers["endless"] = endless(lengths)
     for _ in range(5):
-        session = await first.create()
-        chat = await first.say(session, task("endless"))
-        await chat.until("tool", status="calling")
+        session = await first.create_session()
+        chat = await first.send_message(session, task("endless"))
+        await chat.wait_for("tool", status="calling")
         begun = time.monotonic()
-        assert (await second.stop(session)).status_code == 200
+        assert (await second.stop_run(session)).status_code == 200
         took.append(time.monotonic() - begun)
-        assert (await second.history(session))["status"] == "completed"
-        assert (await chat.end())[-1].event == "done"
-        check_log((await first.history(session))["events"])
+        assert (await second.get_session(session))["status"] == "completed"
+        assert (await chat.read_all())[-1].event == "done"
+        check_log((await first.get_session(session))["events"])
     print("stop took", [round(seconds, 3) for seconds in took])
     assert max(took) < cluster.patience(STOP_SECONDS)
     await none_left(lambda: running(lengths))
 
 
-async def _working(cluster: Cluster, client: Client, script: MarkingModel) -> tuple[str, Chat, Member]:
+async def _working(cluster: Cluster, client: ApiClient, script: MarkingModel) -> tuple[str, ChatStream, Member]:
     """A session with a run under way, its stream, and the worker that carries it."""
-    session = await client.create()
-    chat = await client.say(session, task("any"))
-    await chat.until("tool", status="calling")
+    session = await client.create_session()
+    chat = await client.send_message(session, task("any"))
+    await chat.wait_for("tool", status="calling")
     for member in cluster.alive("worker"):
         if session in member.log:
             return session, chat, member
@@ -89,29 +89,29 @@ async def _working(cluster: Cluster, client: Client, script: MarkingModel) -> tu
 async def test_another_worker_takes_over_in_the_same_stream(cluster: Cluster, script: MarkingModel, how: str) -> None:
     client = cluster.apis[0]
     session, chat, member = await _working(cluster, client, script)
-    seen, begun = len(chat.seen), time.monotonic()
+    seen, begun = len(chat.frames), time.monotonic()
     if how == "killed":
         await member.kill()
     elif how == "frozen":
         member.freeze()
     else:
         await member.hand_over()
-    await chat.until("tool", status="called", tool_call_id=chat.seen[seen - 1].data["tool_call_id"])
+    await chat.wait_for("tool", status="called", tool_call_id=chat.frames[seen - 1].data["tool_call_id"])
     took = time.monotonic() - begun
     print(f"{member.name} was {how}; another went on after {took:.2f} s")
     assert took < cluster.patience(HAND_OVER_SECONDS if how == "told to end" else TAKEOVER_SECONDS)
-    frames = await chat.end()
+    frames = await chat.read_all()
     assert frames[-1].event == "done"
-    history = await stored(cluster.apis[1], session)
+    history = await stored_frames(cluster.apis[1], session)
     check_log(events_of(history))
-    assert [(item.id, item.event, item.raw.encode()) for item in frames] == history[1:]
+    assert frames == history[1:]
     if how == "frozen":
         # It wakes up in the middle of what another has long ended, and finds that it may not write any more.
         member.thaw()
         async with asyncio.timeout(60):
             while "a run was lost to another worker" not in member.log:
                 await asyncio.sleep(0.05)
-        assert await stored(client, session) == history
+        assert await stored_frames(client, session) == history
 
 
 async def test_a_request_that_waits_when_its_process_is_told_to_end_is_sent_elsewhere(
@@ -121,7 +121,7 @@ async def test_a_request_that_waits_when_its_process_is_told_to_end_is_sent_else
     assert api.client is not None
     session, chat, member = await _working(cluster, cluster.apis[1], script)
     member.freeze()  # so that nobody carries out the stop before its lease is over
-    stopping = asyncio.create_task(api.client.stop(session))
+    stopping = asyncio.create_task(api.client.stop_run(session))
     async with asyncio.timeout(60):
         while "stop" not in await _waiting(cluster, session):
             await asyncio.sleep(0.02)
@@ -129,8 +129,8 @@ async def test_a_request_that_waits_when_its_process_is_told_to_end_is_sent_else
     answer = await stopping
     assert answer.status_code == 503, answer.text
     assert answer.json()["data"] is None and int(answer.headers["Retry-After"]) >= 1
-    assert (await cluster.apis[0].stop(session)).status_code == 200
-    assert (await chat.end())[-1].event == "done"
+    assert (await cluster.apis[0].stop_run(session)).status_code == 200
+    assert (await chat.read_all())[-1].event == "done"
     member.thaw()
 
 
@@ -148,7 +148,7 @@ async def test_the_same_key_twice_at_the_same_instant_is_one_message(
 ) -> None:
     script.short.add("crowd")
     first, second = cluster.apis
-    sessions = await asyncio.gather(*(first.create() for _ in range(SESSIONS)))
+    sessions = await asyncio.gather(*(first.create_session() for _ in range(SESSIONS)))
     urls = [str(client.http.base_url) for client in (first, second)]
 
     async def submit(session: str, number: int, url: str) -> tuple[int, int]:
@@ -179,22 +179,22 @@ async def test_the_same_key_twice_at_the_same_instant_is_one_message(
                 await asyncio.sleep(0.05)
     print(f"all rest after {time.monotonic() - begun:.1f} s")
     for session in sessions:
-        events = (await second.history(session))["events"]
+        events = (await second.get_session(session))["events"]
         check_log(events)
         said = [e["data"]["content"] for e in events if e["event"] == "message" and e["data"]["role"] == "user"]
         assert sorted(said) == sorted(task("crowd", f"words {number};") for number in range(KEYS))
     await check_at_rest(cluster, sessions)
 
 
-async def _completed(client: Client, session: str) -> bool:
+async def _completed(client: ApiClient, session: str) -> bool:
     answer = await client.http.get(f"/api/v1/sessions/{session}")
     assert answer.status_code in (200, 503), answer.text
     return answer.status_code == 200 and answer.json()["data"]["status"] == "completed"
 
 
-async def _crowd(client: Client) -> list[Request]:
+async def _crowd(client: ApiClient) -> list[Request]:
     """Streams that are open and live."""
-    sessions = await asyncio.gather(*(client.create() for _ in range(20)))
+    sessions = await asyncio.gather(*(client.create_session() for _ in range(20)))
     url = str(client.http.base_url)
 
     async def follow(session: str) -> Request:
@@ -208,8 +208,8 @@ async def _crowd(client: Client) -> list[Request]:
 async def _end_with_a_crowd(member: Member, script: MarkingModel) -> None:
     assert member.client is not None
     streams = await _crowd(member.client)
-    chat = await member.client.say(await member.client.create(), task("any"))
-    await chat.until("tool", status="calling")
+    chat = await member.client.send_message(await member.client.create_session(), task("any"))
+    await chat.wait_for("tool", status="calling")
     seconds = await member.hand_over()
     print(f"{member.name} ended in {seconds:.2f} s with {len(streams)} streams open")
     async with asyncio.timeout(60):

@@ -15,7 +15,7 @@ from tests.fakes.scripted_openai import Answer, Asked, Reply, ScriptedOpenAI
 from tests.support.cluster import Cluster, Member, SharedSandbox
 from tests.support.invariants import check_log
 from tests.support.marking import MarkingModel, task
-from tests.support.reader import Reader, Refused, stored
+from tests.support.reader import ChatReader, RequestRefused, stored_frames
 from tests.support.redis_server import RedisServer
 from tests.support.stores import Mongod
 
@@ -57,8 +57,8 @@ async def _until_given_up(cluster: Cluster, deadly: Deadly, victims: Callable[[]
 async def _over(cluster: Cluster, session: str) -> bool:
     while True:
         client = await cluster.api(random.Random(0))
-        with suppress(httpx.HTTPError, Refused):
-            if (history := await stored(client, session)) and history[-1][1] in ("error", "done"):
+        with suppress(httpx.HTTPError, RequestRefused):
+            if (history := await stored_frames(client, session)) and history[-1].event in ("error", "done"):
                 return True
         await asyncio.sleep(0.05)
 
@@ -68,21 +68,21 @@ async def _give_up(cluster: Cluster, model: ScriptedOpenAI, victims: Callable[[]
     script.answers["deadly"] = deadly
     model.reset(script)
     client = await cluster.api(random.Random(0))
-    session = await client.create()
+    session = await client.create_session()
     with suppress(httpx.HTTPError):
-        await Reader(session).read(client.http, task("deadly"), bytes_at_most=1)
+        await ChatReader(session).read(client.http, task("deadly"), max_bytes=1)
     deaths = await _until_given_up(cluster, deadly, victims, session)
     client = await cluster.api(random.Random(0))
-    history = await stored(client, session)
-    print(f"given up after {deaths} deaths: {history[-1][2].decode()}")
+    history = await stored_frames(client, session)
+    print(f"given up after {deaths} deaths: {history[-1].raw.decode()}")
     check_log(events_of(history))
-    assert history[-1][1] == "error"
+    assert history[-1].event == "error"
     assert 2 <= deaths <= MOST_DEATHS
     # The session is none the worse for it.
-    reader = Reader(session, start=int(history[-1][0]))
+    reader = ChatReader(session, after=history[-1].number)
     await reader.read(client.http, task("harmless"))
-    assert reader.seen[-1][1] == "done"
-    reader.check(await stored(client, session))
+    assert reader.frames[-1].event == "done"
+    reader.check(await stored_frames(client, session))
 
 
 async def test_a_run_that_kills_the_process_every_time_ends_in_an_error(

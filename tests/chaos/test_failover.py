@@ -25,10 +25,11 @@ from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.cluster import Cluster, SharedSandbox
 from tests.support.invariants import check_log
 from tests.support.marking import MarkingModel, task
-from tests.support.reader import Frame, stored
+from tests.support.reader import stored_frames
 from tests.support.redis_server import RedisServer
 from tests.support.replicas import ReplicaSet
-from tests.support.service import Client
+from tests.support.service import ApiClient
+from tests.support.sse import SseFrame
 from tests.support.stores import Mongod
 
 ELECTION_SECONDS = 2.0
@@ -73,7 +74,7 @@ async def cluster(
 class Stream:
     """What a browser's `EventSource` opens: follows a session for as long as it lives."""
 
-    def __init__(self, client: Client, session: str) -> None:
+    def __init__(self, client: ApiClient, session: str) -> None:
         self.session = session
         self._seen: list[bytes] = []
         self._task = asyncio.create_task(self._read(client.http))
@@ -85,13 +86,13 @@ class Stream:
                 if line.startswith("data: "):
                     self._seen.append(line.removeprefix("data: ").encode())
 
-    async def has(self, history: Sequence[Frame]) -> None:
+    async def has(self, history: Sequence[SseFrame]) -> None:
         """Wait until it has brought all of it; raises when it ended."""
         async with asyncio.timeout(20):
             while len(self._seen) < len(history):
                 assert not self._task.done(), "the stream ended"
                 await asyncio.sleep(0.02)
-        assert self._seen == [data for _, _, data in history]
+        assert self._seen == [frame.raw for frame in history]
 
     async def close(self) -> None:
         self._task.cancel()
@@ -177,15 +178,15 @@ async def test_nothing_is_lost_and_nothing_done_twice_whichever_member_goes(
     marks, numbers = tmp_path / "marks", itertools.count()
     script = MarkingModel(random.Random(seed), marks, slow=0.3)
     model.reset(script)
-    stream = Stream(cluster.apis[1], await cluster.apis[0].create())
+    stream = Stream(cluster.apis[1], await cluster.apis[0].create_session())
     failovers = Failovers(cluster, mongod, model)
     try:
         lives = await live_through(
             cluster, failovers, lambda: Life(cluster, script, f"{seed}-{next(numbers)}"), at_once=3
         )
         # A stream that was there before all of them is still there, and brings what happens now.
-        await cluster.apis[0].run(stream.session, task("late"))
-        await stream.has(await stored(cluster.apis[0], stream.session))
+        await cluster.apis[0].send_and_read(stream.session, task("late"))
+        await stream.has(await stored_frames(cluster.apis[0], stream.session))
         await check_lives(cluster, lives, model.asked, marks)
         silence = longest_silence(cluster, lives)
         print(f"{len(lives)} sessions, longest silence {silence:.2f} s")
@@ -206,9 +207,9 @@ async def test_without_a_majority_requests_are_refused_at_once_and_go_on_when_it
     # As long as it is by default: the primary stays in office, answers, reads, and cannot have anything confirmed.
     await asyncio.to_thread(mongod.be_patient, 10)
     client, other = cluster.apis
-    stream = Stream(other, await client.create())
-    chat = await client.say(stream.session, task("any"))
-    await chat.until("tool", status="calling")
+    stream = Stream(other, await client.create_session())
+    chat = await client.send_message(stream.session, task("any"))
+    await chat.wait_for("tool", status="calling")
     secondaries = await asyncio.to_thread(mongod.secondaries)
     for member in secondaries:
         member.pause()
@@ -228,12 +229,12 @@ async def test_without_a_majority_requests_are_refused_at_once_and_go_on_when_it
     assert max(took) < AT_ONCE_SECONDS
     await asyncio.gather(*(ready_turns(one, 200) for one in cluster.apis))
     print(f"it is back: all are ready after {time.monotonic() - back:.2f} s")
-    assert (await chat.end())[-1].event == "done"
+    assert (await chat.read_all())[-1].event == "done"
     print(f"the run, in the same stream, has ended after {time.monotonic() - back:.2f} s")
     # What was refused may be there all the same, nobody could know. Sent again with its key, it is there once.
-    again = await client.open(stream.session, {"message": words}, key)
-    assert (await again.end())[-1].event == "done"
-    history = await stored(other, stream.session)
+    again = await client.open_chat(stream.session, {"message": words}, key)
+    assert (await again.read_all())[-1].event == "done"
+    history = await stored_frames(other, stream.session)
     check_log(events_of(history))
     said = [event["data"]["content"] for event in events_of(history) if event["data"].get("role") == "user"]
     assert said == [task("any"), words]
@@ -242,7 +243,7 @@ async def test_without_a_majority_requests_are_refused_at_once_and_go_on_when_it
     await asyncio.to_thread(mongod.be_patient, ELECTION_SECONDS)
 
 
-async def refuses_everything(client: Client, session: str, words: str, key: Mapping[str, str]) -> float:
+async def refuses_everything(client: ApiClient, session: str, words: str, key: Mapping[str, str]) -> float:
     """What the slowest of these took to be refused, in seconds."""
     path = f"/api/v1/sessions/{session}"
     return max(
@@ -254,7 +255,7 @@ async def refuses_everything(client: Client, session: str, words: str, key: Mapp
 
 
 async def refused(
-    client: Client, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    client: ApiClient, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
 ) -> float:
     """The seconds until a request was refused with a 503 that says when to come again."""
     begun = time.monotonic()
@@ -264,7 +265,7 @@ async def refused(
     return time.monotonic() - begun
 
 
-async def ready_turns(client: Client, status: int) -> str:
+async def ready_turns(client: ApiClient, status: int) -> str:
     """Wait until `/ready` says so; answers its words."""
     async with asyncio.timeout(60):
         while (answer := await client.http.get("/ready")).status_code != status:

@@ -17,9 +17,9 @@ from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.cluster import Cluster, SharedSandbox
 from tests.support.invariants import check_log
 from tests.support.marking import CALLS, STEPS, MarkingModel, check_marks, task, words_in
-from tests.support.reader import Reader, Refused, stored
+from tests.support.reader import ChatReader, RequestRefused, stored_frames
 from tests.support.redis_server import RedisServer
-from tests.support.service import Client
+from tests.support.service import ApiClient
 from tests.support.stores import Mongod
 
 NOTICED_SECONDS = 2.0
@@ -39,21 +39,21 @@ async def cluster(
         await cluster.stop()
 
 
-async def _to_the_end(reader: Reader, client: Client) -> None:
+async def _to_the_end(reader: ChatReader, client: ApiClient) -> None:
     async with asyncio.timeout(100):
-        while not reader.ended:
-            with suppress(httpx.HTTPError, Refused):
+        while not reader.at_end:
+            with suppress(httpx.HTTPError, RequestRefused):
                 await reader.read(client.http)
             await asyncio.sleep(0.05)
 
 
-async def _begin(client: Client) -> Reader:
+async def _begin(client: ApiClient) -> ChatReader:
     """A run in the middle of its work."""
-    reader = Reader(await client.create())
-    await reader.read(client.http, task("any"), bytes_at_most=1)
+    reader = ChatReader(await client.create_session())
+    await reader.read(client.http, task("any"), max_bytes=1)
     async with asyncio.timeout(60):
-        while not any(event == "tool" for _, event, _ in reader.seen):
-            await reader.read(client.http, bytes_at_most=1_500)
+        while not any(frame.event == "tool" for frame in reader.frames):
+            await reader.read(client.http, max_bytes=1_500)
     return reader
 
 
@@ -75,7 +75,7 @@ async def _away(cluster: Cluster, mongod: Mongod, how: str) -> AsyncIterator[Non
         cluster.note("mongod is back")
 
 
-async def _refused(client: Client, method: str, path: str, body: object = None) -> float:
+async def _refused(client: ApiClient, method: str, path: str, body: object = None) -> float:
     """The seconds until a request was refused with a 503 that says when to come again."""
     begun = time.monotonic()
     answer = await client.http.request(method, path, json=body)
@@ -92,7 +92,7 @@ async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
     client, other = cluster.apis
     reader = await _begin(client)
     async with _away(cluster, mongod, how):
-        session = f"/api/v1/sessions/{reader.session}"
+        session = f"/api/v1/sessions/{reader.session_id}"
         # Those that come at the very instant at which nobody knows of it yet.
         ready, put, post = await asyncio.gather(
             _ready_turns_red(client),
@@ -116,9 +116,9 @@ async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
     back = time.monotonic()
     await _to_the_end(reader, client)
     print(f"the run went on, and ended {time.monotonic() - back:.2f} s after mongod was back")
-    history = await stored(other, reader.session)
+    history = await stored_frames(other, reader.session_id)
     check_log(events_of(history))
-    assert history[-1][1] == "done"
+    assert history[-1].event == "done"
     reader.check(history)
     async with asyncio.timeout(60):
         while (await client.http.get("/ready")).status_code != 200:
@@ -137,10 +137,10 @@ async def test_a_call_that_ends_while_mongod_is_away_is_known_and_its_run_stays_
                 await asyncio.sleep(0.02)
         await asyncio.sleep(LeaseTimes().lease + 2)  # every lease runs out
     await _to_the_end(reader, client)
-    history = await stored(other, reader.session)
+    history = await stored_frames(other, reader.session_id)
     check_log(events_of(history))
     reader.check(history)
-    assert not any(b"interrupted" in data for _, _, data in history)
+    assert not any(b"interrupted" in frame.raw for frame in history)
     marks = words_in(tmp_path / "marks")
     assert len(marks) == STEPS * CALLS and set(marks.values()) == {1}
     assert not any("lost to another worker" in member.log for member in cluster.members)
@@ -160,13 +160,13 @@ async def test_a_worker_that_waits_for_mongod_ends_when_it_is_told_to(
         print("workers ended after", [round(seconds, 2) for seconds in took])
     await asyncio.gather(*(worker.start() for worker in workers))
     await _to_the_end(reader, client)
-    history = await stored(other, reader.session)
+    history = await stored_frames(other, reader.session_id)
     check_log(events_of(history))
     reader.check(history)
     check_marks([history], words_in(tmp_path / "marks"))
 
 
-async def _ready_turns_red(client: Client) -> float:
+async def _ready_turns_red(client: ApiClient) -> float:
     begun = time.monotonic()
     while (await client.http.get("/ready")).status_code != 503:
         assert time.monotonic() - begun < 60
@@ -187,13 +187,13 @@ async def test_without_redis_streams_are_slower_and_lose_nothing(
     cluster.note(f"redis is {how}")
     try:
         await _to_the_end(reader, client)
-        reader.check(await stored(other, reader.session))
+        reader.check(await stored_frames(other, reader.session_id))
         begun = time.monotonic()
-        anew = Reader(await other.create())
+        anew = ChatReader(await other.create_session())
         async with asyncio.timeout(60):
             await anew.read(other.http, task("another"))
-        assert anew.seen[-1][1] == "done"
-        anew.check(await stored(client, anew.session))
+        assert anew.frames[-1].event == "done"
+        anew.check(await stored_frames(client, anew.session_id))
         print(f"redis {how}: a whole chat in one stream took {time.monotonic() - begun:.2f} s")
         assert (await client.http.get("/health")).status_code == 200
         assert "redis" in (await client.http.get("/ready")).json()["msg"]
@@ -208,4 +208,4 @@ async def test_without_redis_streams_are_slower_and_lose_nothing(
     begun = time.monotonic()
     await anew.read(other.http, task("another"))
     print(f"and with it again {time.monotonic() - begun:.2f} s")
-    anew.check(await stored(client, anew.session))
+    anew.check(await stored_frames(client, anew.session_id))

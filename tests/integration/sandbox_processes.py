@@ -1,14 +1,12 @@
 """Helpers of the tests with real sandbox processes."""
 
-import asyncio
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from app.domain.external.sandbox import Sandbox
 from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Identity, Ledger
+from tests.support.eventually import eventually
 
 
 def marked(data_dir: Path, session_id: str | None = None) -> list[psutil.Process]:
@@ -56,15 +54,6 @@ async def kill_service(data_dir: Path, session_id: str | None = None) -> None:
     victim = Identity.of(process.pid)
     process.kill()
     await eventually(lambda: not victim.alive)
-
-
-async def eventually(true: Callable[[], object], *, seconds: float = 30) -> float:
-    """Wait for something outside this process to become true; how long it took."""
-    started = time.monotonic()
-    while not await asyncio.to_thread(true):
-        assert time.monotonic() - started < seconds, "it did not become true in time"
-        await asyncio.sleep(0.02)
-    return time.monotonic() - started
 
 
 def _command(process: psutil.Process) -> str:

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.invariants import check_conversation, check_log
 from tests.support.marking import MarkingModel, words_in
-from tests.support.reader import Reader, stored
+from tests.support.reader import ChatReader, stored_frames
 from tests.support.service import ServiceProcess
 
 SEED = int(os.environ.get("CUTS_SEED", random.SystemRandom().randrange(10**6)))
@@ -44,7 +44,7 @@ async def service(model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[Servic
     assert all(json.loads(line) for line in log.splitlines())
 
 
-def _until_the_end(reader: Reader, http: httpx.AsyncClient, message: str = "") -> "asyncio.Task[None]":
+def _until_the_end(reader: ChatReader, http: httpx.AsyncClient, message: str = "") -> "asyncio.Task[None]":
     """Read until the service or the stream ends."""
 
     async def read() -> None:
@@ -61,13 +61,13 @@ async def test_a_stream_cut_at_any_byte_resumes_without_a_gap_or_a_repeat(
     client = await service.start()
 
     async def one() -> None:
-        reader = Reader(await client.create())
-        await reader.read(client.http, "Go \u2028 on", bytes_at_most=rng.randrange(10, 3_000))
-        while not reader.ended:
-            await reader.read(client.http, bytes_at_most=rng.randrange(200, 3_000))
-            if reader.seen[:1] and reader.seen[0][0] == "000000000001":
-                del reader.seen[0]  # cut before the first frame, it had no id to resume from
-        assert reader.seen == (await stored(client, reader.session))[1:]
+        reader = ChatReader(await client.create_session())
+        await reader.read(client.http, "Go \u2028 on", max_bytes=rng.randrange(10, 3_000))
+        while not reader.at_end:
+            await reader.read(client.http, max_bytes=rng.randrange(200, 3_000))
+            if reader.frames[:1] and reader.frames[0].id == "000000000001":
+                del reader.frames[0]  # cut before the first frame, it had no id to resume from
+        assert reader.frames == (await stored_frames(client, reader.session_id))[1:]
 
     for _ in range(5):
         await asyncio.gather(*(one() for _ in range(4)))
@@ -80,11 +80,11 @@ async def test_runs_go_on_by_themselves_however_often_the_service_is_killed(
     marks = tmp_path / "marks"
     model.reset(MarkingModel(rng, marks))
     client = await service.start()
-    readers: list[Reader] = []
+    readers: list[ChatReader] = []
     for _ in range(5):
-        begun = Reader(await client.create())
+        begun = ChatReader(await client.create_session())
         reading = [_until_the_end(begun, client.http, "Go")]
-        reading += [_until_the_end(reader, client.http) for reader in readers if reader.seen and not reader.ended]
+        reading += [_until_the_end(reader, client.http) for reader in readers if reader.frames and not reader.at_end]
         readers.append(begun)
         await asyncio.sleep(rng.random() * 0.8)
         await service.kill()
@@ -93,13 +93,13 @@ async def test_runs_go_on_by_themselves_however_often_the_service_is_killed(
         client = await service.start()
     for reader in readers:
         async with asyncio.timeout(60):
-            while not (reader.ended or (await client.history(reader.session))["status"] == "pending"):
+            while not (reader.at_end or (await client.get_session(reader.session_id))["status"] == "pending"):
                 await reader.read(client.http)
-        history = await client.history(reader.session)
+        history = await client.get_session(reader.session_id)
         check_log(history["events"])
         assert history["status"] in ("completed", "pending"), "a message that was never stored leaves it pending"
-        own = [frame for frame in reader.seen if frame[0] != "000000000001"]
-        assert own == (await stored(client, reader.session))[1:]
+        own = [frame for frame in reader.frames if frame.id != "000000000001"]
+        assert own == (await stored_frames(client, reader.session_id))[1:]
     for request in model.asked:
         check_conversation(request.messages)
     assert all(count == 1 for count in words_in(marks).values()), "a command ran twice"

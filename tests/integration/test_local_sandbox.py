@@ -17,7 +17,8 @@ from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox import process
 from app.infrastructure.sandbox.local import LocalSandboxes
 from app.infrastructure.sandbox.slot import Slot
-from tests.integration.sandbox_processes import commands, eventually, marked, services
+from tests.integration.sandbox_processes import commands, marked, services
+from tests.support.eventually import eventually
 
 
 @pytest_asyncio.fixture

@@ -17,7 +17,8 @@ from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Ledger
 from app.infrastructure.sandbox.link import SandboxLink
 from app.infrastructure.sandbox.local import LocalSandboxes
 from app.infrastructure.sandbox.workspace import remove_tree
-from tests.integration.sandbox_processes import STRAYS, astray, commands, eventually, marked, run, services
+from tests.integration.sandbox_processes import STRAYS, astray, commands, marked, run, services
+from tests.support.eventually import eventually
 
 EXEC_SECONDS = 0.3
 BARE = f"1002.{os.getpid()}"
@@ -220,7 +221,7 @@ async def test_a_service_that_is_killed_leaves_no_process_behind(tmp_path: Path)
         service.kill()
         service.wait()
         service.stdout.close()
-    assert await eventually(lambda: marked(tmp_path) == []) < limit
+    await eventually(lambda: marked(tmp_path) == [], seconds=limit)
 
 
 async def test_a_start_ends_what_a_killed_service_left_and_nothing_of_others(tmp_path: Path) -> None:

@@ -12,15 +12,8 @@ from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox import holding
 from app.infrastructure.sandbox.local import LocalSandboxes
 from tests.integration.local_services import service
-from tests.integration.sandbox_processes import (
-    STRAYS,
-    astray,
-    commands,
-    eventually,
-    kill_service,
-    marked,
-    services,
-)
+from tests.integration.sandbox_processes import STRAYS, astray, commands, kill_service, marked, services
+from tests.support.eventually import eventually
 
 
 def files(data_dir: Path) -> set[str]:

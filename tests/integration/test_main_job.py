@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.scripted_openai import Call, Raw, Reply, ScriptedOpenAI, Status, agent_script
 from tests.support.invariants import check_log, check_requests
-from tests.support.service import Client, ServiceProcess
+from tests.support.service import ApiClient, ServiceProcess
 
 KEY = "sk-very-secret-key-0123456789"
 
@@ -56,7 +56,7 @@ async def service(model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[Servic
 
 
 @pytest.fixture
-async def client(service: ServiceProcess) -> AsyncIterator[Client]:
+async def client(service: ServiceProcess) -> AsyncIterator[ApiClient]:
     client = await service.start()
     yield client
     await client.close()
@@ -82,22 +82,22 @@ async def gone(text: str, seconds: float = 30) -> None:
             await asyncio.sleep(0.02)
 
 
-async def a_second(client: Client, model: ScriptedOpenAI) -> float:
+async def a_second(client: ApiClient, model: ScriptedOpenAI) -> float:
     """One; on a machine that is too busy for that, ten times what a question that needs no tools takes now."""
     model.reset(lambda asked: plan(message="Hello."))
     for _ in range(2):  # the first question loads what no later one has to
         began = time.monotonic()
-        await client.run(await client.create(), "Hello")
+        await client.send_and_read(await client.create_session(), "Hello")
     return max(1.0, 10 * (time.monotonic() - began))
 
 
 async def test_a_task_of_several_steps_runs_to_its_end_in_the_order_of_the_contract(
-    client: Client, model: ScriptedOpenAI
+    client: ApiClient, model: ScriptedOpenAI
 ) -> None:
     calls = [shell("echo one > a.txt; cat a.txt"), Call("file_read", {"file": "a.txt"})]
     model.reset(agent_script(steps=2, calls=calls, text="It is **done**."))
-    session = await client.create()
-    seen = await client.run(session, "Do it", timestamp=1_700_000_000)
+    session = await client.create_session()
+    seen = await client.send_and_read(session, "Do it", timestamp=1_700_000_000)
     assert [item.event for item in seen] == [
         *("title", "message", "plan", "step"),
         *("tool", "tool", "tool", "tool", "step", "plan", "step"),
@@ -106,7 +106,7 @@ async def test_a_task_of_several_steps_runs_to_its_end_in_the_order_of_the_contr
     ]
     assert seen[5].data["result"]["data"]["output"].strip() == "one"
     assert seen[7].data["result"]["data"]["content"] == "one\n"
-    history = await client.history(session)
+    history = await client.get_session(session)
     check_log(history["events"])
     check_requests(model.asked)
     assert history["status"] == "completed"
@@ -117,7 +117,7 @@ async def test_a_task_of_several_steps_runs_to_its_end_in_the_order_of_the_contr
         "content": "Do it",
     }
     assert [{"event": item.event, "data": item.data} for item in seen] == history["events"][1:]
-    attached = await (await client.open(session, {})).end()
+    attached = await (await client.open_chat(session, {})).read_all()
     assert [item.data for item in attached] == [item["data"] for item in history["events"]]
     shown = (await client.http.post(f"/api/v1/sessions/{session}/shell", json={"session_id": "main"})).json()
     assert shown["code"] == 0
@@ -127,11 +127,11 @@ async def test_a_task_of_several_steps_runs_to_its_end_in_the_order_of_the_contr
 
 
 async def test_a_question_that_needs_no_tools_gets_its_answer_and_no_sandbox(
-    client: Client, model: ScriptedOpenAI, service: ServiceProcess
+    client: ApiClient, model: ScriptedOpenAI, service: ServiceProcess
 ) -> None:
     model.reset([plan(message="Paris.")])
-    session = await client.create()
-    seen = await client.run(session, "What is the capital of France?")
+    session = await client.create_session()
+    seen = await client.send_and_read(session, "What is the capital of France?")
     assert [(item.event, item.data.get("content")) for item in seen] == [
         ("title", None),
         ("message", "Paris."),
@@ -143,24 +143,24 @@ async def test_a_question_that_needs_no_tools_gets_its_answer_and_no_sandbox(
 
 @pytest.mark.parametrize("how", ["interrupt", "stop"])
 async def test_a_command_under_way_ends_within_a_second_with_its_whole_process_group(
-    client: Client, model: ScriptedOpenAI, how: str
+    client: ApiClient, model: ScriptedOpenAI, how: str
 ) -> None:
     second, mark = await a_second(client, model), unlike()
     script = [plan("wait"), Reply(calls=[shell(f"(sleep {mark} & sleep {mark}); echo never")]), plan(message="Hello.")]
     model.reset(script)
-    session = await client.create()
-    chat = await client.say(session, "Wait long")
-    await chat.until("tool", status="calling")
+    session = await client.create_session()
+    chat = await client.send_message(session, "Wait long")
+    await chat.wait_for("tool", status="calling")
     async with asyncio.timeout(30):
         while len(processes(mark)) < 2:
             await asyncio.sleep(0.02)
     began = time.monotonic()
     if how == "stop":
-        assert (await client.stop(session)).json()["code"] == 0
+        assert (await client.stop_run(session)).json()["code"] == 0
         further = None
     else:
-        further = await client.say(session, "Never mind, hello")
-    seen = await chat.end()
+        further = await client.send_message(session, "Never mind, hello")
+    seen = await chat.read_all()
     assert time.monotonic() - began < second
     await gone(mark, second)
     closed = next(item for item in seen if item.event == "tool" and item.data["status"] == "called")
@@ -168,7 +168,7 @@ async def test_a_command_under_way_ends_within_a_second_with_its_whole_process_g
     assert closed.data["result"]["message"]
     assert [item.data["status"] for item in seen if item.event == "step"] == ["running", "failed"]
     assert [item.event for item in seen].count("done") == 1
-    history = await client.history(session)
+    history = await client.get_session(session)
     check_log(history["events"])
     check_requests(model.asked)
     assert history["status"] == "completed"
@@ -176,54 +176,54 @@ async def test_a_command_under_way_ends_within_a_second_with_its_whole_process_g
         told = [message["content"] for message in model.asked[-1].messages]
         assert mark in told[-2], "the planner is told what was under way"
         assert "Never mind, hello" in told[-1]
-        own = [item.data for item in await further.end()]
+        own = [item.data for item in await further.read_all()]
         assert own == [item["data"] for item in history["events"] if item["data"] in own]
-    assert (await client.stop(session)).json()["code"] == 0
-    assert (await client.history(session))["events"] == history["events"]
+    assert (await client.stop_run(session)).json()["code"] == 0
+    assert (await client.get_session(session))["events"] == history["events"]
 
 
-async def test_stop_closes_the_connection_to_a_model_that_is_thinking(client: Client, model: ScriptedOpenAI) -> None:
+async def test_stop_closes_the_connection_to_a_model_that_is_thinking(client: ApiClient, model: ScriptedOpenAI) -> None:
     second = await a_second(client, model)
     model.reset([Reply(text="Once upon", size=2, hang_after=2)])
-    session = await client.create()
-    chat = await client.say(session, "Think")
+    session = await client.create_session()
+    chat = await client.send_message(session, "Think")
     await asyncio.to_thread(model.wait_for, 1)
     began = time.monotonic()
-    await client.stop(session)
-    seen = await chat.end()
+    await client.stop_run(session)
+    seen = await chat.read_all()
     assert time.monotonic() - began < second
     assert [item.event for item in seen] == ["done"]
     assert await asyncio.to_thread(model.asked[0].disconnected.wait, second)
 
 
-async def test_a_question_rests_the_run_and_the_answer_resumes_it(client: Client, model: ScriptedOpenAI) -> None:
+async def test_a_question_rests_the_run_and_the_answer_resumes_it(client: ApiClient, model: ScriptedOpenAI) -> None:
     ask = Reply(calls=[shell("echo before"), Call("message_ask_user", {"text": "Which colour?"})])
     model.reset([plan("paint"), ask, Reply(calls=[complete("painted it blue")]), Reply(text="Blue it is.")])
-    session = await client.create()
-    first = await client.run(session, "Paint")
+    session = await client.create_session()
+    first = await client.send_and_read(session, "Paint")
     assert [item.event for item in first][-2:] == ["message", "wait"]
     assert first[-2].data["content"] == "Which colour?"
     assert not any(item.data.get("function") == "message_ask_user" for item in first)
-    assert (await client.history(session))["status"] == "waiting"
-    second = await client.run(session, "Blue")
+    assert (await client.get_session(session))["status"] == "waiting"
+    second = await client.send_and_read(session, "Blue")
     assert [item.event for item in second] == ["step", "plan", "message", "done"]
     answer = model.asked[2].messages[-1]
     assert answer["role"] == "tool"
     assert "Blue" in answer["content"]
-    check_log((await client.history(session))["events"])
+    check_log((await client.get_session(session))["events"])
     check_requests(model.asked)
 
 
-async def test_stop_while_it_waits_for_the_user_ends_the_run(client: Client, model: ScriptedOpenAI) -> None:
+async def test_stop_while_it_waits_for_the_user_ends_the_run(client: ApiClient, model: ScriptedOpenAI) -> None:
     model.reset([plan("a"), Reply(calls=[Call("message_ask_user", {"text": "?"})]), plan(message="New.")])
-    session = await client.create()
-    await client.run(session, "Go")
-    await client.stop(session)
-    history = await client.history(session)
+    session = await client.create_session()
+    await client.send_and_read(session, "Go")
+    await client.stop_run(session)
+    history = await client.get_session(session)
     assert history["status"] == "completed"
     assert history["events"][-1]["event"] == "done"
-    await client.run(session, "Something else")
-    check_log((await client.history(session))["events"])
+    await client.send_and_read(session, "Something else")
+    check_log((await client.get_session(session))["events"])
     check_requests(model.asked)
 
 
@@ -242,11 +242,11 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 async def test_what_comes_back_malformed_is_told_to_the_model_and_the_task_goes_on(
-    client: Client, model: ScriptedOpenAI, kind: str
+    client: ApiClient, model: ScriptedOpenAI, kind: str
 ) -> None:
     model.reset([plan("a"), BAD[kind], BAD[kind], Reply(calls=[complete()]), Reply(text="Done.")])
-    session = await client.create()
-    seen = await client.run(session, "Go")
+    session = await client.create_session()
+    seen = await client.send_and_read(session, "Go")
     assert [item.event for item in seen][-2:] == ["message", "done"]
     assert not any(item.event == "tool" for item in seen)
     check_requests(model.asked)
@@ -257,34 +257,34 @@ async def test_what_comes_back_malformed_is_told_to_the_model_and_the_task_goes_
 
 @pytest.mark.parametrize("kind", BAD)
 async def test_a_model_that_never_answers_usably_ends_in_an_error_and_not_in_a_loop(
-    client: Client, model: ScriptedOpenAI, kind: str
+    client: ApiClient, model: ScriptedOpenAI, kind: str
 ) -> None:
     model.reset(lambda asked: plan("a") if asked.kind == "planning" else BAD[kind])
-    session = await client.create()
-    seen = await client.run(session, "Go")
+    session = await client.create_session()
+    seen = await client.send_and_read(session, "Go")
     assert seen[-1].event == "error"
     assert "could not be used" in seen[-1].data["error"]
     assert len(model.asked) <= 6
-    history = await client.history(session)
+    history = await client.get_session(session)
     assert history["status"] == "completed"
     check_log(history["events"])
     model.reset([plan(message="Fine again.")])
-    assert (await client.run(session, "And now?"))[-1].event == "done"
+    assert (await client.send_and_read(session, "And now?"))[-1].event == "done"
 
 
 @pytest.mark.parametrize("planning", [Reply(text="no plan"), Reply(text=""), Reply(calls=[Call("create_plan", "{")])])
 async def test_a_planning_answer_that_is_no_plan_is_corrected(
-    client: Client, model: ScriptedOpenAI, planning: Reply
+    client: ApiClient, model: ScriptedOpenAI, planning: Reply
 ) -> None:
     model.reset([planning, plan(message="Here.")])
-    session = await client.create()
-    seen = await client.run(session, "Go")
+    session = await client.create_session()
+    seen = await client.send_and_read(session, "Go")
     assert [item.event for item in seen] == ["title", "message", "done"]
     assert seen[1].data["content"] == "Here."
     check_requests(model.asked)
 
 
-async def test_plain_json_content_is_understood_as_the_call(client: Client, model: ScriptedOpenAI) -> None:
+async def test_plain_json_content_is_understood_as_the_call(client: ApiClient, model: ScriptedOpenAI) -> None:
     steps = [{"id": "1", "description": "a"}]
     model.reset(
         [
@@ -293,12 +293,12 @@ async def test_plain_json_content_is_understood_as_the_call(client: Client, mode
             Reply(text="Done."),
         ]
     )
-    seen = await client.run(await client.create(), "Go")
+    seen = await client.send_and_read(await client.create_session(), "Go")
     assert [item.event for item in seen] == ["title", "message", "plan", "step", "step", "plan", "message", "done"]
 
 
 async def test_calls_of_one_turn_all_run_and_are_all_answered_even_with_the_same_id(
-    client: Client, model: ScriptedOpenAI
+    client: ApiClient, model: ScriptedOpenAI
 ) -> None:
     calls = [
         Call("file_write", {"file": "a.txt", "content": "A"}, id="same"),
@@ -308,17 +308,17 @@ async def test_calls_of_one_turn_all_run_and_are_all_answered_even_with_the_same
         Call("complete_step", {"success": True, "result": "ok"}, id="same"),
     ]
     model.reset([plan("a"), Reply(calls=calls), Reply(text="Done.")])
-    session = await client.create()
-    seen = await client.run(session, "Go")
+    session = await client.create_session()
+    seen = await client.send_and_read(session, "Go")
     tools = [(item.data["function"], item.data["status"]) for item in seen if item.event == "tool"]
     assert sorted(tools) == sorted(
         (name, status) for name in ("file_write", "file_read", "file_find_by_name") for status in ("calling", "called")
     )
     assert seen[-1].event == "done"
-    check_log((await client.history(session))["events"])
+    check_log((await client.get_session(session))["events"])
 
 
-async def test_a_step_may_change_the_rest_of_the_plan(client: Client, model: ScriptedOpenAI) -> None:
+async def test_a_step_may_change_the_rest_of_the_plan(client: ApiClient, model: ScriptedOpenAI) -> None:
     changes = {"steps": [{"id": "9", "description": "instead"}]}
     model.reset(
         [
@@ -328,20 +328,20 @@ async def test_a_step_may_change_the_rest_of_the_plan(client: Client, model: Scr
             Reply(text="Done."),
         ]
     )
-    seen = await client.run(await client.create(), "Go")
+    seen = await client.send_and_read(await client.create_session(), "Go")
     plans = [[step["description"] for step in item.data["steps"]] for item in seen if item.event == "plan"]
     assert plans == [["a", "b", "c"], ["a", "instead"], ["a", "instead"]]
     assert len(model.asked) == 4
 
 
 async def test_deltas_come_before_the_whole_message_and_only_when_asked_for(
-    client: Client, model: ScriptedOpenAI
+    client: ApiClient, model: ScriptedOpenAI
 ) -> None:
     script = [plan("a"), Reply(calls=[complete()]), Reply(text="A rather long answer.", size=4, delay=0.01)]
     for stream in (True, False):
         model.reset(script)
-        session = await client.create()
-        seen = await client.run(session, "Go", stream=stream)
+        session = await client.create_session()
+        seen = await client.send_and_read(session, "Go", stream=stream)
         deltas = [item for item in seen if item.event == "message_delta"]
         assert bool(deltas) is stream
         assert all(item.id is None for item in deltas)
@@ -350,7 +350,7 @@ async def test_deltas_come_before_the_whole_message_and_only_when_asked_for(
             written = "".join(item.data["delta"] for item in deltas if item.data["message_id"] == final)
             assert written == "A rather long answer."
             assert [item.event for item in seen][-2:] == ["message", "done"]
-        stored = (await client.history(session))["events"]
+        stored = (await client.get_session(session))["events"]
         assert not any(item["event"] == "message_delta" for item in stored)
 
 
@@ -363,39 +363,41 @@ async def test_deltas_come_before_the_whole_message_and_only_when_asked_for(
     ],
 )
 async def test_a_model_that_refuses_ends_the_run_with_words_that_help(
-    client: Client, model: ScriptedOpenAI, trouble: Status, said: str
+    client: ApiClient, model: ScriptedOpenAI, trouble: Status, said: str
 ) -> None:
     model.reset([trouble])
-    session = await client.create()
-    seen = await client.run(session, "Go")
+    session = await client.create_session()
+    seen = await client.send_and_read(session, "Go")
     assert [item.event for item in seen] == ["error"]
     assert said in seen[0].data["error"]
-    assert KEY not in json.dumps((await client.history(session))["events"])
+    assert KEY not in json.dumps((await client.get_session(session))["events"])
 
 
-async def test_a_stream_of_the_model_that_breaks_off_is_asked_for_again(client: Client, model: ScriptedOpenAI) -> None:
+async def test_a_stream_of_the_model_that_breaks_off_is_asked_for_again(
+    client: ApiClient, model: ScriptedOpenAI
+) -> None:
     model.reset([plan("a"), Raw(pieces=[b"data: {"], cut=True), Reply(calls=[complete()]), Reply(text="Done.")])
-    seen = await client.run(await client.create(), "Go")
+    seen = await client.send_and_read(await client.create_session(), "Go")
     assert seen[-1].event == "done"
     assert len(model.asked) == 4
 
 
 async def test_delete_ends_the_run_the_sandbox_and_every_trace(
-    client: Client, model: ScriptedOpenAI, service: ServiceProcess
+    client: ApiClient, model: ScriptedOpenAI, service: ServiceProcess
 ) -> None:
     mark = unlike()
     model.reset([plan("a"), Reply(calls=[shell(f"sleep {mark}")])])
-    session = await client.create()
-    chat = await client.say(session, "Go")
-    await chat.until("tool", status="calling")
+    session = await client.create_session()
+    chat = await client.send_message(session, "Go")
+    await chat.wait_for("tool", status="calling")
     async with asyncio.timeout(30):
         while not processes(mark):
             await asyncio.sleep(0.02)
     path = f"/api/v1/sessions/{session}"
     assert (await client.http.delete(path)).json() == {"code": 0, "msg": "success", "data": None}
-    await chat.end()
+    await chat.read_all()
     await gone(mark)
-    for response in (await client.http.get(path), await client.http.delete(path), await client.stop(session)):
+    for response in (await client.http.get(path), await client.http.delete(path), await client.stop_run(session)):
         assert response.status_code == 404
         assert response.json()["code"] == 404
     assert len(model.asked) == 2
@@ -403,14 +405,14 @@ async def test_delete_ends_the_run_the_sandbox_and_every_trace(
 
 
 async def test_messages_at_the_same_instant_are_all_read_by_one_run_at_a_time(
-    client: Client, model: ScriptedOpenAI
+    client: ApiClient, model: ScriptedOpenAI
 ) -> None:
     model.reset(lambda asked: plan(message="Heard."))
-    session = await client.create()
-    chats = await asyncio.gather(*(client.say(session, f"word-{n}") for n in range(20)))
+    session = await client.create_session()
+    chats = await asyncio.gather(*(client.send_message(session, f"word-{n}") for n in range(20)))
     for chat in chats:
-        await chat.end()
-    history = await client.history(session)
+        await chat.read_all()
+    history = await client.get_session(session)
     check_log(history["events"])
     users = [item["data"]["content"] for item in history["events"] if item["data"].get("role") == "user"]
     assert sorted(users) == sorted(f"word-{n}" for n in range(20))
@@ -418,14 +420,14 @@ async def test_messages_at_the_same_instant_are_all_read_by_one_run_at_a_time(
     assert all(f"word-{n}\\n" in told or f"word-{n}\\\\n" in told for n in range(20))
 
 
-async def test_the_same_idempotency_key_is_one_message(client: Client, model: ScriptedOpenAI) -> None:
+async def test_the_same_idempotency_key_is_one_message(client: ApiClient, model: ScriptedOpenAI) -> None:
     model.reset(lambda asked: plan(message="Once."))
-    session = await client.create()
+    session = await client.create_session()
     headers = {"Idempotency-Key": "k1"}
-    chats = await asyncio.gather(*(client.open(session, {"message": "Go"}, headers) for _ in range(30)))
-    ends = [[item.raw for item in await chat.end()] for chat in chats]
+    chats = await asyncio.gather(*(client.open_chat(session, {"message": "Go"}, headers) for _ in range(30)))
+    ends = [[item.raw for item in await chat.read_all()] for chat in chats]
     assert all(end == ends[0] for end in ends)
-    history = await client.history(session)
+    history = await client.get_session(session)
     assert [item["event"] for item in history["events"]] == ["message", "title", "message", "done"]
     assert len(model.asked) == 1
 
@@ -445,21 +447,21 @@ async def test_after_a_kill_the_run_goes_on_and_nothing_is_run_twice(
         ]
     )
     client = await service.start()
-    session = await client.create()
-    chat = await client.say(session, "Go")
+    session = await client.create_session()
+    chat = await client.send_message(session, "Go")
     async with asyncio.timeout(30):
         while not processes(mark):
             await asyncio.sleep(0.02)
     await service.kill()
-    await chat.end()
+    await chat.read_all()
     await client.close()
     await gone(mark)
-    last = max(int(item.id or 0) for item in chat.seen)
+    last = max(int(item.id or 0) for item in chat.frames)
     client = await service.start()
-    rest = await (await client.open(session, {"event_id": f"{last:012d}"})).end()
+    rest = await (await client.open_chat(session, {"event_id": f"{last:012d}"})).read_all()
     assert rest[-1].event == "done"
-    history = await client.history(session)
-    assert [item.data for item in chat.seen + rest] == [item["data"] for item in history["events"][1:]]
+    history = await client.get_session(session)
+    assert [item.data for item in chat.frames + rest] == [item["data"] for item in history["events"][1:]]
     check_log(history["events"])
     check_requests(model.asked)
     assert marks.read_text() == "one\ntwo\n"
@@ -468,26 +470,28 @@ async def test_after_a_kill_the_run_goes_on_and_nothing_is_run_twice(
     await client.close()
 
 
-async def test_the_model_cannot_read_the_services_secrets_from_its_shell(client: Client, model: ScriptedOpenAI) -> None:
+async def test_the_model_cannot_read_the_services_secrets_from_its_shell(
+    client: ApiClient, model: ScriptedOpenAI
+) -> None:
     looks = "env; cat /proc/$PPID/environ | tr '\\0' '\\n'; cat /proc/self/environ"
     model.reset(agent_script(steps=1, calls=[shell(looks)]))
-    session = await client.create()
-    seen = await client.run(session, "Look around")
+    session = await client.create_session()
+    seen = await client.send_and_read(session, "Look around")
     assert KEY not in json.dumps([item.data for item in seen])
 
 
 async def test_sigterm_ends_open_streams_and_the_process_in_time(
-    client: Client, model: ScriptedOpenAI, service: ServiceProcess
+    client: ApiClient, model: ScriptedOpenAI, service: ServiceProcess
 ) -> None:
     second = await a_second(client, model)
     model.reset([Reply(text="x", hang_after=0)])
-    session = await client.create()
-    chats = [await client.say(session, "Go"), *[await client.open(session, {}) for _ in range(50)]]
+    session = await client.create_session()
+    chats = [await client.send_message(session, "Go"), *[await client.open_chat(session, {}) for _ in range(50)]]
     began = time.monotonic()
     assert await service.stop() in (0, -signal.SIGTERM)
     assert time.monotonic() - began < 5 * second
     for chat in chats:
-        await chat.end()
+        await chat.read_all()
 
 
 async def test_a_real_model_gets_no_unisolated_shell_unless_the_operator_says_so(
@@ -499,7 +503,7 @@ async def test_a_real_model_gets_no_unisolated_shell_unless_the_operator_says_so
         tmp_path / "data", API_KEY=KEY, API_BASE=model.url, SANDBOX_PROVIDER="auto", DOCKER_HOST=nowhere
     )
     client = await service.start()
-    seen = await client.run(await client.create(), "Go")
+    seen = await client.send_and_read(await client.create_session(), "Go")
     called = next(item for item in seen if item.event == "tool" and item.data["status"] == "called")
     assert called.data["result"]["success"] is False
     assert "SANDBOX_PROVIDER=local" in called.data["result"]["message"]

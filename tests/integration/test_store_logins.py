@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.cluster import SharedSandbox
 from tests.support.redis_server import RedisServer, require_redis
-from tests.support.service import Client, NotStarted, Seen, ServiceProcess
+from tests.support.service import ApiClient, ServiceNotStarted, ServiceProcess
+from tests.support.sse import SseFrame
 from tests.support.stores import Mongod, require_mongod
 
 pytestmark = pytest.mark.timeout(180)
@@ -102,10 +103,10 @@ def as_root(server: Mongod) -> "pymongo.MongoClient[dict[str, object]]":
     return pymongo.MongoClient(f"mongodb://{ROOT}:{ROOT}@127.0.0.1:{server.port}/?directConnection=true")
 
 
-async def chatted(client: Client) -> list[Seen]:
+async def chatted(client: ApiClient) -> list[SseFrame]:
     """A whole chat with the demo model, deltas included."""
-    chat = await client.say(await client.create(), "What can this machine do?", stream=True)
-    return await chat.end(START_SECONDS)
+    chat = await client.send_message(await client.create_session(), "What can this machine do?", stream=True)
+    return await chat.read_all(START_SECONDS)
 
 
 async def test_a_whole_chat_needs_no_more_than_the_rights_that_are_documented(stores: Stores, tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ async def test_a_whole_chat_needs_no_more_than_the_rights_that_are_documented(st
             service.data_dir.parent.mkdir()
             stack.push_async_callback(service.stop)
         lines = await asyncio.gather(*(service.launch(START_SECONDS) for service in services))
-        client = Client(lines[0].split()[3])
+        client = ApiClient(lines[0].split()[3])
         stack.push_async_callback(client.close)
 
         seen = await chatted(client)
@@ -141,7 +142,7 @@ async def test_a_whole_chat_needs_no_more_than_the_rights_that_are_documented(st
 
 async def test_a_wrong_password_of_mongodb_ends_the_start_with_one_line(stores: Stores, tmp_path: Path) -> None:
     service = ServiceProcess(tmp_path / "data", "worker", **stores.settings(mongodb="wrong-one"))
-    with pytest.raises(NotStarted) as ended:
+    with pytest.raises(ServiceNotStarted) as ended:
         await service.launch(START_SECONDS)
     assert str(ended.value) == "MONGODB_URL: the store cannot be opened: the login in MONGODB_URL is refused\n"
 
@@ -149,7 +150,7 @@ async def test_a_wrong_password_of_mongodb_ends_the_start_with_one_line(stores: 
 async def test_a_wrong_password_of_redis_is_told_and_the_service_works_without(stores: Stores, tmp_path: Path) -> None:
     service = ServiceProcess(tmp_path / "data", **stores.settings(redis="wrong-one"))
     line = await service.launch(START_SECONDS)
-    client = Client(line.split()[3])
+    client = ApiClient(line.split()[3])
     try:
         ready = await client.http.get("/ready")
         assert ready.status_code == 503

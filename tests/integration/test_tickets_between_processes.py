@@ -9,14 +9,14 @@ import pytest
 
 from tests.support.cluster import SharedSandbox
 from tests.support.redis_server import RedisServer, require_redis
-from tests.support.service import Client, ServiceProcess
+from tests.support.service import ApiClient, ServiceProcess
 from tests.support.stores import Mongod, require_mongod
 
 PROCESSES = 3
 
 
 @pytest.fixture
-async def apis(tmp_path: Path) -> AsyncIterator[list[Client]]:
+async def apis(tmp_path: Path) -> AsyncIterator[list[ApiClient]]:
     require_mongod()
     require_redis()
     mongod = Mongod(tmp_path / "mongod")
@@ -26,7 +26,7 @@ async def apis(tmp_path: Path) -> AsyncIterator[list[Client]]:
             sandbox = await stack.enter_async_context(SharedSandbox(tmp_path / "sandbox"))
             stores = {"MONGODB_URL": mongod.url, "REDIS_URL": redis.url, "LOG_LEVEL": "DEBUG", **sandbox.settings}
             services: list[ServiceProcess] = []
-            clients: list[Client] = []
+            clients: list[ApiClient] = []
             for number in range(PROCESSES):
                 folder = tmp_path / f"api{number}"
                 folder.mkdir()
@@ -44,14 +44,14 @@ async def apis(tmp_path: Path) -> AsyncIterator[list[Client]]:
         assert "ticket=" not in log.replace("ticket=***", "")
 
 
-async def opened(client: Client, session_id: str, ticket: str) -> int:
+async def opened(client: ApiClient, session_id: str, ticket: str) -> int:
     path = f"/api/v1/sessions/{session_id}/events"
     async with client.http.stream("GET", path, params={"ticket": ticket}) as answer:
         return answer.status_code
 
 
-async def test_what_one_process_issues_any_other_redeems_once(apis: list[Client]) -> None:
-    session_id = await apis[0].create()
+async def test_what_one_process_issues_any_other_redeems_once(apis: list[ApiClient]) -> None:
+    session_id = await apis[0].create_session()
     for turn in range(2 * PROCESSES):
         issuer = apis[turn % PROCESSES]
         answer = await issuer.http.post("/api/v1/tickets", json={"session_id": session_id})

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.cluster import SharedSandbox
 from tests.support.redis_server import RedisServer, require_redis
-from tests.support.service import Client, NotStarted, ServiceProcess
+from tests.support.service import ApiClient, ServiceNotStarted, ServiceProcess
 from tests.support.stores import Mongod, require_mongod
 
 
@@ -48,14 +48,14 @@ async def test_a_worker_tells_how_it_is_and_what_it_has_done_and_nothing_else(
     assert "Traceback" not in worker.log.read_text()
 
 
-async def look_at(worker: ServiceProcess, client: Client) -> None:
+async def look_at(worker: ServiceProcess, client: ApiClient) -> None:
     line = await worker.launch()
     assert line.startswith("Anker works on runs; http://127.0.0.1:")
     async with httpx.AsyncClient(base_url=line.split()[4].removesuffix("/health,")) as http:
         assert (await http.get("/health")).json()["data"] == {"status": "ok"}
         assert {"store", "redis", "sandbox"} <= set((await http.get("/ready")).json()["data"])
-        session_id = await client.create()
-        await client.run(session_id, "Hello")
+        session_id = await client.create_session()
+        await client.send_and_read(session_id, "Hello")
         numbers = (await http.get("/metrics")).text
         assert 'anker_events_total{type="done"} 1.0' in numbers and "anker_runs_active" in numbers
         for method, path in (("GET", "/api/v1/sessions"), ("PUT", "/api/v1/sessions"), ("POST", "/api/v1/tickets")):
@@ -65,5 +65,5 @@ async def look_at(worker: ServiceProcess, client: Client) -> None:
 async def test_a_worker_whose_port_is_taken_says_which_setting_is_meant(tmp_path: Path, stores: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(NotStarted, match=f"WORKER_PORT: cannot listen on 127.0.0.1, port {port}"):
+        with pytest.raises(ServiceNotStarted, match=f"WORKER_PORT: cannot listen on 127.0.0.1, port {port}"):
             await process(tmp_path, "worker", stores, WORKER_PORT=str(port)).launch()

@@ -16,7 +16,7 @@ import psutil
 
 from tests.support.redis_server import RedisServer
 from tests.support.replicas import ReplicaSet
-from tests.support.service import ROOT, Client, NotStarted, ServiceProcess
+from tests.support.service import ROOT, ApiClient, ServiceNotStarted, ServiceProcess
 from tests.support.stores import Mongod
 
 EXIT_SECONDS = 5.0
@@ -36,7 +36,7 @@ class Member:
         self.name = name
         self.part = part
         self.service = ServiceProcess(folder / "data", part, **settings)
-        self.client: Client | None = None
+        self.client: ApiClient | None = None
         self.up = False
         self.busy = False
         """Whether it is on its way down or up: nobody else may kill or start it."""
@@ -50,7 +50,7 @@ class Member:
                 begun = time.monotonic()
                 try:
                     line = await self.service.launch(seconds)
-                except NotStarted as error:
+                except ServiceNotStarted as error:
                     assert "Traceback" not in str(error), error
                     await asyncio.sleep(0.2)
                     continue
@@ -58,7 +58,7 @@ class Member:
         self.start_seconds = time.monotonic() - begun
         if self.part != "worker":
             self.service.url = line.split()[3]
-            self.client = Client(self.service.url)
+            self.client = ApiClient(self.service.url)
         self.up = True
 
     async def kill(self) -> None:
@@ -234,11 +234,11 @@ class Cluster:
         return [member for member in self.members if member.up and member.part in parts]
 
     @property
-    def apis(self) -> list[Client]:
+    def apis(self) -> list[ApiClient]:
         """Clients of the processes that answer requests now."""
         return [member.client for member in self.alive("api", "") if member.client is not None]
 
-    async def api(self, rng: random.Random) -> Client:
+    async def api(self, rng: random.Random) -> ApiClient:
         """One of them, once there is one."""
         async with asyncio.timeout(60):
             while not (apis := self.apis):

@@ -1,7 +1,6 @@
 """A model whose tool calls leave marks: each appends a word to a file that no other call ever appends."""
 
 import itertools
-import json
 import random
 import re
 import threading
@@ -12,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from tests.fakes.scripted_openai import Answer, Asked, Call, Reply
-from tests.support.reader import Frame
+from tests.support.sse import SseFrame
 
 STEPS, CALLS = 2, 2
 """Of each task: its steps, and the commands of a step."""
@@ -97,15 +96,15 @@ def words_in(marks: Path) -> Counter[str]:
     return Counter(marks.read_text().split() if marks.exists() else [])
 
 
-def check_marks(histories: Sequence[Sequence[Frame]], marks: Counter[str]) -> None:
+def check_marks(histories: Sequence[Sequence[SseFrame]], marks: Counter[str]) -> None:
     """No command ran twice or unannounced, and each that is said to have ended well left its mark."""
     assert not (twice := [word for word, count in marks.items() if count > 1]), f"commands ran twice: {twice}"
     announced: set[str] = set()
     for history in histories:
-        for _, event, data in history:
-            if event != "tool":
+        for frame in history:
+            if frame.event != "tool":
                 continue
-            tool: dict[str, Any] = json.loads(data)
+            tool: dict[str, Any] = frame.data
             if tool["function"] != "shell_exec" or ">>" not in tool["args"]["command"]:
                 continue
             word = tool["args"]["command"].split("echo ")[1].split()[0]

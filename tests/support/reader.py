@@ -1,4 +1,4 @@
-"""A client that keeps every frame it saw, byte for byte, across as many streams as it takes."""
+"""A client that keeps every frame of a chat, byte for byte, over as many streams as it takes."""
 
 import asyncio
 import json
@@ -8,108 +8,101 @@ from typing import Any
 
 import httpx
 
-from tests.support.service import Client
+from tests.support.service import ApiClient
+from tests.support.sse import SseFrame, SseParser
 
-Frame = tuple[str, str, bytes]
-"""A frame's id, event and data, byte for byte."""
-
-TERMINAL = ("done", "error", "wait")
+TERMINAL_EVENTS = ("done", "error", "wait")
+"""Types of the events after which a chat stream ends."""
 
 
-class Refused(Exception):
-    """A stream was not granted; `status` is that of the answer."""
+class RequestRefused(Exception):
+    """The service responded with `status` instead of a stream."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text}")
         self.status = status
 
 
-class Reader:
-    """Follows one session's chat. `start`: the number after which it looks; what lies before is not its affair."""
+class ChatReader:
+    """Reads the chat of one session, from the event after number `after`."""
 
-    def __init__(self, session: str, *, start: int = 0) -> None:
-        self.session = session
-        self.start = start
-        self.seen: list[Frame] = []
-        self.arrived: list[float] = []
-        """When each frame came, on the monotonic clock."""
-        self.granted = asyncio.Event()
-        """Set once a stream was granted. A message that went with it is stored."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last that it saw was the end of a run, or a question."""
-        return bool(self.seen) and self.seen[-1][1] in TERMINAL
+    def __init__(self, session_id: str, *, after: int = 0) -> None:
+        self.session_id = session_id
+        self.after = after
+        self.frames: list[SseFrame] = []
+        self.arrival_times: list[float] = []
+        """The monotonic time at which each frame arrived."""
+        self.accepted = asyncio.Event()
+        """Set once a stream was opened: the message that was sent with it is stored."""
 
     @property
-    def position(self) -> int:
-        """Number of the last event that it has."""
-        return int(self.seen[-1][0]) if self.seen else self.start
+    def at_end(self) -> bool:
+        """Whether the last frame ends a run or asks the user."""
+        return bool(self.frames) and self.frames[-1].event in TERMINAL_EVENTS
+
+    @property
+    def last_event_number(self) -> int:
+        return self.frames[-1].number if self.frames else self.after
 
     async def read(
-        self, http: httpx.AsyncClient, message: str = "", *, key: str | None = None, bytes_at_most: int | None = None
+        self, http: httpx.AsyncClient, message: str = "", *, key: str | None = None, max_bytes: int | None = None
     ) -> None:
-        """Open a stream where the last one broke off; cut it after so many bytes.
+        """Open a stream after the last event received; read it to its end, or drop it after `max_bytes`.
 
         Raises:
-            Refused: the service answered, but not with a stream.
-            httpx.HTTPError: the service went away.
+            RequestRefused: The service responded, but not with a stream.
+            httpx.HTTPError: The connection to the service failed.
         """
         body: dict[str, Any] = {"message": message}
-        if self.position:
-            body["event_id"] = f"{self.position:012}"
+        if self.last_event_number:
+            body["event_id"] = f"{self.last_event_number:012}"
         headers = {} if key is None else {"Idempotency-Key": key}
-        rest, taken = b"", 0
-        path = f"/api/v1/sessions/{self.session}/chat"
+        parser, received = SseParser(), 0
+        path = f"/api/v1/sessions/{self.session_id}/chat"
         async with http.stream("POST", path, json=body, headers=headers) as response:
             if response.status_code != 200:
-                raise Refused(response.status_code, (await response.aread()).decode())
-            self.granted.set()
+                raise RequestRefused(response.status_code, (await response.aread()).decode())
+            self.accepted.set()
             async for chunk in response.aiter_raw():
-                left = len(chunk) if bytes_at_most is None else bytes_at_most - taken
-                taken += len(chunk)
-                *frames, rest = (rest + chunk[:left]).split(b"\n\n")
-                self._keep([_parsed(frame) for frame in frames if not frame.startswith(b":")])
+                left = len(chunk) if max_bytes is None else max_bytes - received
+                received += len(chunk)
+                self._keep([frame for frame in parser.feed(chunk[:left]) if frame.comment is None])
                 if left < len(chunk):
                     return
 
-    def _keep(self, frames: Sequence[Frame]) -> None:
-        self.seen += frames
-        self.arrived += [time.monotonic()] * len(frames)
+    def _keep(self, frames: Sequence[SseFrame]) -> None:
+        self.frames += frames
+        self.arrival_times += [time.monotonic()] * len(frames)
 
-    def check(self, history: Sequence[Frame]) -> None:
-        """What it saw is the history from where it began to where it is; but for the user's own words, which a stream
-        that brings them leaves out. Where a stream begins that named no position is not looked at."""
-        numbers = [int(frame[0]) for frame in self.seen]
+    def check(self, history: Sequence[SseFrame]) -> None:
+        """Assert that the frames are the part of `history` that the reader asked for.
+
+        The user's messages may be missing: a stream leaves out the message that it was opened with.
+        """
+        numbers = [frame.number for frame in self.frames]
         assert numbers == sorted(set(numbers)), f"a stream went back: {numbers}"
-        start = self.start or (numbers[0] - 1 if numbers else 0)
-        theirs = [frame for frame in history if start < int(frame[0]) <= self.position]
-        shown, there = _without_words(self.seen), _without_words(theirs)
-        assert shown == there, f"a stream after {start} is not its history: {set(shown) ^ set(there)}"
-        assert set(self.seen) <= set(theirs)
+        after = self.after or (numbers[0] - 1 if numbers else 0)
+        expected = [frame for frame in history if after < frame.number <= self.last_event_number]
+        received, stored = _without_user_messages(self.frames), _without_user_messages(expected)
+        assert received == stored, f"a stream after {after} differs from the history: {set(received) ^ set(stored)}"
+        assert set(self.frames) <= set(expected)
 
 
-def _without_words(frames: Sequence[Frame]) -> list[Frame]:
-    return [frame for frame in frames if frame[1] != "message" or json.loads(frame[2])["role"] != "user"]
+def _without_user_messages(frames: Sequence[SseFrame]) -> list[SseFrame]:
+    return [frame for frame in frames if frame.event != "message" or frame.data["role"] != "user"]
 
 
-def _parsed(frame: bytes) -> Frame:
-    number, event, data = frame.split(b"\n")
-    assert data.startswith(b"data: {")
-    return number.removeprefix(b"id: ").decode(), event.removeprefix(b"event: ").decode(), data.removeprefix(b"data: ")
-
-
-async def stored(client: Client, session: str) -> list[Frame]:
-    """The history as the frames that carry it: the very bytes of every `data`."""
-    response = await client.http.get(f"/api/v1/sessions/{session}")
+async def stored_frames(client: ApiClient, session_id: str) -> list[SseFrame]:
+    """Return the history as the frames that carry it, with the exact bytes of every `data`."""
+    response = await client.http.get(f"/api/v1/sessions/{session_id}")
     if response.status_code != 200:
-        raise Refused(response.status_code, response.text)
+        raise RequestRefused(response.status_code, response.text)
     text = response.content.decode()
-    found: list[Frame] = []
+    found: list[SseFrame] = []
     position = text.index('"events":[') + len('"events":[')
     while text[position] == "{":
         start = text.index('"data":', position) + len('"data":')
         data, end = json.JSONDecoder().raw_decode(text, start)
-        found.append((data["event_id"], text[position:start].split('"')[3], text[start:end].encode()))
+        found.append(SseFrame(text[position:start].split('"')[3], data["event_id"], text[start:end].encode()))
         position = end + len("},")
     return found

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.containers import SANDBOX_IMAGE, cleared, docker, inspect, run
-from tests.support.service import ROOT, Client
+from tests.support.service import ROOT, ApiClient
 from tests.support.stores import free_port
 
 IMAGE = "anker-backend-under-test"
@@ -38,11 +38,11 @@ class Backend:
     port: int
 
     @property
-    def client(self) -> Client:
+    def client(self) -> ApiClient:
         """A frontend, on the published port."""
-        return Client(f"http://127.0.0.1:{self.port}")
+        return ApiClient(f"http://127.0.0.1:{self.port}")
 
-    async def ready(self, path: str = "/ready", seconds: float = 30) -> Client:
+    async def ready(self, path: str = "/ready", seconds: float = 30) -> ApiClient:
         """A client, once the service and all that it depends on can be used."""
         client = self.client
         deadline = time.monotonic() + seconds

@@ -61,7 +61,7 @@ async def test_what_runs_as_the_services_user_cannot_use_the_engine(yard: Yard) 
 async def test_without_an_engine_the_demo_works_inside_the_container(yard: Yard) -> None:
     backend = await yard.run()
     client = await backend.ready()
-    seen = await client.run(await client.create(), "What can this machine do?")
+    seen = await client.send_and_read(await client.create_session(), "What can this machine do?")
     assert [item.event for item in seen][-2:] == ["message", "done"]
     called = [item.data for item in seen if item.event == "tool" and item.data["status"] == "called"]
     assert called
@@ -90,7 +90,7 @@ async def test_it_says_when_it_is_healthy(yard: Yard) -> None:
 async def test_it_stops_at_once_and_with_success(yard: Yard) -> None:
     backend = await yard.run(settings=LOCAL)
     client = await backend.ready()
-    session_id = await client.create()
+    session_id = await client.create_session()
     watching = await client.http.send(client.http.build_request("POST", "/api/v1/sessions"), stream=True)
     assert await backend.stop() < 5
     assert (await backend.state())["ExitCode"] == 0
@@ -101,7 +101,7 @@ async def test_it_stops_at_once_and_with_success(yard: Yard) -> None:
     # What it knew is in the volume.
     backend = await yard.run(settings=LOCAL)
     client = await backend.ready()
-    assert (await client.history(session_id))["session_id"] == session_id
+    assert (await client.get_session(session_id))["session_id"] == session_id
     await client.close()
 
 
@@ -125,7 +125,7 @@ async def test_it_runs_with_next_to_no_privileges_and_on_a_root_that_is_read_onl
         *few, *("--security-opt", "no-new-privileges", "--read-only", "--tmpfs", "/tmp"), settings=LOCAL
     )
     client = await backend.ready()
-    seen = await client.run(await client.create(), "What can this machine do?")
+    seen = await client.send_and_read(await client.create_session(), "What can this machine do?")
     assert seen[-1].event == "done"
     assert await backend.stop() < 5
     await client.close()
@@ -135,7 +135,7 @@ async def test_a_folder_of_the_host_becomes_its_own(yard: Yard, tmp_path: Path) 
     folder = tmp_path / "not-there-yet"
     backend = await yard.run("--volume", f"{folder}:/data", settings=LOCAL)
     client = await backend.ready()
-    await client.create()
+    await client.create_session()
     assert folder.stat().st_uid == 1000
     assert (folder / "anker.db").stat().st_uid == 1000
     await client.close()

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.integration.backend_image.conftest import SOCKET, Backend, Yard
 from tests.support.containers import docker, inspect, named
-from tests.support.service import Client
+from tests.support.service import ApiClient
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -55,8 +55,8 @@ async def test_it_works_as_its_users_run_it_and_leaves_nothing_behind(yard: Yard
     assert (await client.http.get("/ready")).json()["data"] == {"store": "ok", "sandbox": "ok"}
 
     # A task of several steps, in a sandbox that is a container beside this one.
-    session_id = await client.create()
-    done(await client.run(session_id, "What can this machine do?"))
+    session_id = await client.create_session()
+    done(await client.send_and_read(session_id, "What can this machine do?"))
     sandbox = await sandbox_of(yard, session_id)
     assert sandbox["Config"]["Labels"]["anker.session"] == session_id
 
@@ -104,7 +104,7 @@ async def test_a_sandbox_reaches_neither_the_service_nor_the_stores(yard: Yard) 
     backend = await yard.run(*SOCKET, "--network", outside)
     await docker("network", "connect", stores, backend.name)
     client = await backend.ready()
-    session_id = await client.create()
+    session_id = await client.create_session()
     await _use(client, session_id)
     sandbox = (await sandbox_of(yard, session_id))["Id"]
 
@@ -134,22 +134,22 @@ async def test_a_sandbox_reaches_neither_the_service_nor_the_stores(yard: Yard) 
 async def test_after_a_kill_the_next_container_goes_on(yard: Yard) -> None:
     backend = await yard.run(*SOCKET)
     client = await backend.ready()
-    session_id = await client.create()
-    chat = await client.say(session_id, "What can this machine do?")
-    await chat.until("tool", status="called", seconds=60)
+    session_id = await client.create_session()
+    chat = await client.send_message(session_id, "What can this machine do?")
+    await chat.wait_for("tool", status="called", seconds=60)
     await docker("kill", backend.name)
-    await chat.end()
+    await chat.read_all()
     await client.close()
     await docker("rm", backend.name)
 
     backend = await yard.run(*SOCKET)
     client = await backend.ready()
-    rest = await (await client.open(session_id, {"event_id": chat.seen[-1].id})).end(60)
+    rest = await (await client.open_chat(session_id, {"event_id": chat.frames[-1].id})).read_all(60)
     assert [item.event for item in rest][-2:] == ["message", "done"]
     await client.close()
 
 
-async def _use(client: Client, session_id: str) -> None:
+async def _use(client: ApiClient, session_id: str) -> None:
     """Have the sandbox started."""
     answer = await client.http.post(f"/api/v1/sessions/{session_id}/file", json={"file": "/etc/hostname"})
     assert answer.status_code == 200, answer.text

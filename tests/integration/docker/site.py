@@ -4,8 +4,7 @@ import asyncio
 import os
 import secrets
 import subprocess
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -158,19 +157,6 @@ async def run(sandbox: Sandbox, command: str, *, shell: str = "main", seconds: i
         seconds -= 20
     assert state.status == "completed", output
     return state.returncode or 0, output
-
-
-async def eventually(
-    true: Callable[[], object] | Callable[[], Awaitable[object]], *, seconds: float = 15, pause: float = 0.05
-) -> None:
-    """Wait for something outside this process to become true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = true()
-        if await answer if isinstance(answer, Awaitable) else answer:
-            return
-        assert time.monotonic() < deadline, "it did not become true in time"
-        await asyncio.sleep(pause)
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ import pytest
 
 from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox.docker import engine, life
-from tests.integration.docker.site import Site, eventually, run
+from tests.integration.docker.site import Site, run
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -10,8 +10,9 @@ import pytest
 
 from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox.docker import life
-from tests.integration.docker.site import eventually, run, site
+from tests.integration.docker.site import run, site
 from tests.integration.docker.world import World, answers
+from tests.support.eventually import eventually
 
 COMMAND = os.environ.get("ANKER_RESTART_ENGINE", "")
 

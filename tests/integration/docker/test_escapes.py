@@ -11,7 +11,8 @@ import pytest
 from app.domain.errors import SandboxFailure
 from app.domain.external.sandbox import Sandbox
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
-from tests.integration.docker.site import Site, eventually, run
+from tests.integration.docker.site import Site, run
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -7,7 +7,8 @@ import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
-from tests.integration.docker.site import Site, eventually, run, site
+from tests.integration.docker.site import Site, run, site
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -138,7 +139,7 @@ async def test_destroying_leaves_nothing_even_while_it_starts_and_when_the_calle
 ) -> None:
     session = here.session()
     waiting = asyncio.create_task(service.acquire(session))
-    await eventually(lambda: here.container(session), pause=0.005)
+    await eventually(lambda: here.container(session), interval=0.005)
     await asyncio.gather(service.destroy(session), service.destroy(session))
     with pytest.raises(SandboxUnavailable, match="ended while it started"):
         await waiting

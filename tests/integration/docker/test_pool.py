@@ -8,7 +8,8 @@ import pytest_asyncio
 
 from app.infrastructure.sandbox.docker import life
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
-from tests.integration.docker.site import Site, eventually, run
+from tests.integration.docker.site import Site, run
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -11,7 +11,8 @@ import pytest
 
 from tests.fakes.scripted_openai import Call, Reply, ScriptedOpenAI
 from tests.support.containers import cleared, docker, inspect, named, run
-from tests.support.service import ROOT, Chat, Client, Seen, ServiceProcess
+from tests.support.service import ROOT, ApiClient, ChatStream, ServiceProcess
+from tests.support.sse import SseFrame
 
 KEY = "sk-very-secret-key-0123456789"
 
@@ -21,7 +22,7 @@ class Yard:
     """A service, and what of the engine's is its own."""
 
     service: ServiceProcess
-    client: Client
+    client: ApiClient
     model: ScriptedOpenAI
     prefix: str
 
@@ -45,21 +46,21 @@ class Yard:
         await self.client.close()
         self.client = await self.service.start()
 
-    async def called(self, chat: Chat, function: str, count: int = 1) -> dict[str, Any]:
+    async def called(self, chat: ChatStream, function: str, count: int = 1) -> dict[str, Any]:
         """The data of the stream's `count`-th ended call of `function`, waiting for it."""
         async with asyncio.timeout(60):
             while True:
                 ended = [
                     item.data
-                    for item in chat.seen
+                    for item in chat.frames
                     if item.event == "tool" and item.data["function"] == function and item.data["status"] == "called"
                 ]
                 if len(ended) >= count:
                     return ended[count - 1]
-                assert not chat.ended.is_set(), chat.types
+                assert not chat.ended.is_set(), chat.event_types
                 await asyncio.sleep(0.02)
 
-    def called_in(self, seen: list[Seen], function: str) -> dict[str, Any]:
+    def called_in(self, seen: list[SseFrame], function: str) -> dict[str, Any]:
         """The data of the first ended call of `function` in a stream that is over."""
         return next(
             item.data

@@ -33,8 +33,8 @@ async def test_a_task_uses_shell_files_and_browser_and_its_screenshots_can_be_fe
             Reply(text="Done."),
         ]
     )
-    session = await yard.client.create()
-    seen = await yard.client.run(session, "Do it")
+    session = await yard.client.create_session()
+    seen = await yard.client.send_and_read(session, "Do it")
     assert [item.event for item in seen][-2:] == ["message", "done"]
     called = [item.data for item in seen if item.event == "tool" and item.data["status"] == "called"]
     assert all(data["result"]["success"] for data in called), called
@@ -47,13 +47,13 @@ async def test_a_task_uses_shell_files_and_browser_and_its_screenshots_can_be_fe
     assert screenshot.headers["content-type"] == "image/jpeg"
     assert screenshot.content[:2] == b"\xff\xd8"
     assert 1_000 < len(screenshot.content) < 200_000
-    check_log((await yard.client.history(session))["events"])
+    check_log((await yard.client.get_session(session))["events"])
     check_requests(yard.model.asked)
 
 
 async def test_a_question_that_needs_no_tools_starts_no_container(yard: Yard) -> None:
     yard.model.reset([Reply(calls=plan().calls[:0], text='{"title": "T", "message": "Paris.", "steps": []}')])
-    seen = await yard.client.run(await yard.client.create(), "What is the capital of France?")
+    seen = await yard.client.send_and_read(await yard.client.create_session(), "What is the capital of France?")
     assert [item.event for item in seen] == ["title", "message", "done"]
     assert await yard.containers() == []
 
@@ -73,12 +73,12 @@ async def test_a_container_that_is_gone_in_the_middle_of_a_run_is_replaced_with_
             Reply(text="Done."),
         ]
     )
-    session = await yard.client.create()
-    chat = await yard.client.say(session, "Do it")
+    session = await yard.client.create_session()
+    chat = await yard.client.send_message(session, "Do it")
     await yard.called(chat, "shell_exec")
-    await chat.until("tool", args={"id": "main", "exec_dir": "~", "command": "sleep 300"})
+    await chat.wait_for("tool", args={"id": "main", "exec_dir": "~", "command": "sleep 300"})
     await end(yard.name(session))
-    seen = await chat.end(60)
+    seen = await chat.read_all(60)
     called = [item.data for item in seen if item.event == "tool" and item.data["status"] == "called"]
     assert [data["result"]["success"] for data in called] == [True, False, True, True]
     assert called[2]["result"]["data"]["output"] == "kept\n"
@@ -91,12 +91,12 @@ async def test_a_container_that_is_gone_in_the_middle_of_a_run_is_replaced_with_
 
 async def test_a_service_that_was_killed_finds_its_sandbox_again_with_what_runs_in_it(yard: Yard) -> None:
     yard.model.reset([plan(), shell("sleep 1000 & echo started"), complete(), Reply(text="Done.")])
-    session = await yard.client.create()
-    await yard.client.run(session, "Start something")
+    session = await yard.client.create_session()
+    await yard.client.send_and_read(session, "Start something")
     before = await yard.container(session)
     await yard.start_again()
     yard.model.reset([plan(), shell("pgrep -c -x sleep"), complete(), Reply(text="Done.")])
-    seen = await yard.client.run(session, "Is it still there?")
+    seen = await yard.client.send_and_read(session, "Is it still there?")
     output = next(item.data["result"]["data"]["output"] for item in seen if item.data.get("status") == "called")
     assert int(output) >= 1
     assert (await yard.container(session))["Id"] == before["Id"]
@@ -108,25 +108,25 @@ async def test_stop_ends_a_browser_that_waits_for_a_page_and_leaves_it_usable(ya
     yard.model.reset(
         [plan(), calling("browser_navigate", url="about:blank"), calling("browser_console_exec", javascript=hang)]
     )
-    session = await yard.client.create()
-    chat = await yard.client.say(session, "Wait")
-    await chat.until("tool", seconds=60, function="browser_console_exec", status="calling")
+    session = await yard.client.create_session()
+    chat = await yard.client.send_message(session, "Wait")
+    await chat.wait_for("tool", seconds=60, function="browser_console_exec", status="calling")
     began = time.monotonic()
-    assert (await yard.client.stop(session)).status_code == 200
+    assert (await yard.client.stop_run(session)).status_code == 200
     assert time.monotonic() - began < 1
-    assert (await chat.end())[-1].event == "done"
+    assert (await chat.read_all())[-1].event == "done"
     yard.model.reset([plan(), calling("browser_view"), complete(), Reply(text="Done.")])
-    seen = await yard.client.run(session, "Look")
+    seen = await yard.client.send_and_read(session, "Look")
     assert yard.called_in(seen, "browser_view")["result"]["success"]
-    check_log((await yard.client.history(session))["events"])
+    check_log((await yard.client.get_session(session))["events"])
 
 
 @pytest.mark.parametrize("when", ["while it starts", "while it works"])
 async def test_deleting_a_session_leaves_neither_container_nor_volume(yard: Yard, when: str) -> None:
     yard.model.reset([plan(), shell("echo started"), shell("sleep 300")])
-    session = await yard.client.create()
-    chat = await yard.client.say(session, "Work")
-    await chat.until("tool", seconds=60, status="calling")
+    session = await yard.client.create_session()
+    chat = await yard.client.send_message(session, "Work")
+    await chat.wait_for("tool", seconds=60, status="calling")
     if when == "while it works":
         await yard.called(chat, "shell_exec")
         assert await yard.containers() == [yard.name(session)]
@@ -138,7 +138,7 @@ async def test_deleting_a_session_leaves_neither_container_nor_volume(yard: Yard
 
 
 async def test_the_file_view_starts_a_container_and_the_shell_view_does_not(yard: Yard) -> None:
-    session = await yard.client.create()
+    session = await yard.client.create_session()
     path = f"/api/v1/sessions/{session}"
     assert (await yard.client.http.post(f"{path}/shell", json={"session_id": "main"})).status_code == 404
     assert await yard.containers() == []
@@ -155,11 +155,11 @@ async def test_twenty_sessions_at_once_all_get_a_computer_of_their_own(yard: Yar
         return complete() if asked.messages[-1]["role"] == "tool" else shell("hostname -i; cat /etc/hostname")
 
     yard.model.reset(script)
-    sessions = [await yard.client.create() for _ in range(20)]
-    chats = [await yard.client.say(session, "Where are you?") for session in sessions]
+    sessions = [await yard.client.create_session() for _ in range(20)]
+    chats = [await yard.client.send_message(session, "Where are you?") for session in sessions]
     addresses = set()
     for chat in chats:
-        seen = await chat.end(240)
+        seen = await chat.read_all(240)
         assert seen[-1].event == "done"
         called = yard.called_in(seen, "shell_exec")
         assert called["result"]["success"], called
@@ -180,8 +180,8 @@ async def test_a_sandbox_knows_no_secret_of_the_service(yard: Yard) -> None:
             Reply(text="Done."),
         ]
     )
-    session = await yard.client.create()
-    seen = await yard.client.run(session, "Look around")
+    session = await yard.client.create_session()
+    seen = await yard.client.send_and_read(session, "Look around")
     output = yard.called_in(seen, "shell_exec")["result"]["data"]["output"]
     variables = dict(line.split("=", 1) for line in (await yard.container(session))["Config"]["Env"])
     assert "HOME=/home/ubuntu" in output

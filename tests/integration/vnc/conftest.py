@@ -19,7 +19,7 @@ from playwright.async_api import Error as PlaywrightError
 
 from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.containers import SANDBOX_IMAGE, cleared, docker, inspect, named, run
-from tests.support.service import ROOT, Client, ServiceProcess
+from tests.support.service import ROOT, ApiClient, ServiceProcess
 
 NOVNC = "@novnc/novnc@1.7.0"
 CACHE = ROOT / ".cache" / NOVNC.replace("/", "-")
@@ -70,7 +70,7 @@ async def chromium() -> AsyncIterator[Browser]:
 class Stage:
     """The service with Docker sandboxes, and a site whose pages may use it."""
 
-    client: Client
+    client: ApiClient
     model: ScriptedOpenAI
     chromium: Browser
     site: str

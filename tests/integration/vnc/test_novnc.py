@@ -52,14 +52,14 @@ async def shows(viewer: Page, red: int, green: int, blue: int) -> None:
 
 
 async def test_a_viewer_sees_the_desktop_change_when_the_agent_navigates(stage: Stage) -> None:
-    session_id = await stage.client.create()
+    session_id = await stage.client.create_session()
     viewers = [await stage.viewer(session_id), await stage.viewer(session_id)]
     for viewer in viewers:
         await viewer.wait_for_function(CONNECTED, timeout=60_000)
         assert not await viewer.evaluate(SHOWS, [255, 0, 255])
     for colour, seen in (("magenta", (255, 0, 255)), ("cyan", (0, 255, 255))):
         stage.model.reset(agent_script(steps=1, calls=[Call("browser_navigate", {"url": page_of(colour)})]))
-        events = await stage.client.run(session_id, "Show me")
+        events = await stage.client.send_and_read(session_id, "Show me")
         called = next(item for item in events if item.event == "tool" and item.data["status"] == "called")
         assert called.data["result"]["success"], called.data
         for viewer in viewers:
@@ -68,7 +68,7 @@ async def test_a_viewer_sees_the_desktop_change_when_the_agent_navigates(stage: 
 
 
 async def test_what_a_person_types_arrives_in_the_page(stage: Stage) -> None:
-    session_id = await stage.client.create()
+    session_id = await stage.client.create_session()
     viewer = await stage.viewer(session_id)
     await viewer.wait_for_function(CONNECTED, timeout=60_000)
     box = "<textarea style='position:fixed;inset:0;font:40px monospace;background:yellow'></textarea>"
@@ -86,7 +86,7 @@ async def test_what_a_person_types_arrives_in_the_page(stage: Stage) -> None:
 
 
 async def test_who_may_only_watch_sees_what_happens_and_nothing_that_they_do_arrives(stage: Stage) -> None:
-    session_id = await stage.client.create()
+    session_id = await stage.client.create_session()
     watcher = await stage.viewer(session_id, view_only=True)
     person = await stage.viewer(session_id)
     for viewer in (watcher, person):
@@ -118,7 +118,7 @@ async def test_who_may_only_watch_sees_what_happens_and_nothing_that_they_do_arr
 
 
 async def test_a_ticket_opens_the_desktop_once(stage: Stage) -> None:
-    session_id = await stage.client.create()
+    session_id = await stage.client.create_session()
     page = await stage.chromium.new_page()
     await page.goto(f"{stage.site}/?url=ws://127.0.0.1:1")
     address = f"{stage.address(session_id)}?ticket={await stage.ticket(session_id, view_only=False)}"
@@ -132,7 +132,7 @@ async def test_the_page_is_told_why_it_sees_nothing(stage: Stage) -> None:
     await page.goto(f"{stage.site}/?url=ws://127.0.0.1:1")
     assert await page.evaluate(CLOSED, stage.address("0" * 32)) == [4404, "no such session"]
 
-    session_id = await stage.client.create()
+    session_id = await stage.client.create_session()
     viewer = await stage.viewer(session_id)
     await viewer.wait_for_function(CONNECTED, timeout=60_000)
     closed = "(async () => { window.closed_with = await (%s)(%r) })()"
@@ -153,7 +153,7 @@ async def test_the_page_is_told_why_it_sees_nothing(stage: Stage) -> None:
 
 
 async def test_a_page_of_another_origin_gets_no_desktop(stage: Stage) -> None:
-    session_id = await stage.client.create()
+    session_id = await stage.client.create_session()
     page = await stage.chromium.new_page()
     elsewhere = stage.site.replace("127.0.0.1", "localhost")
     await page.goto(f"{elsewhere}/?url=ws://127.0.0.1:1")

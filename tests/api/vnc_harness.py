@@ -1,9 +1,9 @@
-"""A house whose sessions have scripted desktops, behind a real server that real viewers connect to."""
+"""An API harness whose sessions have scripted desktops, behind a real server that real viewers connect to."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
@@ -11,52 +11,54 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from app.interfaces.viewer_connection import MAX_MESSAGE, ViewerConnection
-from tests.api.house import API, House
 from tests.fakes.memory_sandbox import MemorySandbox
+from tests.support.api_harness import API, ApiHarness
 
 MIB = 1 << 20
-SECONDS = 30
-"""For what must happen soon: much more than it takes, for a loaded machine."""
+
+CLOSE_SECONDS = 30
+"""Limit in seconds for the server to close a connection: much more than it takes, for a loaded machine."""
 
 
 class ScriptedDesktop:
-    """A `Desktop` that shows what it is told to, and remembers what it hears."""
+    """A `Desktop` that sends what the test queues, and keeps what it receives."""
 
     def __init__(self) -> None:
-        self.shows: asyncio.Queue[bytes | Exception] = asyncio.Queue()
-        self.endless = False
-        self.shown = 0
-        self.heard = bytearray()
-        self.listens = asyncio.Event()
-        self.listens.set()
+        self.outgoing: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self.unlimited = False
+        """Whether it sends numbered blocks without end, instead of what is queued."""
+        self.bytes_sent = 0
+        self.received = bytearray()
+        self.accepts_input = asyncio.Event()
+        self.accepts_input.set()
         self.closed = asyncio.Event()
 
     async def receive(self) -> bytes:
-        if self.endless:
+        if self.unlimited:
             await asyncio.sleep(0)
-            data = self.shown.to_bytes(8, "big") * (64 * 128)
+            data = self.bytes_sent.to_bytes(8, "big") * (64 * 128)
         else:
-            item = await self.shows.get()
+            item = await self.outgoing.get()
             if isinstance(item, Exception):
                 raise item
             data = item
-        self.shown += len(data)
+        self.bytes_sent += len(data)
         return data
 
     async def send(self, data: bytes) -> None:
-        await self.listens.wait()
-        self.heard += data
+        await self.accepts_input.wait()
+        self.received += data
 
     async def close(self) -> None:
         self.closed.set()
 
 
-class Screen(MemorySandbox):
-    """A sandbox with a desktop: a connection of its own for each who asks."""
+class DesktopSandbox(MemorySandbox):
+    """A sandbox with a desktop: each viewer gets a connection of its own."""
 
-    def __init__(self, *, endless: bool = False) -> None:
+    def __init__(self, *, unlimited: bool = False) -> None:
         super().__init__()
-        self.endless = endless
+        self.unlimited = unlimited
         self.desktops: list[ScriptedDesktop] = []
         self.refusal: Exception | None = None
         self.opened = asyncio.Event()
@@ -65,26 +67,27 @@ class Screen(MemorySandbox):
         if self.refusal is not None:
             raise self.refusal
         desktop = ScriptedDesktop()
-        desktop.endless = self.endless
+        desktop.unlimited = self.unlimited
         self.desktops.append(desktop)
         self.opened.set()
         return desktop
 
 
-class Studio:
-    """A house behind a real server, configured as the service's own."""
+class VncHarness:
+    """An API harness behind a real server that is configured as the service's own."""
 
     def __init__(self, *, ping_seconds: float = 20, pong_seconds: float = 60, drain_seconds: int = 3) -> None:
-        self.house = House()
+        self.api = ApiHarness()
         self.drain_seconds = drain_seconds
         self.ping_seconds, self.pong_seconds = ping_seconds, pong_seconds
         self.server: uvicorn.Server | None = None
         self.port = 0
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator["Studio"]:
+    async def run(self) -> AsyncIterator[Self]:
+        """Run the server."""
         config = uvicorn.Config(
-            self.house.app,
+            self.api.app,
             port=0,
             log_config=None,
             lifespan="off",
@@ -103,20 +106,20 @@ class Studio:
         try:
             yield self
         finally:
-            await self.house.close()
+            await self.api.close()
             await self.server.shutdown()
 
-    async def screen(self, *, endless: bool = False) -> tuple[str, Screen]:
-        """A new session and what its sandbox will be."""
-        session_id = await self.house.new()
-        screen = Screen(endless=endless)
-        self.house.sandboxes.prepared[session_id] = screen
-        return session_id, screen
+    async def create_session(self, *, unlimited: bool = False) -> tuple[str, DesktopSandbox]:
+        """Create a session; return its id and the sandbox that it will get."""
+        session_id = await self.api.create_session()
+        sandbox = DesktopSandbox(unlimited=unlimited)
+        self.api.sandboxes.prepared[session_id] = sandbox
+        return session_id, sandbox
 
     def path(self, session_id: str) -> str:
         return f"{API}/{session_id}/vnc"
 
-    async def view(self, session_id: str, *, ticket: str | None = None, **options: Any) -> ClientConnection:
+    async def connect_viewer(self, session_id: str, *, ticket: str | None = None, **options: Any) -> ClientConnection:
         options = {"subprotocols": [Subprotocol("binary")], **options}
         query = "" if ticket is None else f"?ticket={ticket}"
         url = f"ws://127.0.0.1:{self.port}{self.path(session_id)}{query}"
@@ -124,24 +127,18 @@ class Studio:
 
     @property
     def connections(self) -> list[ViewerConnection]:
-        """What the server holds open for viewers."""
+        """The viewer connections that the server holds open."""
         assert self.server is not None
         return [c for c in self.server.server_state.connections if isinstance(c, ViewerConnection)]
 
     @property
     def viewers(self) -> int:
-        return self.house.services.desktop.viewers
+        return self.api.services.desktop.viewers
 
 
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(SECONDS):
-        while not true():
-            await asyncio.sleep(0.01)
-
-
-async def farewell(viewer: ClientConnection) -> tuple[int, str]:
-    """The code and the reason with which a viewer's connection ends, whatever it is shown before."""
-    async with asyncio.timeout(SECONDS):
+async def close_reason(viewer: ClientConnection) -> tuple[int, str]:
+    """Wait until the server closes a viewer's connection; return the code and the reason. Data is ignored."""
+    async with asyncio.timeout(CLOSE_SECONDS):
         try:
             while True:
                 await viewer.recv()
