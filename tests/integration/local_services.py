@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
-from app.infrastructure.sandbox.client import HttpSandbox
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
 from app.infrastructure.sandbox.local import LocalSandboxes
 from tests.integration.sandbox_processes import run
 

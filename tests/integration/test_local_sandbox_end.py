@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
+from app.infrastructure.sandbox.client.api_client import SandboxApiClient
 from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Ledger
-from app.infrastructure.sandbox.link import SandboxLink
 from app.infrastructure.sandbox.local import LocalSandboxes
 from app.infrastructure.sandbox.workspace import remove_tree
 from tests.integration.sandbox_processes import STRAYS, astray, commands, marked, run, services
@@ -139,7 +139,7 @@ async def test_a_sandbox_whose_browser_somebody_drives_is_not_idle(tmp_path: Pat
     async with LocalSandboxes(tmp_path, ttl_minutes=0.3 / 60, exec_seconds=30) as provider:
         endpoint = (await provider.acquire("s1")).browser
         # Browsers are driven over connections that the provider does not see.
-        theirs = SandboxLink(endpoint.url.removesuffix("/cdp"), endpoint.token)
+        theirs = SandboxApiClient(endpoint.url.removesuffix("/cdp"), endpoint.token)
         body = {"id": "main", "exec_dir": "", "command": "sleep 1000"}
         call = asyncio.create_task(theirs.post("shell/exec", body, seconds=60))
         await eventually(lambda: "sleep 1000" in commands(marked(tmp_path)))
@@ -193,7 +193,7 @@ async def test_close_ends_all_in_about_two_seconds_even_those_that_hang(tmp_path
 SERVICE = """
 import asyncio, sys
 from pathlib import Path
-from app.infrastructure.sandbox.link import SandboxLink
+from app.infrastructure.sandbox.client.api_client import SandboxApiClient
 from app.infrastructure.sandbox.local import LocalSandboxes
 
 async def main():

@@ -9,7 +9,7 @@ import orjson
 
 from app.domain.errors import BrowserFailure, SandboxUnavailable
 from app.domain.models.sandbox import BrowserEndpoint
-from app.infrastructure.sandbox.link import http_transport
+from app.infrastructure.sandbox.client.api_client import http_transport
 
 WAIT_SECONDS = 20.0
 """How long a browser may take to start."""

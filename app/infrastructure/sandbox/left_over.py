@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterable
 
 from app.infrastructure.sandbox.claims import Claim, Claims
+from app.infrastructure.sandbox.client.shell_ids import encode_scope
 from app.infrastructure.sandbox.ledger import Ledger, end_family
 from app.infrastructure.sandbox.process import GRACE_SECONDS
-from app.infrastructure.sandbox.shell_ids import encode_scope
 from app.infrastructure.sandbox.workspace import Place, Places
 
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
-from app.infrastructure.sandbox import answers
 from app.infrastructure.sandbox.activity import Activity
 from app.infrastructure.sandbox.claims import Claim, Record
-from app.infrastructure.sandbox.client import HttpSandbox
+from app.infrastructure.sandbox.client import responses
+from app.infrastructure.sandbox.client.api_client import SandboxApiClient
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
 from app.infrastructure.sandbox.ledger import Identity
-from app.infrastructure.sandbox.link import SandboxLink
 from app.infrastructure.sandbox.process import SandboxProcess
 from app.infrastructure.sandbox.workspace import Place
 
@@ -26,7 +26,9 @@ ASK_SECONDS = 2.0
 class Life:
     """A sandbox that runs, or has ended by itself; `close` ends it."""
 
-    def __init__(self, process: SandboxProcess, link: SandboxLink, sandbox: HttpSandbox, activity: Activity) -> None:
+    def __init__(
+        self, process: SandboxProcess, link: SandboxApiClient, sandbox: HttpSandbox, activity: Activity
+    ) -> None:
         """Owns `process` and `link` from here on; `activity` counts the calls on `sandbox`."""
         self.process = process
         self.sandbox = sandbox
@@ -54,7 +56,7 @@ class Life:
         except OSError as error:
             raise SandboxUnavailable(f"No folder for the sandbox could be made: {error.strerror}.") from error
         process = await SandboxProcess.spawn(place, mark=mark, source=environment, exec_seconds=exec_seconds)
-        link = SandboxLink(process.address, process.token)
+        link = SandboxApiClient(process.address, process.token)
 
         try:
             record = await asyncio.to_thread(_published, claim, session_id, process, place)
@@ -69,7 +71,7 @@ class Life:
             raise
         activity = Activity(time.monotonic)
         sandbox = HttpSandbox(
-            link, computer=record.computer, home=record.home, exec_seconds=exec_seconds, activity=activity
+            link, instance_id=record.computer, home=record.home, exec_seconds=exec_seconds, activity=activity
         )
         return cls(process, link, sandbox, activity)
 
@@ -82,7 +84,7 @@ class Life:
         if ours < least:
             return ours
         try:
-            theirs = answers.idle_seconds(await self._link.get("status", seconds=ASK_SECONDS))
+            theirs = responses.parse_idle_seconds(await self._link.get("status", seconds=ASK_SECONDS))
         except (SandboxUnavailable, SandboxFailure):
             theirs = None
         # Asked again: somebody may have come meanwhile.
@@ -108,7 +110,7 @@ def _published(claim: Claim, session_id: str, process: SandboxProcess, place: Pl
     return record
 
 
-async def _stillborn(process: SandboxProcess, link: SandboxLink, error: Exception) -> SandboxUnavailable:
+async def _stillborn(process: SandboxProcess, link: SandboxApiClient, error: Exception) -> SandboxUnavailable:
     """The reason for whoever asked; what the process itself said is a note, for the log: it may name paths."""
     status = await _close(process, link)
     reason = SandboxUnavailable("The session's sandbox did not start; the service's log says why.")
@@ -116,7 +118,7 @@ async def _stillborn(process: SandboxProcess, link: SandboxLink, error: Exceptio
     return reason
 
 
-async def _close(process: SandboxProcess, link: SandboxLink) -> int:
+async def _close(process: SandboxProcess, link: SandboxApiClient) -> int:
     try:
         return await process.stop()
     finally:

@@ -7,8 +7,8 @@ from types import TracebackType
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.activity import Activity
 from app.infrastructure.sandbox.claims import Claims, Record
-from app.infrastructure.sandbox.client import HttpSandbox
-from app.infrastructure.sandbox.link import SandboxLink
+from app.infrastructure.sandbox.client.api_client import SandboxApiClient
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
 
 RENEW_SECONDS = 30.0
 """One that was not used from here for longer is told that it is in use before it is handed out."""
@@ -78,9 +78,9 @@ class _Loan:
 
     def __init__(self, record: Record, *, exec_seconds: float) -> None:
         self.use = _Use()
-        self.link = SandboxLink(record.address, record.token)
+        self.link = SandboxApiClient(record.address, record.token)
         self.sandbox = HttpSandbox(
-            self.link, computer=record.computer, home=record.home, exec_seconds=exec_seconds, activity=self.use
+            self.link, instance_id=record.computer, home=record.home, exec_seconds=exec_seconds, activity=self.use
         )
 
     @property

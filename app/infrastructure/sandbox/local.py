@@ -9,11 +9,11 @@ from pathlib import Path
 
 from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox.claims import Claims
-from app.infrastructure.sandbox.client import HttpSandbox
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
+from app.infrastructure.sandbox.client.shell_ids import encode_scope
 from app.infrastructure.sandbox.ledger import Ledger, kill_families
 from app.infrastructure.sandbox.left_over import clear_up, remove_strays
 from app.infrastructure.sandbox.process import REPOSITORY
-from app.infrastructure.sandbox.shell_ids import encode_scope
 from app.infrastructure.sandbox.site import Site
 from app.infrastructure.sandbox.slot import Slot
 from app.infrastructure.sandbox.workspace import Places

@@ -6,8 +6,8 @@ import zlib
 import httpx
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
-from app.infrastructure.sandbox.client import HttpSandbox
-from app.infrastructure.sandbox.link import SandboxLink
+from app.infrastructure.sandbox.client.api_client import SandboxApiClient
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class RemoteSandboxes:
         """`exec_seconds` is the sandbox's own SANDBOX_EXEC_SECONDS; `transport` replaces real connections in tests."""
         self._exec_seconds = exec_seconds
         lanes = 1 if transport else LANES
-        self._links = [SandboxLink(address, token, transport=transport) for _ in range(lanes)]
+        self._links = [SandboxApiClient(address, token, transport=transport) for _ in range(lanes)]
 
     def warm(self, session_id: str) -> None:
         """Nothing to start."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.client import HttpSandbox
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
 from app.infrastructure.sandbox.holding import Holding
 from app.infrastructure.sandbox.life import Life
 from app.infrastructure.sandbox.loan import Borrower

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from app.infrastructure.sandbox.shell_ids import encode_scope
+from app.infrastructure.sandbox.client.shell_ids import encode_scope
 
 TRASH = ".trash-"
 ATTEMPTS = 5

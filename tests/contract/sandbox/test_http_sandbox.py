@@ -10,12 +10,13 @@ import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.models.sandbox import PartStatus, ShellState
-from app.infrastructure.sandbox import client, link
 from app.infrastructure.sandbox.activity import Activity
-from app.infrastructure.sandbox.client import HttpSandbox
-from app.infrastructure.sandbox.link import SandboxLink
+from app.infrastructure.sandbox.client import api_client as link
+from app.infrastructure.sandbox.client import http_sandbox as client
+from app.infrastructure.sandbox.client.api_client import SandboxApiClient
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
+from app.infrastructure.sandbox.client.shell_ids import encode_id, encode_scope
 from app.infrastructure.sandbox.remote import RemoteSandboxes
-from app.infrastructure.sandbox.shell_ids import encode_id, encode_scope
 
 SHELL = {"session_id": "x", "status": "completed", "returncode": 0, "output": "hi\n"}
 
@@ -38,7 +39,9 @@ class Scripted:
         return request.url.path, json.loads(request.content)
 
     def sandbox(self, scope: str = "") -> HttpSandbox:
-        return HttpSandbox(SandboxLink("http://box:8080", "t0ken", transport=httpx.MockTransport(self)), scope=scope)
+        return HttpSandbox(
+            SandboxApiClient("http://box:8080", "t0ken", transport=httpx.MockTransport(self)), scope=scope
+        )
 
 
 async def test_every_request_goes_to_the_contracts_path_with_the_token() -> None:
@@ -168,7 +171,7 @@ async def listening(serve: Serve) -> AsyncIterator[tuple[HttpSandbox, list[async
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    wire = SandboxLink(f"http://127.0.0.1:{port}", "t")
+    wire = SandboxApiClient(f"http://127.0.0.1:{port}", "t")
     try:
         yield HttpSandbox(wire), seen
     finally:
@@ -191,7 +194,7 @@ async def test_a_connection_that_breaks_is_told_and_the_request_never_sent_again
 
 
 async def test_an_address_where_nothing_listens_is_unavailable() -> None:
-    wire = SandboxLink("http://127.0.0.1:1", "t")
+    wire = SandboxApiClient("http://127.0.0.1:1", "t")
     with pytest.raises(SandboxUnavailable, match="cannot be reached"):
         await HttpSandbox(wire).shell_view("main")
     await wire.aclose()
@@ -252,7 +255,7 @@ async def test_many_calls_at_once_get_their_own_answers() -> None:
         asked = json.loads(request.content)
         return httpx.Response(200, json={"success": True, "data": {**SHELL, "output": asked["command"]}})
 
-    sandbox = HttpSandbox(SandboxLink("http://box", "t", transport=httpx.MockTransport(echo)))
+    sandbox = HttpSandbox(SandboxApiClient("http://box", "t", transport=httpx.MockTransport(echo)))
     states = await asyncio.gather(*(sandbox.shell_exec(f"s{n}", "", f"c{n}") for n in range(50)))
     assert states == [ShellState(shell_id=f"s{n}", status="completed", returncode=0, output=f"c{n}") for n in range(50)]
 
@@ -268,7 +271,7 @@ async def test_a_call_under_way_is_activity() -> None:
         during.append(activity.idle_seconds)
         return httpx.Response(200, json={"success": True, "data": SHELL})
 
-    wire = SandboxLink("http://box", "t", transport=httpx.MockTransport(later))
+    wire = SandboxApiClient("http://box", "t", transport=httpx.MockTransport(later))
     await HttpSandbox(wire, activity=activity).shell_view("main")
     assert during == [0.0] and activity.idle_seconds == 0.0
     now += 5
@@ -279,7 +282,7 @@ async def test_the_browser_is_where_the_api_is_and_its_token_is_never_shown() ->
     endpoint = Scripted().sandbox().browser
     assert (endpoint.url, endpoint.token, endpoint.home) == ("http://box:8080/cdp", "t0ken", "/home/ubuntu")
     assert "t0ken" not in repr(endpoint)
-    other = HttpSandbox(SandboxLink("http://box:8080/", "t"), computer="c1", home="/w")
+    other = HttpSandbox(SandboxApiClient("http://box:8080/", "t"), instance_id="c1", home="/w")
     assert (other.instance_id, other.browser.url, other.browser.home) == ("c1", "http://box:8080/cdp", "/w")
 
 
@@ -293,7 +296,7 @@ async def test_the_status_tells_each_part_and_is_no_use_of_the_sandbox() -> None
 
     parts = {"shell": {"ready": True, "reason": ""}, "browser": {"ready": False, "reason": "it starts"}}
     box = Scripted({**parts, "idle_seconds": 3.5})
-    wire = SandboxLink("http://box:8080", "t", transport=httpx.MockTransport(box))
+    wire = SandboxApiClient("http://box:8080", "t", transport=httpx.MockTransport(box))
     sandbox = HttpSandbox(wire, activity=Used(lambda: 0.0))
     assert await sandbox.status() == {
         "shell": PartStatus(ready=True),
@@ -314,7 +317,7 @@ async def test_a_status_that_makes_no_sense_is_refused(data: object) -> None:
 
 async def test_a_desktop_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(SandboxUnavailable, match="cannot be reached"):
-        await HttpSandbox(SandboxLink("http://127.0.0.1:1", "t")).desktop()
+        await HttpSandbox(SandboxApiClient("http://127.0.0.1:1", "t")).desktop()
 
 
 async def test_a_remote_sandbox_tells_whether_it_answers() -> None:

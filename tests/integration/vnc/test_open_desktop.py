@@ -13,8 +13,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox import desktop as desktop_module
-from app.infrastructure.sandbox.desktop import MAX_MESSAGE, open_desktop
+from app.infrastructure.sandbox.client import desktop as desktop_module
+from app.infrastructure.sandbox.client.desktop import MAX_MESSAGE, open_desktop
 
 MIB = 1 << 20
 Script = Callable[[ServerConnection], Awaitable[None]]

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from types import TracebackType
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
-from app.infrastructure.sandbox import answers
-from app.infrastructure.sandbox.client import HttpSandbox
+from app.infrastructure.sandbox.client import responses
+from app.infrastructure.sandbox.client.api_client import SandboxApiClient
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
 from app.infrastructure.sandbox.docker.facts import Container
 from app.infrastructure.sandbox.docker.spec import PORT
-from app.infrastructure.sandbox.link import SandboxLink
 
 FRESH_SECONDS = 2.0
 """A sandbox that answered so recently is taken to be there still."""
@@ -41,8 +41,8 @@ class Life:
     ) -> None:
         """`address` is the container's IPv4."""
         self.container = container
-        self.link = SandboxLink(f"http://{address}:{PORT}", container.token, connect_seconds=CONNECT_SECONDS)
-        self.sandbox = HttpSandbox(self.link, computer=container.id, exec_seconds=exec_seconds, activity=self)
+        self.link = SandboxApiClient(f"http://{address}:{PORT}", container.token, connect_seconds=CONNECT_SECONDS)
+        self.sandbox = HttpSandbox(self.link, instance_id=container.id, exec_seconds=exec_seconds, activity=self)
         self._clock = clock
         self._answered: float | None = None
 
@@ -74,12 +74,12 @@ class Life:
             SandboxUnavailable: it does not answer, or another container does.
         """
         data = await self._status(ANSWER_SECONDS)
-        return answers.idle_seconds(data)
+        return responses.parse_idle_seconds(data)
 
     async def is_up(self, seconds: float = ANSWER_SECONDS) -> bool:
         """Whether it answers within `seconds`, and its shells can be used. Does not count as use."""
         try:
-            parts = answers.parts(await self._status(seconds))
+            parts = responses.parse_parts(await self._status(seconds))
         except SandboxUnavailable:
             self._answered = None
             return False
@@ -115,7 +115,7 @@ class Life:
         """Close the connection to it."""
         await self.link.aclose()
 
-    async def _status(self, seconds: float) -> answers.JsonObject:
+    async def _status(self, seconds: float) -> responses.JsonObject:
         try:
             return await self.link.get("status", seconds=seconds)
         except SandboxFailure as error:

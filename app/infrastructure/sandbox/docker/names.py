@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Literal
 
-from app.infrastructure.sandbox.shell_ids import encode_scope
+from app.infrastructure.sandbox.client.shell_ids import encode_scope
 
 INSTALLATION = "anker.installation"
 SESSION = "anker.session"

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.client import HttpSandbox
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
 from app.infrastructure.sandbox.docker import failures
 from app.infrastructure.sandbox.docker.engine import Engine
 from app.infrastructure.sandbox.docker.facts import Container

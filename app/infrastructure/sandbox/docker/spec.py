@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
-from app.infrastructure.sandbox.client import HOME
+from app.infrastructure.sandbox.client.http_sandbox import HOME
 from app.infrastructure.sandbox.docker.facts import TOKEN
 
 PORT = 8080

@@ -17,7 +17,7 @@ from app.domain.models.sandbox import (
 JsonObject = Mapping[str, object]
 
 
-def shell_state(data: JsonObject, shell: str) -> ShellState:
+def parse_shell_state(data: JsonObject, shell: str) -> ShellState:
     """`{"status", "returncode"?, "output"?, "console"?, "truncated"?, "output_file"?}` of the shell named `shell`."""
     return ShellState(
         shell_id=shell,
@@ -30,7 +30,7 @@ def shell_state(data: JsonObject, shell: str) -> ShellState:
     )
 
 
-def file_text(data: JsonObject, file: str) -> FileText:
+def parse_file_text(data: JsonObject, file: str) -> FileText:
     """`{"content", "file"?, "line_count"?, "truncated"?}`; `file` is the path that was asked for."""
     return FileText(
         file=_text(data, "file", file),
@@ -40,7 +40,7 @@ def file_text(data: JsonObject, file: str) -> FileText:
     )
 
 
-def file_matches(data: JsonObject, file: str) -> FileMatches:
+def parse_file_matches(data: JsonObject, file: str) -> FileMatches:
     """`{"matches", "line_numbers", "file"?, "truncated"?}`, as many numbers as lines."""
     matches = _texts(data, "matches")
     numbers = _list(data, "line_numbers")
@@ -54,18 +54,18 @@ def file_matches(data: JsonObject, file: str) -> FileMatches:
     )
 
 
-def found_files(data: JsonObject, path: str) -> FoundFiles:
+def parse_found_files(data: JsonObject, path: str) -> FoundFiles:
     """`{"files", "path"?, "truncated"?}`."""
     files = _texts(data, "files")
     return FoundFiles(path=_text(data, "path", path), files=files, truncated=data.get("truncated") is True)
 
 
-def count(data: JsonObject, name: str) -> int:
+def parse_count(data: JsonObject, name: str) -> int:
     """The whole number `name`."""
     return _whole(data.get(name), name)
 
 
-def parts(data: JsonObject) -> dict[str, PartStatus]:
+def parse_parts(data: JsonObject) -> dict[str, PartStatus]:
     """`{<part>: {"ready", "reason"?}, …}` of `status`; what is no object is no part."""
     found: dict[str, PartStatus] = {}
     for name, value in data.items():
@@ -78,7 +78,7 @@ def parts(data: JsonObject) -> dict[str, PartStatus]:
     return found
 
 
-def idle_seconds(data: JsonObject) -> float | None:
+def parse_idle_seconds(data: JsonObject) -> float | None:
     """`{"idle_seconds"?}` of `status`: 0 while the sandbox is in use; None when it does not tell."""
     value = data.get("idle_seconds")
     if value is None:

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from app.domain.errors import SandboxFailure
 from app.domain.external.sandbox import Desktop
 from app.domain.models.sandbox import BrowserEndpoint, FileMatches, FileText, FoundFiles, PartStatus, ShellState
-from app.infrastructure.sandbox import answers
-from app.infrastructure.sandbox.desktop import open_desktop
-from app.infrastructure.sandbox.link import JsonObject, SandboxLink
-from app.infrastructure.sandbox.shell_ids import encode_id, encode_scope
+from app.infrastructure.sandbox.client import responses
+from app.infrastructure.sandbox.client.api_client import JsonObject, SandboxApiClient
+from app.infrastructure.sandbox.client.desktop import open_desktop
+from app.infrastructure.sandbox.client.shell_ids import encode_id, encode_scope
 
 MARGIN_SECONDS = 10.0
 """What a busy machine may add to the time that a call takes by its nature."""
@@ -33,10 +33,10 @@ class HttpSandbox:
 
     def __init__(
         self,
-        link: SandboxLink,
+        link: SandboxApiClient,
         *,
         scope: str = "",
-        computer: str = "",
+        instance_id: str = "",
         home: str = HOME,
         exec_seconds: float = 10.0,
         activity: AbstractContextManager[None] | None = None,
@@ -46,7 +46,7 @@ class HttpSandbox:
         `exec_seconds` is the sandbox's own SANDBOX_EXEC_SECONDS; `activity` is entered around every call.
         """
         self._link = link
-        self._computer = computer or link.address
+        self._computer = instance_id or link.address
         self._browser = BrowserEndpoint(url=f"{link.address}/cdp", token=link.token, home=home, shared=bool(scope))
         self._prefix = f"{encode_scope(scope)}." if scope else ""
         self._exec_seconds = exec_seconds
@@ -64,7 +64,7 @@ class HttpSandbox:
 
     async def status(self) -> Mapping[str, PartStatus]:
         """The state of each part by its name. Does not count as use."""
-        return answers.parts(await self._link.get("status", seconds=MARGIN_SECONDS))
+        return responses.parse_parts(await self._link.get("status", seconds=MARGIN_SECONDS))
 
     async def restart_browser(self) -> None:
         """End the browser, start it again, and wait until it can be driven."""
@@ -108,25 +108,27 @@ class HttpSandbox:
     async def file_read(self, file: str, *, start: int | None, end: int | None, sudo: bool) -> FileText:
         """Lines `start` (from 0) up to, not including, `end`."""
         fields = {"file": file, "start_line": start, "end_line": end, "sudo": sudo}
-        return answers.file_text(await self._file("read", fields), file)
+        return responses.parse_file_text(await self._file("read", fields), file)
 
     async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> int:
         """Write or append text; answers the bytes written."""
         fields = {"file": file, "content": content, "append": append, "sudo": sudo}
-        return answers.count(await self._file("write", fields), "bytes_written")
+        return responses.parse_count(await self._file("write", fields), "bytes_written")
 
     async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> int:
         """Replace every occurrence; answers how many there were."""
         fields = {"file": file, "old_str": old, "new_str": new, "sudo": sudo}
-        return answers.count(await self._file("replace", fields), "replaced_count")
+        return responses.parse_count(await self._file("replace", fields), "replaced_count")
 
     async def file_search(self, file: str, regex: str, *, sudo: bool) -> FileMatches:
         """The lines that match."""
-        return answers.file_matches(await self._file("search", {"file": file, "regex": regex, "sudo": sudo}), file)
+        return responses.parse_file_matches(
+            await self._file("search", {"file": file, "regex": regex, "sudo": sudo}), file
+        )
 
     async def file_find(self, path: str, glob: str) -> FoundFiles:
         """The files below `path` whose path matches `glob`."""
-        return answers.found_files(await self._file("find", {"path": path, "glob": glob}), path)
+        return responses.parse_found_files(await self._file("find", {"path": path, "glob": glob}), path)
 
     async def _shell(self, call: str, shell: str, fields: JsonObject, seconds: float) -> ShellState:
         known_as = self._prefix + encode_id(shell)
@@ -141,7 +143,7 @@ class HttpSandbox:
                 raise
             # The reader knows the shell by its own name only.
             raise SandboxFailure(str(error).replace(known_as, shell), status=error.status) from error
-        return answers.shell_state(data, shell)
+        return responses.parse_shell_state(data, shell)
 
     async def _file(self, call: str, fields: JsonObject) -> JsonObject:
         with self._activity:

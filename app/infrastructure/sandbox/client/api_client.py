@@ -30,7 +30,7 @@ def http_transport(address: str) -> httpx.AsyncHTTPTransport:
     return httpx.AsyncHTTPTransport(verify=verify, limits=limits, retries=1)
 
 
-class SandboxLink:
+class SandboxApiClient:
     """Sends JSON to one sandbox and opens the envelope of its answer. Owns its transport; close it.
 
     Each sandbox has a transport of its own, used without `httpx.AsyncClient`: a connection pool looks at every
