@@ -31,7 +31,7 @@ def sample(number: int) -> Event:
         data={"session_id": "main", "status": "completed", "returncode": 0, "output": output},
         content={"console": [{"ps1": "ubuntu@sandbox:~$", "command": "ls", "output": output}]},
     )
-    return ToolCalledEvent(call=call, result=result)
+    return ToolCalledEvent.of(call, result)
 
 
 def session_of(count: int) -> list[Event]:

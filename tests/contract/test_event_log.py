@@ -272,7 +272,7 @@ async def test_nothing_is_found_of_a_session_that_does_not_exist(store: Harness)
 
 async def test_what_a_model_sends_at_its_worst_is_stored_and_read_back(store: Harness) -> None:
     call = OpenCall(id="c", toolkit="shell", function="f", args={"a": "\ud800 \ud83d\ude00", "n": 2**70, "x": [{}]})
-    events: list[Event] = [ToolCallingEvent(call=call), TitleEvent(title="t\udc00"), says("m\ud800")]
+    events: list[Event] = [ToolCallingEvent.of(call), TitleEvent(title="t\udc00"), says("m\ud800")]
     records = await store.event_log.commit(
         "s", Commit(timestamp=1, events=events, messages=[("work", ToolMessage(tool_call_id="c", content="é"))])
     )

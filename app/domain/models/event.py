@@ -1,112 +1,241 @@
-"""Events: everything that a client sees of a session, in the order in which it happened.
+"""Events: what a client sees of a session, in order. The fields of an event class are the fields of its JSON.
 
-An event carries neither number nor time; the log adds both when it stores the event (see `EventRecord`).
+An event has neither number nor time; the event log adds both when it stores the event (see `EventRecord`).
+
+A new event type is a subclass of `Event` and one line in `EVENT_TYPES`. Its JSON and its OpenAPI schema are derived
+from its fields; the class also declares its effect on the session and on chat streams.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
 
 from app.domain.models.plan import Step, StepStatus
-from app.domain.models.tool import OpenCall, ToolResult
+from app.domain.models.tool import JsonObject, OpenCall, ToolkitName, ToolResult
+
+SessionStatus = Literal["pending", "active", "waiting", "completed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageEvent:
-    """Words of the user or of the agent."""
+class SessionChanges:
+    """Changes to the summary of a session. None leaves a field as it is; the counts are added."""
+
+    title: str | None = None
+    status: SessionStatus | None = None
+    latest_message: str | None = None
+    assistant_messages: int = 0
+    user_messages: int = 0
+
+
+_NO_CHANGES = SessionChanges()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base class of all events."""
+
+    type: ClassVar[str]
+    """Name of the event in streams and in the history. Several classes may share one."""
+
+    ends_run: ClassVar[bool] = False
+    """Whether the event ends a run, and with it the chat streams that follow the run."""
+
+    changes_session: ClassVar[bool] = False
+    """Whether the event can change the summary of its session, which the list of sessions shows."""
+
+    def session_changes(self) -> SessionChanges:
+        """Return how this event changes the summary of its session."""
+        return _NO_CHANGES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageEvent(Event):
+    """The user or the agent wrote a message."""
+
+    type: ClassVar[str] = "message"
+    changes_session: ClassVar[bool] = True
 
     role: Literal["user", "assistant"]
     content: str
-    type: Literal["message"] = "message"
+
+    def session_changes(self) -> SessionChanges:
+        """Count the message and show it in the list; a user's message makes the session active."""
+        if self.role == "user":
+            return SessionChanges(status="active", latest_message=self.content, user_messages=1)
+        return SessionChanges(latest_message=self.content, assistant_messages=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TitleEvent:
-    """What the session is now called."""
+class TitleEvent(Event):
+    """The session has a new title."""
+
+    type: ClassVar[str] = "title"
+    changes_session: ClassVar[bool] = True
 
     title: str
-    type: Literal["title"] = "title"
+
+    def session_changes(self) -> SessionChanges:
+        """Set the title."""
+        return SessionChanges(title=self.title)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanEvent:
-    """The whole plan as it now stands."""
-
-    steps: tuple[Step, ...]
-    type: Literal["plan"] = "plan"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepEvent:
-    """A step began or ended."""
+class PlanStep:
+    """A step of a plan, as clients see it."""
 
     id: str
     description: str
     status: StepStatus
-    type: Literal["step"] = "step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCallingEvent:
+class PlanEvent(Event):
+    """The plan changed. Each event has the whole plan."""
+
+    type: ClassVar[str] = "plan"
+
+    steps: tuple[PlanStep, ...]
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> "PlanEvent":
+        """Return the event for `steps`, without the results, which only the model reads."""
+        shown = (PlanStep(id=step.id, description=step.description, status=step.status) for step in steps)
+        return cls(steps=tuple(shown))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent(Event):
+    """A step started or ended."""
+
+    type: ClassVar[str] = "step"
+
+    id: str
+    description: str
+    status: Annotated[StepStatus, Field(json_schema_extra={"enum": ["running", "completed", "failed"]})]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallingEvent(Event):
     """A tool call is about to start."""
 
-    call: OpenCall
-    type: Literal["tool"] = "tool"
+    type: ClassVar[str] = "tool"
+
+    tool_call_id: str
+    name: ToolkitName
+    function: Annotated[str, Field(examples=["shell_exec"])]
+    args: JsonObject
+    status: Literal["calling"] = "calling"
+
+    @classmethod
+    def of(cls, call: OpenCall) -> "ToolCallingEvent":
+        """Return the event for `call`."""
+        return cls(tool_call_id=call.id, name=call.toolkit, function=call.function, args=call.args)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCalledEvent:
-    """The tool call ended, well or not."""
+class ToolOutcome:
+    """The outcome of a tool call."""
 
-    call: OpenCall
-    result: ToolResult
-    type: Literal["tool"] = "tool"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitEvent:
-    """The agent asked the user; the run rests until the next message."""
-
-    type: Literal["wait"] = "wait"
+    success: bool
+    message: str
+    data: JsonObject | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorEvent:
+class ToolCalledEvent(Event):
+    """A tool call ended. `content` is what a client shows of it."""
+
+    type: ClassVar[str] = "tool"
+
+    tool_call_id: str
+    name: ToolkitName
+    function: Annotated[str, Field(examples=["shell_exec"])]
+    args: JsonObject
+    status: Literal["called"] = "called"
+    content: JsonObject | None
+    result: ToolOutcome
+
+    @classmethod
+    def of(cls, call: OpenCall, result: ToolResult) -> "ToolCalledEvent":
+        """Return the event for `call` and its `result`, without the text, which only the model reads."""
+        return cls(
+            tool_call_id=call.id,
+            name=call.toolkit,
+            function=call.function,
+            args=call.args,
+            content=result.content,
+            result=ToolOutcome(success=result.success, message=result.message, data=result.data),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitEvent(Event):
+    """The agent asked the user a question; the run rests until the next message."""
+
+    type: ClassVar[str] = "wait"
+    ends_run: ClassVar[bool] = True
+    changes_session: ClassVar[bool] = True
+
+    def session_changes(self) -> SessionChanges:
+        """Set the status to `waiting`."""
+        return SessionChanges(status="waiting")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorEvent(Event):
     """The run failed."""
 
-    error: str
-    type: Literal["error"] = "error"
+    type: ClassVar[str] = "error"
+    ends_run: ClassVar[bool] = True
+    changes_session: ClassVar[bool] = True
+
+    error: Annotated[str, Field(description="What failed, for the user.")]
+
+    def session_changes(self) -> SessionChanges:
+        """Set the status to `completed`."""
+        return SessionChanges(status="completed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DoneEvent:
+class DoneEvent(Event):
     """The run ended."""
 
-    type: Literal["done"] = "done"
+    type: ClassVar[str] = "done"
+    ends_run: ClassVar[bool] = True
+    changes_session: ClassVar[bool] = True
+
+    def session_changes(self) -> SessionChanges:
+        """Set the status to `completed`."""
+        return SessionChanges(status="completed")
 
 
-Event = (
-    MessageEvent
-    | TitleEvent
-    | PlanEvent
-    | StepEvent
-    | ToolCallingEvent
-    | ToolCalledEvent
-    | WaitEvent
-    | ErrorEvent
-    | DoneEvent
-)
+EVENT_TYPES: list[type[Event]] = [
+    MessageEvent,
+    TitleEvent,
+    PlanEvent,
+    StepEvent,
+    ToolCallingEvent,
+    ToolCalledEvent,
+    WaitEvent,
+    ErrorEvent,
+    DoneEvent,
+]
+"""Every event class, in the order in which the API's documentation lists them."""
 
-EventType = Literal["message", "title", "plan", "step", "tool", "wait", "error", "done"]
+TERMINAL: frozenset[str] = frozenset(event.type for event in EVENT_TYPES if event.ends_run)
+"""Types of the events that end a run, and with it the chat streams that follow the run."""
 
-TERMINAL: frozenset[str] = frozenset({"wait", "error", "done"})
-"""The types of the events that end a run, and with it the chat streams that follow the run."""
+LISTED: frozenset[str] = frozenset(event.type for event in EVENT_TYPES if event.changes_session)
+"""Types of the events that can change the list of sessions."""
 
 
 class EventRecord(NamedTuple):
-    """A stored event: its number in the session (from 1, without gaps), its type, and its JSON, encoded once.
+    """A stored event: its number in the session, its type, and its JSON.
 
-    `data` is the object that clients get, `event_id` and `timestamp` included. A tuple, because a long history makes
-    thousands of them at once.
+    Numbers start at 1 and have no gaps. `data` is the object that clients receive, with `event_id` and `timestamp`; it
+    is encoded once. This is a tuple because a long history creates thousands of them at once.
     """
 
     number: int
@@ -116,7 +245,7 @@ class EventRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of a message as the model writes it; never stored."""
+    """A part of a message while the model writes it. It is never stored."""
 
     message_id: str
     delta: str

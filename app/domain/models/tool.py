@@ -1,19 +1,18 @@
-"""Tool specifications, calls under way, and their results."""
+"""Tool specifications, open tool calls, and their results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-ToolkitName = Literal["shell", "file", "browser", "search", "message", "mcp"]
-"""The groups that clients key their icons on; `name` in a tool event."""
+ToolkitName = str
+"""Name of a toolkit: a key of `TOOLKITS`. It is the `name` of a tool event, by which clients choose an icon."""
 
 JsonObject = Mapping[str, object]
-"""A JSON object in plain Python values."""
+"""A JSON object as plain Python values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolSpec:
-    """What the model is told about one function. `parameters` is a JSON Schema of type object."""
+    """A function that the model may call. `parameters` is a JSON Schema of type object."""
 
     name: str
     description: str
@@ -22,10 +21,10 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """How a call ended.
+    """The result of a tool call.
 
-    `message` and `data` go to clients as `result`, `content` beside it as what a person would look at. `text` is what
-    the model reads: the same facts in as few tokens as possible.
+    Clients receive `message` and `data` in `result`, and show `content`. The model reads `text`, which states the same
+    facts in as few tokens as possible.
     """
 
     success: bool
@@ -37,7 +36,7 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenCall:
-    """A tool call that was announced as `calling` and has no `called` yet."""
+    """A tool call with a `calling` event and no `called` event yet."""
 
     id: str
     toolkit: ToolkitName

@@ -28,17 +28,17 @@ EVENTS: tuple[Event, ...] = (
     MessageEvent(role="user", content="Grüße, 世界 👋\nsecond line"),
     TitleEvent(title="A greeting"),
     MessageEvent(role="assistant", content="I will look."),
-    PlanEvent(
-        steps=(
+    PlanEvent.of(
+        [
             Step(id="1", description="Look", status="running", result="for the model only"),
             Step(id="2", description="Answer"),
-        )
+        ]
     ),
     StepEvent(id="1", description="Look", status="running"),
-    ToolCallingEvent(call=_CALL),
-    ToolCalledEvent(
-        call=_CALL,
-        result=ToolResult(
+    ToolCallingEvent.of(_CALL),
+    ToolCalledEvent.of(
+        _CALL,
+        ToolResult(
             success=True,
             text="for the model only",
             message="exit code 0",
@@ -46,7 +46,7 @@ EVENTS: tuple[Event, ...] = (
             content={"console": [{"ps1": "$", "command": "printf", "output": "a\nb"}]},
         ),
     ),
-    ToolCalledEvent(call=_CALL, result=ToolResult(success=False, text="", message="interrupted")),
+    ToolCalledEvent.of(_CALL, ToolResult(success=False, text="", message="interrupted")),
     StepEvent(id="1", description="Look", status="completed"),
     WaitEvent(),
     ErrorEvent(error="The model refused the key."),

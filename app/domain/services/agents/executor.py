@@ -123,7 +123,7 @@ class Executor:
             OpenCall(id=call.id, toolkit=bound.toolkit, function=call.name, args=bound.args) for call, bound in group
         )
         await self._book.commit(
-            [ToolCallingEvent(call=item) for item in opened], state=replace(self._book.state, open_calls=opened)
+            [ToolCallingEvent.of(item) for item in opened], state=replace(self._book.state, open_calls=opened)
         )
         if len(group) == 1:
             await self._run_one(opened[0], group[0][1])
@@ -150,7 +150,7 @@ class Executor:
             await self._book.stage("work", ToolMessage(tool_call_id=opened.id, content=note + result.text))
             remaining = tuple(item for item in self._book.state.open_calls if item.id != opened.id)
             await self._book.commit_behind(
-                [ToolCalledEvent(call=opened, result=result)],
+                [ToolCalledEvent.of(opened, result)],
                 state=replace(self._book.state, open_calls=remaining, sandbox_instance=computer, crash_count=0),
             )
 
@@ -171,7 +171,7 @@ class Executor:
             plan = plan.with_pending(tuple(Step(id=i, description=text) for i, text in call.pending))
         events: list[Event] = [
             StepEvent(id=ended.id, description=ended.description, status=ended.status),
-            PlanEvent(steps=plan.steps),
+            PlanEvent.of(plan.steps),
         ]
         state = replace(self._book.state, plan=plan, phase="answering", crash_count=0)
         following = plan.next_pending

@@ -123,7 +123,7 @@ class Planner:
             return
         steps = distinct_ids(tuple(Step(id=step.id, description=step.description) for step in plan.steps))
         first = Step(id=steps[0].id, description=steps[0].description, status="running")
-        shown = PlanEvent(steps=steps)
+        shown = PlanEvent.of(steps)
         made = Plan(goal=plan.goal or plan.message, steps=steps).with_step(first)
         events += [shown, StepEvent(id=first.id, description=first.description, status="running")]
         self._sandboxes.warm(self._book.session_id)

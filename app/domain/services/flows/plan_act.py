@@ -232,7 +232,7 @@ class PlanActFlow:
             failed = replace(running, status="failed", result=f"cut short: {reason}")
             plan = plan.with_step(failed)
             events.append(StepEvent(id=failed.id, description=failed.description, status="failed"))
-            events.append(PlanEvent(steps=plan.steps))
+            events.append(PlanEvent.of(plan.steps))
         work = (await book.thread("work")).since(-_RECENT)
         await book.stage("talk", UserMessage(content=digest.interruption(reason, plan, work)))
         return events
@@ -246,7 +246,7 @@ class PlanActFlow:
             told = executing.cut_short(reason) if call.id in opened else executing.not_started(reason)
             await book.stage("work", ToolMessage(tool_call_id=call.id, content=told))
         result = ToolResult(success=False, text="", message=f"interrupted: {reason}")
-        return [ToolCalledEvent(call=call, result=result) for call in opened.values()]
+        return [ToolCalledEvent.of(call, result) for call in opened.values()]
 
 
 _WORDS_AT_ONCE = 400_000

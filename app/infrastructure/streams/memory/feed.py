@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 from app.domain.external.feed import Subscription
-from app.domain.models.event import TERMINAL, EventRecord, TextDelta
+from app.domain.models.event import LISTED, TERMINAL, EventRecord, TextDelta
 from app.infrastructure.streams.memory.topics import Follower, Topic, Writing
 
 _HEADS = 4096
@@ -15,9 +15,6 @@ _HEADS = 4096
 
 ENDS_TEXT = TERMINAL | {"message"}
 """Types of events after which nothing more comes of the message that was being written."""
-
-LISTED = TERMINAL | {"message", "title"}
-"""Types of events that change the list of sessions."""
 
 
 class _Following(AbstractAsyncContextManager[Subscription]):
