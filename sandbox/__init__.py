@@ -1,1 +1,1 @@
-"""The program inside a sandbox: shells and files over HTTP. Started as `python -m sandbox`; see docs in `main.py`."""
+"""The program inside a sandbox: shells, files, a browser and a desktop over HTTP. Start it with `python -m sandbox`."""

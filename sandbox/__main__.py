@@ -1,4 +1,4 @@
-"""`python -m sandbox`: runs the service until SIGTERM, SIGINT or its parent's end, and leaves no process behind."""
+"""`python -m sandbox`: run the service until SIGTERM, SIGINT or the end of its parent, and leave no process behind."""
 
 import asyncio
 import gc
@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 from typing import cast
 
-# Start-up is mostly imports, which make lasting objects: collecting garbage meanwhile only costs time.
+# Start-up consists of imports, which create objects that stay: garbage collection would only cost time.
 gc.disable()
 
 import uvicorn  # noqa: E402
@@ -18,47 +18,50 @@ from pydantic import ValidationError  # noqa: E402
 from uvicorn.server import ServerState  # noqa: E402
 
 from sandbox import lifeline  # noqa: E402
-from sandbox.bridges.upgrade import Upgrade  # noqa: E402
+from sandbox.bridges.websocket import WebSocketProtocol  # noqa: E402
 from sandbox.main import Sandbox, create_app  # noqa: E402
-from sandbox.settings import Settings, complaint  # noqa: E402
+from sandbox.settings import Settings, describe_errors  # noqa: E402
 from sandbox.shell.environment import SHELL_MARK  # noqa: E402
 from sandbox.shell.processes import kill_descendants  # noqa: E402
 
 _KILL_SECONDS = 0.5
+"""Maximum time to kill remaining descendants, in seconds."""
 
 
 class _Server(uvicorn.Server):
-    """Begins the sandbox once requests are answered, and ends it before it waits for those that are open, which may be
-    waiting for a shell."""
+    """Starts the sandbox once the server accepts requests, and closes it before the server waits for open requests.
+
+    Open requests may wait for a shell, so the shells must end first.
+    """
 
     def __init__(self, config: uvicorn.Config, sandbox: Sandbox) -> None:
         super().__init__(config)
         self._sandbox = sandbox
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by `serve` first."""
+        """Start listening, then start the sandbox."""
         await super().startup(sockets)
-        self._sandbox.begin()
+        self._sandbox.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by `serve` when it is to end."""
-        for connection in [one for one in self.server_state.connections if isinstance(one, Upgrade)]:
+        """Close bridges and the sandbox, then the remaining connections."""
+        for connection in [one for one in self.server_state.connections if isinstance(one, WebSocketProtocol)]:
             connection.shutdown()
         await self._sandbox.close()
         await super().shutdown(sockets)
 
     def stop(self) -> None:
-        """Has `serve` end."""
+        """Make `serve` return."""
         self.should_exit = True
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    """Unwinds `main`. uvicorn raises the signal it ended on once more; by default that would skip our last words."""
+def _exit_on_signal(_number: int, _frame: FrameType | None) -> None:
+    """Unwind `main`. uvicorn raises the signal again after its end, which by default would skip our cleanup."""
     raise SystemExit(0)
 
 
-def _problem(settings: Settings) -> str:
-    """Why the service cannot run with these settings, found out before anything starts; empty when it can."""
+def _check_home(settings: Settings) -> str:
+    """Return why the service cannot run with these settings; empty if it can."""
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,10 +72,12 @@ def _problem(settings: Settings) -> str:
 async def _serve(settings: Settings) -> None:
     app = create_app(settings)
     sandbox: Sandbox = app.state.sandbox
-    lifeline.start_guardian(f"{SHELL_MARK}={sandbox.shells.word}")
+    lifeline.start_guardian(f"{SHELL_MARK}={sandbox.shells.mark}")
 
-    def upgrade(*, server_state: ServerState, **_: object) -> Upgrade:
-        return Upgrade(sandbox.open, sandbox.token, sandbox.activity, cast(set[object], server_state.connections))
+    def upgrade(*, server_state: ServerState, **_: object) -> WebSocketProtocol:
+        return WebSocketProtocol(
+            sandbox.open_bridge, sandbox.token, sandbox.activity, cast(set[object], server_state.connections)
+        )
 
     config = uvicorn.Config(
         app,
@@ -82,7 +87,7 @@ async def _serve(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         http="httptools",
-        ws=cast(type[asyncio.Protocol], upgrade),  # it is only ever called
+        ws=cast(type[asyncio.Protocol], upgrade),  # uvicorn only calls it
         timeout_graceful_shutdown=1,
         lifespan="on",
     )
@@ -90,7 +95,7 @@ async def _serve(settings: Settings) -> None:
     if settings.lifeline_fd is not None:
         lifeline.watch_parent(settings.lifeline_fd, server.stop)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(lifeline.keep_reaping(lambda: sandbox.pids))]
+        tasks = [group.create_task(lifeline.reap_orphans_forever(lambda: sandbox.pids))]
         if settings.idle_seconds:
             tasks.append(group.create_task(_stop_when_idle(server, sandbox, settings.idle_seconds)))
         await server.serve([socket.socket(fileno=settings.fd)] if settings.fd is not None else None)
@@ -99,26 +104,26 @@ async def _serve(settings: Settings) -> None:
 
 
 async def _stop_when_idle(server: _Server, sandbox: Sandbox, seconds: float) -> None:
-    await sandbox.activity.idle_for(seconds)
+    await sandbox.activity.wait_until_idle(seconds)
     server.stop()
 
 
 def main() -> int:
-    """The exit status: 0 after an orderly end, 2 for a setting that cannot be used."""
+    """Run the service and return its exit status: 0 after an orderly end, 2 for a setting that cannot be used."""
     try:
         settings = Settings.from_environment(os.environ)
     except ValidationError as error:
-        print(complaint(error), file=sys.stderr)
+        print(describe_errors(error), file=sys.stderr)
         return 2
-    if problem := _problem(settings):
+    if problem := _check_home(settings):
         print(problem, file=sys.stderr)
         return 2
     os.environ.pop("SANDBOX_TOKEN", None)
-    lifeline.hide()
-    lifeline.take_signals_back()
+    lifeline.hide_process()
+    lifeline.restore_default_signals()
     lifeline.become_subreaper()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
+        signal.signal(number, _exit_on_signal)
     gc.enable()
     gc.freeze()
     try:

@@ -1,4 +1,4 @@
-"""When the sandbox was last used, and its end when that is long ago."""
+"""Tracking of use, so that an unused sandbox can end itself."""
 
 import asyncio
 from collections.abc import Callable, Collection, Generator
@@ -8,22 +8,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Activity:
-    """Counts what is open, and remembers when the last of it ended."""
+    """Counts uses in progress and records when the last one ended."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` gives seconds that only grow."""
+        """Start as unused. `clock`: returns monotonic seconds."""
         self._clock = clock
         self._open = 0
         self._last = clock()
 
     @property
     def idle_seconds(self) -> float:
-        """For how long nothing has used the sandbox; 0 while something does."""
+        """Seconds since the last use; 0 during a use."""
         return 0.0 if self._open else self._clock() - self._last
 
     @contextmanager
     def use(self) -> Generator[None]:
-        """The sandbox is used for as long as this is entered."""
+        """Count as use while the context is entered."""
         self._open += 1
         try:
             yield
@@ -32,29 +32,29 @@ class Activity:
             self._last = self._clock()
 
     def touch(self) -> None:
-        """The sandbox was used now."""
+        """Record a use at this moment."""
         self._last = self._clock()
 
-    async def idle_for(self, seconds: float) -> None:
-        """Returns once nothing has used the sandbox for `seconds`."""
+    async def wait_until_idle(self, seconds: float) -> None:
+        """Return once the sandbox was unused for `seconds`."""
         while True:
-            # While it is used, the time that is left is only where it begins again.
+            # During a use the remaining time is always the whole time.
             left = seconds - self.idle_seconds
             if left <= 0:
                 return
             await asyncio.sleep(left)
 
 
-class CountActivity:
-    """Has every request count as use, as plain ASGI; but for those to paths in `spared`."""
+class ActivityMiddleware:
+    """ASGI middleware that counts every request as use, except requests to `exempt_paths`."""
 
-    def __init__(self, app: ASGIApp, *, activity: Activity, spared: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, activity: Activity, exempt_paths: Collection[str]) -> None:
         self._app = app
         self._activity = activity
-        self._spared = spared
+        self._spared = exempt_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection."""
+        """Handle one ASGI connection."""
         if scope["type"] == "lifespan" or scope["path"] in self._spared:
             await self._app(scope, receive, send)
             return

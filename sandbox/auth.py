@@ -1,4 +1,4 @@
-"""The two gates before the routes, as plain ASGI: who may ask, and how much may be sent."""
+"""ASGI middleware in front of the routes: authentication and limits on body size."""
 
 import hmac
 
@@ -7,46 +7,46 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sandbox.envelope import refusal
+from sandbox.web import error_response
 
 MIB = 1024 * 1024
 
 
 class Token:
-    """The sandbox's token, and who has it."""
+    """The token of the sandbox."""
 
     def __init__(self, token: str) -> None:
         self._expected = f"bearer {token}".encode("latin-1")
 
-    def opens(self, authorization: str) -> bool:
-        """Whether this Authorization header carries it."""
+    def matches(self, authorization: str) -> bool:
+        """Return whether an `Authorization` header carries the token."""
         scheme, _, token = authorization.partition(" ")
         given = f"{scheme.lower()} {token.strip()}".encode("latin-1", "replace")
         return hmac.compare_digest(given, self._expected)
 
 
-class BearerAuth:
-    """Lets through only requests with `Authorization: Bearer <token>`; others get 401."""
+class BearerAuthMiddleware:
+    """Rejects requests without `Authorization: Bearer <token>` with 401."""
 
     def __init__(self, app: ASGIApp, *, token: Token) -> None:
         self._app = app
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection."""
-        if scope["type"] == "lifespan" or self._token.opens(Headers(scope=scope).get("authorization", "")):
+        """Handle one ASGI connection."""
+        if scope["type"] == "lifespan" or self._token.matches(Headers(scope=scope).get("authorization", "")):
             await self._app(scope, receive, send)
         else:
-            await not_allowed()(scope, receive, send)
+            await unauthorized()(scope, receive, send)
 
 
-def not_allowed() -> Response:
-    """The answer to who has no token."""
-    return refusal(401, "no or wrong token", {"WWW-Authenticate": "Bearer"})
+def unauthorized() -> Response:
+    """Return the response to a request without the token."""
+    return error_response(401, "no or wrong token", {"WWW-Authenticate": "Bearer"})
 
 
-class BodyLimit:
-    """Ends a request whose body is longer than allowed with 413, by its declared and by its real length."""
+class BodyLimitMiddleware:
+    """Rejects a request with 413 if its declared or actual body is too large."""
 
     def __init__(self, app: ASGIApp, *, default: int, by_path: dict[str, int]) -> None:
         self._app = app
@@ -54,7 +54,7 @@ class BodyLimit:
         self._by_path = by_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection."""
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -62,7 +62,7 @@ class BodyLimit:
         message = f"the body is larger than {limit // MIB} MiB"
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
-            await refusal(413, message, {"Connection": "close"})(scope, receive, send)
+            await error_response(413, message, {"Connection": "close"})(scope, receive, send)
             return
         seen = 0
 

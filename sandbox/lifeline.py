@@ -1,4 +1,4 @@
-"""This process among others: the end of its parent, orphans it adopts, what must not outlive it."""
+"""Process lifetime: the end of the parent, orphaned descendants, and processes that must not outlive the service."""
 
 import asyncio
 import ctypes
@@ -11,51 +11,58 @@ from collections.abc import Callable, Container, Coroutine
 from types import FrameType
 
 _PR_SET_DUMPABLE = 4
+"""`prctl` option (see prctl(2))."""
 _PR_SET_CHILD_SUBREAPER = 36
+"""`prctl` option (see prctl(2))."""
 _REAP_SECONDS = 1.0
-"""How long a dead process may stay that was passed over, as one in front of it was somebody else's to collect."""
-_SWARM_SECONDS = 0.02
+"""Interval between two searches for dead processes that an earlier search had to skip, in seconds."""
+_BATCH_SECONDS = 0.02
+"""Pause after a search for dead processes, in seconds."""
 
 
 def become_subreaper() -> bool:
-    """Makes orphaned descendants children of this process instead of init's; False where the kernel cannot."""
+    """Adopt orphaned descendants instead of init. Return False where the kernel does not support it."""
     if sys.platform != "linux":
         return False
     return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
-def take_signals_back() -> None:
-    """Undoes signals ignored by whoever started this process: commands would inherit that and shrug off Ctrl-C."""
+def restore_default_signals() -> None:
+    """Reset signals that the parent process ignored. Commands would inherit that and ignore Ctrl-C."""
     names = ("SIGINT", "SIGQUIT", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGHUP")
     for number in (getattr(signal, name) for name in names):
         if signal.getsignal(number) == signal.SIG_IGN:
-            # A handler is reset to the default in a new program; being ignored is not.
+            # A new program resets a handler to the default, but keeps an ignored signal ignored.
             signal.signal(number, _nothing)
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:
-    """A handler that only takes the place of the default."""
+    """Do nothing: a handler that replaces the default."""
 
 
-def dies_with_us(name: str) -> list[str]:
-    """What to put before a command so that the kernel sends it the signal `name` when this service dies; nothing where
-    util-linux is not installed, or where this is process 1, with which everything else dies anyway."""
+def die_with_parent(name: str) -> list[str]:
+    """Return a command prefix that makes the kernel send signal `name` to the command when this service dies.
+
+    Return nothing where util-linux is missing, and for process 1, whose death ends all other processes.
+    """
     setpriv = shutil.which("setpriv") if os.getpid() != 1 else None
     return [setpriv, "--pdeathsig", name, "--"] if setpriv else []
 
 
-def hide() -> None:
-    """Closes `/proc/<our pid>` (the token in our environment, our memory) to other programs of this user, and keeps
-    them from tracing us. Programs started from here are not concerned; root can look all the same."""
+def hide_process() -> None:
+    """Hide `/proc/<pid>` (environment and memory) from other programs of this user, and forbid them to trace us.
+
+    Programs started from here are not affected. Root still has access.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def reap(own: Container[int]) -> None:
-    """Collects dead adopted processes; those in `own` are left to the code that waits for them."""
+def reap_orphans(own: Container[int]) -> None:
+    """Collect dead adopted processes, except those in `own`, which other code waits for."""
     while hasattr(os, "waitid"):
         try:
-            # Only looks: collecting any child would take the exit status from whoever waits for it.
+            # Only peek: collecting any child would take the exit status from the code that waits for it.
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if found is None or found.si_pid in own:
                 return
@@ -64,19 +71,20 @@ def reap(own: Container[int]) -> None:
             return
 
 
-async def keep_reaping(own: Callable[[], Container[int]]) -> None:
-    """Reaps for ever, soon after a child has died: the dead count against the container's limit of processes.
+async def reap_orphans_forever(own: Callable[[], Container[int]]) -> None:
+    """Collect dead processes soon after a child has died. They count against the container's limit of processes.
 
-    Takes SIGCHLD for itself; to be run on the main thread."""
+    Takes over SIGCHLD. Run it on the main thread.
+    """
     loop, died = asyncio.get_running_loop(), asyncio.Event()
-    # Not by the loop's own means: uvloop keeps this signal to itself, though only for processes that it starts.
+    # The loop's own handler is not available: uvloop reserves SIGCHLD.
     signal.signal(signal.SIGCHLD, lambda _number, _frame: loop.call_soon_threadsafe(died.set))
     try:
         while True:
             died.clear()
-            reap(own())
-            # Orphans die in swarms: one look for many of them.
-            await asyncio.sleep(_SWARM_SECONDS)
+            reap_orphans(own())
+            # Orphans often die together, so one search collects a batch.
+            await asyncio.sleep(_BATCH_SECONDS)
             await _within(died.wait(), _REAP_SECONDS)
     finally:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -102,13 +110,16 @@ done
 
 
 def start_guardian(mark: str) -> None:
-    """Starts a small process that outlives this one, should it be killed outright, just long enough to kill what has
-    an environment variable that begins with `mark` and a dash. Only on Linux, and not where this is process 1, whose
-    end is everybody's."""
+    """Start a small process that kills leftovers if this process is killed.
+
+    It kills every process with an environment variable that begins with `mark` and a dash. It runs only on Linux, and
+    not
+    beside process 1, whose death ends all other processes.
+    """
     if sys.platform != "linux" or os.getpid() == 1:
         return
     reading, _held_until_we_end = os.pipe()
-    # In a session of its own: what is sent to our process group must not end it with us.
+    # It has its own session, so that signals to our process group do not end it.
     subprocess.Popen(  # noqa: S603 - fixed program
         ["/bin/sh", "-c", _GUARDIAN, "sandbox-guardian", mark],
         stdin=reading,
@@ -121,8 +132,8 @@ def start_guardian(mark: str) -> None:
     os.close(reading)
 
 
-def watch_parent(fd: int, gone: Callable[[], None]) -> None:
-    """Calls `gone` once when the pipe `fd` is at its end, that is, when the parent has died or closed it."""
+def watch_parent(fd: int, on_end: Callable[[], None]) -> None:
+    """Call `on_end` once when the pipe `fd` reaches its end: the parent has died or closed it."""
     loop = asyncio.get_running_loop()
     os.set_blocking(fd, False)
 
@@ -135,6 +146,6 @@ def watch_parent(fd: int, gone: Callable[[], None]) -> None:
         except OSError:
             pass
         loop.remove_reader(fd)
-        gone()
+        on_end()
 
     loop.add_reader(fd, readable)

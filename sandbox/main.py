@@ -1,6 +1,6 @@
-"""The sandbox service as an ASGI application, and the door for what is not ASGI.
+"""The sandbox service as an ASGI application, and the handler of WebSockets, which bypass ASGI.
 
-`create_app(settings)` wires the parts; `app.state.sandbox` is what must be begun and closed (its lifespan closes it).
+`create_app(settings)` wires the parts. The server starts `app.state.sandbox`; the application's lifespan closes it.
 """
 
 import asyncio
@@ -12,70 +12,72 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 
-from sandbox.activity import Activity, CountActivity
-from sandbox.auth import MIB, BearerAuth, BodyLimit, Token
-from sandbox.bridges.upgrade import Bridge, Handshake
-from sandbox.envelope import HANDLERS
-from sandbox.failure import Failure
-from sandbox.files.paths import Paths
-from sandbox.files.root import Root
+from sandbox.activity import Activity, ActivityMiddleware
+from sandbox.auth import MIB, BearerAuthMiddleware, BodyLimitMiddleware, Token
+from sandbox.bridges.websocket import Bridge, Handshake
+from sandbox.files.paths import PathResolver
+from sandbox.files.root import SudoRunner
 from sandbox.parts import Parts
-from sandbox.routes_cdp import cdp_routes
-from sandbox.routes_file import UPLOAD_BYTES, file_routes
-from sandbox.routes_shell import shell_routes
-from sandbox.routes_status import STATUS, status_routes
+from sandbox.routes import STATUS, UPLOAD_BYTES, cdp_routes, file_routes, shell_routes, status_routes
 from sandbox.settings import Settings
 from sandbox.shell.manager import Shells
+from sandbox.web import HANDLERS, Failure
 
 API = "/api/v1"
+"""Path prefix of the API."""
 JSON_BYTES = 32 * MIB
+"""Maximum size of a JSON body, in bytes."""
 
 
 class Sandbox:
-    """What runs in a sandbox: its shells, the desktop and the browser."""
+    """The parts of a sandbox: shells, desktop and browser."""
 
     def __init__(self, settings: Settings) -> None:
         self.shells = Shells(settings)
-        self.parts = Parts(settings, self.shells.word)
-        self.root = Root(settings)
+        self.parts = Parts(settings, self.shells.mark)
+        self.root = SudoRunner(settings)
         self.activity = Activity(time.monotonic)
         self.token = Token(settings.token)
 
     @property
     def pids(self) -> set[int]:
-        """The processes that somebody waits for."""
+        """Processes that this program waits for."""
         return self.shells.pids | self.parts.pids | self.root.pids
 
     async def close(self) -> None:
-        """Ends all of it. Idempotent."""
-        await asyncio.gather(self.shells.close(), self.parts.end())
+        """End all parts. Idempotent."""
+        await asyncio.gather(self.shells.close(), self.parts.stop())
 
-    def begin(self) -> None:
-        """Starts what is to be there from the beginning; returns at once."""
-        self.parts.begin()
+    def start(self) -> None:
+        """Start the parts that run from the beginning. Return at once."""
+        self.parts.start()
 
-    async def open(self, handshake: Handshake, viewer: asyncio.Transport) -> Bridge:
-        """The door for WebSockets. Failure 404 when none leads there, 409 and 503 when it leads to nothing now."""
-        # Loaded for the first who comes: most sandboxes are never watched.
+    async def open_bridge(self, handshake: Handshake, viewer: asyncio.Transport) -> Bridge:
+        """Open the bridge for a WebSocket.
+
+        Raises:
+            Failure: 404 for an unknown path; 409 or 503 if its target cannot be used now.
+        """
+        # Imported on first use, because most sandboxes are never watched.
         if handshake.path == "/vnc":
             from sandbox.bridges.vnc import VncBridge
 
             bridge = VncBridge(viewer, handshake)
-            await self.parts.desktop.reach(bridge.open)
+            await self.parts.desktop.connect(bridge.open)
             return bridge
         if handshake.path.startswith("/cdp/devtools/"):
-            from sandbox.bridges.tunnel import Tunnel
+            from sandbox.bridges.devtools import DevToolsBridge
 
-            tunnel = Tunnel(viewer, handshake, handshake.target.removeprefix("/cdp"))
-            await self.parts.browser.reach(tunnel.open)
+            tunnel = DevToolsBridge(viewer, handshake, handshake.target.removeprefix("/cdp"))
+            await self.parts.browser.connect(tunnel.open)
             return tunnel
         raise Failure(404, f"no such route: WebSocket {handshake.path}")
 
 
 def create_app(settings: Settings) -> Starlette:
-    """The application; needs no running event loop."""
+    """Create the application. It needs no running event loop."""
     sandbox = Sandbox(settings)
-    paths = Paths(settings)
+    paths = PathResolver(settings)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
@@ -93,9 +95,9 @@ def create_app(settings: Settings) -> Starlette:
     app = Starlette(
         routes=[Mount(API, routes=routes), *cdp_routes(sandbox.parts.browser)],
         middleware=[
-            Middleware(BearerAuth, token=sandbox.token),
-            Middleware(CountActivity, activity=sandbox.activity, spared=(f"{API}{STATUS}",)),
-            Middleware(BodyLimit, default=JSON_BYTES, by_path=limits),
+            Middleware(BearerAuthMiddleware, token=sandbox.token),
+            Middleware(ActivityMiddleware, activity=sandbox.activity, exempt_paths=(f"{API}{STATUS}",)),
+            Middleware(BodyLimitMiddleware, default=JSON_BYTES, by_path=limits),
         ],
         exception_handlers=HANDLERS,
         lifespan=lifespan,

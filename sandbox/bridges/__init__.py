@@ -1,1 +1,1 @@
-"""From the one guarded port to what listens inside only: WebSockets to VNC and DevTools."""
+"""Bridges from the service's port to local servers: WebSockets to VNC and DevTools."""

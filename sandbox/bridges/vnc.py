@@ -1,4 +1,4 @@
-"""`WS /vnc`: a viewer's binary messages on the one side, the bytes of the VNC server's unix socket on the other."""
+"""`WS /vnc`: forwards a viewer's binary messages to the VNC server's unix socket and back."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,69 +9,82 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from sandbox.bridges.inner import Inner
-from sandbox.bridges.upgrade import Handshake
-from sandbox.failure import Failure
+from sandbox.bridges.devtools import BackendConnection
+from sandbox.bridges.websocket import Handshake
+from sandbox.web import Failure
 
-_LARGEST_MESSAGE = 16 * 1024 * 1024
-"""A viewer sends keys, pointer moves and now and then a clipboard."""
+_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Maximum size of a viewer's message, in bytes. Viewers send keys, pointer moves and clipboard texts."""
 _CLOSE_SECONDS = 2.0
+"""Maximum wait for the viewer's close frame, in seconds."""
 _GOING_AWAY, _UNSUPPORTED, _LOST = 1001, 1003, 1011
 _BINARY = Subprotocol("binary")
 
 
-def _choose(_: ServerProtocol, offers: Sequence[Subprotocol]) -> Subprotocol | None:
+def _select_subprotocol(_: ServerProtocol, offers: Sequence[Subprotocol]) -> Subprotocol | None:
     return _BINARY if _BINARY in offers else None
 
 
 class VncBridge:
-    """One viewer. What it sends is parsed by the WebSocket library; what the desktop sends, which is nearly all there
-    is, only gets the head of a frame before it."""
+    """One viewer's connection to the desktop.
 
-    watched = True
+    The WebSocket library parses what the viewer sends. Data of the desktop, which is nearly all of the traffic, only
+    gets
+    a frame head.
+    """
+
+    counts_as_use = True
 
     def __init__(self, viewer: asyncio.Transport, handshake: Handshake) -> None:
-        """Raises Failure 400 when this is no handshake."""
+        """Parse the handshake.
+
+        Raises:
+            Failure: 400 if the request is not a WebSocket handshake.
+        """
         self._viewer = viewer
-        self._socket = ServerProtocol(select_subprotocol=_choose, max_size=_LARGEST_MESSAGE)
+        self._socket = ServerProtocol(select_subprotocol=_select_subprotocol, max_size=_MAX_MESSAGE_BYTES)
         self._accept(handshake)
-        self._inner = Inner(viewer, made=self._flush, lost=self._desktop_lost, framed=True)
+        self._inner = BackendConnection(viewer, on_connected=self._flush, on_lost=self._on_desktop_lost, framed=True)
         self._lost = False
-        self._parting = False
-        """We have said goodbye: nothing more goes to the desktop."""
+        self._closing = False
+        """Whether a close frame was sent. After that, nothing is forwarded to the desktop."""
 
     async def open(self, path: str) -> None:
-        """Connects to the unix socket at `path` and answers the handshake. Raises OSError."""
+        """Connect to the unix socket at `path` and answer the handshake.
+
+        Raises:
+            OSError: The connection failed.
+        """
         await asyncio.get_running_loop().create_unix_connection(lambda: self._inner, path)
         if self._lost:
             self._inner.close()
 
-    def from_viewer(self, data: bytes) -> None:
-        """What the viewer sent after its handshake."""
+    def receive(self, data: bytes) -> None:
+        """Parse data of the viewer and forward its binary messages."""
         self._socket.receive_data(data)
         for event in self._socket.events_received():
-            if not isinstance(event, Frame) or self._parting:
+            if not isinstance(event, Frame) or self._closing:
                 continue
             if event.opcode in (Opcode.BINARY, Opcode.CONT):
                 self._inner.write(bytes(event.data))
             elif event.opcode is Opcode.TEXT:
-                self._say_goodbye(_UNSUPPORTED, "this is a stream of bytes: send binary messages")
+                self._close(_UNSUPPORTED, "this is a stream of bytes: send binary messages")
         self._flush()
 
-    def hold(self) -> None:
-        """The viewer takes no more for now."""
-        self._inner.hold()
+    def pause(self) -> None:
+        """Stop reading from the desktop."""
+        self._inner.pause()
 
-    def go_on(self) -> None:
-        """The viewer takes more again."""
-        self._inner.go_on()
+    def resume(self) -> None:
+        """Continue reading from the desktop."""
+        self._inner.resume()
 
-    def leave(self) -> None:
-        """The service ends."""
-        self._say_goodbye(_GOING_AWAY, "the sandbox is ending")
+    def shut_down(self) -> None:
+        """Send a close frame, because the service ends."""
+        self._close(_GOING_AWAY, "the sandbox is ending")
 
-    def viewer_lost(self) -> None:
-        """The viewer's connection is gone."""
+    def connection_lost(self) -> None:
+        """Close the connection to the desktop, because the viewer's connection is closed."""
         self._lost = True
         self._inner.close()
 
@@ -85,21 +98,21 @@ class VncBridge:
                     return
         raise Failure(400, "not a WebSocket handshake")
 
-    def _desktop_lost(self) -> None:
-        self._say_goodbye(_LOST, "the desktop has ended the connection")
+    def _on_desktop_lost(self) -> None:
+        self._close(_LOST, "the desktop has ended the connection")
 
-    def _say_goodbye(self, code: int, reason: str) -> None:
+    def _close(self, code: int, reason: str) -> None:
         if self._lost or self._socket.state is not State.OPEN:
             return
-        self._parting = True
+        self._closing = True
         self._socket.send_close(code, reason)
         self._flush()
-        # The viewer answers and ends the connection; one that does not is left.
+        # The viewer answers and closes the connection. If it does not, the connection is closed after a while.
         asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._viewer.close)
 
     def _flush(self) -> None:
         for data in self._socket.data_to_send():
             if data:
                 self._viewer.write(data)
-            else:  # the library's sign that the closing handshake is over
+            else:  # the library's sign that the closing handshake is complete
                 self._viewer.close()

@@ -1,1 +1,1 @@
-"""The workspace's files: plain blocking functions that the routes run in threads."""
+"""Files of the workspace: blocking functions that the routes run in threads."""

@@ -1,6 +1,6 @@
-"""The calls of the file API that read and write one file: their bodies and what they do, with no HTTP in them.
+"""Calls of the file API on one file: their bodies and their implementation without HTTP.
 
-They are also what the program run by sudo can do (see `root`).
+The program that sudo runs offers the same calls (see `root`).
 """
 
 from collections.abc import Callable
@@ -8,31 +8,30 @@ from typing import Any
 
 from pydantic import Field
 
-from sandbox.failure import Failure
 from sandbox.files import reading, search, writing
-from sandbox.files.paths import Place
-from sandbox.web import Body
+from sandbox.files.paths import ResolvedPath
+from sandbox.web import Body, Failure
 
-Answer = tuple[dict[str, object], str]
-"""What is answered: the data and a message."""
+CallResult = tuple[dict[str, object], str]
+"""The data and the message of a response."""
 
 
-class OneFile(Body):
-    """A call on a file."""
+class FileCall(Body):
+    """A call on one file."""
 
     file: str
     sudo: bool | None = None
 
 
-class Read(OneFile):
-    """Lines `start_line` (0-based, inclusive) to `end_line` (exclusive)."""
+class ReadCall(FileCall):
+    """Read lines `start_line` (from 0) up to, not including, `end_line`."""
 
     start_line: int | None = Field(default=None, ge=0)
     end_line: int | None = Field(default=None, ge=0)
 
 
-class Write(OneFile):
-    """A whole file, or more of it."""
+class WriteCall(FileCall):
+    """Write a whole file, or append to it."""
 
     content: str
     append: bool | None = None
@@ -40,21 +39,26 @@ class Write(OneFile):
     trailing_newline: bool | None = None
 
 
-class Replace(OneFile):
-    """Every `old_str` becomes `new_str`."""
+class ReplaceCall(FileCall):
+    """Replace every `old_str` by `new_str`."""
 
     old_str: str
     new_str: str
 
 
-class Search(OneFile):
-    """Lines in which the regex occurs."""
+class SearchCall(FileCall):
+    """Find the lines that match a regular expression."""
 
     regex: str
 
 
-def read(place: Place, body: Read) -> Answer:
-    """Blocking, as all of these. Raise Failure, OSError."""
+def read(place: ResolvedPath, body: ReadCall) -> CallResult:
+    """Read lines. Blocking, like all functions here.
+
+    Raises:
+        Failure: The file cannot be read as text.
+        OSError: The operating system refused.
+    """
     start = body.start_line or 0
     if body.end_line is not None and body.end_line < start:
         raise Failure(400, "end_line is before start_line")
@@ -62,31 +66,31 @@ def read(place: Place, body: Read) -> Answer:
     data: dict[str, object] = {
         "content": text.content,
         "line_count": text.line_count,
-        "file": place.shown,
+        "file": place.absolute,
         "truncated": text.next_line is not None,
         "encoding": text.encoding,
     }
     return data, _how_to_read_on(text)
 
 
-def write(place: Place, body: Write) -> Answer:
-    """Replaces the file at once, or appends."""
+def write(place: ResolvedPath, body: WriteCall) -> CallResult:
+    """Replace the file atomically, or append to it."""
     content = ("\n" if body.leading_newline else "") + body.content + ("\n" if body.trailing_newline else "")
     written = writing.append(place, content) if body.append else writing.write(place, content)
-    return {"file": place.shown, "bytes_written": written}, ""
+    return {"file": place.absolute, "bytes_written": written}, ""
 
 
-def replace(place: Place, body: Replace) -> Answer:
-    """Replaces the file at once."""
+def replace(place: ResolvedPath, body: ReplaceCall) -> CallResult:
+    """Replace text and store the file atomically."""
     count = writing.replace(place, body.old_str, body.new_str)
-    return {"file": place.shown, "replaced_count": count}, f"replaced {count} occurrence(s)"
+    return {"file": place.absolute, "replaced_count": count}, f"replaced {count} occurrence(s)"
 
 
-def search_in(place: Place, body: Search) -> Answer:
-    """Bounded in time and amount."""
+def search_in(place: ResolvedPath, body: SearchCall) -> CallResult:
+    """Search the file, bounded in time and size."""
     found = search.search(place, body.regex)
     data: dict[str, object] = {
-        "file": place.shown,
+        "file": place.absolute,
         "matches": found.lines,
         "line_numbers": found.numbers,
         "truncated": found.truncated,
@@ -94,24 +98,24 @@ def search_in(place: Place, body: Search) -> Answer:
     return data, ""
 
 
-# Each function takes its own body only, which no type can say of a dict; `run` sees to it.
-CALLS: dict[str, tuple[type[OneFile], Callable[[Place, Any], Answer]]] = {
-    "read": (Read, read),
-    "write": (Write, write),
-    "replace": (Replace, replace),
-    "search": (Search, search_in),
+# A dict cannot express that each function takes its own body, so `run_call` checks it.
+CALLS: dict[str, tuple[type[FileCall], Callable[[ResolvedPath, Any], CallResult]]] = {
+    "read": (ReadCall, read),
+    "write": (WriteCall, write),
+    "replace": (ReplaceCall, replace),
+    "search": (SearchCall, search_in),
 }
 
 
-def run(call: str, place: Place, body: OneFile) -> Answer:
-    """The call of that name."""
+def run_call(call: str, place: ResolvedPath, body: FileCall) -> CallResult:
+    """Run the call with that name."""
     kind, function = CALLS[call]
     if not isinstance(body, kind):
         raise TypeError(f"{call} takes a {kind.__name__}")
     return function(place, body)
 
 
-def _how_to_read_on(text: reading.Text) -> str:
+def _how_to_read_on(text: reading.FileText) -> str:
     if text.next_line is None:
         return ""
     if text.line_cut:

@@ -1,11 +1,12 @@
-"""Which encoding a text has, and what a file is that has none."""
+"""Detection of text encodings and of binary files."""
 
 import codecs
 from dataclasses import dataclass
 
-from sandbox.failure import Failure
+from sandbox.web import Failure
 
 SAMPLE_BYTES = 64 * 1024
+"""Number of bytes at the start of a file that detection looks at."""
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -31,44 +32,49 @@ _MAGIC = (
     (b"ID3", "MP3 audio"),
 )
 _CONTROLS = bytes(range(7)) + bytes(range(14, 27)) + bytes(range(28, 32))
-# Families that charset-normalizer can tell apart even in short texts, since their bytes come in patterns.
+# Families that charset-normalizer recognizes even in short texts, because their bytes follow patterns.
 _MULTIBYTE = frozenset({"gb18030", "gb2312", "gbk", "big5", "big5hkscs", "shift_jis", "cp932", "euc_jp", "euc_kr"})
-_ENOUGH_TO_GUESS = 24
+_MIN_HIGH_BYTES = 24
+"""Number of non-ASCII bytes from which the guess of a single-byte encoding is reliable."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """`name` for Python's codecs; `bom`: the bytes before the text that are not part of it."""
+    """An encoding. `name`: its Python codec; `bom`: bytes before the text."""
 
     name: str
     bom: bytes = b""
 
 
 def detect(sample: bytes, size: int, path: str, *, whole: bool) -> Encoding:
-    """The encoding of a text from its start; Failure 400 when it is binary. `whole`: the sample is the file."""
+    """Return the encoding of a text from its start. `whole`: the sample is the whole file.
+
+    Raises:
+        Failure: 400 if the file is binary.
+    """
     for bom, name in _BOMS:
         if sample.startswith(bom):
             return Encoding("utf-8" if name == "utf-8-sig" else name, bom)
     kind = next((kind for magic, kind in _MAGIC if sample.startswith(magic)), "")
     if kind and not _is_utf8(sample, whole=whole):
-        raise binary(kind, size, path)
+        raise binary_failure(kind, size, path)
     if b"\0" in sample:
-        return _without_mark(sample, kind, size, path)
+        return _detect_utf16_without_bom(sample, kind, size, path)
     if _is_utf8(sample, whole=whole):
         return Encoding("utf-8")
     if sum(sample.count(byte) for byte in _CONTROLS) > len(sample) // 100:
-        raise binary(kind, size, path)
+        raise binary_failure(kind, size, path)
     return Encoding(_guess(sample))
 
 
-def binary(kind: str, size: int, path: str) -> Failure:
-    """The failure that says what a file is that is not text."""
-    described = f"{kind}, {readable(size)}" if kind else readable(size)
+def binary_failure(kind: str, size: int, path: str) -> Failure:
+    """Return the failure that describes a binary file."""
+    described = f"{kind}, {format_size(size)}" if kind else format_size(size)
     return Failure(400, f"binary file ({described}): {path}")
 
 
-def readable(size: int) -> str:
-    """A size for people."""
+def format_size(size: int) -> str:
+    """Return a size for people, such as `1.2 MB`."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:.0f} {unit}" if size >= 10 * factor else f"{size / factor:.1f} {unit}"
@@ -85,24 +91,24 @@ def _is_utf8(sample: bytes, *, whole: bool) -> bool:
     return True
 
 
-def _without_mark(sample: bytes, kind: str, size: int, path: str) -> Encoding:
-    """UTF-16 without its mark has zeros in every other byte, if most of it is ASCII."""
+def _detect_utf16_without_bom(sample: bytes, kind: str, size: int, path: str) -> Encoding:
+    """Detect UTF-16 without a byte order mark, in which ASCII text has a zero in every other byte."""
     half = max(len(sample) // 2, 1)
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
     for name, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
         if not kind and len(sample) % 2 == 0 and zeros > half * 0.6 and others < half * 0.02:
             return Encoding(name)
-    raise binary(kind, size, path)
+    raise binary_failure(kind, size, path)
 
 
 def _guess(sample: bytes) -> str:
-    from charset_normalizer import from_bytes  # slow to load, and rarely needed
+    from charset_normalizer import from_bytes  # slow to import and rarely needed
 
     high = sum(1 for byte in sample if byte >= 0x80)
     best = from_bytes(sample).best()
-    if best is not None and (best.encoding in _MULTIBYTE or high >= _ENOUGH_TO_GUESS) and best.encoding != "ascii":
+    if best is not None and (best.encoding in _MULTIBYTE or high >= _MIN_HIGH_BYTES) and best.encoding != "ascii":
         return best.encoding
-    # Too little to tell by: the commonest one-byte encoding of the West.
+    # Too little text to detect it: assume the most common single-byte encoding of Western languages.
     try:
         sample.decode("cp1252")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""From what a caller writes to the place it means: home, alias, allowed folders."""
+"""Resolution of paths: home, alias and allowed folders."""
 
 import asyncio
 import errno
@@ -7,15 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from sandbox.failure import Failure
 from sandbox.settings import Settings
+from sandbox.web import Failure
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 NO_SUDO = "there is no sudo in this sandbox: leave out `sudo`"
+"""Error text of a call with `sudo` where sudo is disabled."""
 
-_CLEAR: dict[int, tuple[int, str]] = {
+_KNOWN_ERRORS: dict[int, tuple[int, str]] = {
     errno.ENOENT: (404, "no such file"),
     errno.ENOTDIR: (400, "part of the path is not a folder"),
     errno.EISDIR: (400, "is a folder"),
@@ -32,28 +33,33 @@ _CLEAR: dict[int, tuple[int, str]] = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """`said`: the path as the caller wrote it, for what goes wrong (it may not know where the sandbox keeps its files);
-    `shown`: the absolute path; `real`: the same with all symlinks resolved."""
+class ResolvedPath:
+    """A resolved path.
 
-    said: str
-    shown: str
+    Attributes:
+        given: The path as the caller wrote it, for error texts: the caller may not know where the sandbox keeps files.
+        absolute: The absolute path.
+        real: The absolute path with all symlinks resolved.
+    """
+
+    given: str
+    absolute: str
     real: str
 
 
-class Paths:
-    """Resolves paths by the settings. Its methods raise Failure."""
+class PathResolver:
+    """Resolves paths according to the settings. Its methods raise `Failure`."""
 
     def __init__(self, settings: Settings) -> None:
         self._home = str(settings.home)
         self._alias = str(settings.home_alias).rstrip("/") if settings.home_alias else ""
         self._rules = [(str(root), True) for root in settings.roots] + [(str(root), False) for root in settings.closed]
-        # The innermost folder decides, and of two rules for the same one the one that closes it.
+        # The innermost folder decides. Of two rules for one folder, the rule that closes it decides.
         self._rules.sort(key=lambda rule: (-len(rule[0]), rule[1]))
         self._open = not settings.roots
 
     def absolute(self, path: str) -> str:
-        """The absolute path meant by `path`: absolute, `~`, `~/x` or relative to the home, or below the alias."""
+        """Return the absolute path of `path`: absolute, relative to the home, below `~`, or below the alias."""
         if "\0" in path:
             raise Failure(400, "a path cannot hold a NUL character")
         try:
@@ -66,15 +72,15 @@ class Paths:
             path = self._home + path[len(self._alias) :]
         return os.path.normpath(os.path.join(self._home, path)) if ".." not in path else self._dotted(path)
 
-    def place(self, path: str) -> Place:
-        """The place of a file that may or may not exist. Blocking."""
+    def resolve(self, path: str) -> ResolvedPath:
+        """Resolve the path of a file that may not exist yet. Blocking."""
         if not path:
             raise Failure(400, "the path is empty")
         shown = self.absolute(path)
         real = os.path.realpath(shown)
         if not self._allowed(real):
             raise Failure(400, f"not allowed: {path} is outside the folders of this sandbox; work in ~")
-        return Place(path, shown, real)
+        return ResolvedPath(path, shown, real)
 
     def _allowed(self, real: str) -> bool:
         for folder, is_open in self._rules:
@@ -83,19 +89,23 @@ class Paths:
         return self._open
 
     async def folder_to_run_in(self, path: str) -> str:
-        """The absolute folder for a command, "" for where the shell is; Failure 404 when there is none."""
+        """Return the absolute folder for a command; empty for the shell's current one.
+
+        Raises:
+            Failure: 404 if there is no such folder.
+        """
         return await asyncio.to_thread(self._existing_folder, path) if path else ""
 
-    async def use(self, path: str, work: Callable[[Place], T]) -> T:
-        """Runs `work` on the place in a thread; what the operating system refuses becomes a Failure."""
+    async def run_in_thread(self, path: str, work: Callable[[ResolvedPath], T]) -> T:
+        """Run `work` on the resolved path in a thread. Errors of the operating system become a `Failure`."""
         return await asyncio.to_thread(self.run, path, work)
 
-    def run(self, path: str, work: Callable[[Place], T]) -> T:
-        """The same on this thread."""
+    def run(self, path: str, work: Callable[[ResolvedPath], T]) -> T:
+        """Run `work` on the resolved path on this thread."""
         try:
-            return work(self.place(path))
+            return work(self.resolve(path))
         except OSError as error:
-            raise explained(error, path) from error
+            raise os_failure(error, path) from error
 
     def _existing_folder(self, path: str) -> str:
         folder = self.absolute(path)
@@ -106,12 +116,12 @@ class Paths:
         return folder
 
     def _dotted(self, path: str) -> str:
-        # `link/..` is not where the link is but above what it points to, so `..` is left to the file system.
+        # `link/..` is the parent of the link's target, so the file system resolves `..`.
         whole = os.path.join(self._home, path)
         return os.path.realpath(whole) if ".." in whole.split("/") else os.path.normpath(whole)
 
 
-def explained(error: OSError, path: str) -> Failure:
-    """The operating system's refusal in words, with its HTTP status."""
-    status, words = _CLEAR.get(error.errno or 0, (400, (error.strerror or "input/output error").lower()))
+def os_failure(error: OSError, path: str) -> Failure:
+    """Return the `Failure` for an error of the operating system."""
+    status, words = _KNOWN_ERRORS.get(error.errno or 0, (400, (error.strerror or "input/output error").lower()))
     return Failure(status, f"{words}: {path}")

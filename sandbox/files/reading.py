@@ -1,4 +1,4 @@
-"""Reading text: any encoding, any size, only what was asked for."""
+"""Reading of text in any encoding and of any size, limited to the requested lines."""
 
 import codecs
 import os
@@ -7,52 +7,59 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sandbox.failure import Failure
 from sandbox.files.encoding import SAMPLE_BYTES, Encoding, detect
-from sandbox.files.paths import Place
+from sandbox.files.paths import ResolvedPath
+from sandbox.web import Failure
 
-MOST_CHARACTERS = 1024 * 1024
+MAX_CHARACTERS = 1024 * 1024
+"""Maximum number of characters of one read."""
 _CHUNK = 256 * 1024
+"""Number of bytes to read at once."""
 _COUNT_BYTES = 64 * 1024 * 1024
-"""Up to this size the lines after the wanted ones are counted too."""
+"""Maximum size of a file whose lines are all counted, in bytes."""
 _SECONDS = 10.0
+"""Maximum time of one read, in seconds."""
 
 
 @dataclass
-class Text:
-    """Lines `start_line` .. of a file. `line_count` is None when the file was not read to its end."""
+class FileText:
+    """Lines of a file. `line_count` is None if the file was not read to its end."""
 
     content: str
     line_count: int | None
     encoding: str
     next_line: int | None
-    """Where to read on; None when nothing was left out."""
+    """Line to continue with; None if nothing was left out."""
     line_cut: bool = False
-    """A line longer than can be given at once was cut."""
+    """Whether a line was cut because it exceeds the limit."""
 
 
-def open_regular(place: Place) -> tuple[int, os.stat_result]:
-    """A descriptor for reading a regular file; Failure 400 for a pipe, device or folder, which could block or never
-    end. Raises OSError."""
-    # Not to wait for the other end of a pipe; what it is, is looked at once it is open, so nobody can swap it.
+def open_regular(place: ResolvedPath) -> tuple[int, os.stat_result]:
+    """Open a regular file for reading. Pipes, devices and folders could block or never end.
+
+    Raises:
+        Failure: 400 if it is not a regular file.
+        OSError: The operating system refused.
+    """
+    # Does not wait for the other end of a pipe. The open file is checked, so it cannot be swapped.
     fd = os.open(place.real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     found = os.fstat(fd)
     if stat.S_ISREG(found.st_mode):
         return fd, found
     os.close(fd)
     if stat.S_ISDIR(found.st_mode):
-        raise Failure(400, f"is a folder: {place.said}")
-    raise Failure(400, f"not a regular file but a pipe, socket or device: {place.said}")
+        raise Failure(400, f"is a folder: {place.given}")
+    raise Failure(400, f"not a regular file but a pipe, socket or device: {place.given}")
 
 
 def file_encoding(fd: int, size: int, path: str) -> Encoding:
-    """The encoding of an open file, whose position stays at its start."""
+    """Return the encoding of an open file. Its position stays at the start."""
     sample = os.pread(fd, SAMPLE_BYTES, 0)
     return detect(sample, size, path, whole=len(sample) < SAMPLE_BYTES)
 
 
-def decoded(fd: int, encoding: Encoding, *, errors: str = "replace") -> Iterator[str]:
-    """The text of an open file in chunks, after its byte order mark."""
+def decode_chunks(fd: int, encoding: Encoding, *, errors: str = "replace") -> Iterator[str]:
+    """Yield the text of an open file in chunks, without its byte order mark."""
     decoder = codecs.getincrementaldecoder(encoding.name)(errors)
     os.lseek(fd, len(encoding.bom), os.SEEK_SET)
     while data := os.read(fd, _CHUNK):
@@ -60,22 +67,25 @@ def decoded(fd: int, encoding: Encoding, *, errors: str = "replace") -> Iterator
     yield decoder.decode(b"", final=True)
 
 
-def read(place: Place, start: int, end: int | None) -> Text:
-    """The lines `start` (0-based) up to `end` (exclusive), with `\\n` line ends, at most 1 Mi characters.
+def read(place: ResolvedPath, start: int, end: int | None) -> FileText:
+    """Return the lines `start` (from 0) up to, not including, `end`, with newline line ends, at most 1 Mi characters.
 
-    Raises Failure, OSError."""
+    Raises:
+        Failure: The file is binary, or the lines are too far into it.
+        OSError: The operating system refused.
+    """
     fd, found = open_regular(place)
     try:
-        encoding = file_encoding(fd, found.st_size, place.said)
+        encoding = file_encoding(fd, found.st_size, place.given)
         reader = _Lines(start, end, count_on=0 < found.st_size <= _COUNT_BYTES)
         deadline = time.monotonic() + _SECONDS
         complete = True
-        for chunk in decoded(fd, encoding):
+        for chunk in decode_chunks(fd, encoding):
             if not reader.take(chunk):
                 complete = False
                 break
             if time.monotonic() > deadline:
-                raise Failure(413, f"line {start} is too far into this file: {place.said}")
+                raise Failure(413, f"line {start} is too far into this file: {place.given}")
         return reader.text(encoding.name, complete=complete)
     finally:
         os.close(fd)
@@ -83,20 +93,20 @@ def read(place: Place, start: int, end: int | None) -> Text:
 
 @dataclass
 class _Lines:
-    """Collects the wanted lines from chunks of text."""
+    """Collects the requested lines from chunks of text."""
 
     start: int
     end: int | None
     count_on: bool
     line: int = 0
-    """The line that the next character belongs to."""
+    """Number of the line that contains the next character."""
     at_line_start: bool = True
     kept: list[str] = field(default_factory=list[str])
     size: int = 0
     full: bool = False
 
     def take(self, chunk: str) -> bool:
-        """Whether more is wanted."""
+        """Add a chunk and return whether more is needed."""
         newlines = chunk.count("\n")
         if self.line + newlines >= self.start and not self._past_end() and not self.full:
             self._collect(chunk)
@@ -122,15 +132,15 @@ class _Lines:
         piece = chunk[position:stop]
         self.kept.append(piece)
         self.size += len(piece)
-        self.full = self.size > MOST_CHARACTERS
+        self.full = self.size > MAX_CHARACTERS
 
-    def text(self, encoding: str, *, complete: bool) -> Text:
+    def text(self, encoding: str, *, complete: bool) -> FileText:
         content = "".join(self.kept).replace("\r\n", "\n")
         count = self.line + (0 if self.at_line_start else 1) if complete else None
         if not self.full:
-            return Text(content, count, encoding, None)
-        cut = content.rfind("\n", 0, MOST_CHARACTERS) + 1
+            return FileText(content, count, encoding, None)
+        cut = content.rfind("\n", 0, MAX_CHARACTERS) + 1
         if cut == 0:
-            return Text(content[:MOST_CHARACTERS], count, encoding, self.start + 1, line_cut=True)
+            return FileText(content[:MAX_CHARACTERS], count, encoding, self.start + 1, line_cut=True)
         content = content[:cut]
-        return Text(content, count, encoding, self.start + content.count("\n"))
+        return FileText(content, count, encoding, self.start + content.count("\n"))

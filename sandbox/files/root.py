@@ -1,4 +1,4 @@
-"""File calls as root: a program that sudo runs, one call each, and the side that starts it."""
+"""File calls as root: the program that sudo runs for each call, and the code that starts it."""
 
 import asyncio
 import json
@@ -7,27 +7,34 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from sandbox.failure import Failure
-from sandbox.files.calls import CALLS, Answer, OneFile, run
-from sandbox.files.paths import NO_SUDO, Paths
+from sandbox.files.calls import CALLS, CallResult, FileCall, run_call
+from sandbox.files.paths import NO_SUDO, PathResolver
 from sandbox.settings import Settings
+from sandbox.web import Failure
 
 _SECONDS = 50.0
+"""Timeout of one call, in seconds."""
 _PROGRAM = "import sys; sys.path[:0] = sys.argv[1:]; from sandbox.files.root import main; main()"
+"""Program that sudo runs."""
 _PACKAGES = str(Path(__file__).resolve().parents[2])
+"""Folder that contains this package."""
 
 
-class Root:
-    """Makes file calls as root, where the settings allow it."""
+class SudoRunner:
+    """Runs file calls as root if the settings allow it."""
 
     def __init__(self, settings: Settings) -> None:
         self.pids: set[int] = set()
-        """The processes that somebody waits for."""
+        """Processes that this program waits for."""
         self._allowed = settings.sudo
         self._place = {"home": str(settings.home), "home_alias": str(settings.home_alias or "")}
 
-    async def call(self, name: str, body: OneFile) -> Answer:
-        """Failure as the call's own; 400 when there is no sudo, 409 when sudo does not work."""
+    async def call(self, name: str, body: FileCall) -> CallResult:
+        """Run one call as root.
+
+        Raises:
+            Failure: The call's own failure; 400 without sudo; 409 if sudo does not work; 504 after a timeout.
+        """
         if not self._allowed:
             raise Failure(400, NO_SUDO)
         asked = {"call": name, "body": body.model_dump(exclude={"sudo"}), "place": self._place}
@@ -41,7 +48,7 @@ class Root:
         return _answer(said, complaint)
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # On the loop's thread: the process must be known as ours before anybody looks for orphans.
+        # On the loop's thread: the pid must be known before dead orphans are collected.
         try:
             process = subprocess.Popen(  # noqa: S603 - a command of ours
                 ["sudo", "-n", "--", sys.executable, "-I", "-c", _PROGRAM, _PACKAGES],  # noqa: S607
@@ -55,7 +62,7 @@ class Root:
         return process
 
 
-def _answer(said: bytes, complaint: bytes) -> Answer:
+def _answer(said: bytes, complaint: bytes) -> CallResult:
     try:
         answer: dict[str, dict[str, object]] = json.loads(said)
     except ValueError:
@@ -67,17 +74,17 @@ def _answer(said: bytes, complaint: bytes) -> Answer:
 
 
 def main() -> None:
-    """What sudo runs: one call as JSON on stdin, its answer as JSON on stdout."""
+    """Run one call: JSON on stdin, its result as JSON on stdout."""
     _serve(sys.stdin.buffer, sys.stdout)
 
 
 def _serve(asked: IO[bytes], answered: IO[str]) -> None:
     given = json.loads(asked.read())
-    paths = Paths(Settings(token="none", **given["place"]))  # noqa: S106 - nothing listens here
+    paths = PathResolver(Settings(token="none", **given["place"]))  # noqa: S106 - nothing listens here
     kind, _ = CALLS[given["call"]]
     body = kind.model_validate(given["body"])
     try:
-        data, message = paths.run(body.file, lambda place: run(given["call"], place, body))
+        data, message = paths.run(body.file, lambda place: run_call(given["call"], place, body))
     except Failure as failure:
         json.dump({"failure": {"status": failure.status, "message": failure.message}}, answered)
     else:

@@ -1,4 +1,4 @@
-"""What a sandbox runs beside its shells: the desktop and the browser, each kept running."""
+"""Programs of a sandbox beside its shells: the desktop and the browser."""
 
 import os
 
@@ -9,10 +9,10 @@ from sandbox.shell.environment import SHELL_MARK, shell_environment
 
 
 class Parts:
-    """The desktop and the browser on it. `begin` and `end` once."""
+    """The desktop and the browser. Call `start` and `stop` once."""
 
     def __init__(self, settings: Settings, word: str) -> None:
-        """`word` marks their processes, as those of the shells."""
+        """Create both parts. `mark`: identifies their processes, as for shells."""
         environment = shell_environment(settings.home, "/bin/sh", settings.instance, os.environ)
         environment[SHELL_MARK] = f"{word}-part"
         self.desktop = Desktop(environment, settings.home, wanted=settings.desktop)
@@ -20,15 +20,15 @@ class Parts:
 
     @property
     def pids(self) -> set[int]:
-        """The processes that somebody waits for."""
+        """Processes that this program waits for."""
         return self.desktop.pids | self.browser.pids
 
-    def begin(self) -> None:
-        """Starts what is to be there from the beginning, side by side; returns at once."""
-        self.desktop.begin()
-        self.browser.begin()
+    def start(self) -> None:
+        """Start the parts that run from the beginning. Return at once."""
+        self.desktop.start()
+        self.browser.start()
 
-    async def end(self) -> None:
-        """Ends all of it in order: the browser, so that it writes down what it has to, then what it draws on."""
-        await self.browser.end()
-        await self.desktop.end()
+    async def stop(self) -> None:
+        """Stop the browser, so that it saves its state, then the desktop that it draws on."""
+        await self.browser.stop()
+        await self.desktop.stop()

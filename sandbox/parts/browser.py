@@ -1,102 +1,222 @@
-"""The sandbox's Chromium: when it is started, whether it can be used, where its DevTools listen."""
+"""The sandbox's Chromium: when it starts, whether it can be used, and where its DevTools listen."""
 
 import asyncio
 import logging
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from sandbox.failure import Failure
-from sandbox.parts import chromium
 from sandbox.parts.child import Command
-from sandbox.parts.desktop import Desktop
-from sandbox.parts.farewell import close_browser
-from sandbox.parts.keeper import Keeper
+from sandbox.parts.desktop import HEIGHT, WIDTH, Desktop
+from sandbox.parts.supervisor import Supervisor
+from sandbox.web import Failure
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+"""Usual names of the program."""
+_LOCK_FILES = ("SingletonLock", "SingletonCookie", "SingletonSocket", "DevToolsActivePort")
+"""Files in a profile that keep other browsers out."""
+_CACHE_BYTES = 48 * 1024 * 1024
+"""Maximum size of the browser's cache, in bytes."""
+_DISABLED_FEATURES = (
+    *("Translate", "MediaRouter", "DialMediaRouteProvider", "GlobalMediaControls", "OptimizationHints"),
+    # Pages that are part of its own window: each costs a renderer and confuses drivers.
+    *("WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup"),
+)
+_FIXED_ARGUMENTS = (
+    # Disable network requests, questions and bubbles of the browser itself.
+    *("--no-first-run", "--no-default-browser-check", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--disable-quic", "--disable-breakpad", "--disable-crash-reporter", "--noerrdialogs"),
+    *("--hide-crash-restore-bubble", "--disable-search-engine-choice-screen", "--password-store=basic"),
+    f"--disable-features={','.join(_DISABLED_FEATURES)}",
+)
+
+
+def find_chromium(path: str) -> str | None:
+    """Return the program at `path`, or the first one installed under a usual name if `path` is empty."""
+    for name in (path,) if path else _NAMES:
+        if found := shutil.which(name):
+            return found
+    return None
+
+
+def chromium_arguments(program: str, profile: Path, cache: Path, *, windowed: bool, confined: bool) -> tuple[str, ...]:
+    """Return the command line: DevTools on a free loopback port, Chromium's own sandbox only if `confined`."""
+    return (
+        program,
+        "--remote-debugging-port=0",
+        f"--user-data-dir={profile}",
+        f"--disk-cache-dir={cache}",
+        f"--disk-cache-size={_CACHE_BYTES}",
+        f"--window-size={WIDTH},{HEIGHT}",
+        *_FIXED_ARGUMENTS,
+        *(("--start-maximized", "--window-position=0,0") if windowed else ("--headless=new",)),
+        # Chromium warns of the missing sandbox in a bar across the page, but not as a test browser.
+        *(() if confined else ("--no-sandbox", "--test-type")),
+        # There is no GPU. The CPU draws WebGL, such as maps.
+        *("--disable-gpu", "--enable-unsafe-swiftshader"),
+        "about:blank",
+    )
+
+
+def sandbox_was_refused(output: str) -> bool:
+    """Return whether Chromium ended because the system forbids its own sandbox. `output`: the end of its output."""
+    return any(sign in output for sign in ("No usable sandbox", "Failed to move to new namespace", "zygote_host_impl"))
+
+
+def runs_as_root() -> bool:
+    """Return whether this process is root, which cannot use Chromium's sandbox."""
+    return os.geteuid() == 0
+
+
+def remove_profile_locks(profile: Path, names: Sequence[str] = _LOCK_FILES) -> None:
+    """Remove locks that a browser left in `profile`, perhaps in another container."""
+    for name in names:
+        (profile / name).unlink(missing_ok=True)
+
+
+_CLOSE_COMMAND = b'{"id":1,"method":"Browser.close"}'
+# A WebSocket message masked with zeros. Importing a WebSocket library would take longer than sending it.
+_CLOSE_FRAME = bytes((0x81, 0x80 | len(_CLOSE_COMMAND))) + bytes(4) + _CLOSE_COMMAND
+
+
+async def close_browser(address: str) -> None:
+    """Ask the Chromium at `address` (`127.0.0.1:9222/devtools/browser/<id>`) to close, and wait until it has.
+
+    Chromium saves more state, such as cookies, than after a signal.
+
+    Raises:
+        OSError: Chromium does not respond.
+        asyncio.IncompleteReadError: Chromium closed the connection during the handshake.
+    """
+    host, _, path = address.partition("/")
+    name, _, port = host.partition(":")
+    reader, writer = await asyncio.open_connection(name, int(port))
+    try:
+        lines = (
+            f"GET /{path} HTTP/1.1",
+            f"Host: {host}",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        )
+        writer.write("\r\n".join((*lines, "", "")).encode())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(_CLOSE_FRAME)
+        while await reader.read(65536):
+            pass
+    finally:
+        writer.close()
+
 
 T = TypeVar("T")
 BrowserMode = Literal["eager", "lazy", "off"]
 
 START_SECONDS = 20.0
+"""Maximum time for Chromium to start, in seconds."""
 _LISTENING = re.compile(rb"DevTools listening on ws://(127\.0\.0\.1:\d+/devtools/browser/[\w-]+)\s")
 _PROFILE = Path(".config") / "anker-chromium"
+"""Folder of the profile, relative to the home."""
 
 log = logging.getLogger("sandbox")
 
 
 class Browser:
-    """One Chromium, on the desktop or headless. Its profile is in the workspace and outlives it, its cache is not."""
+    """One Chromium, on the desktop or headless. Its profile is in the workspace; its cache is temporary."""
 
     def __init__(
         self, mode: BrowserMode, program: str, environment: Mapping[str, str], home: Path, desktop: Desktop
     ) -> None:
-        """`program` is where it is, or empty to look for it; `environment` what it gets, without DISPLAY."""
+        """Create the browser without starting it.
+
+        Args:
+            mode: When to start it.
+            program: Path of Chromium; empty to search for it.
+            environment: Its environment without DISPLAY.
+            home: The workspace.
+            desktop: The desktop to draw on.
+        """
         self._mode = mode
-        self._program = chromium.find_chromium(program) if mode != "off" else None
+        self._program = find_chromium(program) if mode != "off" else None
         self._environment = environment
         self._home = home
         self._desktop = desktop
-        self._confined = not chromium.runs_as_root()
+        self._confined = not runs_as_root()
         self._cache: Path | None = None
-        self._keeper = Keeper("Chromium", self._launch, ready=_LISTENING, farewell=close_browser)
+        self._keeper = Supervisor("Chromium", self._launch, ready=_LISTENING, close_gracefully=close_browser)
 
     @property
-    def reason(self) -> str:
-        """Why it cannot be used now; empty when it can."""
+    def unavailable_reason(self) -> str:
+        """Why it cannot be used now; empty if it can."""
         if self._mode == "off":
             return "switched off"
         if self._program is None:
             return "not installed"
-        if self._keeper.said is not None:
+        if self._keeper.ready_text is not None:
             return ""
-        return "starting" if self._keeper.begun else "starts when it is first used"
+        return "starting" if self._keeper.started else "starts when it is first used"
 
     @property
     def pids(self) -> set[int]:
-        """The processes that somebody waits for."""
+        """Processes that this program waits for."""
         return self._keeper.pids
 
-    def begin(self) -> None:
-        """Starts it if it is to be there from the beginning; returns at once."""
+    def start(self) -> None:
+        """Start it if its mode is `eager`. Return at once."""
         if self._mode == "eager" and self._program is not None:
-            self._keeper.begin()
+            self._keeper.start()
 
-    async def port(self) -> int:
-        """The port of its DevTools on loopback; starts it if need be. Failure 409 when there is none, 503 when it does
-        not come."""
+    async def devtools_port(self) -> int:
+        """Return the port of its DevTools on loopback. Start it if necessary.
+
+        Raises:
+            Failure: 409 if there is no browser; 503 if it does not start.
+        """
         if self._program is None:
-            raise Failure(409, f"there is no browser in this sandbox: {self.reason}")
-        self._keeper.begin()
+            raise Failure(409, f"there is no browser in this sandbox: {self.unavailable_reason}")
+        self._keeper.start()
         try:
-            address = await self._keeper.ready(START_SECONDS)
+            address = await self._keeper.wait_ready(START_SECONDS)
         except TimeoutError:
-            log.warning("Chromium does not start: %s", self._keeper.failure)
+            log.warning("Chromium does not start: %s", self._keeper.last_failure)
             raise Failure(503, f"the browser did not start within {START_SECONDS:g} s") from None
         return int(address.partition("/")[0].rpartition(":")[2])
 
-    async def reach(self, use: Callable[[int], Awaitable[T]]) -> T:
-        """Calls `use` with the port of the DevTools; a second time, with the next browser's, when it turns out to be
-        gone. `use` may raise OSError. Failures as for `port`, and 503 when it does not answer."""
+    async def connect(self, use: Callable[[int], Awaitable[T]]) -> T:
+        """Call `use` with the port of its DevTools, and once more if the browser has ended in the meantime.
+
+        Args:
+            use: Connects to the port. May raise OSError.
+
+        Raises:
+            Failure: 409 if there is no browser; 503 if it does not start or respond.
+        """
         try:
             try:
-                return await use(await self.port())
+                return await use(await self.devtools_port())
             except ConnectionError:
-                await self._keeper.lost()
-                return await use(await self.port())
+                await self._keeper.wait_for_exit()
+                return await use(await self.devtools_port())
         except OSError as error:
             raise Failure(503, "the browser does not answer") from error
 
     async def restart(self) -> None:
-        """Ends it with all its processes, starts it again and waits until it can be driven. Failures as for `port`."""
-        if self._keeper.begun:
-            await self._keeper.restart()
-        await self.port()
+        """End it with all its processes, start it again and wait until it can be driven.
 
-    async def end(self) -> None:
-        """Ends it and removes its cache."""
-        await self._keeper.end()
+        Raises:
+            Failure: As `devtools_port`.
+        """
+        if self._keeper.started:
+            await self._keeper.restart()
+        await self.devtools_port()
+
+    async def stop(self) -> None:
+        """Stop it and remove its cache."""
+        await self._keeper.stop()
         if self._cache is not None:
             await asyncio.to_thread(shutil.rmtree, self._cache, ignore_errors=True)
             self._cache = None
@@ -104,25 +224,25 @@ class Browser:
     async def _launch(self) -> Command:
         if self._program is None:
             raise FileNotFoundError(2, "Chromium is not installed")
-        if self._confined and chromium.refused_its_sandbox(self._keeper.failure):
+        if self._confined and sandbox_was_refused(self._keeper.last_failure):
             log.warning("this system does not let Chromium make its own sandbox: it runs without")
             self._confined = False
         environment = dict(self._environment)
-        if self._desktop.there:
+        if self._desktop.installed:
             environment["DISPLAY"] = await self._desktop.display()
         profile = self._home / _PROFILE
         await asyncio.to_thread(self._prepare, profile)
-        arguments = chromium.arguments(
+        command_line = chromium_arguments(
             self._program,
             profile,
             self._cache or profile,
-            windowed=self._desktop.there,
+            windowed=self._desktop.installed,
             confined=self._confined,
         )
-        return Command(arguments, environment, str(self._home))
+        return Command(command_line, environment, str(self._home))
 
     def _prepare(self, profile: Path) -> None:
         profile.mkdir(mode=0o700, parents=True, exist_ok=True)
-        chromium.remove_locks(profile)
+        remove_profile_locks(profile)
         if self._cache is None:
             self._cache = Path(tempfile.mkdtemp(prefix="anker-cache-"))

@@ -1,4 +1,4 @@
-"""One program that was started, in a session and process group of its own."""
+"""A child process in its own session and process group."""
 
 import asyncio
 import os
@@ -8,16 +8,19 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sandbox.lifeline import dies_with_us
+from sandbox.lifeline import die_with_parent
 
 _READ = 65536
+"""Number of bytes to read at once."""
 _TAIL = 4096
+"""Number of bytes of output to keep."""
 _KILL_SECONDS = 1.0
+"""Maximum wait for the end after SIGKILL, in seconds."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to start: the program with its arguments, its whole environment and the folder it begins in."""
+    """A program with its arguments, its whole environment and its start folder."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
@@ -25,10 +28,14 @@ class Command:
 
 
 class Child:
-    """A running program. What it writes goes to `on_output`; `exited` is its exit status once it has ended."""
+    """A running program. `on_output` receives its output; `exited` holds its exit status once it has ended."""
 
     def __init__(self, command: Command, on_output: Callable[[bytes], None]) -> None:
-        """Starts it; needs a running event loop. Raises OSError."""
+        """Start the program. Needs a running event loop.
+
+        Raises:
+            OSError: The program cannot be started.
+        """
         loop = self._loop = asyncio.get_running_loop()
         self._on_output = on_output
         self.exited: asyncio.Future[int] = loop.create_future()
@@ -37,7 +44,7 @@ class Child:
         try:
             # On the loop's thread: the death signal follows the thread that forked.
             self._process = subprocess.Popen(  # noqa: S603 - a command of ours
-                [*dies_with_us("KILL"), *command.arguments],
+                [*die_with_parent("KILL"), *command.arguments],
                 env=dict(command.environment),
                 cwd=command.folder,
                 stdin=subprocess.DEVNULL,
@@ -56,13 +63,13 @@ class Child:
         threading.Thread(target=self._wait, name=f"child-{self.pid}", daemon=True).start()
 
     @property
-    def last_words(self) -> str:
-        """The end of what it wrote, at most 4 KB."""
+    def output_tail(self) -> str:
+        """The end of its output, at most 4 KB."""
         return self._tail.decode("utf-8", "replace").strip()
 
-    async def end(self, grace: float) -> None:
-        """SIGTERM, at most `grace` seconds, then SIGKILL to its whole process group."""
-        # To it alone: a browser whose helpers die at the same moment cannot write down what they know.
+    async def stop(self, grace: float) -> None:
+        """Send SIGTERM, wait at most `grace` seconds, then kill its whole process group."""
+        # Only to the program itself: a browser whose helpers die at the same moment cannot save its state.
         self._process.send_signal(signal.SIGTERM)
         await asyncio.wait({self.exited}, timeout=grace)
         if not self.exited.done():
@@ -90,12 +97,12 @@ class Child:
     def _wait(self) -> None:
         returncode = self._process.wait()
         try:
-            self._loop.call_soon_threadsafe(self._gone, returncode)
+            self._loop.call_soon_threadsafe(self._on_exit, returncode)
         except RuntimeError:
-            return  # the event loop is closed: nobody is left to be told
+            return  # the event loop is closed, so nobody waits for the exit
 
-    def _gone(self, returncode: int) -> None:
-        # What it leaves behind of its group is of no use without it, and may hold on to its files.
+    def _on_exit(self, returncode: int) -> None:
+        # The rest of its process group is useless without it and may keep its files open.
         self._kill_group()
         self._readable()
         self._loop.remove_reader(self._output)

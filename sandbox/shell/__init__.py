@@ -1,1 +1,1 @@
-"""Real shells: a pseudo-terminal and a live bash for each shell id."""
+"""Shells: a pseudo-terminal with a live bash for each shell id."""

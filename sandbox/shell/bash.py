@@ -1,10 +1,11 @@
-"""One live bash on its own pseudo-terminal."""
+"""A live bash on its own pseudo-terminal, and the scripts that make it take commands from a FIFO."""
 
 import asyncio
 import fcntl
 import os
 import pty
 import secrets
+import shlex
 import shutil
 import signal
 import struct
@@ -16,87 +17,193 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sandbox.lifeline import dies_with_us
+from sandbox.lifeline import die_with_parent
 from sandbox.shell.environment import SHELL_MARK
 from sandbox.shell.marks import Mark, MarkReader
-from sandbox.shell.script import ABORT_SIGNAL, Driver
+
+ABORT_SIGNAL: int = int(signal.SIGRTMAX) - 3 if hasattr(signal, "SIGRTMAX") else int(signal.SIGUSR2)
+"""Signal that makes bash drop the rest of its command once the program in the foreground has ended."""
+
+_RC = """\
+__anker_number=0
+__anker_status() {{ return "$1"; }}
+if [[ {with_bashrc} && -r ~/.bashrc ]]; then \\builtin . ~/.bashrc; fi
+set +eunvxH +o history
+unset HISTFILE
+trap 'kill -INT $$' {abort}
+PROMPT_COMMAND='\\builtin . {loop}'
+PS1=$'\\033]7717;{word};;P;\\007'
+"""
+
+_LOOP = """\
+{{ __anker_returned=$?; \\builtin set +eunvx; \\builtin trap - DEBUG ERR RETURN; }} >/dev/null 2>&1
+while \\builtin :; do
+  \\builtin printf '\\033]7717;{word};%s;E;%s\\007' "$__anker_number" "$__anker_returned" >{tty}
+  {{
+    IFS= \\builtin read -r -d '' __anker_number && IFS= \\builtin read -r -d '' __anker_folder
+  }} <{fifo} || \\builtin exit 97
+  IFS= \\builtin read -r -d '' __anker_command <{command}
+  PROMPT_COMMAND='\\builtin . {loop}' PS1=$'\\033]7717;{word};;P;\\007'
+  \\builtin printf '\\033]7717;{word};%s;B;\\007' "$__anker_number" >{tty}
+  if [[ -z $__anker_folder || $__anker_folder -ef . ]] || \\builtin cd -- "$__anker_folder"; then
+    for __anker_once in 1; do \\builtin . {run} <{tty} >{tty} 2>&1; done
+  fi
+  {{ __anker_returned=$?; \\builtin set +eunvx; \\builtin trap - DEBUG ERR RETURN; }} >/dev/null 2>&1
+done
+# Only a `break` out of more loops than there are leads here.
+\\builtin . {loop}
+"""
+
+_RUN = """\
+__anker_status "$__anker_returned"
+\\builtin eval "$__anker_command"
+"""
+
+
+@dataclass(frozen=True)
+class ShellScripts:
+    """The scripts of one shell, in its private folder.
+
+    bash runs PROMPT_COMMAND before each prompt. Ours is a loop that waits for the next command, so bash reads the
+    terminal
+    only on behalf of programs: nothing is typed into bash, no line is too long for it, no echo has to be removed, and
+    input that a program left unread does not run as a command. Ctrl-C returns bash to its prompt and so to the loop.
+
+    - The loop is a sourced file, not a function, because `declare` in a command must create global variables.
+    - The command is evaluated in a second sourced file and a `for` with one round, which absorb `return` and `break`.
+    - Each command gets the terminal as its standard streams again, so that `exec >file` does not outlast the command.
+    - A backslash bypasses an alias of the same name, `builtin` a function.
+    - Options and traps that would affect the loop (-e, -u, -x, DEBUG, …) do not outlast a command either.
+
+    Attributes:
+        folder: Private folder of the shell.
+        mark: Random text that the shell's marks contain.
+        tty: Path of its terminal.
+    """
+
+    folder: Path
+    mark: str
+    tty: str
+
+    @property
+    def fifo(self) -> Path:
+        """FIFO through which the loop receives `<number> NUL <folder or nothing> NUL`."""
+        return self.folder / "fifo"
+
+    @property
+    def command(self) -> Path:
+        """File with the text of the next command."""
+        return self.folder / "command"
+
+    @property
+    def rc(self) -> Path:
+        """File that bash reads at its start."""
+        return self.folder / "rc"
+
+    @property
+    def loop(self) -> Path:
+        """File with the loop. Sourcing it again returns bash to the loop."""
+        return self.folder / "loop"
+
+    def write(self, *, with_bashrc: bool) -> None:
+        """Write the files.
+
+        Raises:
+            OSError: The disk refused, or the folder's path needs quoting.
+        """
+        # The folder's own name is plain, but the path of the temporary folder may need quoting. Inside the single
+        # quotes of PROMPT_COMMAND a quoted path would end them, so such a path is refused.
+        loop, tty = str(self.loop), shlex.quote(self.tty)
+        if shlex.quote(loop) != loop:
+            raise OSError(f"the folder for outputs has a name that a shell would have to quote: {self.folder}")
+        run = self.folder / "run"
+        flag = "1" if with_bashrc else '""'
+        self.rc.write_text(_RC.format(with_bashrc=flag, abort=ABORT_SIGNAL, loop=loop, word=self.mark))
+        self.loop.write_text(
+            _LOOP.format(word=self.mark, tty=tty, fifo=self.fifo, command=self.command, loop=loop, run=run)
+        )
+        run.write_text(_RUN)
+
 
 ROWS, COLUMNS = 40, 160
 _READ = 65536
+"""Number of bytes to read at once."""
 _TURN = 128 * 1024
-"""Bytes read in one turn of the event loop, so that a flood of output leaves room for others."""
+"""Maximum number of bytes to read in one turn of the event loop, so that heavy output does not block it."""
 _THROTTLE_AFTER = 64 * 1024 * 1024
+"""Output of one command from which reading is slowed down, in bytes."""
 _THROTTLE_SECONDS = 0.002
+"""Pause between two reads of heavy output, in seconds."""
 
-# An own open of the terminal by a session leader makes it the controlling one, on every Unix; then bash takes over.
+# A session leader that opens the terminal makes it the controlling one, on every Unix. Then bash takes over.
 _LAUNCH = 'exec "$1" --noediting --rcfile "$2" -i <>"$0" >&0 2>&0'
 
 
 class Listener(Protocol):
-    """Who is told what a bash does; called on the event loop."""
+    """Receives what a bash does, on the event loop."""
 
     def on_output(self, bash: "Bash", data: bytes) -> None:
-        """Output with the marks taken out."""
+        """Receive output without marks."""
         ...
 
     def on_mark(self, bash: "Bash", mark: Mark) -> None:
-        """A mark, in order with the output."""
+        """Receive a mark, in order with the output."""
         ...
 
     def on_exit(self, bash: "Bash", returncode: int) -> None:
-        """bash is gone; negative `returncode`: the signal that ended it. Nothing follows."""
+        """Receive the end of bash. A negative `returncode` is the signal that ended it. Nothing follows."""
         ...
 
 
 @dataclass(frozen=True)
-class Launch:
-    """What every bash of this service is started with."""
+class BashLaunch:
+    """Parameters shared by every bash of this service."""
 
     bash: str
     environment: Mapping[str, str]
-    word: str
-    """The start of every shell's own word, the same for all shells of this service."""
+    mark: str
+    """Prefix of every shell's own mark."""
     folder: Path
-    """Holds the private folders of all shells."""
+    """Folder that contains the private folders of all shells."""
 
 
 class Bash:
-    """A bash process, its terminal and the FIFO it takes commands from. Made by `start`; ended by `close`."""
+    """A bash process, its terminal, and the FIFO through which it receives commands. End it with `close`."""
 
-    def __init__(self, launch: Launch, listener: Listener, *, cwd: str, with_bashrc: bool) -> None:
+    def __init__(self, launch: BashLaunch, listener: Listener, *, cwd: str, with_bashrc: bool) -> None:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self.word = f"{launch.word}-{secrets.token_hex(8)}"
+        self.mark = f"{launch.mark}-{secrets.token_hex(8)}"
         self._folder = launch.folder / f"shell-{secrets.token_hex(6)}"
         self._folder.mkdir(mode=0o700)
-        self._reader = MarkReader(self.word)
+        self._reader = MarkReader(self.mark)
         self._read_since_command = 0
         self._unsent = bytearray()
         self._closed = False
         self._master, self._slave = pty.openpty()
-        self._driver = Driver(self._folder, self.word, os.ttyname(self._slave))
-        self._driver.write(with_bashrc=with_bashrc)
-        os.mkfifo(self._driver.fifo, 0o600)
-        # Open for both, so that neither side ever waits for the other to open it; bash sees its end when we die.
-        self._fifo = os.open(self._driver.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._scripts = ShellScripts(self._folder, self.mark, os.ttyname(self._slave))
+        self._scripts.write(with_bashrc=with_bashrc)
+        os.mkfifo(self._scripts.fifo, 0o600)
+        # Open for both directions, so that neither side waits for the other; bash sees the end when we die.
+        self._fifo = os.open(self._scripts.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         os.set_blocking(self._master, False)
         fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         self._modes = termios.tcgetattr(self._slave)
-        self._modes[1] &= ~termios.ONLCR  # output comes as programs wrote it
+        self._modes[1] &= ~termios.ONLCR  # output arrives as programs wrote it
         termios.tcsetattr(self._slave, termios.TCSANOW, self._modes)
         self._process = self._spawn(launch, cwd)
         self.pid = self._process.pid
         self._loop.add_reader(self._master, self._readable)
         threading.Thread(target=self._wait_for_exit, name=f"bash-{self.pid}", daemon=True).start()
 
-    def _spawn(self, launch: Launch, cwd: str) -> subprocess.Popen[bytes]:
-        # On the loop's thread: the death signal follows the thread that forked. Without a preexec function Python
+    def _spawn(self, launch: BashLaunch, cwd: str) -> subprocess.Popen[bytes]:
+        # On the loop's thread: the death signal follows the thread that forked. Without a preexec function, Python
         # uses vfork, so this takes about a millisecond whatever the size of this process.
         return subprocess.Popen(  # noqa: S603 - fixed program, no shell text from outside
-            # HUP, not KILL: bash passes it on to its background jobs.
-            [*dies_with_us("HUP"), "/bin/sh", "-c", _LAUNCH, self._driver.tty, launch.bash, str(self._driver.rc)],
+            # HUP instead of KILL: bash passes it on to its background jobs.
+            [*die_with_parent("HUP"), "/bin/sh", "-c", _LAUNCH, self._scripts.tty, launch.bash, str(self._scripts.rc)],
             cwd=cwd,
-            env={**launch.environment, "PWD": cwd, SHELL_MARK: self.word},
+            env={**launch.environment, "PWD": cwd, SHELL_MARK: self.mark},
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -105,49 +212,53 @@ class Bash:
 
     @property
     def alive(self) -> bool:
-        """Whether bash has not ended and `close` was not called."""
+        """Whether bash is running and `close` was not called."""
         return not self._closed
 
-    def folder_now(self) -> str | None:
-        """The folder bash is in, or None where it cannot be told."""
+    def current_folder(self) -> str | None:
+        """Return bash's current folder; None if it is unknown."""
         try:
             return os.readlink(f"/proc/{self.pid}/cwd")
         except OSError:
             return None
 
     def run(self, number: int, folder: str, command: str) -> None:
-        """Has the idle bash run `command` in `folder` (empty: where it is); raises OSError if its files are gone."""
-        self._driver.command.write_bytes(command.encode("utf-8", "replace"))
-        # What the last program left unread, and the terminal modes it left, are not for the next one.
+        """Make the idle bash run `command` in `folder`; empty means its current folder.
+
+        Raises:
+            OSError: The shell's files are gone.
+        """
+        self._scripts.command.write_bytes(command.encode("utf-8", "replace"))
+        # Unread input and terminal modes of the last program must not affect the next one.
         termios.tcflush(self._slave, termios.TCIFLUSH)
         termios.tcsetattr(self._slave, termios.TCSANOW, self._modes)
         self._read_since_command = 0
         os.write(self._fifo, b"%d\0%s\0" % (number, os.fsencode(folder)))
 
     def type(self, data: bytes) -> None:
-        """Types `data` on the terminal; what it does not take at once follows as the program reads."""
+        """Type `data` on the terminal. What it does not accept at once follows as the program reads."""
         self._unsent += data
         self._writable()
 
-    def back_to_loop(self) -> None:
-        """Brings a bash that fell to its prompt back into the command loop."""
+    def reenter_loop(self) -> None:
+        """Return a bash that fell back to its prompt to the command loop."""
         quiet = list(self._modes)
         quiet[3] &= ~termios.ECHO
         termios.tcflush(self._slave, termios.TCIFLUSH)
         termios.tcsetattr(self._slave, termios.TCSANOW, quiet)
-        self.type(b" builtin . %s\n" % os.fsencode(self._driver.loop))
+        self.type(b" builtin . %s\n" % os.fsencode(self._scripts.loop))
 
     def abort(self) -> None:
-        """Has bash drop the rest of the command it runs once the foreground program is gone, or at once in bash."""
+        """Make bash drop the rest of its command, at once or after the program in the foreground has ended."""
         self.signal(ABORT_SIGNAL)
         self.signal(signal.SIGINT)
 
     def signal(self, number: int) -> None:
-        """Sends a signal to bash alone; no effect when it has ended."""
+        """Send a signal to bash alone. Do nothing if it has ended."""
         self._process.send_signal(number)
 
     def close(self) -> None:
-        """Lets go of the terminal and the files; hangs up whatever still uses the terminal. Idempotent."""
+        """Close the terminal, which hangs up its programs, and remove the files. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -170,7 +281,7 @@ class Bash:
 
     def _readable(self) -> None:
         if self._drain(_TURN) >= _TURN and self._read_since_command > _THROTTLE_AFTER:
-            # Nobody will read all of this: the terminal's own flow control slows the program down.
+            # This is more output than is kept, so the terminal's flow control may slow the program down.
             self._loop.remove_reader(self._master)
             self._loop.call_later(_THROTTLE_SECONDS, self._resume)
 
@@ -206,11 +317,11 @@ class Bash:
         try:
             self._loop.call_soon_threadsafe(self._exited, returncode)
         except RuntimeError:
-            return  # the event loop is closed: nobody is left to be told
+            return  # the event loop is closed, so nobody waits for the exit
 
     def _exited(self, returncode: int) -> None:
         if not self._closed:
-            # A job left behind may write for ever; what bash itself wrote is well within this.
+            # A background job may write forever; bash's own last output fits well into this limit.
             for _ in range(16):
                 if self._drain(_TURN) < _TURN:
                     break

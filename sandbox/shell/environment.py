@@ -1,4 +1,4 @@
-"""What a shell may know of the service's environment: a whitelist, so that no key or token slips in."""
+"""Environment variables of shells: an allowlist, so that no key or token of the service reaches a shell."""
 
 import os
 import pwd
@@ -7,19 +7,19 @@ from pathlib import Path
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHELL_MARK = "ANKER_SHELL"
-"""The variable by which the processes of one shell are known, wherever they were re-parented to."""
+"""Environment variable that identifies the processes of one shell, whatever their parent is."""
 
 _HANDED_ON = frozenset(
     {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO"}
     | {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "TZ", "TMPDIR"}
-    # Where npm finds the headers of this Node when it has to build something; else it downloads them.
+    # Headers of the installed Node, which npm would otherwise download to build native modules.
     | {"NPM_PACKAGE_CONFIG_NODE_GYP_NODEDIR"}
 )
 _HANDED_ON_PREFIXES = ("PIP_", "NPM_CONFIG_")
 
 
 def user_name() -> str:
-    """The name of the user this service runs as, or its number where it has none."""
+    """Return the name of the user of this process, or its number if it has no name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -27,7 +27,7 @@ def user_name() -> str:
 
 
 def shell_environment(home: Path, bash: str, instance: str, source: Mapping[str, str]) -> dict[str, str]:
-    """The variables every shell starts with; `source` is the service's own environment."""
+    """Return the variables of every shell. `source`: the service's own environment."""
     user = user_name()
     env = {name: value for name, value in source.items() if _may_pass(name.upper())}
     env |= {
@@ -39,7 +39,7 @@ def shell_environment(home: Path, bash: str, instance: str, source: Mapping[str,
         "LOGNAME": user,
         "SHELL": bash,
         "PWD": str(home),
-        # A pager would wait for a key that nobody presses.
+        # A pager would wait for a key.
         "PAGER": "cat",
         "GIT_PAGER": "cat",
         "MANPAGER": "cat",

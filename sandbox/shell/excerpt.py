@@ -1,33 +1,34 @@
-"""As much of an output as a model or a person should be given at once."""
+"""Excerpts of output that fit a model's or a person's view."""
 
 import re
 from dataclasses import dataclass
 
 from sandbox.shell.terminal import render
 
-SHOWN_CHARACTERS = 16_000
-_COSTLY = 32 * 1024
-"""Bytes that are drawn on an emulated screen at once; it is slow."""
+MAX_CHARACTERS = 16_000
+"""Maximum number of characters of an excerpt."""
+_MAX_SCREEN_BYTES = 32 * 1024
+"""Maximum number of bytes to draw on the emulated screen, which is slow."""
 _MOVING = re.compile(rb"\x1b(?:\[[\d;]*[ABEFHfdJLMPXS@rT]|[78M])")
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """`text` holds the start and the end of the output when `truncated`."""
+    """A part of an output. If `truncated`, `text` holds its start and its end."""
 
     text: str
     truncated: bool
 
 
-def excerpt(parts: tuple[bytes, bytes, int], source: str, limit: int = SHOWN_CHARACTERS) -> Excerpt:
-    """At most about `limit` characters of an output (see `Output.since`); the note on a cut names `source`."""
+def excerpt(parts: tuple[bytes, bytes, int], source: str, limit: int = MAX_CHARACTERS) -> Excerpt:
+    """Return about `limit` characters of an output. `parts`: see `Output.read_from`; `source`: file named at a cut."""
     before, after, gap = parts
-    if not gap and len(before) > 2 * _COSTLY and _MOVING.search(before):
-        gap = len(before) - 2 * _COSTLY
-        before, after = before[:_COSTLY], before[-_COSTLY:]
+    if not gap and len(before) > 2 * _MAX_SCREEN_BYTES and _MOVING.search(before):
+        gap = len(before) - 2 * _MAX_SCREEN_BYTES
+        before, after = before[:_MAX_SCREEN_BYTES], before[-_MAX_SCREEN_BYTES:]
     elif gap and _MOVING.search(after):
-        gap += max(0, len(after) - _COSTLY)
-        after = after[-_COSTLY:]
+        gap += max(0, len(after) - _MAX_SCREEN_BYTES)
+        after = after[-_MAX_SCREEN_BYTES:]
     first = render(before)
     if not gap and len(first) <= limit:
         return Excerpt(first, truncated=False)

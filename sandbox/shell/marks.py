@@ -1,7 +1,7 @@
-"""The marks by which a shell tells its state, in line with its output, and their removal from it.
+"""Marks by which bash reports its state inside its output, and their removal from the output.
 
-A mark is an OSC sequence with a random word of its shell, so that no program writes one by chance:
-`ESC ] 7717 ; <word> ; <number of the command> ; <kind> ; <value> BEL`.
+A mark is an OSC sequence with a random text of its shell, so that no program writes one by accident:
+`ESC ] 7717 ; <mark> ; <number of the command> ; <kind> ; <value> BEL`.
 """
 
 import re
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 BEGIN, END, PROMPT = b"B", b"E", b"P"
 _LONGEST = 128
+"""Maximum length of a mark, in bytes."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """`kind` is BEGIN (a command starts), END (`value` is its exit status) or PROMPT (bash left the command loop)."""
+    """A mark of kind BEGIN (a command starts), END (`value` is its exit status) or PROMPT (bash left the loop)."""
 
     number: int
     kind: bytes
@@ -21,7 +22,7 @@ class Mark:
 
 
 class MarkReader:
-    """Splits a stream of bytes, cut anywhere, into output and marks."""
+    """Splits a byte stream, cut anywhere, into output and marks."""
 
     def __init__(self, word: str) -> None:
         self._start = f"\x1b]7717;{word};".encode()
@@ -29,7 +30,7 @@ class MarkReader:
         self._held = b""
 
     def feed(self, data: bytes) -> list[bytes | Mark]:
-        """What came, in order; an unfinished mark at the end is held back for the next call."""
+        """Return output and marks in order. An incomplete mark at the end is kept for the next call."""
         data = self._held + data
         parts: list[bytes | Mark] = []
         position = 0
@@ -47,7 +48,7 @@ class MarkReader:
         return parts
 
     def _unfinished(self, data: bytes, position: int) -> int:
-        """Where a mark that has not ended yet starts, or the end of `data`."""
+        """Return the position of an incomplete mark at the end, or the length of `data`."""
         escape = data.rfind(b"\x1b", max(position, len(data) - _LONGEST))
         if escape < 0:
             return len(data)

@@ -1,33 +1,40 @@
-"""What one command wrote: its two ends in memory, the whole in a file."""
+"""The output of one command: both ends in memory, all of it in a file."""
 
 import os
 from pathlib import Path
 
 HEAD_BYTES = 32 * 1024
+"""Number of bytes of the start to keep in memory."""
 TAIL_BYTES = 192 * 1024
+"""Number of bytes of the end to keep in memory."""
 FILE_BYTES = 64 * 1024 * 1024
+"""Maximum size of an output file, in bytes."""
 _CUT = f"\n[cut here: only the first {FILE_BYTES // (1024 * 1024)} MiB are kept]\n".encode()
 
 
 class Output:
-    """Grows by `append`; positions count bytes from the first one written. `path` gets the first 64 MiB."""
+    """Output that grows by `append`. Positions count bytes from the start. The file gets the first 64 MiB."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.total = 0
         self.cut = False
-        """Whether the file does not hold everything (its limit, or a disk that would not take more)."""
+        """Whether the file is incomplete, because of its limit or a full disk."""
         self._head = bytearray()
         self._tail = bytearray()
         self._tail_start = 0
         self._fd: int | None = None
 
     def open(self) -> None:
-        """Makes the file; raises OSError."""
+        """Create the file.
+
+        Raises:
+            OSError: It cannot be created.
+        """
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
     def append(self, data: bytes) -> None:
-        """Takes more output."""
+        """Append more output."""
         self._keep_in_file(data)
         self.total += len(data)
         room = HEAD_BYTES - len(self._head)
@@ -36,29 +43,29 @@ class Output:
             data = data[room:]
             self._tail_start = max(self._tail_start, len(self._head))
         self._tail += data
-        # Trimmed only when twice the size, so that each byte is moved at most once.
+        # Trimmed only at twice the size, so that each byte is moved at most once.
         if len(self._tail) > 2 * TAIL_BYTES:
             surplus = len(self._tail) - TAIL_BYTES
             del self._tail[:surplus]
             self._tail_start += surplus
 
-    def since(self, position: int) -> tuple[bytes, bytes, int]:
-        """What came from `position` on, as (before the gap, after the gap, bytes that are no longer in memory)."""
+    def read_from(self, position: int) -> tuple[bytes, bytes, int]:
+        """Return the output from `position` on as (before the gap, after the gap, bytes no longer in memory)."""
         before = bytes(self._head[position:])
         tail_from = max(position, self._tail_start, len(self._head))
         after = bytes(self._tail[tail_from - self._tail_start :])
         gap = self.total - max(position, 0) - len(before) - len(after)
         return (before, after, gap) if gap > 0 else (before + after, b"", 0)
 
-    def forget(self) -> None:
-        """Drops what is in memory and closes the file; the file stays."""
+    def release(self) -> None:
+        """Drop the output in memory and close the file, which stays."""
         self.close()
         self._head.clear()
         self._tail.clear()
         self._tail_start = self.total
 
     def close(self) -> None:
-        """Closes the file; idempotent."""
+        """Close the file. Idempotent."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -69,7 +76,7 @@ class Output:
             return
         room = FILE_BYTES - self.total
         try:
-            # Straight from the event loop: the page cache takes it faster than a thread could be woken.
+            # Written on the event loop: the page cache is faster than waking a thread.
             os.write(self._fd, data[:room])
             if len(data) > room:
                 self.cut = True

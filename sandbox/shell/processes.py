@@ -1,4 +1,4 @@
-"""Finding and ending the processes of a shell. Blocking; for threads."""
+"""Search and termination of the processes of a shell. Blocking, so call it in a thread."""
 
 import os
 import signal
@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from sandbox.shell.environment import SHELL_MARK
 
 _STEP = 0.003
+"""Pause between two looks at processes that are ending, in seconds."""
 
 
-def _rows() -> dict[int, tuple[int, bool]]:
-    """Every process: pid -> (parent, whether it is a zombie)."""
-    import psutil  # takes a while to load and is needed only here
+def _process_table() -> dict[int, tuple[int, bool]]:
+    """Return every process: pid -> (parent, whether it is a zombie)."""
+    import psutil  # slow to import and needed only here
 
     found: dict[int, tuple[int, bool]] = {}
     for process in psutil.process_iter():
@@ -24,7 +25,7 @@ def _rows() -> dict[int, tuple[int, bool]]:
     return found
 
 
-def _marked(pid: int) -> str | None:
+def _mark_of(pid: int) -> str | None:
     import psutil
 
     try:
@@ -33,14 +34,14 @@ def _marked(pid: int) -> str | None:
         return None
 
 
-def _session(pid: int) -> int | None:
+def _session_of(pid: int) -> int | None:
     try:
         return os.getsid(pid)
     except OSError:
         return None
 
 
-def _below(rows: dict[int, tuple[int, bool]], found: set[int]) -> set[int]:
+def _with_descendants(rows: dict[int, tuple[int, bool]], found: set[int]) -> set[int]:
     children: dict[int, list[int]] = {}
     for pid, (parent, _) in rows.items():
         children.setdefault(parent, []).append(pid)
@@ -53,27 +54,29 @@ def _below(rows: dict[int, tuple[int, bool]], found: set[int]) -> set[int]:
     return found
 
 
-def family(leaders: Mapping[int, str]) -> list[int]:
-    """The living processes that the bashes `leaders` (pid -> word) began, without them: their descendants, whatever is
-    in their sessions, and those that left both (daemons) but still carry a word in their environment."""
-    rows, words = _rows(), set(leaders.values())
-    # Who lost its parent belongs to init, or to this service where it is the subreaper.
+def shell_processes(leaders: Mapping[int, str]) -> list[int]:
+    """Return the living processes that the bashes `leaders` (pid -> mark) started, without the bashes.
+
+    These are their descendants, the processes in their sessions, and daemons that left both but still carry a mark.
+    """
+    rows, words = _process_table(), set(leaders.values())
+    # Orphans belong to init, or to this service as the subreaper.
     adopted = [pid for pid, (parent, _) in rows.items() if parent in (1, os.getpid()) and pid not in leaders]
-    roots = {pid for pid in adopted if _marked(pid) in words}
-    roots |= {pid for pid in rows if _session(pid) in leaders} | set(leaders)
-    found = _below(rows, roots) - set(leaders) - {os.getpid()}
+    roots = {pid for pid in adopted if _mark_of(pid) in words}
+    roots |= {pid for pid in rows if _session_of(pid) in leaders} | set(leaders)
+    found = _with_descendants(rows, roots) - set(leaders) - {os.getpid()}
     return sorted(pid for pid in found if pid in rows and not rows[pid][1])
 
 
 def descendants() -> list[int]:
-    """The living processes below this one."""
-    rows = _rows()
-    found = _below(rows, {os.getpid()}) - {os.getpid()}
+    """Return the living descendants of this process."""
+    rows = _process_table()
+    found = _with_descendants(rows, {os.getpid()}) - {os.getpid()}
     return sorted(pid for pid in found if not rows[pid][1])
 
 
-def send(pids: list[int], number: int) -> None:
-    """Signals all of `pids` that still exist."""
+def send_signal(pids: list[int], number: int) -> None:
+    """Send a signal to each of `pids` that still exists."""
     for pid in pids:
         try:
             os.kill(pid, number)
@@ -81,33 +84,36 @@ def send(pids: list[int], number: int) -> None:
             continue
 
 
-def end_family(leaders: Mapping[int, str], *, grace: float = 0.12, hard: float = 0.2) -> bool:
-    """Ends what `leaders` began: SIGTERM, `grace` seconds, then SIGKILL for up to `hard` seconds; says if all are gone.
+def kill_shell_processes(leaders: Mapping[int, str], *, grace: float = 0.12, hard: float = 0.2) -> bool:
+    """End the processes of `leaders` and return whether all are gone.
 
-    New ones are looked for until none is found, so a program that forks while it dies does not get away."""
-    pids = family(leaders)
-    send(pids, signal.SIGTERM)
-    send(pids, signal.SIGCONT)  # a stopped process takes no SIGTERM
+    Sends SIGTERM, waits `grace` seconds, then sends SIGKILL for up to `hard` seconds. The search repeats until it finds
+    no
+    process, so a program that forks while it dies does not escape.
+    """
+    pids = shell_processes(leaders)
+    send_signal(pids, signal.SIGTERM)
+    send_signal(pids, signal.SIGCONT)  # a stopped process does not handle SIGTERM
     deadline = time.monotonic() + grace
     while pids and time.monotonic() < deadline:
         time.sleep(_STEP)
         pids = [pid for pid in pids if _running(pid)]
     deadline = time.monotonic() + hard
-    while pids := family(leaders):
+    while pids := shell_processes(leaders):
         if time.monotonic() > deadline:
             return False
-        send(pids, signal.SIGKILL)
+        send_signal(pids, signal.SIGKILL)
         time.sleep(_STEP)
     return True
 
 
 def kill_descendants(seconds: float) -> bool:
-    """SIGKILL to everything below this process until nothing is left, at most `seconds`; says if nothing is left."""
+    """Kill all descendants for up to `seconds` and return whether all are gone."""
     deadline = time.monotonic() + seconds
     while pids := descendants():
         if time.monotonic() > deadline:
             return False
-        send(pids, signal.SIGKILL)
+        send_signal(pids, signal.SIGKILL)
         time.sleep(_STEP)
     return True
 

@@ -1,4 +1,4 @@
-"""A terminal screen that remembers what scrolled off it and which lines it only wrapped."""
+"""A terminal screen that keeps lines that scrolled off and knows which lines were wrapped."""
 
 import pyte
 from pyte.screens import Char
@@ -6,7 +6,7 @@ from pyte.screens import Char
 from sandbox.shell.bash import COLUMNS, ROWS
 
 _WRAPPED = -1
-"""A column no terminal has: a line that holds it goes on in the next one."""
+"""A column that no terminal has. It marks a line that continues on the next one."""
 
 
 class _Screen(pyte.Screen):
@@ -28,7 +28,7 @@ class _Screen(pyte.Screen):
             line[_WRAPPED] = self.default_char
         else:
             line.pop(_WRAPPED, None)
-            # The terminal is set not to add a carriage return to each newline; programs mean one.
+            # The terminal does not add a carriage return to a newline, but programs expect one.
             self.carriage_return()
         super().linefeed()
 
@@ -46,7 +46,7 @@ def _line_text(line: dict[int, Char]) -> str:
 
 
 def screen_text(text: str) -> str:
-    """The lines a terminal shows, scrolled ones included, after `text`; it may hold only what pyte understands."""
+    """Return the lines that a terminal shows after `text`, including scrolled ones. `text` must suit pyte."""
     screen = _Screen()
     pyte.Stream(screen).feed(text)
     lines: list[dict[int, Char]] = [*screen.gone, *(screen.buffer[row] for row in range(screen.lines))]

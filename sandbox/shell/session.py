@@ -1,4 +1,4 @@
-"""A shell as its users know it: one id, one bash at a time, a console."""
+"""A shell: one id, one bash at a time, one console."""
 
 import asyncio
 import os
@@ -6,30 +6,65 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox.failure import Failure
-from sandbox.shell.bash import Bash, Launch
+from sandbox.shell.bash import Bash, BashLaunch
 from sandbox.shell.console import Console
 from sandbox.shell.environment import user_name
 from sandbox.shell.marks import BEGIN, END, Mark
-from sandbox.shell.processes import end_family
-from sandbox.shell.pulse import Pulse
+from sandbox.shell.processes import kill_shell_processes
 from sandbox.shell.record import Record
+from sandbox.web import Failure
+
+
+class WakeUp:
+    """Wakes all present waiters at once. Later waiters are not affected."""
+
+    def __init__(self) -> None:
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def wake_all(self) -> None:
+        """Wake all present waiters."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for the next wake-up, at most `seconds`, and return whether it came."""
+        if seconds <= 0:
+            return False
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            async with asyncio.timeout(seconds):
+                await waiter
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters.discard(waiter)
+        return True
+
 
 _START_SECONDS = 3.0
+"""Maximum time for bash to start, in seconds."""
 _BEGIN_SECONDS = 2.0
-_MOST_FALLS = 5
+"""Maximum time for bash to begin a command, in seconds."""
+_MAX_LOOP_EXITS = 5
+"""Number of times that bash may leave its loop during a command before it is killed."""
 _QUIET_SECONDS = 0.05
+"""Silence after which output counts as complete, in seconds."""
 _SETTLE_SECONDS = 1.0
+"""Maximum wait for quiet output, in seconds."""
 RESTARTED = "the shell had ended, so a new one was started: its variables, functions and jobs are gone"
+"""Note to a command that runs in a new bash."""
 
 
 class Shell:
-    """Runs one command at a time in a bash that lives on between them; starts a new bash when the old one ended."""
+    """Runs one command at a time in a bash that lives on between commands. Starts a new bash if the old one ended."""
 
-    def __init__(self, name: str, launch: Launch, home: Path) -> None:
+    def __init__(self, name: str, launch: BashLaunch, home: Path) -> None:
         self.name = name
-        self.dismissed = False
-        """Killed since its last command: the first to go when room is needed."""
+        self.killed = False
+        """Whether it was killed since its last command. Such a shell is evicted first."""
         self.console = Console(launch.folder, name)
         self._launch = launch
         self._home = str(home)
@@ -37,41 +72,47 @@ class Shell:
         self._bash: Bash | None = None
         self._ready = False
         self.leader: dict[int, str] = {}
-        """The newest bash, alive or not: its pid and the word its processes carry."""
+        """The newest bash, alive or not: its pid and the mark of its processes."""
         self._lock = asyncio.Lock()
-        self._changed = Pulse()
-        self._turned = Pulse()
+        self._output_changed = WakeUp()
+        self._state_changed = WakeUp()
         self._typed = ""
 
     @property
     def running(self) -> Record | None:
-        """The record of the command that runs now."""
+        """The record of the running command."""
         newest = self.console.newest
         return newest if newest is not None and newest.running else None
 
     @property
     def pid(self) -> int | None:
-        """The process id of the bash, None when there is none."""
+        """The pid of the bash; None if there is none."""
         return self._bash.pid if self._bash is not None else None
 
     @property
     def alive(self) -> bool:
-        """Whether a bash is there."""
+        """Whether there is a bash."""
         return self._bash is not None
 
     async def run(self, command: str, folder: str = "") -> tuple[Record, str]:
-        """Starts `command` in `folder` (absolute; empty: where the shell is). Gives its record and a note or "".
+        """Start `command` in `folder` and return its record and a note, which may be empty.
 
-        Raises Failure 409 while another command runs, 500 when bash cannot be started."""
+        Args:
+            command: Text for bash.
+            folder: Absolute folder; empty for the current one.
+
+        Raises:
+            Failure: 409 if another command runs; 500 if bash cannot be started.
+        """
         async with self._lock:
-            self._refuse_if_busy()
-            self.dismissed = False
+            self._check_idle()
+            self.killed = False
             note = RESTARTED if self.leader and self._bash is None else ""
             self._typed = ""
             try:
                 record = await self._start(command, folder, with_bashrc=True)
                 if record is None:
-                    # Nothing has run: this bash no longer takes commands. A fresh one does.
+                    # Nothing has run: this bash no longer accepts commands, so a new one is needed.
                     await self._end_bash()
                     note = RESTARTED
                     record = await self._start(command, folder, with_bashrc=False)
@@ -81,20 +122,20 @@ class Shell:
                 raise Failure(500, "the shell does not take commands")
             return record, note
 
-    async def ended(self, seconds: float) -> bool:
-        """Waits until no command runs, at most `seconds`; says whether none does."""
+    async def wait_until_idle(self, seconds: float) -> bool:
+        """Wait at most `seconds` until no command runs, and return whether none does."""
         return await self._until(lambda: self.running is None, seconds)
 
-    async def settled(self) -> None:
-        """Waits until the command ended or its output rests for 50 ms, at most a second."""
+    async def wait_until_quiet(self) -> None:
+        """Wait until the command ended or wrote nothing for 50 ms, at most a second."""
         deadline = asyncio.get_running_loop().time() + _SETTLE_SECONDS
         while self.running is not None:
             left = deadline - asyncio.get_running_loop().time()
-            if not await self._changed.wait(min(_QUIET_SECONDS, left)):
+            if not await self._output_changed.wait(min(_QUIET_SECONDS, left)):
                 return
 
     async def write(self, text: str) -> None:
-        """Types `text` to the running program; to an idle shell it is a command, once its line is ended."""
+        """Type `text` into the running program. In an idle shell, a complete line runs as a command."""
         if self.running is not None and self._bash is not None:
             self._bash.type(text.encode("utf-8", "replace"))
             return
@@ -107,34 +148,34 @@ class Shell:
                 await self.run(command)
 
     async def kill(self) -> None:
-        """Ends the running command with all its processes, and background jobs; bash itself only if it must."""
+        """End the running command, its processes and background jobs. End bash only if necessary."""
         async with self._lock:
             bash, self._typed = self._bash, ""
             if bash is not None and self.running is not None:
                 bash.abort()
             if self.leader:
-                await asyncio.to_thread(end_family, self.leader)
-            if self.running is not None and not await self.ended(0.08):
+                await asyncio.to_thread(kill_shell_processes, self.leader)
+            if self.running is not None and not await self.wait_until_idle(0.08):
                 await self._end_bash()
-            self.dismissed = True
+            self.killed = True
 
     async def close(self) -> None:
-        """Ends bash with SIGKILL and removes the files; what it began is for the caller to end, by `leader`."""
+        """Kill bash and remove the files. The caller ends other processes by `leader`."""
         async with self._lock:
             await self._end_bash()
             self.console.clear()
 
-    # What bash reports (see `Listener`).
+    # Implementation of `Listener`.
 
     def on_output(self, bash: Bash, data: bytes) -> None:
-        """Output belongs to the newest command, also what its background jobs write after its end."""
+        """Append output to the newest command, including output of background jobs after its end."""
         newest = self.console.newest
         if bash is self._bash and newest is not None and self._ready:
             newest.output.append(data)
-            self._changed.strike()
+            self._output_changed.wake_all()
 
     def on_mark(self, bash: Bash, mark: Mark) -> None:
-        """Follows the state of bash."""
+        """Follow the state of bash."""
         if bash is not self._bash:
             return
         record = self.running
@@ -143,36 +184,36 @@ class Shell:
         elif record is None:
             return
         elif mark.kind == BEGIN and mark.number == record.number:
-            record.begun = True
+            record.started = True
         elif mark.kind == END and mark.number == record.number:
             self._finish(record, mark.value)
         elif mark.number == 0:
-            self._fell(bash, record)
-        self._turned.strike()
+            self._on_loop_exit(bash, record)
+        self._state_changed.wake_all()
 
     def on_exit(self, bash: Bash, returncode: int) -> None:
-        """The shell ended with its command: `exit`, `exec`, a signal."""
+        """Handle the end of the shell: by `exit`, `exec` or a signal."""
         if bash is not self._bash:
             return
         if self.running is not None:
             self._finish(self.running, returncode if returncode >= 0 else 128 - returncode)
         self._bash = None
-        self._turned.strike()
+        self._state_changed.wake_all()
 
     def _finish(self, record: Record, returncode: int) -> None:
         record.returncode = returncode
-        self._folder = (self._bash.folder_now() if self._bash is not None else None) or self._folder
-        self._changed.strike()
-        self._turned.strike()
+        self._folder = (self._bash.current_folder() if self._bash is not None else None) or self._folder
+        self._output_changed.wake_all()
+        self._state_changed.wake_all()
 
-    def _fell(self, bash: Bash, record: Record) -> None:
-        record.fallen += 1
-        if record.fallen > _MOST_FALLS:
+    def _on_loop_exit(self, bash: Bash, record: Record) -> None:
+        record.loop_exits += 1
+        if record.loop_exits > _MAX_LOOP_EXITS:
             bash.signal(signal.SIGKILL)
         else:
-            bash.back_to_loop()
+            bash.reenter_loop()
 
-    def _refuse_if_busy(self) -> None:
+    def _check_idle(self) -> None:
         if self.running is not None:
             command = self.running.command.strip().partition("\n")[0]
             command = command if len(command) <= 80 else f"{command[:80]}..."
@@ -183,20 +224,20 @@ class Shell:
             )
 
     async def _start(self, command: str, folder: str, *, with_bashrc: bool) -> Record | None:
-        """The record of the command once bash has begun it; None if it does not."""
+        """Return the record of the command once bash has started it; None if it does not."""
         bash = self._bash or await self._new_bash(with_bashrc=with_bashrc)
         if bash is None:
             return None
-        record = await self.console.begin(self._prompt(folder or self._folder), command)
+        record = await self.console.start_record(self._prompt(folder or self._folder), command)
         try:
             bash.run(record.number, folder, command)
         except OSError:
-            self.console.withdraw()  # somebody removed our private folder
+            self.console.discard_newest()  # the private folder was removed
             return None
-        self._turned.strike()
-        if await self._until(lambda: record.begun or not record.running, _BEGIN_SECONDS):
+        self._state_changed.wake_all()
+        if await self._until(lambda: record.started or not record.running, _BEGIN_SECONDS):
             return record
-        self.console.withdraw()
+        self.console.discard_newest()
         return None
 
     async def _new_bash(self, *, with_bashrc: bool) -> Bash | None:
@@ -204,7 +245,7 @@ class Shell:
         if not await asyncio.to_thread(os.path.isdir, self._folder):
             self._folder = self._home
         self._bash = bash = Bash(self._launch, self, cwd=self._folder, with_bashrc=with_bashrc)
-        self.leader = {bash.pid: bash.word}
+        self.leader = {bash.pid: bash.mark}
         await self._until(lambda: self._ready or self._bash is not bash, _START_SECONDS)
         if self._ready and self._bash is bash:
             return bash
@@ -222,7 +263,7 @@ class Shell:
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         deadline = asyncio.get_running_loop().time() + seconds
         while not condition():
-            if not await self._turned.wait(deadline - asyncio.get_running_loop().time()):
+            if not await self._state_changed.wait(deadline - asyncio.get_running_loop().time()):
                 return condition()
         return True
 

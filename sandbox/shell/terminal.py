@@ -1,4 +1,4 @@
-"""Terminal output as the text a person would see: control sequences resolved, not printed."""
+"""Rendering of terminal output as the text that a person would see."""
 
 import re
 
@@ -9,18 +9,18 @@ _SEQUENCE = re.compile(
     r"\[(?P<parameters>[0-?]*)[ -/]*(?P<final>[@-~])"
     r"|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?"  # titles and links; one without an end must not swallow the next lines
     r"|[PX^_][^\x1b\n]*(?:\x1b\\)?"
-    r"|\[[0-?]*[ -/]*"  # one that was cut off
+    r"|\[[0-?]*[ -/]*"  # a sequence that was cut off
     r"|[ -/]+[0-~]?"
     r"|(?P<single>[0-~])"
     r"|)"
 )
 _MOVES = frozenset("ABEFHfdJLMPXS@rT")
-"""What moves about the screen; C, D, G and K stay within their line."""
+"""Final characters of sequences that move across the screen. C, D, G and K stay within their line."""
 _IN_LINE = frozenset("CDGK")
 _BIG = re.compile(r"\d{5,}")
 _SINGLES = {"7": "\x1b7", "8": "\x1b8", "M": "\x1bM", "D": "\n", "E": "\n", "c": "\x1b[H\x1b[2J"}
 _ALTERNATE = {"?1049", "?1047", "?47"}
-# Private to this module: shift-out and shift-in, which are dropped from the input, mark a full-screen program.
+# Shift-out and shift-in are removed from the input and then mark a full-screen program internally.
 _ENTER, _LEAVE = "\x0e", "\x0f"
 _FULL_SCREEN = re.compile(f"{_ENTER}[^{_LEAVE}]*{_LEAVE}")
 _LINE_TOKEN = re.compile(r"\x1b\[(\d*)([CDGK])|([\r\x08])|([^\x1b\r\x08]+)")
@@ -28,11 +28,11 @@ _MOST_COLUMNS = 1000
 
 
 def render(data: bytes) -> str:
-    """The text of `data` as UTF-8: no escape sequence and no control character but newline and tab is left."""
+    """Return `data` as text without escape sequences and control characters other than newline and tab."""
     text = data.decode("utf-8", "replace").replace("\r\n", "\n")
     if not _CONTROL.search(text):
         return text
-    # Sequences first: a title may end with a bell, which alone is dropped.
+    # Sequences first: a title may end with a bell, which is dropped on its own.
     text = _SEQUENCE.sub(_simplify, text.replace(_ENTER, "").replace(_LEAVE, ""))
     text = re.sub(r"\r+\n", "\n", _DROPPED.sub("", text)).replace("\x0b", "\n").replace("\x0c", "\n")
     text = _FULL_SCREEN.sub("", text).replace(_LEAVE, "")
@@ -44,7 +44,7 @@ def render(data: bytes) -> str:
 
 
 def unfinished(data: bytes) -> int:
-    """How many bytes at the end belong to a character or a sequence that is still to come."""
+    """Return how many bytes at the end belong to an incomplete character or sequence."""
     escape = data.rfind(b"\x1b", max(0, len(data) - 64))
     if escape >= 0:
         tail = data[escape:].decode("utf-8", "replace")
@@ -63,7 +63,7 @@ def unfinished(data: bytes) -> int:
 
 
 def _simplify(found: re.Match[str]) -> str:
-    """Keeps what moves the cursor or erases, in its plainest form; drops colours, titles, modes and the rest."""
+    """Keep sequences that move the cursor or erase, in their plainest form. Drop colors, titles and modes."""
     final, parameters = found["final"], found["parameters"] or ""
     if final is None:
         return _SINGLES.get(found["single"] or "", "")
@@ -78,7 +78,7 @@ def _simplify(found: re.Match[str]) -> str:
 
 def _resolve(text: str) -> str:
     if re.search(r"\x1b(?:\[[\d;]*[^\d;CDGK]|[78M])", text):
-        # Imported only where it is needed: most commands never move about.
+        # Imported only if needed: most commands do not move across the screen.
         from sandbox.shell.screen import screen_text
 
         shown = _CONTROL.sub("", screen_text(text))
@@ -89,7 +89,7 @@ def _resolve(text: str) -> str:
 
 
 def _line(line: str) -> str:
-    """One line after its carriage returns, backspaces and moves within the line."""
+    """Return one line after its carriage returns, backspaces and moves."""
     if not _CONTROL.search(line):
         return line
     cells: list[str] = []

@@ -1,4 +1,4 @@
-"""A real application with real shells, called through ASGI; nothing here is a fake."""
+"""Fixtures: the real application with real shells, called through ASGI."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox.lifeline import take_signals_back
+from sandbox.lifeline import restore_default_signals
 from sandbox.main import create_app
 from sandbox.settings import Settings
 
 TOKEN = "test-token"
 
 PATIENCE = 600
-"""Looks, a twentieth of a second apart, for what must come soon: many more than it takes, for a busy machine."""
+"""Maximum number of looks, 50 ms apart. It is generous, for busy machines."""
 
 
-class Box:
+class SandboxClient:
     """Calls one sandbox's API and unpacks the envelope."""
 
     def __init__(self, client: httpx.AsyncClient, home: Path) -> None:
@@ -38,7 +38,7 @@ class Box:
         return await self.call(f"/file/{name}", status, **body)
 
     async def write(self, line: str, shows: str, id: str = "a"):
-        """Writes a line; the answer, with what comes of it later on a machine that is slow, until that has `shows`."""
+        """Write a line and return the response, with later output added until it contains `shows`."""
         data = await self.call("/shell/write", id=id, input=line, press_enter=True)
         output = data["output"]
         for _ in range(PATIENCE):
@@ -49,7 +49,7 @@ class Box:
         raise AssertionError(f"{shows!r} never came: {output!r}")
 
     async def until(self, text: str, id: str = "a") -> None:
-        """Waits (in the service, not by sleeping here) until the console shows `text`."""
+        """Wait in the service until the console contains `text`."""
         for _ in range(PATIENCE):
             if text in (await self.call("/shell/view", id=id))["output"]:
                 return
@@ -61,7 +61,7 @@ class Box:
 def make_box(tmp_path):
     opened = []
 
-    async def make(**options) -> Box:
+    async def make(**options) -> SandboxClient:
         home = tmp_path / f"home{len(opened)}"
         home.mkdir()
         defaults = {"token": TOKEN, "home": home, "output_dir": tmp_path / f"out{len(opened)}", "exec_seconds": 5}
@@ -73,7 +73,7 @@ def make_box(tmp_path):
             timeout=30,
         )
         opened.append((app, client))
-        return Box(client, home)
+        return SandboxClient(client, home)
 
     make.opened = opened
     return make
@@ -81,11 +81,11 @@ def make_box(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _signals():
-    take_signals_back()
+    restore_default_signals()
 
 
 @pytest.fixture
-async def box(make_box) -> AsyncIterator[Box]:
+async def box(make_box) -> AsyncIterator[SandboxClient]:
     yield await make_box()
     for app, client in make_box.opened:
         await client.aclose()
@@ -93,6 +93,6 @@ async def box(make_box) -> AsyncIterator[Box]:
 
 
 @pytest.fixture
-async def quick(make_box, box) -> Box:
-    """A sandbox whose exec does not wait, for commands that are meant to go on."""
+async def quick(make_box, box) -> SandboxClient:
+    """Return a sandbox whose exec returns at once, for commands that keep running."""
     return await make_box(exec_seconds=0.05)

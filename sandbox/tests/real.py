@@ -1,4 +1,4 @@
-"""The program as a real process, and what is needed to talk to it."""
+"""Harness: the program as a real process."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Waits for what another process does."""
+    """Wait for an effect of another process."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came"
@@ -23,7 +23,7 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def below(pid: int) -> list[psutil.Process]:
-    """The living processes below `pid`."""
+    """Return the living descendants of `pid`."""
     try:
         found = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -32,7 +32,7 @@ def below(pid: int) -> list[psutil.Process]:
 
 
 def name(process: psutil.Process) -> str:
-    """Its name; empty when it has just ended."""
+    """Return the name of a process; empty if it has ended."""
     try:
         return process.name()
     except psutil.Error:
@@ -40,7 +40,7 @@ def name(process: psutil.Process) -> str:
 
 
 def arguments(process: psutil.Process) -> list[str]:
-    """Its command line; empty when it has just ended."""
+    """Return the command line of a process; empty if it has ended."""
     try:
         return process.cmdline()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""When a sandbox counts as used, and that an unused one ends itself."""
+"""Tracking of use, and the end of an unused sandbox."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ def service(tmp_path):
         one.stop()
 
 
-def test_idle_time_runs_from_the_end_of_the_last_use_and_stands_still_during_one():
+def test_idle_time_starts_after_last_use_and_is_zero_during_use():
     now = 100.0
     activity = Activity(lambda: now)
     now = 103.0
@@ -42,7 +42,7 @@ def test_idle_time_runs_from_the_end_of_the_last_use_and_stands_still_during_one
     assert activity.idle_seconds == 1.5
 
 
-async def test_asking_for_the_status_is_no_use_and_everything_else_is(box):
+async def test_status_request_does_not_count_as_use_but_others_do(box):
     async def idle():
         return (await box.client.get("/api/v1/status")).json()["data"]["idle_seconds"]
 
@@ -57,26 +57,26 @@ async def test_asking_for_the_status_is_no_use_and_everything_else_is(box):
     assert await idle() <= time.monotonic() - used
 
 
-def test_an_unused_sandbox_ends_itself_in_order(service):
+def test_unused_sandbox_exits_cleanly(service):
     one = service(SANDBOX_IDLE_SECONDS="1.2")
     used = time.monotonic()
     one.run("sleep 100 &")
     while one.process.poll() is None and time.monotonic() < used + 30:
         try:
-            one.client.get("/status", timeout=1)  # looking does not keep it alive
+            one.client.get("/status", timeout=1)  # the status request does not keep it alive
         except httpx.HTTPError:
             break
     assert one.process.wait(30) == 0
     assert time.monotonic() - used > 1.2
 
 
-async def test_a_request_under_way_and_an_open_websocket_keep_it_alive(service, tmp_path):
+async def test_open_request_and_open_websocket_prevent_idle_exit(service, tmp_path):
     one = service(SANDBOX_IDLE_SECONDS="1.5", SANDBOX_EXEC_SECONDS="30")
     began = time.monotonic()
-    # A command that takes longer than the limit, within one request.
+    # One request with a command that takes longer than the limit.
     assert (await asyncio.to_thread(one.run, "sleep 3; echo done"))["output"] == "done\n"
     assert time.monotonic() - began > 2.9
-    # A WebSocket that waits for its handshake's answer counts as well, and one that is open does.
+    # A WebSocket counts as use, both during its handshake and while it is open.
     url = f"ws://{one.address}/cdp/devtools/browser/none"
     with pytest.raises(websockets.InvalidStatus):
         await websockets.connect(url, additional_headers=one.headers, proxy=None)
@@ -85,7 +85,7 @@ async def test_a_request_under_way_and_an_open_websocket_keep_it_alive(service, 
 
 
 @pytest.mark.parametrize("value", ["", "0"])
-def test_without_a_limit_it_stays(service, value):
+def test_sandbox_without_idle_limit_stays(service, value):
     one = service(SANDBOX_IDLE_SECONDS=value)
     one.run("true")
     assert one.run("sleep 0.1; echo still here", id="b")["output"] == "still here\n"

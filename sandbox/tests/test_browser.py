@@ -1,4 +1,4 @@
-"""A real Chromium behind `/cdp`, started by who wants to drive it."""
+"""A real Chromium behind `/cdp`."""
 
 import asyncio
 import json
@@ -13,10 +13,10 @@ import websockets
 from playwright.async_api import async_playwright
 from websockets.sync.client import connect
 
-from sandbox.parts import chromium
+from sandbox.parts.browser import find_chromium
 from sandbox.tests.real import Service, arguments, below, name, until
 
-pytestmark = pytest.mark.skipif(chromium.find_chromium("") is None, reason="there is no Chromium on this machine")
+pytestmark = pytest.mark.skipif(find_chromium("") is None, reason="there is no Chromium on this machine")
 
 MIB = 1024 * 1024
 
@@ -47,7 +47,7 @@ def driven(service: Service, playwright):
     return playwright.chromium.connect_over_cdp(f"http://{service.address}/cdp", headers=service.headers)
 
 
-def test_it_is_started_by_the_first_who_asks_and_not_before(start):
+def test_lazy_browser_starts_on_first_request(start):
     service = start()
     service.run("true")
     assert service.status()["browser"] == {"ready": False, "reason": "starts when it is first used"}
@@ -57,12 +57,12 @@ def test_it_is_started_by_the_first_who_asks_and_not_before(start):
     assert any("--headless=new" in arguments(process) for process in browsers(service))
 
 
-def test_an_eager_one_is_there_without_being_asked_for(start):
+def test_eager_browser_starts_without_request(start):
     service = start(SANDBOX_BROWSER="eager")
     until(lambda: service.status()["browser"]["ready"])
 
 
-def test_addresses_lead_through_the_port_that_was_asked(start):
+def test_devtools_addresses_point_to_requested_port(start):
     service = start()
     version = cdp(service, "/json/version/").json()
     assert version["webSocketDebuggerUrl"].startswith(f"ws://{service.address}/cdp/devtools/browser/")
@@ -74,7 +74,7 @@ def test_addresses_lead_through_the_port_that_was_asked(start):
         assert f"ws={service.address}/cdp/devtools/page/" in page["devtoolsFrontendUrl"]
 
 
-def test_pages_are_opened_and_closed_and_what_chromium_refuses_is_its_own_answer(start):
+def test_pages_open_and_close_and_chromium_errors_are_forwarded(start):
     service = start()
     made = service.client.put(f"http://{service.address}/cdp/json/new?data:text/html,%3Ctitle%3Ehi%3C/title%3E")
     assert made.status_code == 200 and made.json()["url"] == "data:text/html,<title>hi</title>"
@@ -82,7 +82,7 @@ def test_pages_are_opened_and_closed_and_what_chromium_refuses_is_its_own_answer
     assert cdp(service, "/json/close/none").status_code == 404
 
 
-def test_every_way_in_needs_the_token(start):
+def test_every_cdp_route_requires_token(start):
     service = start()
     bare = httpx.Client(base_url=f"http://{service.address}")
     assert bare.get("/cdp/json/version").status_code == 401
@@ -98,13 +98,13 @@ def test_every_way_in_needs_the_token(start):
         assert asyncio.run(knock(path)) == 401
 
 
-async def test_a_websocket_that_leads_nowhere_is_refused_in_words(start):
+async def test_unknown_devtools_websocket_is_refused_with_reason(start):
     service = await asyncio.to_thread(start)
     for path, status, word in (
         ("/nowhere", 404, b"no such route"),
         ("/cdp", 404, b"no such route"),
         ("/vnc", 409, b"there is no desktop in this sandbox"),
-        ("/cdp/devtools/page/none", 500, b"No such target id: none"),  # Chromium's own answer
+        ("/cdp/devtools/page/none", 500, b"No such target id: none"),  # Chromium's own response
     ):
         with pytest.raises(websockets.InvalidStatus) as caught:
             await websockets.connect(f"ws://{service.address}{path}", additional_headers=service.headers, proxy=None)
@@ -112,7 +112,7 @@ async def test_a_websocket_that_leads_nowhere_is_refused_in_words(start):
         assert response.status_code == status and word in (response.body or b""), path
 
 
-async def test_playwright_drives_it_and_the_page_is_rendered(start):
+async def test_playwright_drives_browser_and_renders_page(start):
     service = await asyncio.to_thread(start)
     async with async_playwright() as playwright:
         browser = await driven(service, playwright)
@@ -125,7 +125,7 @@ async def test_playwright_drives_it_and_the_page_is_rendered(start):
         await browser.close()
 
 
-async def test_messages_may_be_large_in_both_directions(start):
+async def test_large_messages_pass_in_both_directions(start):
     service = await asyncio.to_thread(start)
     (page,) = [one for one in (await asyncio.to_thread(cdp, service, "/json/list")).json() if one["type"] == "page"]
     options = {"additional_headers": service.headers, "proxy": None, "max_size": None, "compression": "deflate"}
@@ -139,7 +139,7 @@ async def test_messages_may_be_large_in_both_directions(start):
         assert len(await socket.recv()) > 100 * MIB
 
 
-async def test_one_that_dies_comes_back_and_its_drivers_are_told(start):
+async def test_killed_browser_restarts_and_drivers_are_disconnected(start):
     service = await asyncio.to_thread(start)
     version = (await asyncio.to_thread(cdp, service, "/json/version")).json()
     options = {"additional_headers": service.headers, "proxy": None}
@@ -152,7 +152,7 @@ async def test_one_that_dies_comes_back_and_its_drivers_are_told(start):
     assert again["webSocketDebuggerUrl"] != version["webSocketDebuggerUrl"]
 
 
-def test_a_restart_replaces_every_process_and_answers_when_it_can_be_driven(start):
+def test_restart_replaces_every_process_and_returns_when_ready(start):
     service = start()
     first = cdp(service, "/json/version").json()["webSocketDebuggerUrl"]
     before = browsers(service)
@@ -163,13 +163,13 @@ def test_a_restart_replaces_every_process_and_answers_when_it_can_be_driven(star
     until(lambda: not any(process.is_running() for process in before))
 
 
-def test_a_restart_starts_one_that_was_never_used(start):
+def test_restart_of_unused_browser_starts_it(start):
     service = start()
     assert service.client.post("/browser/restart").json()["success"]
     assert len(browsers(service)) > 1
 
 
-async def test_cookies_outlive_the_browser_and_locks_of_another_life_do_not_matter(start, tmp_path):
+async def test_cookies_survive_restart_and_stale_locks_are_removed(start, tmp_path):
     service = await asyncio.to_thread(start)
 
     async def visit(code: str):
@@ -193,11 +193,11 @@ async def test_cookies_outlive_the_browser_and_locks_of_another_life_do_not_matt
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL", "lifeline"])
-def test_nothing_of_it_outlives_the_sandbox(start, end):
+def test_browser_ends_with_sandbox(start, end):
     began = time.monotonic()
     service = start()
     cdp(service, "/json/version")
-    limit = max(2, time.monotonic() - began)  # as long as the start took, on a busy machine
+    limit = max(2, time.monotonic() - began)  # as long as the start may take on a busy machine
     family = below(service.process.pid)
     assert len([process for process in family if "chrom" in name(process)]) > 2
     caches = {argument for process in family for argument in arguments(process) if "disk-cache-dir" in argument}
@@ -214,7 +214,7 @@ def test_nothing_of_it_outlives_the_sandbox(start, end):
         assert not any(os.path.exists(cache.partition("=")[2]) for cache in caches)
 
 
-def test_neither_the_browser_nor_a_command_gets_the_token(start):
+def test_browser_and_commands_do_not_get_token(start):
     service = start(SANDBOX_TOKEN="t")
     cdp(service, "/json/version")
     service.run("sleep 60 &")
@@ -225,7 +225,7 @@ def test_neither_the_browser_nor_a_command_gets_the_token(start):
         assert not [name for name in environment if name.startswith("SANDBOX_")], process.name()
 
 
-def test_one_that_cannot_start_is_told_as_such(start, tmp_path):
+def test_browser_that_cannot_start_returns_503(start, tmp_path):
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no display >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -236,7 +236,7 @@ def test_one_that_cannot_start_is_told_as_such(start, tmp_path):
     assert service.run("echo works")["output"] == "works\n"
 
 
-def test_a_connected_driver_uses_the_sandbox_by_what_it_sends_only(start):
+def test_connected_driver_counts_as_use_only_when_it_sends(start):
     service = start()
     address = cdp(service, "/json/version").json()["webSocketDebuggerUrl"]
     with connect(address, additional_headers=service.headers) as driver:

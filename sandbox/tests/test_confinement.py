@@ -1,9 +1,9 @@
-"""Where the file API may go: allowed folders, the alias, uploads."""
+"""Limits of the file API: allowed folders, the alias, uploads."""
 
 import os
 
 
-async def test_roots_confine_the_file_api_with_links_resolved(make_box, box, tmp_path):
+async def test_roots_confine_file_api_after_resolving_links(make_box, box, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("x")
@@ -30,7 +30,7 @@ async def test_roots_confine_the_file_api_with_links_resolved(make_box, box, tmp
     await inner.file("write", file="fine", content="y")
 
 
-async def test_what_goes_wrong_is_told_with_the_callers_path_and_not_with_where_the_files_are(make_box, tmp_path):
+async def test_error_names_callers_path_instead_of_real_path(make_box, tmp_path):
     inner = await make_box(roots=(tmp_path / "home0",), home_alias="/home/ubuntu")
     (inner.home / "folder").mkdir()
     (inner.home / "binary").write_bytes(bytes(range(256)) * 10)
@@ -42,7 +42,7 @@ async def test_what_goes_wrong_is_told_with_the_callers_path_and_not_with_where_
     assert str(tmp_path) not in await inner.file("read", 400, file="/etc/passwd")
 
 
-async def test_the_alias_means_the_home(make_box, box):
+async def test_alias_resolves_to_home(make_box, box):
     other = await make_box(home_alias="/home/ubuntu")
     await other.file("write", file="/home/ubuntu/d/f", content="x")
     assert (other.home / "d" / "f").read_text() == "x"
@@ -51,7 +51,7 @@ async def test_the_alias_means_the_home(make_box, box):
     assert "no such file" in await other.file("read", 404, file="/home/ubuntu2/f")
 
 
-async def test_a_large_upload_is_streamed_and_replaces_at_once(box):
+async def test_large_upload_is_streamed_and_replaces_atomically(box):
     block = os.urandom(1024 * 1024)
 
     def body():
@@ -71,7 +71,7 @@ async def test_a_large_upload_is_streamed_and_replaces_at_once(box):
     assert os.listdir(box.home) == ["big"]
 
 
-async def test_a_closed_folder_below_a_root_stays_closed_but_for_the_roots_inside_it(make_box, tmp_path):
+async def test_closed_folder_below_root_is_refused_except_inner_roots(make_box, tmp_path):
     (tmp_path / "secret").write_text("x")
     inner = await make_box(roots=(tmp_path.parent, tmp_path / "home0"), closed=(tmp_path,))
     assert "not allowed" in await inner.file("read", 400, file=str(tmp_path / "secret"))

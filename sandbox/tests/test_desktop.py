@@ -1,4 +1,4 @@
-"""A real Xvnc with a window manager and Chromium in a window, through the service's own port."""
+"""A real Xvnc with a window manager and a Chromium window, through the service's port."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ import pytest
 import websockets
 from playwright.async_api import async_playwright
 
-from sandbox.parts.chromium import find_chromium
+from sandbox.parts.browser import find_chromium
 from sandbox.tests.real import Service, arguments, below, until
 from sandbox.tests.real import name as name_of
 
@@ -57,7 +57,7 @@ def viewing(service: Service):
 
 
 class Viewer:
-    """Just enough of an RFB client: it asks for whole frames, raw, and can press keys."""
+    """A minimal RFB client: it requests whole raw frames and presses keys."""
 
     def __init__(self, socket) -> None:
         self._socket = socket
@@ -77,7 +77,7 @@ class Viewer:
         assert types == b"\x01", "more than `None`, or something else, was offered"
         await self._socket.send(b"\x01")
         assert await self.take(4) == bytes(4)
-        await self._socket.send(b"\x00")  # not shared, if it had a say
+        await self._socket.send(b"\x00")  # not shared, which the server ignores
         self.width, self.height = struct.unpack(">HH", await self.take(4))
         await self.take(16)
         name = await self.take(struct.unpack(">I", await self.take(4))[0])
@@ -86,7 +86,7 @@ class Viewer:
 
     async def frame(self) -> bytes:
         await self._socket.send(struct.pack(">BBHHHH", 3, 0, 0, 0, self.width, self.height))
-        while (await self.take(1))[0] != 0:  # 2 is a bell, all others would be news
+        while (await self.take(1))[0] != 0:  # 2 is a bell; any other type is unexpected
             pass
         pixels = bytearray(self.width * self.height * 4)
         for _ in range(struct.unpack(">xH", await self.take(3))[0]):
@@ -103,7 +103,7 @@ class Viewer:
                 await self._socket.send(struct.pack(">BBxxI", 4, down, ord(letter)))
 
 
-def test_it_is_there_soon_and_listens_nowhere_but_on_unix_sockets(start):
+def test_desktop_starts_and_listens_only_on_unix_sockets(start):
     service = start()
     ready(service, "desktop")
     (server,) = named(service, "Xvnc")
@@ -112,7 +112,7 @@ def test_it_is_there_soon_and_listens_nowhere_but_on_unix_sockets(start):
     assert service.status()["browser"] == {"ready": False, "reason": "switched off"}
 
 
-async def test_the_first_viewer_need_not_wait_for_the_start_to_be_over(start):
+async def test_viewer_during_start_is_connected_when_ready(start):
     service = await asyncio.to_thread(start)
     async with viewing(service) as socket:
         viewer = Viewer(socket)
@@ -120,7 +120,7 @@ async def test_the_first_viewer_need_not_wait_for_the_start_to_be_over(start):
         assert socket.subprotocol == "binary" and (viewer.width, viewer.height) == (1280, 800)
 
 
-async def test_many_viewers_see_the_same_at_once(start):
+async def test_many_viewers_see_same_screen(start):
     service = await asyncio.to_thread(start)
     sockets = [await viewing(service) for _ in range(4)]
     viewers = [Viewer(socket) for socket in sockets]
@@ -130,18 +130,18 @@ async def test_many_viewers_see_the_same_at_once(start):
 
     async def painted() -> bool:
         frames = await asyncio.gather(*(viewer.frame() for viewer in viewers))
-        # All of it but the pointer.
+        # The whole screen except the pointer.
         return len(set(frames)) == 1 and frames[0].count(background) > 1280 * 800 * 0.98
 
     async with asyncio.timeout(30):
         while not await painted():
-            await asyncio.sleep(0.05)  # the window manager paints it
+            await asyncio.sleep(0.05)  # the window manager draws on it
     for socket in sockets:
         await socket.close()
 
 
 @pytest.mark.parametrize("name", ["Xvnc", "jwm"])
-def test_what_dies_of_it_comes_back(start, name):
+def test_killed_desktop_programs_restart(start, name):
     service = start()
     ready(service, "desktop")
     until(lambda: named(service, name))
@@ -152,7 +152,7 @@ def test_what_dies_of_it_comes_back(start, name):
     until(lambda: named(service, "jwm"))
 
 
-async def test_a_viewer_is_told_when_the_desktop_dies(start):
+async def test_viewer_gets_close_frame_when_desktop_dies(start):
     service = await asyncio.to_thread(start)
     async with viewing(service) as socket:
         await Viewer(socket).greet()
@@ -165,7 +165,7 @@ async def test_a_viewer_is_told_when_the_desktop_dies(start):
         await Viewer(socket).greet()
 
 
-async def test_a_viewer_is_told_when_the_sandbox_ends_and_nothing_is_left(start):
+async def test_viewer_gets_close_frame_when_sandbox_ends(start):
     service = await asyncio.to_thread(start)
     async with viewing(service) as socket:
         await Viewer(socket).greet()
@@ -183,7 +183,7 @@ async def test_a_viewer_is_told_when_the_sandbox_ends_and_nothing_is_left(start)
 
 
 @with_chromium
-async def test_what_the_agent_does_is_seen_and_what_the_viewer_types_arrives(start):
+async def test_viewer_sees_agent_actions_and_its_keys_arrive(start):
     service = await asyncio.to_thread(start, SANDBOX_BROWSER="eager")
     await asyncio.to_thread(ready, service, "browser")
     async with async_playwright() as playwright, viewing(service) as socket:
@@ -193,9 +193,9 @@ async def test_what_the_agent_does_is_seen_and_what_the_viewer_types_arrives(sta
         await page.bring_to_front()
         viewer = Viewer(socket)
         await viewer.greet()
-        green = bytes((34, 200, 12))  # as the screen has it: blue first
+        green = bytes((34, 200, 12))  # in the screen's byte order: blue first
         async with asyncio.timeout(30):
-            while (await viewer.frame()).count(green) < 300_000:  # most of the screen: the window is maximised
+            while (await viewer.frame()).count(green) < 300_000:  # most of the screen, because the window is maximized
                 await asyncio.sleep(0.05)
         await page.locator("input").focus()
         async with asyncio.timeout(30):
@@ -206,7 +206,7 @@ async def test_what_the_agent_does_is_seen_and_what_the_viewer_types_arrives(sta
 
 
 @with_chromium
-async def test_the_browser_comes_back_with_the_desktop(start):
+async def test_browser_restarts_with_desktop(start):
     service = await asyncio.to_thread(start, SANDBOX_BROWSER="eager")
     await asyncio.to_thread(ready, service, "browser")
     before = {process.pid for process in below(service.process.pid)}

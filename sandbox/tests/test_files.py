@@ -8,7 +8,7 @@ import time
 import pytest
 
 
-async def test_a_file_is_written_read_and_found_at_its_absolute_path(box):
+async def test_written_file_is_read_by_absolute_path(box):
     data = await box.file("write", file="a/b/notes.txt", content="one\ntwo\nthree")
     assert data == {"file": f"{box.home}/a/b/notes.txt", "bytes_written": 13}
     data = await box.file("read", file="~/a/b/notes.txt")
@@ -25,13 +25,13 @@ async def test_a_file_is_written_read_and_found_at_its_absolute_path(box):
     ("start", "end", "content"),
     [(0, 1, "l0\n"), (1, 3, "l1\nl2\n"), (2, None, "l2\nl3\n"), (9, None, ""), (3, 99, "l3\n"), (1, 1, "")],
 )
-async def test_line_ranges_start_at_zero_and_exclude_the_end(box, start, end, content):
+async def test_line_range_starts_at_zero_and_excludes_end(box, start, end, content):
     await box.file("write", file="f", content="l0\nl1\nl2\nl3\n")
     data = await box.file("read", file="f", start_line=start, end_line=end)
     assert (data["content"], data["line_count"]) == (content, 4)
 
 
-async def test_line_ranges_are_right_across_chunks(box):
+async def test_line_range_across_chunks_is_exact(box):
     (box.home / "f").write_text("".join(f"line {n:07d}\n" for n in range(200_000)))
     for start in (0, 20163, 21845, 199_999):
         data = await box.file("read", file="f", start_line=start, end_line=start + 3)
@@ -39,13 +39,13 @@ async def test_line_ranges_are_right_across_chunks(box):
         assert len(data["content"].splitlines()) == min(3, 200_000 - start)
 
 
-async def test_leading_and_trailing_newlines_and_append(box):
+async def test_write_appends_and_adds_newlines(box):
     await box.file("write", file="f", content="a", trailing_newline=True)
     await box.file("write", file="f", content="b", append=True, leading_newline=True, trailing_newline=True)
     assert (box.home / "f").read_text() == "a\n\nb\n"
 
 
-async def test_a_large_file_is_given_in_parts(box):
+async def test_large_file_is_read_in_parts(box):
     (box.home / "f").write_text("".join(f"{n:099d}\n" for n in range(30_000)))
     start, seen = 0, ""
     for _ in range(10):
@@ -59,7 +59,7 @@ async def test_a_large_file_is_given_in_parts(box):
     assert seen == (box.home / "f").read_text()
 
 
-async def test_a_huge_file_costs_no_memory_and_little_time(box):
+async def test_huge_file_is_read_in_bounded_memory_and_time(box):
     with open(box.home / "huge", "wb") as file:
         file.write(b"first\n")
         file.truncate(10 * 1024**3)
@@ -74,11 +74,11 @@ async def test_a_huge_file_costs_no_memory_and_little_time(box):
     began = time.monotonic()
     data = await box.file("read", file="huge", start_line=5, end_line=6)
     assert data["line_count"] is None and len(data["content"]) == 100
-    # On a busy machine: ten times what it takes to write a hundredth of the first file.
+    # Ten times the time to write a hundredth of the first file, for busy machines.
     assert first + time.monotonic() - began < max(3, 10 * writing)
 
 
-async def test_one_endless_line_is_cut(box):
+async def test_endless_line_is_cut(box):
     (box.home / "f").write_text("x" * 3_000_000)
     data = await box.file("read", file="f")
     assert data["truncated"] and len(data["content"]) == 1024 * 1024
@@ -88,7 +88,7 @@ TEXT = "Grüße aus Köln, schöne Mädchen - übermäßig große Äpfel\n"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "latin-1"])
-async def test_encodings_are_told_and_kept_by_replace(box, encoding):
+async def test_encoding_is_detected_and_kept_by_replace(box, encoding):
     text = TEXT * 3
     (box.home / "f").write_bytes(text.encode(encoding))
     assert (await box.file("read", file="f"))["content"] == text
@@ -96,7 +96,7 @@ async def test_encodings_are_told_and_kept_by_replace(box, encoding):
     assert (box.home / "f").read_bytes() == text.replace("Köln", "Düren").encode(encoding)
 
 
-async def test_a_short_latin_1_word_and_shift_jis_are_told(box):
+async def test_short_latin_1_and_shift_jis_texts_are_detected(box):
     (box.home / "f").write_bytes("caf\u00e9\n".encode("latin-1"))
     assert (await box.file("read", file="f"))["content"] == "caf\u00e9\n"
     japanese = "これは日本語の文章です。文字コードを判定します。\n" * 4
@@ -104,14 +104,14 @@ async def test_a_short_latin_1_word_and_shift_jis_are_told(box):
     assert (await box.file("read", file="j"))["content"] == japanese
 
 
-async def test_crlf_is_hidden_from_the_reader_and_kept_by_replace(box):
+async def test_crlf_is_read_as_newline_and_kept_by_replace(box):
     (box.home / "f").write_bytes(b"one\r\ntwo\r\nthree\r\n")
     assert (await box.file("read", file="f"))["content"] == "one\ntwo\nthree\n"
     await box.file("replace", file="f", old_str="one\ntwo", new_str="1\n2\n2b")
     assert (box.home / "f").read_bytes() == b"1\r\n2\r\n2b\r\nthree\r\n"
 
 
-async def test_replace_says_how_often_and_complains_when_it_does_not_match(box):
+async def test_replace_returns_count_and_fails_without_match(box):
     await box.file("write", file="f", content="a b a")
     assert (await box.file("replace", file="f", old_str="a", new_str="aa"))["replaced_count"] == 2
     assert "does not occur" in await box.file("replace", 404, file="f", old_str="zz", new_str="")
@@ -130,14 +130,14 @@ async def test_replace_says_how_often_and_complains_when_it_does_not_match(box):
         (bytes(range(1, 32)) * 50 + b"\xff", "binary"),
     ],
 )
-async def test_binary_files_are_refused_with_a_clear_word(box, data, word):
+async def test_binary_file_is_refused_with_its_kind(box, data, word):
     (box.home / "f").write_bytes(data)
     for name, more in (("read", {}), ("replace", {"old_str": "a", "new_str": "b"}), ("search", {"regex": "a"})):
         message = await box.file(name, 400, file="f", **more)
         assert "binary file" in message and word in message
 
 
-async def test_pipes_devices_sockets_and_folders_do_not_hang(box):
+async def test_special_files_and_folders_are_refused_without_blocking(box):
     os.mkfifo(box.home / "pipe")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(box.home / "sock"))
@@ -150,7 +150,7 @@ async def test_pipes_devices_sockets_and_folders_do_not_hang(box):
     assert "Linux" in (await box.file("read", file="/proc/version"))["content"]
 
 
-async def test_what_cannot_be_done_is_said_clearly(box):
+async def test_file_errors_have_clear_messages(box):
     assert await box.file("read", 404, file="no.txt") == "no such file: no.txt"
     assert "is a folder" in await box.file("read", 400, file="/usr")
     await box.file("write", file="f", content="x")
@@ -163,7 +163,7 @@ async def test_what_cannot_be_done_is_said_clearly(box):
     assert (await box.file("read", file="f", sudo=False))["content"] == "x"
 
 
-async def test_a_write_is_atomic_keeps_the_mode_and_leaves_no_traces(box):
+async def test_write_is_atomic_and_keeps_mode(box):
     script = box.home / "run.sh"
     script.write_text("old")
     script.chmod(0o754)
@@ -174,14 +174,14 @@ async def test_a_write_is_atomic_keeps_the_mode_and_leaves_no_traces(box):
     assert os.listdir(box.home) == ["run.sh"]
 
 
-async def test_writing_through_a_link_replaces_its_target(box):
+async def test_write_through_link_replaces_target(box):
     (box.home / "target").write_text("old")
     (box.home / "link").symlink_to("target")
     await box.file("write", file="link", content="new")
     assert (box.home / "link").is_symlink() and (box.home / "target").read_text() == "new"
 
 
-async def test_search_gives_lines_and_numbers(box):
+async def test_search_returns_lines_and_numbers(box):
     await box.file("write", file="f", content="alpha\nbeta\r\ngamma\nalphabet\n")
     data = await box.file("search", file="f", regex="^alpha|beta$")
     assert (data["matches"], data["line_numbers"]) == (["alpha", "beta", "alphabet"], [0, 1, 3])
@@ -195,12 +195,12 @@ async def test_search_is_bounded(box):
     assert "needle" in data["matches"][0] and len(data["matches"][0]) < 600
 
 
-async def test_a_catastrophic_regex_ends_and_blocks_nobody(box, monkeypatch):
+async def test_catastrophic_regex_times_out_without_blocking(box, monkeypatch):
     import asyncio
 
     from sandbox.files import search
 
-    monkeypatch.setattr(search, "SECONDS", 2.0)
+    monkeypatch.setattr(search, "MAX_SECONDS", 2.0)
     await box.file("write", file="f", content="a" * 5000 + "b\n")
     slow = asyncio.create_task(box.file("search", 400, file="f", regex="(a|aa)+$"))
     others = 0
@@ -208,12 +208,12 @@ async def test_a_catastrophic_regex_ends_and_blocks_nobody(box, monkeypatch):
         began = time.monotonic()
         await box.file("list", path="~")
         others += 1
-        assert time.monotonic() - began < 1.8  # less than the search may take: it does not hold up the loop
+        assert time.monotonic() - began < 1.8  # shorter than the search may take, so the search does not block the loop
     message = slow.exception() or slow.result()
     assert others > 5 and "did not finish" in str(message)
 
 
-async def test_find_matches_names_and_paths_and_does_not_follow_loops(box):
+async def test_find_matches_names_and_paths_without_following_links(box):
     for name in ("a.py", "d/b.py", "d/e/c.py", "d/e/c.txt", ".hidden/h.py"):
         await box.file("write", file=name, content="")
     (box.home / "d" / "loop").symlink_to("..")
@@ -242,7 +242,7 @@ async def test_find_and_list_are_bounded(box):
     assert len(data["entries"]) == 1000 and data["truncated"] and data["entries"][0]["name"] == "0000"
 
 
-async def test_list_tells_kinds_and_sizes(box):
+async def test_list_returns_kinds_and_sizes(box):
     await box.file("write", file="f", content="four")
     (box.home / "d").mkdir()
     (box.home / "l").symlink_to("f")
@@ -259,7 +259,7 @@ async def test_list_tells_kinds_and_sizes(box):
     assert "not a folder" in await box.file("list", 400, path="f")
 
 
-async def test_upload_and_download_give_the_same_bytes(box):
+async def test_download_returns_uploaded_bytes(box):
     content = os.urandom(3_000_000)
     response = await box.client.post(
         "/api/v1/file/upload", files={"file": ("x.bin", content)}, data={"path": "up/größe 1.bin"}
@@ -275,6 +275,6 @@ async def test_upload_and_download_give_the_same_bytes(box):
     assert (response.status_code, response.json()["message"]) == (404, "no such file: none")
 
 
-async def test_names_that_are_not_text_are_listed(box):
+async def test_file_names_that_are_not_text_are_listed(box):
     (box.home / os.fsdecode(b"bad\xff")).touch()
     assert len((await box.file("list", path="~"))["entries"]) == 1

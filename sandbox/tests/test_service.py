@@ -1,4 +1,4 @@
-"""HTTP manners, and the program as a real process."""
+"""HTTP behavior of the service, and the program as a real process."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from sandbox.tests.real import ROOT, Service, until
 
 
-async def test_every_request_needs_the_token(box):
+async def test_every_request_requires_token(box):
     for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic test-token"}):
         for path in ("/api/v1/status", "/nowhere"):
             response = await box.client.get(path, headers=headers)
@@ -39,14 +39,14 @@ async def test_every_request_needs_the_token(box):
         ("GET", "/api/v1/file/download", b"", 400, "path"),
     ],
 )
-async def test_bad_requests_get_the_envelope(box, method, path, body, status, word):
+async def test_bad_request_returns_envelope(box, method, path, body, status, word):
     response = await box.client.request(method, path, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == status, response.text
     answer = response.json()
     assert answer["success"] is False and answer["data"] is None and word in answer["message"] and answer["message"]
 
 
-async def test_bodies_are_bounded_by_declared_and_by_real_length(box):
+async def test_body_limit_applies_to_declared_and_actual_length(box):
     big = b'{"file": "f", "content": "' + b"x" * (33 * 1024 * 1024)
     response = await box.client.post("/api/v1/file/write", content=big)
     assert (response.status_code, response.json()["message"]) == (413, "the body is larger than 32 MiB")
@@ -59,7 +59,7 @@ async def test_bodies_are_bounded_by_declared_and_by_real_length(box):
     assert (response.status_code, response.json()["success"]) == (413, False)
 
 
-async def test_a_fault_is_an_envelope_without_a_trace(box, monkeypatch):
+async def test_internal_error_returns_envelope_without_traceback(box, monkeypatch):
     from sandbox.files import reading
 
     def broken(*_):
@@ -71,7 +71,7 @@ async def test_a_fault_is_an_envelope_without_a_trace(box, monkeypatch):
     assert response.json()["success"] is False
 
 
-async def test_status_says_what_is_there(make_box, box):
+async def test_status_reports_each_part(make_box, box):
     bare = await make_box(chromium="/nowhere/chromium")
     data = (await bare.client.get("/api/v1/status")).json()["data"]
     assert data["shell"] == {"ready": True, "reason": ""}
@@ -79,7 +79,7 @@ async def test_status_says_what_is_there(make_box, box):
     assert data["idle_seconds"] >= 0
 
 
-async def test_without_a_browser_the_answer_is_409_and_says_so(make_box, box):
+async def test_missing_browser_returns_409_with_reason(make_box, box):
     for options, word in (({"chromium": "/nowhere/chromium"}, "not installed"), ({"browser": "off"}, "switched off")):
         bare = await make_box(**options)
         for method, path in (("GET", "/cdp/json/version"), ("GET", "/cdp/json"), ("POST", "/api/v1/browser/restart")):
@@ -96,7 +96,7 @@ def service(tmp_path):
 
 
 LONG = f"711.{os.getpid()}"
-"""What our processes sleep, and those of another run of these tests on this machine do not."""
+"""Sleep time of the processes of this test run, which tells them apart from other runs on this machine."""
 
 DAEMONS = (
     f"sleep {LONG} & setsid sleep {LONG} & (setsid sh -c 'trap \"\" TERM HUP; sleep {LONG}; sleep {LONG}' &) ; "
@@ -113,11 +113,11 @@ def sleepers() -> int:
 
 
 def begun(count: int) -> None:
-    """Waits until so many sleepers are there: what runs in the background may begin after its command's end."""
+    """Wait until that many sleepers run. A background job may start after its command has ended."""
     until(lambda: sleepers() == count)
 
 
-def test_sigterm_ends_everything_quickly(service, tmp_path):
+def test_sigterm_ends_all_processes_quickly(service, tmp_path):
     service.run(DAEMONS)
     begun(4)
     began = time.monotonic()
@@ -127,7 +127,7 @@ def test_sigterm_ends_everything_quickly(service, tmp_path):
     assert sleepers() == 0 and list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_end_of_the_lifeline_ends_everything(service):
+def test_end_of_lifeline_ends_all_processes(service):
     service.run(DAEMONS)
     begun(4)
     os.close(service.lifeline)
@@ -136,7 +136,7 @@ def test_the_end_of_the_lifeline_ends_everything(service):
     assert sleepers() == 0
 
 
-def test_kill_9_leaves_no_process(service):
+def test_sigkill_leaves_no_process(service):
     service.run(DAEMONS)
     begun(4)
     victims = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == ["sleep", LONG]]
@@ -160,13 +160,13 @@ def test_orphans_are_adopted_and_reaped(service):
     assert sorted(process.name() for process in gone) == ["bash", "sh"]  # a shell and the guardian
 
 
-def test_shells_get_no_descriptor_and_no_variable_of_the_service(service):
+def test_shell_inherits_no_descriptor_or_variable_of_service(service):
     data = service.run("ls -l /proc/$$/fd; env; echo done")
     assert "done" in data["output"] and "SANDBOX_" not in data["output"].replace("ANKER_SANDBOX", "")
     assert "socket:" not in data["output"] and "ANKER_SANDBOX=test-" in data["output"]
 
 
-def test_a_waiting_request_is_answered_at_shutdown(service):
+def test_waiting_request_is_answered_at_shutdown(service):
     service.run(f"sleep {LONG}")
     with httpx.Client(timeout=10) as client:
         import threading
@@ -180,7 +180,7 @@ def test_a_waiting_request_is_answered_at_shutdown(service):
 
         thread = threading.Thread(target=ask)
         thread.start()
-        until(lambda: service.status()["idle_seconds"] == 0)  # it has arrived
+        until(lambda: service.status()["idle_seconds"] == 0)  # the request has arrived
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(30)
         thread.join(30)
@@ -197,7 +197,7 @@ def test_a_waiting_request_is_answered_at_shutdown(service):
         ({"SANDBOX_TOKEN": "t", "SANDBOX_HOME": "/dev/null/x"}, "SANDBOX_HOME"),
     ],
 )
-def test_an_unusable_setting_stops_the_start_with_one_line(env, name):
+def test_unusable_setting_fails_start_with_one_line(env, name):
     base = {key: value for key, value in os.environ.items() if not key.startswith("SANDBOX_")}
     done = subprocess.run(
         [sys.executable, "-m", "sandbox"], cwd=ROOT, env=base | env, capture_output=True, text=True, timeout=20

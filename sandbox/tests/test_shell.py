@@ -9,7 +9,7 @@ import psutil
 from sandbox.shell import manager
 
 
-async def test_a_command_gives_output_status_and_exit_code(box):
+async def test_command_returns_output_status_and_exit_code(box):
     data = await box.run("echo hi; (exit 7)")
     assert (data["output"], data["status"], data["returncode"], data["truncated"]) == ("hi\n", "completed", 7, False)
     assert data["session_id"] == "a" and data["command"] == "echo hi; (exit 7)"
@@ -18,19 +18,19 @@ async def test_a_command_gives_output_status_and_exit_code(box):
         assert whole.read() == "hi\n"
 
 
-async def test_folder_variables_functions_and_arrays_persist(box):
+async def test_shell_state_persists_between_commands(box):
     await box.run("mkdir d; cd d; export X=1; y=2; f() { echo f$1; }; declare -A m; m[k]=v; alias q='echo aliased'")
     data = await box.run("pwd; echo $X $y; f 3; echo ${m[k]}; q; bash -c 'echo $X'")
     assert data["output"].split() == [f"{box.home}/d", "1", "2", "f3", "v", "aliased", "1"]
     assert data["console"][0]["ps1"].endswith(":~/d $")
 
 
-async def test_the_last_exit_code_is_there_for_the_next_command(box):
+async def test_last_exit_code_is_visible_to_next_command(box):
     await box.run("false")
     assert (await box.run("echo $?"))["output"] == "1\n"
 
 
-async def test_exec_dir_is_absolute_relative_to_home_a_tilde_or_empty(box):
+async def test_exec_dir_accepts_absolute_relative_tilde_and_empty(box):
     (box.home / "sub dir").mkdir()
     assert (await box.run("pwd", exec_dir="/usr"))["output"] == "/usr\n"
     assert (await box.run("pwd"))["output"] == "/usr\n"
@@ -39,12 +39,12 @@ async def test_exec_dir_is_absolute_relative_to_home_a_tilde_or_empty(box):
     assert (await box.run("pwd", exec_dir="~/sub dir"))["output"] == f"{box.home}/sub dir\n"
 
 
-async def test_a_missing_exec_dir_is_refused_and_nothing_runs(box):
+async def test_missing_exec_dir_is_refused_without_running(box):
     assert await box.run("touch ran", exec_dir="nowhere", status=404) == "no such folder: nowhere"
     assert not (box.home / "ran").exists()
 
 
-async def test_the_shell_has_a_clean_environment(make_box, box, monkeypatch):
+async def test_shell_has_clean_environment(make_box, box, monkeypatch):
     monkeypatch.setenv("SANDBOX_TOKEN", "secret")
     monkeypatch.setenv("API_KEY", "secret")
     monkeypatch.setenv("PIP_INDEX_URL", "http://index")
@@ -55,7 +55,7 @@ async def test_the_shell_has_a_clean_environment(make_box, box, monkeypatch):
     assert (await other.run("ls /proc/self/fd | wc -l"))["output"].strip() == "4"
 
 
-async def test_a_long_command_reports_running_and_wait_gives_only_what_is_new(quick):
+async def test_long_command_reports_running_and_wait_returns_new_output(quick):
     data = await quick.run("echo one; read x; echo two; read x; echo three")
     assert (data["status"], data["returncode"]) == ("running", None)
     await quick.until("one")
@@ -65,7 +65,7 @@ async def test_a_long_command_reports_running_and_wait_gives_only_what_is_new(qu
     assert (await quick.call("/shell/wait", id="a"))["output"] == ""
 
 
-async def test_wait_returns_as_soon_as_the_command_ends(quick):
+async def test_wait_returns_when_command_ends(quick):
     await quick.run("sleep 0.3; echo end")
     began = time.monotonic()
     data = await quick.call("/shell/wait", id="a", seconds=60)
@@ -73,20 +73,20 @@ async def test_wait_returns_as_soon_as_the_command_ends(quick):
     assert (data["output"], data["returncode"]) == ("end\n", 0)
 
 
-async def test_wait_returns_after_its_seconds_while_the_command_goes_on(quick):
+async def test_wait_returns_after_timeout_of_running_command(quick):
     await quick.run("sleep 60")
     assert (await quick.call("/shell/wait", id="a", seconds=0))["status"] == "running"
     assert "less than or equal to 300" in await quick.call("/shell/wait", 400, id="a", seconds=301)
 
 
-async def test_a_busy_shell_refuses_another_command_and_says_what_runs(quick):
+async def test_busy_shell_refuses_command_and_names_running_one(quick):
     await quick.run("sleep 60")
     message = await quick.run("echo no", status=409)
     assert "sleep 60" in message and "shell_wait" in message and "shell_kill_process" in message
     assert (await quick.run("echo yes; sleep 0", id="b"))["returncode"] in (0, None)
 
 
-async def test_two_commands_at_the_same_instant_never_share_a_shell(box):
+async def test_concurrent_commands_never_share_shell(box):
     body = {"id": "a", "exec_dir": "", "command": "until [ -e go ]; do sleep 0.01; done"}
     asked = [asyncio.create_task(box.client.post("/api/v1/shell/exec", json=body)) for _ in range(5)]
     async with asyncio.timeout(30):
@@ -97,8 +97,8 @@ async def test_two_commands_at_the_same_instant_never_share_a_shell(box):
     assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409]
 
 
-async def test_two_shells_run_at_the_same_time(box):
-    # Each waits for the other: one after the other neither would end.
+async def test_two_shells_run_concurrently(box):
+    # Each waits for the other, so in sequence neither would end.
     meet = "touch {0}; until [ -e {1} ]; do sleep 0.01; done; echo {0}"
     one, two = await asyncio.gather(
         box.run(meet.format("here", "there"), id="a"), box.run(meet.format("there", "here"), id="b")
@@ -106,14 +106,14 @@ async def test_two_shells_run_at_the_same_time(box):
     assert (one["output"], two["output"]) == ("here\n", "there\n")
 
 
-async def test_read_takes_what_is_written(quick):
+async def test_read_receives_written_text(quick):
     await quick.run("read -p 'name? ' x; echo hello $x")
     await quick.until("name?")
     assert (await quick.write("Ada", shows="hello"))["output"].endswith("hello Ada\n")
     assert (await quick.call("/shell/wait", id="a", seconds=30))["returncode"] == 0
 
 
-async def test_a_python_prompt_can_be_talked_to(quick):
+async def test_python_prompt_accepts_input(quick):
     await quick.run("python3 -q")
     await quick.until(">>>")
     assert (await quick.write("print(6 * 7)", shows="42"))["status"] == "running"
@@ -121,7 +121,7 @@ async def test_a_python_prompt_can_be_talked_to(quick):
     assert (await quick.call("/shell/wait", id="a"))["status"] == "completed"
 
 
-async def test_ctrl_c_ends_the_whole_command_and_the_shell_goes_on(quick):
+async def test_ctrl_c_ends_command_and_keeps_shell(quick):
     await quick.run("x=kept; printf '%s\\n' on; sleep 60; echo after")
     await quick.until("\non\n")
     await quick.call("/shell/write", id="a", input="\u0003", press_enter=False)
@@ -131,7 +131,7 @@ async def test_ctrl_c_ends_the_whole_command_and_the_shell_goes_on(quick):
     assert "after" not in (await quick.call("/shell/view", id="a"))["output"].replace("echo after", "")
 
 
-async def test_ctrl_c_ends_a_loop_in_bash_itself(quick):
+async def test_ctrl_c_ends_loop_in_bash(quick):
     await quick.run("x=kept; printf '%s\\n' on; while :; do :; done")
     await quick.until("\non\n")
     await quick.call("/shell/write", id="a", input="\u0003", press_enter=False)
@@ -139,7 +139,7 @@ async def test_ctrl_c_ends_a_loop_in_bash_itself(quick):
     assert (await quick.run("echo $x"))["output"] == "kept\n"
 
 
-async def test_what_a_program_leaves_unread_is_not_run(quick):
+async def test_unread_input_is_not_run_as_command(quick):
     await quick.run("sleep 0.3")
     await quick.call("/shell/write", id="a", input="touch oops", press_enter=True)
     await quick.call("/shell/wait", id="a")
@@ -148,7 +148,7 @@ async def test_what_a_program_leaves_unread_is_not_run(quick):
     assert not (quick.home / "oops").exists()
 
 
-async def test_a_line_written_to_an_idle_shell_is_run(box):
+async def test_line_written_to_idle_shell_runs(box):
     await box.run("x=5")
     assert (await box.write("echo $x", shows="5"))["output"] == "5\n"
     assert (await box.call("/shell/wait", id="a"))["status"] == "completed"
@@ -158,7 +158,7 @@ async def test_a_line_written_to_an_idle_shell_is_run(box):
     assert (await box.run("echo fine"))["output"] == "fine\n"
 
 
-async def test_background_jobs_live_on_and_their_output_is_seen(box):
+async def test_background_job_continues_and_its_output_is_shown(box):
     data = await box.run("(read _ < fifo; echo from-behind) & mkfifo fifo; echo front; jobs -p")
     assert data["status"] == "completed" and "front" in data["output"]
     await box.run("mkfifo fifo 2>/dev/null; jobs")
@@ -169,7 +169,7 @@ async def test_background_jobs_live_on_and_their_output_is_seen(box):
     await box.until("late")
 
 
-async def test_view_shows_the_console_apart(box):
+async def test_view_returns_console_records(box):
     await box.run("echo one")
     await box.run("cd /usr; echo two")
     data = await box.call("/shell/view", id="a")
@@ -182,7 +182,7 @@ async def test_view_shows_the_console_apart(box):
     assert (data["status"], data["returncode"]) == ("completed", 0)
 
 
-async def test_view_keeps_the_last_hundred_commands(box):
+async def test_view_keeps_last_hundred_commands(box):
     for number in range(105):
         await box.run(f"echo {number}")
     data = await box.call("/shell/view", id="a")
@@ -190,23 +190,23 @@ async def test_view_keeps_the_last_hundred_commands(box):
     assert data["console"][-1]["output"] == "104\n"
 
 
-async def test_progress_bars_and_colours_are_resolved(box):
+async def test_progress_bars_and_colors_are_resolved(box):
     command = r"for i in 1 2 3; do printf '\r\033[32m%s0%%\033[0m' $i; done; printf '\r\033[Kdone\n'; printf 'ab\bc\n'"
     assert (await box.run(command))["output"] == "done\nac\n"
 
 
-async def test_multi_line_commands_and_here_documents_work(box):
+async def test_multi_line_command_and_here_document_run(box):
     assert (await box.run("cat <<'X'\n$HOME 'q\nX\nfor i in 1 2\ndo\n  echo $i # note\ndone # end"))["output"] == (
         "$HOME 'q\n1\n2\n"
     )
 
 
-async def test_a_command_of_ten_kilobytes_in_one_line_works(box):
+async def test_ten_kilobyte_command_line_runs(box):
     word = "x" * 10_000
     assert (await box.run(f"echo {word} | wc -c"))["output"].strip() == "10001"
 
 
-async def test_large_output_is_bounded_and_whole_in_the_file(box):
+async def test_large_output_is_bounded_and_complete_in_file(box):
     data = await box.run("seq 1 200000")
     assert data["truncated"] and len(data["output"]) < 17_000
     assert data["output"].startswith("1\n2\n") and data["output"].endswith("199999\n200000\n")
@@ -215,14 +215,14 @@ async def test_large_output_is_bounded_and_whole_in_the_file(box):
     assert len((await box.call("/shell/view", id="a"))["output"]) < 17_000
 
 
-async def test_a_medium_output_is_cut_in_the_middle(box):
+async def test_medium_output_is_cut_in_middle(box):
     data = await box.run("seq 1 5000")
     assert data["truncated"] and data["output"].startswith("1\n2\n") and data["output"].endswith("5000\n")
     await box.run("true")
     assert len((await box.call("/shell/view", id="a"))["console"][0]["output"]) < 5000
 
 
-async def test_endless_output_starves_nobody_and_can_be_killed(quick):
+async def test_endless_output_leaves_service_responsive_and_can_be_killed(quick):
     async def slowest() -> float:
         longest = 0.0
         for _ in range(20):
@@ -238,23 +238,23 @@ async def test_endless_output_starves_nobody_and_can_be_killed(quick):
     assert (await quick.run("echo well"))["output"].endswith("well\n")
 
 
-async def test_binary_output_does_no_harm(box):
-    # Where random bytes leave the cursor is theirs to say; that nothing of them gets through is ours.
+async def test_binary_output_is_rendered_safely(box):
+    # Random bytes may leave the cursor anywhere, but none of them may get through unrendered.
     data = await box.run("head -c 100000 /dev/urandom; echo; echo end")
     assert (data["status"], data["returncode"]) == ("completed", 0)
     assert not any(ord(char) < 32 and char not in "\n\t" for char in data["output"])
     assert (await box.run("echo fine"))["output"] == "fine\n"
 
 
-async def test_an_unknown_shell_and_a_bad_id_are_named(box):
+async def test_unknown_shell_and_invalid_id_errors_name_the_id(box):
     for path, more in (("view", {}), ("wait", {}), ("kill", {}), ("write", {"input": "x", "press_enter": True})):
         assert "no such shell: zz" in await box.call(f"/shell/{path}", 404, id="zz", **more)
     for bad in ("", "a b", "x" * 129, "../x"):
         assert "shell id" in await box.run("true", id=bad, status=400)
 
 
-async def test_shells_are_limited_and_a_killed_one_makes_room(box, monkeypatch):
-    monkeypatch.setattr(manager, "MOST_SHELLS", 8)
+async def test_shell_limit_evicts_killed_shell(box, monkeypatch):
+    monkeypatch.setattr(manager, "MAX_SHELLS", 8)
     for number in range(8):
         await box.run("true", id=f"s{number}")
     assert "shell_kill_process" in await box.run("true", id="more", status=409)

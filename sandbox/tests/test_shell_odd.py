@@ -1,4 +1,4 @@
-"""Commands that break a lesser shell."""
+"""Unusual commands that could break a shell."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
     "command",
     ["echo 'abc", 'echo "abc', "foo(", "if true; then", "echo $(", "for", "case x in", "{", "echo `x", "a <<X\n$("],
 )
-async def test_unfinished_commands_end_with_an_error(box, command):
+async def test_unfinished_command_ends_with_error(box, command):
     data = await box.run(command)
     assert data["status"] == "completed"
     assert data["returncode"] != 0 or "warning" in data["output"]
@@ -46,13 +46,13 @@ async def test_unfinished_commands_end_with_an_error(box, command):
         "mkdir gone; cd gone; rmdir ../gone",
     ],
 )
-async def test_the_next_command_works_after(box, command):
+async def test_next_command_runs_after_odd_command(box, command):
     assert (await box.run(command))["status"] == "completed"
     data = await box.run("echo fine")
     assert (data["output"], data["returncode"], data["status"]) == ("fine\n", 0, "completed")
 
 
-async def test_exit_ends_the_shell_with_its_code_and_the_next_command_gets_a_new_one(box):
+async def test_exit_ends_shell_and_next_command_gets_new_one(box):
     await box.run("x=1; cd /usr")
     data = await box.run("exit 3")
     assert (data["status"], data["returncode"]) == ("completed", 3)
@@ -61,18 +61,18 @@ async def test_exit_ends_the_shell_with_its_code_and_the_next_command_gets_a_new
     assert "new one was started" in answer.json()["message"]
 
 
-async def test_exec_replaces_the_shell_until_its_program_ends(box):
+async def test_exec_replaces_shell_until_program_ends(box):
     assert (await box.run("exec sh -c 'echo in; exit 5'"))["returncode"] == 5
     assert (await box.run("echo back"))["output"] == "back\n"
 
 
-async def test_errexit_ends_the_shell_as_in_any_bash(box):
+async def test_errexit_ends_shell(box):
     data = await box.run("set -e; false; echo not reached")
     assert (data["returncode"], data["output"]) == (1, "")
     assert (await box.run("echo fine"))["output"] == "fine\n"
 
 
-async def test_a_removed_private_folder_gives_a_new_shell(box, tmp_path):
+async def test_removed_private_folder_gives_new_shell(box, tmp_path):
     await box.run("true")
     await box.run(f"rm -rf {tmp_path}/out0/*/shell-*")
     assert (await box.run("echo fine"))["output"] == "fine\n"
@@ -80,21 +80,21 @@ async def test_a_removed_private_folder_gives_a_new_shell(box, tmp_path):
     assert [row["command"] for row in rows if row["command"] == "echo fine"] == ["echo fine"]
 
 
-async def test_a_bashrc_that_breaks_the_shell_is_left_out(box):
+async def test_bashrc_that_breaks_shell_is_skipped(box):
     (box.home / ".bashrc").write_text("exit 1\n")
     assert (await box.run("echo fine"))["output"] == "fine\n"
 
 
-async def test_the_bashrc_of_the_home_is_read(box):
+async def test_bashrc_of_home_is_read(box):
     (box.home / ".bashrc").write_text("export FROM_RC=yes\necho noise\n")
     assert (await box.run("echo $FROM_RC"))["output"] == "yes\n"
 
 
-async def test_a_nul_in_a_command_is_refused(box):
+async def test_command_with_nul_is_refused(box):
     assert "NUL" in await box.run("echo a\0b", status=400)
 
 
-async def test_any_command_leaves_the_shell_usable(box):
+async def test_any_command_leaves_shell_usable(box):
     words = st.sampled_from([*list("'\"`$(){}[]|&;<>\\#!*~ \n\t="), "x", "if", "do", "<<E", "$((", "é", "\x1b["])
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -105,11 +105,11 @@ async def test_any_command_leaves_the_shell_usable(box):
     commands: list[str] = []
     await asyncio.to_thread(build)
     for command in commands:
-        # Stars would name files and `&` leaves jobs; neither can do harm in an empty home.
+        # Stars would name files and `&` starts jobs; neither does harm in an empty home.
         data = await box.run(command, id="fuzz")
-        if data["status"] == "running":  # it reads its input
+        if data["status"] == "running":  # the command reads its input
             await box.call("/shell/kill", id="fuzz")
         assert "7717" not in data["output"] and "\x1b" not in data["output"]
         fine = await box.run("echo fine", id="fuzz")
-        # A job that the command left in the background may still have a word to say.
+        # A background job of the command may still write something.
         assert "fine\n" in fine["output"] and fine["returncode"] == 0, command

@@ -1,4 +1,4 @@
-"""Pure parts: rendering, marks, excerpts, encodings."""
+"""Pure functions: rendering, marks, excerpts, encodings."""
 
 import pytest
 from hypothesis import given
@@ -62,18 +62,18 @@ def test_control_sequences_are_resolved(raw, shown):
     assert render(raw.encode()) == shown
 
 
-def test_a_line_that_the_screen_wraps_stays_one_line():
+def test_wrapped_line_stays_one_line():
     text = "x" * 400
     assert render(f"top\x1b[A\r\n{text}\nend\x1b[A\x1b[B".encode()).split("\n")[1:] == [text, "end"]
 
 
-def test_what_scrolled_off_the_screen_is_kept():
+def test_lines_scrolled_off_screen_are_kept():
     lines = "".join(f"{number}\n" for number in range(100))
     assert render(f"{lines}a\x1b[A\x1b[B".encode()).split("\n")[:3] == ["0", "1", "2"]
 
 
 @given(st.lists(SEQUENCES | st.text(max_size=5), max_size=30).map("".join))
-def test_rendered_text_holds_no_control_characters(text):
+def test_rendered_text_contains_no_control_characters(text):
     shown = render(text.encode("utf-8", "replace"))
     assert not any((letter < " " and letter not in "\n\t") or "\x7f" <= letter <= "\x9f" for letter in shown)
 
@@ -99,12 +99,12 @@ def test_any_bytes_can_be_rendered(data):
         (b"\x1b[31mabc", 0),
     ],
 )
-def test_characters_and_sequences_cut_in_two_are_held_back(data, held):
+def test_incomplete_characters_and_sequences_are_held_back(data, held):
     assert unfinished(data) == held
 
 
 @given(st.lists(st.binary(max_size=12), max_size=8), st.integers(1, 7))
-def test_marks_are_found_however_the_stream_is_cut(pieces, size):
+def test_marks_are_found_in_stream_cut_anywhere(pieces, size):
     stream, expected = b"", b""
     for number, piece in enumerate(pieces):
         stream += piece + b"\x1b]7717;word;%d;E;3\x07" % number
@@ -120,19 +120,19 @@ def test_marks_of_another_shell_are_output():
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40_000), max_size=20), st.integers(0, 100_000))
-def test_an_output_accounts_for_every_byte(chunks, position):
+def test_output_accounts_for_every_byte(chunks, position):
     from pathlib import Path
 
     output = Output(Path("unused"))
     whole = b"".join(chunks)
     for chunk in chunks:
         output.append(chunk)
-    before, after, gap = output.since(min(position, len(whole)))
+    before, after, gap = output.read_from(min(position, len(whole)))
     assert len(before) + len(after) + gap == len(whole) - min(position, len(whole))
     assert whole.endswith(after if gap else before)
 
 
-def test_the_output_file_ends_at_its_limit_and_says_so(tmp_path):
+def test_output_file_ends_at_limit_with_note(tmp_path):
     output = Output(tmp_path / "out")
     output.open()
     for _ in range(70):
@@ -142,7 +142,7 @@ def test_the_output_file_ends_at_its_limit_and_says_so(tmp_path):
     assert output.cut and len(data) < FILE_BYTES + 100 and b"cut here" in data[-100:]
 
 
-def test_an_excerpt_keeps_both_ends_and_counts_what_is_cut():
+def test_excerpt_keeps_both_ends_and_counts_cut_characters():
     shown = excerpt((b"a" * 10_000 + b"b" * 10_000, b"", 0), "/file", 1000)
     assert shown.truncated and shown.text.startswith("a" * 500) and shown.text.endswith("b" * 500)
     assert "19000 characters cut" in shown.text and "/file" in shown.text

@@ -1,4 +1,4 @@
-"""The bridge from `WS /vnc` to the VNC server's unix socket: bytes, pressure, ends."""
+"""The bridge from `WS /vnc` to the VNC server's unix socket: bytes, flow control, close."""
 
 import asyncio
 import hashlib
@@ -9,8 +9,8 @@ import pytest
 import websockets
 
 from sandbox.bridges.vnc import VncBridge
-from sandbox.failure import Failure
-from sandbox.tests.bridging import listening, serving
+from sandbox.tests.bridging import listen, serve_bridge
+from sandbox.web import Failure
 
 MIB = 1024 * 1024
 
@@ -20,8 +20,8 @@ def path(tmp_path):
     return str(tmp_path / "vnc")
 
 
-def door_to(path: str):
-    async def door(handshake, viewer):
+def bridge_to(path: str):
+    async def open_bridge(handshake, viewer):
         bridge = VncBridge(viewer, handshake)
         try:
             await bridge.open(path)
@@ -29,16 +29,16 @@ def door_to(path: str):
             raise Failure(503, "the desktop does not answer") from error
         return bridge
 
-    return door
+    return open_bridge
 
 
-async def silent(reader, writer):
-    """A desktop that says nothing until its viewer is gone."""
+async def silent_desktop(reader, writer):
+    """Serve a desktop that sends nothing until its viewer is gone."""
     await reader.read()
     writer.close()
 
 
-async def test_the_desktop_speaks_first_and_every_byte_comes_as_it_was_sent(path):
+async def test_desktop_bytes_reach_viewer_unchanged(path):
     data = random.Random(1).randbytes(24 * MIB)
 
     async def desktop(reader, writer):
@@ -48,7 +48,7 @@ async def test_the_desktop_speaks_first_and_every_byte_comes_as_it_was_sent(path
             await writer.drain()
         writer.close()
 
-    async with listening(path, desktop), serving(door_to(path)) as served, served.connect() as viewer:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served, served.connect() as viewer:
         got = hashlib.sha256()
         first = await viewer.recv()
         assert first.startswith(b"RFB 003.008\n")
@@ -60,20 +60,20 @@ async def test_the_desktop_speaks_first_and_every_byte_comes_as_it_was_sent(path
 
 
 @pytest.mark.parametrize("size", [1, 125, 126, 65535, 65536, 262144, 262145])
-async def test_messages_of_every_length_have_a_valid_head(path, size):
+async def test_messages_of_every_length_have_valid_frame_head(path, size):
     async def desktop(reader, writer):
         writer.write(b"x" * size)
-        await silent(reader, writer)
+        await silent_desktop(reader, writer)
 
-    # The client refuses a length that is not written in its shortest form.
-    async with listening(path, desktop), serving(door_to(path)) as served, served.connect() as viewer:
+    # The client refuses a length that is not in its shortest form.
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served, served.connect() as viewer:
         got = 0
         while got < size:
             got += len(await viewer.recv())
         assert got == size
 
 
-async def test_what_the_viewer_sends_arrives_whatever_its_messages_and_fragments(path):
+async def test_viewer_messages_and_fragments_reach_desktop(path):
     got = bytearray()
     ended = asyncio.Event()
 
@@ -84,7 +84,7 @@ async def test_what_the_viewer_sends_arrives_whatever_its_messages_and_fragments
         writer.close()
 
     data = random.Random(2).randbytes(3 * MIB)
-    async with listening(path, desktop), serving(door_to(path)) as served, served.connect() as viewer:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served, served.connect() as viewer:
         await viewer.send(data[:MIB])
         await viewer.send([data[start : start + 70_000] for start in range(MIB, len(data), 70_000)])
         await viewer.send(b"")
@@ -95,7 +95,7 @@ async def test_what_the_viewer_sends_arrives_whatever_its_messages_and_fragments
     assert bytes(got) == data + bytes(range(100))
 
 
-async def test_a_viewer_that_does_not_read_holds_the_desktop_and_costs_no_memory(path):
+async def test_viewer_that_does_not_read_pauses_desktop_in_bounded_memory(path):
     sent = 0
 
     async def desktop(reader, writer):
@@ -108,14 +108,14 @@ async def test_a_viewer_that_does_not_read_holds_the_desktop_and_costs_no_memory
         except ConnectionError:
             return
 
-    async with listening(path, desktop), serving(door_to(path)) as served:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served:
         async with served.connect(max_queue=1) as viewer:
             await viewer.recv()
             before = -1
-            while sent != before:  # until it stands still
+            while sent != before:  # until the flow stops
                 before = sent
                 await asyncio.sleep(0.3)
-            # Nothing but the kernel's own buffers has filled up.
+            # Only the kernel's buffers have filled up.
             assert sent < 32 * MIB
             for _ in range(200):
                 await viewer.recv()
@@ -123,11 +123,11 @@ async def test_a_viewer_that_does_not_read_holds_the_desktop_and_costs_no_memory
             viewer.transport.abort()
 
 
-async def test_a_desktop_that_does_not_read_holds_the_viewer(path):
+async def test_desktop_that_does_not_read_pauses_viewer(path):
     async def desktop(reader, writer):
         await asyncio.sleep(60)
 
-    async with listening(path, desktop), serving(door_to(path)) as served, served.connect() as viewer:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served, served.connect() as viewer:
         sent = 0
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
@@ -138,13 +138,13 @@ async def test_a_desktop_that_does_not_read_holds_the_viewer(path):
         viewer.transport.abort()
 
 
-async def test_many_viewers_each_have_their_own_connection(path):
+async def test_each_viewer_has_own_connection(path):
     async def desktop(reader, writer):
         while data := await reader.read(100):
             writer.write(data)
         writer.close()
 
-    async with listening(path, desktop), serving(door_to(path)) as served:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served:
         viewers = [await served.connect() for _ in range(30)]
         for number, viewer in enumerate(viewers):
             await viewer.send(f"viewer {number}".encode())
@@ -156,32 +156,32 @@ async def test_many_viewers_each_have_their_own_connection(path):
 @pytest.mark.parametrize(
     ("offered", "chosen"), [(["binary"], "binary"), (["base64", "binary"], "binary"), (["chat"], None), (None, None)]
 )
-async def test_the_subprotocol_binary_is_taken_when_it_is_offered(path, offered, chosen):
-    async with listening(path, silent), serving(door_to(path)) as served:
+async def test_binary_subprotocol_is_selected_when_offered(path, offered, chosen):
+    async with listen(path, silent_desktop), serve_bridge(bridge_to(path)) as served:
         async with served.connect(subprotocols=offered) as viewer:
             assert viewer.subprotocol == chosen
 
 
-async def test_nothing_is_compressed_even_for_who_offers_it(path):
-    async with listening(path, silent), serving(door_to(path)) as served:
+async def test_offered_compression_is_not_used(path):
+    async with listen(path, silent_desktop), serve_bridge(bridge_to(path)) as served:
         async with served.connect(compression="deflate") as viewer:
             assert viewer.protocol.extensions == []
 
 
-async def test_when_the_desktop_ends_the_viewer_is_told(path):
+async def test_viewer_gets_close_frame_when_desktop_ends(path):
     async def desktop(reader, writer):
         writer.write(b"last words")
         writer.close()
 
-    async with listening(path, desktop), serving(door_to(path)) as served, served.connect() as viewer:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served, served.connect() as viewer:
         assert await viewer.recv() == b"last words"
         with pytest.raises(websockets.ConnectionClosedError):
             await viewer.recv()
         assert (viewer.close_code, viewer.close_reason) == (1011, "the desktop has ended the connection")
 
 
-async def test_when_the_service_ends_the_viewer_is_told(path):
-    async with listening(path, silent), serving(door_to(path)) as served:
+async def test_viewer_gets_close_frame_when_service_ends(path):
+    async with listen(path, silent_desktop), serve_bridge(bridge_to(path)) as served:
         viewer = await served.connect()
         served.server.should_exit = True
         with pytest.raises(websockets.ConnectionClosed):
@@ -189,14 +189,14 @@ async def test_when_the_service_ends_the_viewer_is_told(path):
         assert (viewer.close_code, viewer.close_reason) == (1001, "the sandbox is ending")
 
 
-async def test_text_is_refused_and_does_not_reach_the_desktop(path):
+async def test_text_message_is_refused(path):
     got = bytearray()
 
     async def desktop(reader, writer):
         got.extend(await reader.read())
         writer.close()
 
-    async with listening(path, desktop), serving(door_to(path)) as served, served.connect() as viewer:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served, served.connect() as viewer:
         await viewer.send("hello")
         with pytest.raises(websockets.ConnectionClosedError):
             await viewer.recv()
@@ -204,7 +204,7 @@ async def test_text_is_refused_and_does_not_reach_the_desktop(path):
     assert got == b""
 
 
-async def test_a_viewer_that_closes_in_order_is_answered_and_its_connection_inside_is_ended(path):
+async def test_viewer_close_is_answered_and_backend_connection_closed(path):
     ended = asyncio.Event()
 
     async def desktop(reader, writer):
@@ -212,7 +212,7 @@ async def test_a_viewer_that_closes_in_order_is_answered_and_its_connection_insi
         ended.set()
         writer.close()
 
-    async with listening(path, desktop), serving(door_to(path)) as served:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served:
         viewer = await served.connect()
         assert served.activity.idle_seconds == 0
         await viewer.close(1000, "bye")
@@ -221,7 +221,7 @@ async def test_a_viewer_that_closes_in_order_is_answered_and_its_connection_insi
         await _soon(lambda: served.activity._open == 0)
 
 
-async def test_a_viewer_that_is_just_gone_leaves_nothing_behind(path):
+async def test_lost_viewer_closes_backend_connection(path):
     ended = asyncio.Event()
 
     async def desktop(reader, writer):
@@ -229,14 +229,14 @@ async def test_a_viewer_that_is_just_gone_leaves_nothing_behind(path):
         ended.set()
         writer.close()
 
-    async with listening(path, desktop), serving(door_to(path)) as served:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served:
         viewer = await served.connect()
         viewer.transport.abort()
         await asyncio.wait_for(ended.wait(), 5)
         await _soon(lambda: served.activity._open == 0 and not served.server.server_state.connections)
 
 
-async def test_pings_are_answered_in_the_midst_of_a_flood(path):
+async def test_pings_are_answered_during_heavy_output(path):
     async def desktop(reader, writer):
         try:
             while True:
@@ -245,7 +245,7 @@ async def test_pings_are_answered_in_the_midst_of_a_flood(path):
         except ConnectionError:
             return
 
-    async with listening(path, desktop), serving(door_to(path)) as served, served.connect() as viewer:
+    async with listen(path, desktop), serve_bridge(bridge_to(path)) as served, served.connect() as viewer:
         for _ in range(5):
             pong = await viewer.ping()
             while not pong.done():
@@ -253,8 +253,8 @@ async def test_pings_are_answered_in_the_midst_of_a_flood(path):
         viewer.transport.abort()
 
 
-async def test_without_a_desktop_the_handshake_is_refused_in_words(path):
-    async with serving(door_to(path)) as served:
+async def test_missing_desktop_refuses_handshake_with_reason(path):
+    async with serve_bridge(bridge_to(path)) as served:
         with pytest.raises(websockets.InvalidStatus) as caught:
             await served.connect()
         assert caught.value.response.status_code == 503
@@ -262,14 +262,14 @@ async def test_without_a_desktop_the_handshake_is_refused_in_words(path):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer x"}, {"Authorization": "Basic t"}])
-async def test_without_the_token_there_is_no_way_in(path, headers):
+async def test_handshake_without_token_is_refused(path, headers):
     entered = False
 
-    async def door(handshake, viewer):
+    async def open_bridge(handshake, viewer):
         nonlocal entered
         entered = True
 
-    async with serving(door) as served:
+    async with serve_bridge(open_bridge) as served:
         with pytest.raises(websockets.InvalidStatus) as caught:
             await served.connect(additional_headers=headers)
         response = caught.value.response
@@ -278,19 +278,19 @@ async def test_without_the_token_there_is_no_way_in(path, headers):
         assert not entered and served.activity._open == 0
 
 
-async def test_a_fault_in_a_door_is_an_envelope_without_a_trace(path, caplog):
-    async def door(handshake, viewer):
+async def test_internal_error_in_handshake_returns_envelope_without_traceback(path, caplog):
+    async def open_bridge(handshake, viewer):
         raise ZeroDivisionError("inner words")
 
-    async with serving(door) as served:
+    async with serve_bridge(open_bridge) as served:
         with pytest.raises(websockets.InvalidStatus) as caught:
             await served.connect()
         assert caught.value.response.status_code == 500 and b"inner words" not in caught.value.response.body
     assert "inner words" in caplog.text
 
 
-async def test_a_request_that_is_no_handshake_gets_400(path):
-    async with listening(path, silent), serving(door_to(path)) as served:
+async def test_request_that_is_not_handshake_returns_400(path):
+    async with listen(path, silent_desktop), serve_bridge(bridge_to(path)) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         writer.write(
             b"GET /vnc HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t\r\nConnection: Upgrade\r\n"
@@ -301,11 +301,11 @@ async def test_a_request_that_is_no_handshake_gets_400(path):
         writer.close()
 
 
-async def test_a_door_that_is_still_opening_does_not_outlive_the_service(path):
+async def test_opening_bridge_ends_with_service(path):
     opening = asyncio.Event()
     cancelled = asyncio.Event()
 
-    async def door(handshake, viewer):
+    async def open_bridge(handshake, viewer):
         opening.set()
         try:
             await asyncio.sleep(60)
@@ -313,7 +313,7 @@ async def test_a_door_that_is_still_opening_does_not_outlive_the_service(path):
             cancelled.set()
             raise
 
-    async with serving(door) as served:
+    async with serve_bridge(open_bridge) as served:
         viewer = asyncio.create_task(served.connect().__aenter__())
         await opening.wait()
     assert cancelled.is_set() and served.activity._open == 0

@@ -1,0 +1,337 @@
+"""The HTTP API: shells, files, status, and CDP's HTTP side.
+
+CDP under `/cdp` serves what Playwright's `connect_over_cdp("http://<host>/cdp")` requests, except the WebSocket. Paths
+of files are absolute, relative to the home, or begin with `~`; `files/` documents each call.
+"""
+
+import asyncio
+import http.client
+import json
+import os
+
+from pydantic import Field
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from sandbox.activity import Activity
+from sandbox.auth import MIB
+from sandbox.files import reading, search, writing
+from sandbox.files.calls import FileCall, ReadCall, ReplaceCall, SearchCall, WriteCall, run_call
+from sandbox.files.paths import PathResolver, ResolvedPath
+from sandbox.files.root import SudoRunner
+from sandbox.parts import Parts
+from sandbox.parts.browser import Browser
+from sandbox.settings import Settings
+from sandbox.shell.console import record_data
+from sandbox.shell.excerpt import Excerpt
+from sandbox.shell.manager import Shells
+from sandbox.shell.record import Record
+from sandbox.shell.session import Shell
+from sandbox.web import Body, Failure, json_route, success_response
+
+_SECONDS = 10.0
+"""Timeout of a request to Chromium's DevTools, in seconds."""
+_ADDRESSES = ("webSocketDebuggerUrl", "devtoolsFrontendUrl")
+"""Fields of DevTools responses that contain addresses."""
+
+
+def _ask_devtools(port: int, method: str, target: str) -> tuple[int, bytes, str]:
+    """Send `target` (`/json/…`) to Chromium and return status, body and content type. Blocking.
+
+    Raises:
+        OSError: Chromium does not respond.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)
+    try:
+        connection.request(method, target, headers={"Connection": "close"})
+        response = connection.getresponse()
+        return response.status, response.read(), response.headers.get("Content-Type", "application/json")
+    except http.client.HTTPException as error:
+        raise ConnectionError("not an answer of HTTP") from error
+    finally:
+        connection.close()
+
+
+def _rewrite_addresses(body: bytes, port: int, host: str) -> bytes:
+    """Replace Chromium's addresses in `body` by addresses under `host`. Leave a body that is not JSON unchanged."""
+    try:
+        found: object = json.loads(body)
+    except ValueError:
+        return body
+    targets: list[object] = found if isinstance(found, list) else [found]  # pyright: ignore[reportUnknownVariableType]
+    for target in targets:
+        if isinstance(target, dict):
+            _rewrite_target(target, f"127.0.0.1:{port}/devtools/", f"{host}/cdp/devtools/")  # pyright: ignore[reportUnknownArgumentType]
+    return json.dumps(found, ensure_ascii=False).encode()
+
+
+def _rewrite_target(target: dict[str, object], inner: str, outer: str) -> None:
+    for name in _ADDRESSES:
+        value = target.get(name)
+        if isinstance(value, str):
+            target[name] = value.replace(inner, outer)
+
+
+def cdp_routes(browser: Browser) -> list[Route]:
+    """Return the routes below `/cdp/json`. Responses are Chromium's own; failures use our envelope."""
+
+    async def forward(request: Request) -> Response:
+        # Undecoded, because Chromium decodes the path itself.
+        target = request.scope["raw_path"].decode("latin-1").removeprefix("/cdp")
+        if request.url.query:
+            target = f"{target}?{request.url.query}"
+        host = request.headers.get("host", "")
+
+        async def request_devtools(port: int) -> Response:
+            status, body, kind = await asyncio.to_thread(_ask_devtools, port, request.method, target)
+            return Response(_rewrite_addresses(body, port, host), status, media_type=kind)
+
+        return await browser.connect(request_devtools)
+
+    return [Route(path, forward, methods=["GET", "PUT"]) for path in ("/cdp/json", "/cdp/json/{_:path}")]
+
+
+STATUS = "/status"
+"""Path of the status route."""
+
+
+def status_routes(shells: Shells, parts: Parts, activity: Activity) -> list[Route]:
+    """Return the routes of the status and of the browser's restart."""
+
+    async def status(_: Request) -> Response:
+        reasons = {
+            "shell": shells.unavailable,
+            "browser": parts.browser.unavailable_reason,
+            "desktop": parts.desktop.unavailable_reason,
+        }
+        states = {name: {"ready": not reason, "reason": reason} for name, reason in reasons.items()}
+        return success_response({**states, "idle_seconds": round(activity.idle_seconds, 3)})
+
+    async def restart(_: Request) -> Response:
+        await parts.browser.restart()
+        return success_response(None, "the browser was started anew")
+
+    return [Route(STATUS, status), Route("/browser/restart", restart, methods=["POST"])]
+
+
+MAX_INPUT = 65_536
+"""Maximum number of characters to type at once."""
+
+
+class ShellBody(Body):
+    """A shell id."""
+
+    id: str
+
+
+class ExecBody(ShellBody):
+    """A command. `exec_dir` is absolute, relative to the home, `~`, or empty for the shell's current folder."""
+
+    exec_dir: str = ""
+    command: str
+
+
+class WaitBody(ShellBody):
+    """The maximum time to wait, in seconds."""
+
+    seconds: float | None = Field(default=15, ge=0, le=300)
+
+
+class WriteBody(ShellBody):
+    """Text to type. Control characters are allowed."""
+
+    input: str = Field(max_length=MAX_INPUT)
+    press_enter: bool = False
+
+
+class KillAllBody(Body):
+    """A prefix of shell ids; empty selects all shells."""
+
+    prefix: str = ""
+
+
+def shell_routes(shells: Shells, paths: PathResolver, settings: Settings) -> list[Route]:
+    """Return the routes below `/shell`.
+
+    Responses carry `status` ("completed" or "running") and the `returncode` of the newest command.
+    """
+
+    async def execute(body: ExecBody) -> Response:
+        if "\0" in body.command:
+            raise Failure(400, "a command cannot hold a NUL character")
+        folder = await paths.folder_to_run_in(body.exec_dir)
+        shell = await shells.get_or_create(body.id)
+        record, note = await shell.run(body.command, folder)
+        await shell.wait_until_idle(settings.exec_seconds)
+        return await _exec_response(shell, record, _message(record, note, settings.exec_seconds))
+
+    async def view(body: ShellBody) -> Response:
+        shell = shells.get(body.id)
+        newest = shell.console.newest
+        if newest is not None:
+            newest.reported_bytes = newest.output.total
+        text, rows = await shell.console.text(), await shell.console.rows()
+        return success_response({**_state(shell, newest), "output": text, "console": rows})
+
+    async def wait(body: WaitBody) -> Response:
+        shell = shells.get(body.id)
+        await shell.wait_until_idle(15 if body.seconds is None else body.seconds)
+        return await _new_output_response(shell)
+
+    async def write(body: WriteBody) -> Response:
+        shell = shells.get(body.id)
+        await shell.write(body.input + ("\r" if body.press_enter else ""))
+        await shell.wait_until_quiet()
+        return await _new_output_response(shell)
+
+    async def kill(body: ShellBody) -> Response:
+        shell = shells.get(body.id)
+        await shell.kill()
+        return success_response(_state(shell, shell.console.newest), "killed what ran")
+
+    async def kill_all(body: KillAllBody) -> Response:
+        return success_response({"killed": await shells.kill_all(body.prefix)})
+
+    return [
+        json_route("/shell/exec", ExecBody, execute),
+        json_route("/shell/view", ShellBody, view),
+        json_route("/shell/wait", WaitBody, wait),
+        json_route("/shell/write", WriteBody, write),
+        json_route("/shell/kill", ShellBody, kill),
+        json_route("/shell/kill_all", KillAllBody, kill_all),
+    ]
+
+
+async def _exec_response(shell: Shell, record: Record, message: str) -> Response:
+    """Return the response of `exec`: this command, its output so far, and the file with the whole output."""
+    shown = await _output_from_start(record)
+    data = {
+        **_state(shell, record),
+        "command": record.command,
+        "output": shown.text,
+        "truncated": shown.truncated,
+        "output_file": os.fspath(record.output.path),
+        "console": [await record_data(record)],
+    }
+    return success_response(data, message)
+
+
+def _state(shell: Shell, record: Record | None) -> dict[str, object]:
+    running = record is not None and record.running
+    return {
+        "session_id": shell.name,
+        "status": "running" if running else "completed",
+        "returncode": record.returncode if record is not None else None,
+    }
+
+
+async def _output_from_start(record: Record) -> Excerpt:
+    """Return the output of a command from its start and mark it as reported, up to an incomplete sequence."""
+    record.reported_bytes = 0
+    return await record.new_output()
+
+
+async def _new_output_response(shell: Shell) -> Response:
+    record = shell.console.newest
+    news = Excerpt("", truncated=False) if record is None else await record.new_output()
+    state = _state(shell, record)
+    message = "" if record is None else _message(record, "", None)
+    return success_response({**state, "output": news.text, "truncated": news.truncated}, message)
+
+
+def _message(record: Record, note: str, seconds: float | None) -> str:
+    if record.running:
+        after = f" after {seconds:g} s" if seconds is not None else ""
+        said = f"still running{after}: shell_wait waits on, shell_write_to_process types, shell_kill_process ends it"
+    else:
+        said = f"ended with exit code {record.returncode}"
+    if record.output.cut:
+        said = f"{said}; the output file holds only the first part of the output"
+    return f"{said}; {note}" if note else said
+
+
+UPLOAD_BYTES = 1024 * MIB
+"""Maximum size of an uploaded file, in bytes."""
+
+
+class FindBody(Body):
+    """A glob below a folder."""
+
+    path: str
+    glob: str
+
+
+class ListBody(Body):
+    """A folder."""
+
+    path: str
+
+
+def file_routes(paths: PathResolver, root: SudoRunner) -> list[Route]:
+    """Return the routes below `/file`."""
+    return [*_content_routes(paths, root), *_folder_routes(paths), *_transfer_routes(paths)]
+
+
+def _content_routes(paths: PathResolver, root: SudoRunner) -> list[Route]:
+    async def carry_out(call: str, body: FileCall) -> Response:
+        if body.sudo:
+            return success_response(*await root.call(call, body))
+        return success_response(*await paths.run_in_thread(body.file, lambda place: run_call(call, place, body)))
+
+    return [
+        json_route("/file/read", ReadCall, lambda body: carry_out("read", body)),
+        json_route("/file/write", WriteCall, lambda body: carry_out("write", body)),
+        json_route("/file/replace", ReplaceCall, lambda body: carry_out("replace", body)),
+        json_route("/file/search", SearchCall, lambda body: carry_out("search", body)),
+    ]
+
+
+def _folder_routes(paths: PathResolver) -> list[Route]:
+    async def find(body: FindBody) -> Response:
+        def work(place: ResolvedPath) -> dict[str, object]:
+            files, truncated = search.find(place, body.glob)
+            return {"path": place.absolute, "files": files, "truncated": truncated}
+
+        return success_response(await paths.run_in_thread(body.path, work))
+
+    async def list_folder(body: ListBody) -> Response:
+        def work(place: ResolvedPath) -> dict[str, object]:
+            entries, truncated = search.list_folder(place)
+            return {"path": place.absolute, "entries": entries, "truncated": truncated}
+
+        return success_response(await paths.run_in_thread(body.path, work))
+
+    return [json_route("/file/find", FindBody, find), json_route("/file/list", ListBody, list_folder)]
+
+
+def _transfer_routes(paths: PathResolver) -> list[Route]:
+    async def upload(request: Request) -> Response:
+        async with request.form() as form:
+            file, path = form.get("file"), form.get("path")
+            if not isinstance(file, UploadFile) or not isinstance(path, str):
+                raise Failure(400, "a multipart form with `file`, a file, and `path` is wanted")
+
+            def work(place: ResolvedPath) -> dict[str, object]:
+                return {"file": place.absolute, "size": writing.save_stream(place, file.file)}
+
+            return success_response(await paths.run_in_thread(path, work))
+
+    async def download(request: Request) -> Response:
+        path = request.query_params.get("path")
+        if path is None:
+            raise Failure(400, "path: which file?")
+        place = await paths.run_in_thread(path, _checked)
+        # The real path, so that the file that was checked is the file that is sent.
+        return FileResponse(
+            place.real, filename=place.absolute.rpartition("/")[2], media_type="application/octet-stream"
+        )
+
+    return [Route("/file/upload", upload, methods=["POST"]), Route("/file/download", download)]
+
+
+def _checked(place: ResolvedPath) -> ResolvedPath:
+    fd, _ = reading.open_regular(place)
+    os.close(fd)
+    return place
