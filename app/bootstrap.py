@@ -16,10 +16,13 @@ from typing import Generic, TypedDict, TypeVar
 from pydantic import SecretStr
 
 from app.application.services.chat import ChatService
+from app.application.services.delete_session import DeleteSession
 from app.application.services.desktop import DesktopService
-from app.application.services.runs import RunService
+from app.application.services.inspect_sandbox import SandboxInspector
+from app.application.services.run_worker import PlanActWorker
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
+from app.application.services.stop_run import StopRun
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
 from app.domain.external.browser import Browsers
@@ -29,7 +32,7 @@ from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.domain.external.signals import Signals
 from app.domain.models.event import EventRecord
-from app.domain.services.flows.plan_act import FlowParts
+from app.domain.services.flows.plan_act import FlowDependencies
 from app.domain.services.tools.base import Tool
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
@@ -39,7 +42,7 @@ from app.infrastructure.persistence.mongo import MongoStore
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.persistence.sqlite.writer import OnCommitted
 from app.infrastructure.queue.inline import InlineRunQueue
-from app.infrastructure.queue.leased import LeasedRunQueue
+from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.sandbox.detect import choose_provider, has_chromium
 from app.infrastructure.sandbox.docker.egress import parse_egress
 from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
@@ -273,10 +276,14 @@ async def open_service(
         )
         engine = overrides.get("engine") or SEARCH_ENGINES[settings.search_provider].create(context)
         stack.push_async_callback(engine.close)
-        parts = FlowParts(event_log=store.event_log, feed=feed, model=model, tools=overrides.get("tools", EXECUTING))
-        runs = RunService(parts=parts, sandboxes=sandboxes, browsers=browsers, screenshots=screenshots, engine=engine)
+        dependencies = FlowDependencies(
+            event_log=store.event_log, feed=feed, model=model, tools=overrides.get("tools", EXECUTING)
+        )
+        worker = PlanActWorker(
+            dependencies=dependencies, sandboxes=sandboxes, browsers=browsers, screenshots=screenshots, engine=engine
+        )
         signals = LocalSignals() if bus is None else RedisSignals(bus)
-        queue = await _queue(store, runs, signals, role=role)
+        queue = await _queue(store, worker, signals, role=role)
         stack.push_async_callback(queue.close)
         stack.callback(feed.close)
         opened = _Opened(
@@ -330,16 +337,16 @@ async def _feed(store: Store, bus: RedisBus | None, stack: AsyncExitStack) -> An
     return await stack.enter_async_context(PollingFeed(hub, heads) if bus is None else RedisFeed(hub, bus, heads))
 
 
-async def _queue(store: Store, runs: RunService, signals: Signals, *, role: Role) -> RunQueue:
+async def _queue(store: Store, worker: PlanActWorker, signals: Signals, *, role: Role) -> RunQueue:
     if isinstance(store, SqliteStore):
-        inline = InlineRunQueue(runs)
+        inline = InlineRunQueue(worker)
         for session_id in await store.sessions.list_active():
             log.info("resuming an interrupted run", extra={"session_id": session_id})
             inline.resume(session_id)
         return inline
     # Unique for each process, and readable for an operator who looks into the store.
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    leased = LeasedRunQueue(runs, store.leases, signals, holder=holder, takes_runs=role != "api")
+    leased = LeasedRunQueue(worker, store.leases, signals, holder=holder, takes_runs=role != "api")
     leased.start()
     return leased
 
@@ -350,15 +357,12 @@ def _services(opened: _Opened, metrics: Metrics, *, heartbeat: float) -> Service
     desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
     return Services(
         chat=ChatService(sessions=store.sessions, event_log=store.event_log, streams=streams, feed=feed, queue=queue),
-        sessions=SessionService(
-            sessions=store.sessions,
-            event_log=store.event_log,
-            streams=streams,
-            feed=feed,
-            queue=queue,
-            sandboxes=sandboxes,
-            browsers=opened.browsers,
+        sessions=SessionService(sessions=store.sessions, streams=streams, feed=feed),
+        stop_run=StopRun(sessions=store.sessions, queue=queue),
+        delete_session=DeleteSession(
+            sessions=store.sessions, queue=queue, feed=feed, browsers=opened.browsers, sandboxes=sandboxes
         ),
+        inspect_sandbox=SandboxInspector(sessions=store.sessions, sandboxes=sandboxes),
         screenshots=opened.screenshots,
         desktop=desktop,
         tickets=TicketService(sessions=store.sessions, tickets=store.tickets),

@@ -1,9 +1,9 @@
-"""What the work at hand belongs to. Bound where a request or a run begins; whatever is logged below carries it."""
+"""Context variables that log records carry. A request or a run sets them where it begins."""
 
 from contextvars import ContextVar
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the HTTP request, empty outside one. A run inherits that of the request which started it."""
+"""ID of the current HTTP request; empty outside a request. A run inherits the ID of the request that started it."""
 
 session_id: ContextVar[str] = ContextVar("session_id", default="")
-"""The session that is being worked on, empty when there is none."""
+"""ID of the current session; empty outside a session."""

@@ -1,98 +1,100 @@
-"""The one error tree.
+"""The error tree.
 
     AnkerError
-    ├── InvalidInput          the caller sent something unusable
-    ├── Unauthorized          who asks has not shown that they may; a ticket that opens nothing (any more)
-    ├── Forbidden             who asks is known, and may not do this
-    ├── NotFound              there is no such resource, or it is not the caller's
-    ├── Conflict              the state does not allow it
-    │   ├── Superseded        a newer user message came first; the run must read it
-    │   └── LeaseLost         another worker has the session's run now
-    ├── TooLarge              more than a limit allows
-    ├── LimitReached          too many at once; carries `retry_after`
-    ├── Unavailable           something we depend on is away; carries `retry_after`
+    ├── InvalidInput              the request cannot be used
+    ├── Unauthorized              no valid credential or ticket
+    ├── Forbidden                 the credential does not allow the request
+    ├── NotFound                  the resource does not exist or belongs to another owner
+    ├── Conflict                  the state of the resource does not allow the request
+    │   ├── Superseded            a newer user message is stored; the run must read it
+    │   └── LeaseLost             another worker has the session's run
+    ├── TooLarge                  a size limit is exceeded
+    ├── LimitReached              too many at once; carries `retry_after`
+    ├── Unavailable               a dependency cannot be used now; carries `retry_after`
     │   ├── StoreUnavailable
-    │   │   └── StaleCheckpoint      a write of the run that seemed to have failed has happened after all
+    │   │   └── StaleCheckpoint   a write that seemed to have failed had succeeded
     │   └── SandboxUnavailable
-    ├── SandboxFailure        the sandbox answered, but not with success
-    │   └── BrowserFailure    the page, or the browser, did not do what was asked
-    ├── SearchFailure         the search engine refused, failed or timed out
-    ├── ModelFailure          the model refused, failed or timed out
-    └── RunGivenUp            too many processes died with a run
+    ├── SandboxFailure            the sandbox refused the request
+    │   └── BrowserFailure        the browser could not carry out the request
+    ├── SearchFailure             the search engine refused, failed or timed out
+    ├── ModelFailure              the model refused, failed or timed out
+    └── RunGivenUp                too many processes died during a run
 
-Every message is written for the person (or the model) who reads it: no stack traces, server paths or secrets.
-Adapters translate their vendor's exceptions into these; `interfaces/errors.py` alone knows HTTP status codes.
+Messages are written for the user or the model. They contain no stack traces, server paths or secrets. Adapters
+translate their vendor's exceptions into these classes; only `interfaces/errors.py` maps them to HTTP status codes.
 """
 
 
 class AnkerError(Exception):
-    """Root of every failure that we foresee. `str(error)` may be shown to a user."""
+    """Root of all expected errors. `str(error)` may be shown to a user."""
 
 
 class InvalidInput(AnkerError):
-    """The caller sent something unusable; sending it again will not help."""
+    """The request cannot be used. Repeating it will not help."""
 
 
 class Unauthorized(AnkerError):
-    """Nothing was shown that opens this, or something that does not (any more). The message never repeats it."""
+    """The request has no valid credential or ticket. The message never contains the one that was sent."""
 
 
 class Forbidden(AnkerError):
-    """Who asks is known, and what they were given does not allow this."""
+    """The credential is valid but does not allow the request."""
 
 
 class NotFound(AnkerError):
-    """No such resource, or it belongs to somebody else."""
+    """The resource does not exist, or it belongs to another owner."""
 
 
 class Conflict(AnkerError):
-    """The resource is in a state that does not allow the request."""
+    """The state of the resource does not allow the request."""
 
 
 class Superseded(Conflict):
-    """A user message arrived that the run has not read yet, so the run may not end."""
+    """A user message that the run has not read is stored, so the run may not end."""
 
 
 class LeaseLost(Conflict):
-    """The lease under which something was to be written is over, and the session leased anew: stop, write nothing."""
+    """The session has been leased again since the writer's lease was granted. Write nothing more."""
 
 
 class TooLarge(AnkerError):
-    """More than a limit allows; the message names the limit."""
+    """A size limit is exceeded. The message names the limit."""
 
 
 class _Retryable(AnkerError):
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        """Whole seconds after which trying again makes sense."""
+        """Number of whole seconds after which a retry makes sense."""
 
 
 class LimitReached(_Retryable):
-    """Too many requests or resources at once."""
+    """There are too many requests or resources at once."""
 
 
 class Unavailable(_Retryable):
-    """Something that we depend on does not answer now."""
+    """A dependency cannot be used now."""
 
 
 class StoreUnavailable(Unavailable):
-    """The store cannot be read or written: a full disk, a lost database."""
+    """The store cannot be read or written, for example because a disk is full or a database is down."""
 
 
 class StaleCheckpoint(StoreUnavailable):
-    """The run stands elsewhere in the store than its writer believed: a write whose outcome it never heard of has
-    happened. Nothing was written now; load, and go on from there."""
+    """The stored checkpoint is not the one that the writer expected: a write with unknown outcome had succeeded.
+
+    Nothing was written. Load the checkpoint and continue from it.
+    """
 
 
 class SandboxUnavailable(Unavailable):
-    """No sandbox can be had, or the session's sandbox does not answer."""
+    """No sandbox can be started, or the session's sandbox does not respond."""
 
 
 class SandboxFailure(AnkerError):
-    """The sandbox understood the request and refused it (no such file, shell busy, …).
+    """The sandbox refused the request, for example because a file does not exist or a shell is busy.
 
-    `status` is the sandbox's HTTP status: 404 for what does not exist, 409 for a state that forbids it.
+    `status` is the sandbox's HTTP status: 404 if something does not exist, 409 if a state forbids the request.
     """
 
     def __init__(self, message: str, *, status: int = 400) -> None:
@@ -101,19 +103,19 @@ class SandboxFailure(AnkerError):
 
 
 class BrowserFailure(SandboxFailure):
-    """The browser understood the request and could not carry it out (a stale index, a page that does not answer).
+    """The browser could not carry out the request, for example because of an outdated index or a hanging page.
 
-    `status`: 404 for what does not exist, 409 for a state that forbids it, 400 for a request that makes no sense.
+    `status` is 404 if something does not exist, 409 if a state forbids the request, 400 if the request is invalid.
     """
 
 
 class ModelFailure(AnkerError):
-    """The model could not answer, after all retries. The message says what a person can do about it."""
+    """The model did not return a usable reply. The message says what the user can do."""
 
 
 class RunGivenUp(AnkerError):
-    """A run cost too many processes their lives. The message says so to the user."""
+    """Too many processes died during a run. The message tells the user so."""
 
 
 class SearchFailure(AnkerError):
-    """The search engine refused, failed or timed out; the text tells the model why."""
+    """The search engine refused, failed or timed out. The message tells the model why."""

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 
-from app.application.services.desktop import HELD_BYTES
+from app.application.services.desktop import MAX_EARLY_BYTES
 from app.domain.errors import SandboxFailure, SandboxUnavailable, StoreUnavailable
 from app.interfaces import viewer_connection
 from app.interfaces.api import vnc
@@ -135,9 +135,9 @@ async def test_a_viewer_that_says_much_too_early_is_sent_away(vnc_harness: VncHa
     vnc_harness.api.sandboxes.may_start.clear()
     viewer = await vnc_harness.connect_viewer(session_id)
     for _ in range(3):
-        await viewer.send(bytes(HELD_BYTES // 2))
+        await viewer.send(bytes(MAX_EARLY_BYTES // 2))
     code, reason = await close_reason(viewer)
-    assert (code, str(HELD_BYTES) in reason) == (1009, True)
+    assert (code, str(MAX_EARLY_BYTES) in reason) == (1009, True)
     vnc_harness.api.sandboxes.may_start.set()
 
 

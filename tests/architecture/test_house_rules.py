@@ -17,7 +17,7 @@ MODULES = sorted(
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_and_functions_stay_small_enough_to_read(path: Path) -> None:
     source = path.read_text()
-    assert len(source.splitlines()) <= 300
+    assert len(source.splitlines()) <= 400
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno + 1 <= 50, node.name

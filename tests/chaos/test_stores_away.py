@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.infrastructure.queue.holdings import LeaseTimes
+from app.infrastructure.queue.leases import LeaseTimes
 from tests.chaos.checks import events_of
 from tests.chaos.conftest import MANY, Settings
 from tests.fakes.scripted_openai import ScriptedOpenAI
@@ -135,7 +135,7 @@ async def test_a_call_that_ends_while_mongod_is_away_is_known_and_its_run_stays_
         async with asyncio.timeout(60):
             while not words_in(tmp_path / "marks"):
                 await asyncio.sleep(0.02)
-        await asyncio.sleep(LeaseTimes().lease + 2)  # every lease runs out
+        await asyncio.sleep(LeaseTimes().duration + 2)  # every lease runs out
     await _to_the_end(reader, client)
     history = await stored_frames(other, reader.session_id)
     check_log(events_of(history))

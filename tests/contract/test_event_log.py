@@ -76,34 +76,37 @@ async def test_a_page_holds_at_most_its_limit_of_what_comes_after_a_number(store
 async def test_sessions_do_not_see_each_others_rows(store: Harness) -> None:
     await store.sessions.create("t", owner="me", at=100)
     await store.event_log.commit(
-        "s", Commit(timestamp=1, events=(says("s"),), messages=(("work", SAID[0]),), checkpoint=STATE)
+        "s", Commit(timestamp=1, events=(says("s"),), messages=(("executor", SAID[0]),), checkpoint=STATE)
     )
-    await store.event_log.commit("t", Commit(timestamp=1, events=(says("t"),), messages=(("talk", SAID[1]),)))
+    await store.event_log.commit("t", Commit(timestamp=1, events=(says("t"),), messages=(("planner", SAID[1]),)))
     assert [record.number for record in await store.event_log.read("t", after=0, limit=9)] == [1]
-    assert list(await store.event_log.load_transcript("s", "talk")) == []
-    assert list(await store.event_log.load_transcript("t", "talk")) == [SAID[1]]
+    assert list(await store.event_log.load_transcript("s", "planner")) == []
+    assert list(await store.event_log.load_transcript("t", "planner")) == [SAID[1]]
     assert await store.event_log.load_checkpoint("t") == Checkpoint()
 
 
 async def test_transcripts_and_run_state_come_back_as_they_were_said_even_after_a_restart(store: Harness) -> None:
     assert await store.event_log.load_checkpoint("s") == Checkpoint()
     await store.event_log.commit(
-        "s", Commit(timestamp=1, messages=[("talk", SAID[0]), ("work", SAID[2])], checkpoint=Checkpoint(model_turns=1))
+        "s",
+        Commit(
+            timestamp=1, messages=[("planner", SAID[0]), ("executor", SAID[2])], checkpoint=Checkpoint(model_turns=1)
+        ),
     )
     await store.event_log.commit(
-        "s", Commit(timestamp=1, messages=[("work", SAID[3]), ("talk", SAID[1])], checkpoint=STATE)
+        "s", Commit(timestamp=1, messages=[("executor", SAID[3]), ("planner", SAID[1])], checkpoint=STATE)
     )
     await store.close()
     await store.open()
-    await store.event_log.commit("s", Commit(timestamp=1, messages=[("talk", SAID[2])]))
-    assert list(await store.event_log.load_transcript("s", "talk")) == [SAID[0], SAID[1], SAID[2]]
-    assert list(await store.event_log.load_transcript("s", "work")) == [SAID[2], SAID[3]]
+    await store.event_log.commit("s", Commit(timestamp=1, messages=[("planner", SAID[2])]))
+    assert list(await store.event_log.load_transcript("s", "planner")) == [SAID[0], SAID[1], SAID[2]]
+    assert list(await store.event_log.load_transcript("s", "executor")) == [SAID[2], SAID[3]]
     assert await store.event_log.load_checkpoint("s") == STATE
 
 
 def turn(revision: str, *, follows: str | None, **more: Any) -> Commit:
     """A change of a run: an event, a message, what it cost, and the checkpoint `revision`."""
-    said: tuple[tuple[TranscriptName, Message], ...] = (("work", UserMessage(content=revision)),)
+    said: tuple[tuple[TranscriptName, Message], ...] = (("executor", UserMessage(content=revision)),)
     run = Checkpoint(model_turns=len(revision), revision=revision)
     return Commit(
         timestamp=1,
@@ -127,7 +130,7 @@ async def test_a_change_that_is_repeated_is_written_once_even_after_a_restart(st
     # Had it not been written before, the newer message would forbid it.
     assert list(await store.event_log.commit("s", turn("b", follows="a", ends_after_message=2))) == []
     assert [record.number for record in await store.event_log.read("s", after=0, limit=9)] == [1, 2, 3, 4]
-    assert [said.content for said in await store.event_log.load_transcript("s", "work")] == ["a", "b"]
+    assert [said.content for said in await store.event_log.load_transcript("s", "executor")] == ["a", "b"]
     assert await store.sessions.usage("s") == Usage(calls=2)
     assert [len(records) for _, records in store.committed] == [1, 1, 1, 1]
 
@@ -200,7 +203,7 @@ async def test_a_run_may_not_end_over_words_that_it_has_not_read(store: Harness)
     ending = Commit(
         timestamp=1,
         events=(DoneEvent(),),
-        messages=[("talk", SAID[0])],
+        messages=[("planner", SAID[0])],
         checkpoint=STATE,
         usage=Usage(calls=1),
         ends_after_message=1,
@@ -208,7 +211,7 @@ async def test_a_run_may_not_end_over_words_that_it_has_not_read(store: Harness)
     with pytest.raises(Superseded):
         await store.event_log.commit("s", ending)
     assert (await store.sessions.get("s", owner="me")).last_event_number == 2
-    assert list(await store.event_log.load_transcript("s", "talk")) == []
+    assert list(await store.event_log.load_transcript("s", "planner")) == []
     assert await store.event_log.load_checkpoint("s") == Checkpoint()
     assert await store.sessions.usage("s") == Usage()
     ends = Commit(timestamp=1, events=(DoneEvent(),), ends_after_message=2)
@@ -239,7 +242,7 @@ async def test_followers_hear_of_every_stored_event_in_order_before_the_caller_g
         heard_by_caller.append(("s", records) in store.committed)
 
     await asyncio.gather(*(call(n) for n in range(30)))
-    await store.event_log.commit("s", Commit(timestamp=1, messages=[("talk", SAID[0])]))
+    await store.event_log.commit("s", Commit(timestamp=1, messages=[("planner", SAID[0])]))
     numbers = [record.number for _, records in store.committed for record in records]
     assert numbers == list(range(1, 61))
     assert all(heard_by_caller)
@@ -264,7 +267,7 @@ async def test_nothing_is_found_of_a_session_that_does_not_exist(store: Harness)
         event_log.read("no", after=0, limit=1),
         event_log.unread_messages("no", after=0),
         event_log.load_checkpoint("no"),
-        event_log.load_transcript("no", "talk"),
+        event_log.load_transcript("no", "planner"),
     ):
         with pytest.raises(NotFound):
             await call
@@ -274,7 +277,7 @@ async def test_what_a_model_sends_at_its_worst_is_stored_and_read_back(store: Ha
     call = OpenCall(id="c", toolkit="shell", function="f", args={"a": "\ud800 \ud83d\ude00", "n": 2**70, "x": [{}]})
     events: list[Event] = [ToolCallingEvent.of(call), TitleEvent(title="t\udc00"), says("m\ud800")]
     records = await store.event_log.commit(
-        "s", Commit(timestamp=1, events=events, messages=[("work", ToolMessage(tool_call_id="c", content="é"))])
+        "s", Commit(timestamp=1, events=events, messages=[("executor", ToolMessage(tool_call_id="c", content="é"))])
     )
     await store.event_log.commit("s", Commit(timestamp=1, checkpoint=Checkpoint(open_calls=(call,), model_turns=7)))
     assert list(await store.event_log.read("s", after=0, limit=9)) == list(records)

@@ -190,7 +190,7 @@ async def test_what_is_written_under_an_old_lease_is_refused_whole(leasing: Leas
     late = Commit(
         timestamp=1,
         events=[DoneEvent()],
-        messages=[("talk", UserMessage(content="x"))],
+        messages=[("planner", UserMessage(content="x"))],
         checkpoint=Checkpoint(model_turns=9),
         usage=Usage(calls=1),
         fencing_token=old.token,
@@ -203,7 +203,7 @@ async def test_what_is_written_under_an_old_lease_is_refused_whole(leasing: Leas
         with pytest.raises(LeaseLost):
             await leasing.event_log.commit("s", change)
     assert (await leasing.sessions.get("s", owner="me")).last_event_number == 1
-    assert list(await leasing.event_log.load_transcript("s", "talk")) == []
+    assert list(await leasing.event_log.load_transcript("s", "planner")) == []
     assert await leasing.event_log.load_checkpoint("s") == Checkpoint()
     assert await leasing.sessions.usage("s") == Usage()
     assert [

@@ -201,7 +201,7 @@ async def test_what_a_dead_process_did_not_copy_is_read_and_then_copied_by_the_n
     mongo: MongoHarness,
 ) -> None:
     change = Commit(
-        timestamp=1, events=[says("1"), TitleEvent(title="t")], messages=[("work", UserMessage(content="w"))]
+        timestamp=1, events=[says("1"), TitleEvent(title="t")], messages=[("executor", UserMessage(content="w"))]
     )
     await mongo.event_log.commit("s", change)
     await mongo.event_log.append_user_message("s", "u", at=1, key="k")
@@ -224,7 +224,7 @@ async def test_what_a_dead_process_did_not_copy_is_read_and_then_copied_by_the_n
         assert await mongo.event_log.append_user_message("s", "u", at=1, key="k") == StoredMessage(
             number=3, is_new=False
         )
-        assert len(await mongo.event_log.load_transcript("s", "work")) == 1
+        assert len(await mongo.event_log.load_transcript("s", "executor")) == 1
 
 
 async def test_a_process_that_deletes_while_another_writes_leaves_nothing_behind(mongo: MongoHarness) -> None:
@@ -258,7 +258,7 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
     long = Commit(
         timestamp=1,
         events=[says("x")] * 9000,
-        messages=[("work", UserMessage(content="x"))] * 5000,
+        messages=[("executor", UserMessage(content="x"))] * 5000,
         checkpoint=Checkpoint(model_turns=1),
     )
     await mongo.event_log.commit("s", long)

@@ -9,9 +9,9 @@ import pytest
 from app.domain.errors import NotFound, StoreUnavailable, Superseded
 from app.domain.external.run_queue import Attempt, RunQueue
 from app.domain.services.flows.plan_act import CRASHED, INTERRUPTED, STOPPED
-from app.infrastructure.queue import drivers
+from app.infrastructure.queue import supervisor
 from app.infrastructure.queue.inline import InlineRunQueue
-from app.infrastructure.queue.leased import LeasedRunQueue
+from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.streams.memory.signals import LocalSignals
 from tests.contract.conftest import MongoHarness, SqliteHarness, harness_of
 
@@ -49,13 +49,13 @@ class Worker:
         finally:
             self.running -= 1
 
-    async def abort(self, session_id: str, *, everything: bool) -> None:
-        self.log.append(f"abort {'all' if everything else 'open'}")
+    async def kill_open_calls(self, session_id: str) -> None:
+        self.log.append("kill open calls")
 
-    async def forget(self, session_id: str) -> None:
+    async def release(self, session_id: str) -> None:
         self.log.append("forget")
 
-    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
+    async def finish_stopped(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
         self.log.append(f"stop {up_to}")
         if self.stop_failures:
             raise self.stop_failures.pop(0)
@@ -105,7 +105,7 @@ async def idle(queue: RunQueue) -> None:
     """Until no run is left, nor a lease that is just being given back: these tests store no words that would be found
     then."""
     async with asyncio.timeout(SECONDS):
-        while queue.active or (isinstance(queue, LeasedRunQueue) and queue._holdings._tasks):
+        while queue.active or (isinstance(queue, LeasedRunQueue) and queue._held._tasks):
             await asyncio.sleep(0.001)
 
 
@@ -116,7 +116,7 @@ async def test_a_wake_starts_a_run_and_another_interrupts_it(queue: RunQueue, wo
     await worker.started.acquire()
     worker.let_go.release()
     await idle(queue)
-    assert worker.log == ["work", "cut", "abort open", "work", "ended"]
+    assert worker.log == ["work", "cut", "kill open calls", "work", "ended"]
     assert worker.reasons == [CRASHED, INTERRUPTED]
 
 
@@ -144,21 +144,21 @@ async def test_stop_cuts_the_run_kills_everything_and_returns_when_it_is_written
 ) -> None:
     await queue.wake("s", up_to=1)
     await worker.started.acquire()
-    await queue.stop("s", up_to=7)
-    assert worker.log == ["work", "cut", "abort all", "stop 7"]
+    await queue.stop_run("s", up_to=7)
+    assert worker.log == ["work", "cut", "stop 7"]
     await idle(queue)
 
 
 async def test_stop_works_for_a_run_that_rests(queue: RunQueue, worker: Worker) -> None:
-    await queue.stop("s", up_to=3)
-    assert worker.log == ["abort all", "stop 3"]
+    await queue.stop_run("s", up_to=3)
+    assert worker.log == ["stop 3"]
 
 
 async def test_words_that_come_after_a_stop_are_worked_on(queue: RunQueue, worker: Worker) -> None:
     await queue.wake("s", up_to=1)
     await worker.started.acquire()
     worker.stop_failures.append(Superseded("newer words"))
-    await queue.stop("s", up_to=1)
+    await queue.stop_run("s", up_to=1)
     await worker.started.acquire()
     assert worker.reasons == [CRASHED, STOPPED]
 
@@ -167,7 +167,7 @@ async def test_many_stops_at_once_all_return(queue: RunQueue, worker: Worker) ->
     await queue.wake("s", up_to=1)
     await worker.started.acquire()
     async with asyncio.timeout(SECONDS):
-        await asyncio.gather(*(queue.stop("s", up_to=n) for n in range(20)))
+        await asyncio.gather(*(queue.stop_run("s", up_to=n) for n in range(20)))
     assert any(line.startswith("stop") for line in worker.log)
 
 
@@ -176,14 +176,14 @@ async def test_a_stop_that_cannot_be_written_says_so_and_the_run_goes_on(queue: 
     await worker.started.acquire()
     worker.stop_failures.append(StoreUnavailable("full"))
     with pytest.raises(StoreUnavailable):
-        await queue.stop("s", up_to=1)
+        await queue.stop_run("s", up_to=1)
     await worker.started.acquire()
 
 
 async def test_cancel_ends_the_run_without_a_word(queue: RunQueue, worker: Worker) -> None:
     await queue.wake("s", up_to=1)
     await worker.started.acquire()
-    await queue.cancel("s")
+    await queue.cancel_run("s")
     assert worker.log[:2] == ["work", "cut"]
     assert "stop" not in " ".join(worker.log)
     assert not queue.active
@@ -200,7 +200,7 @@ async def test_a_run_that_was_overtaken_by_new_words_starts_again(queue: RunQueu
 async def test_a_run_rests_while_the_store_is_away_and_goes_on_by_itself(
     queue: RunQueue, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drivers, "_RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(supervisor, "_RETRY_SECONDS", (0.0, 0.0))
     worker.failures.extend(StoreUnavailable("away") for _ in range(5))
     worker.let_go.release()
     await queue.wake("s", up_to=1)
@@ -211,19 +211,19 @@ async def test_a_run_rests_while_the_store_is_away_and_goes_on_by_itself(
 async def test_stop_does_not_wait_for_the_store_to_come_back(
     queue: RunQueue, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drivers, "_RETRY_SECONDS", (600.0,))
+    monkeypatch.setattr(supervisor, "_RETRY_SECONDS", (600.0,))
     worker.failures.append(StoreUnavailable("away"))
     await queue.wake("s", up_to=1)
     await worker.started.acquire()
     async with asyncio.timeout(SECONDS):
-        await queue.stop("s", up_to=1)
+        await queue.stop_run("s", up_to=1)
     assert "stop 1" in worker.log
 
 
 async def test_a_session_deleted_under_its_stop_is_no_fault(queue: RunQueue, worker: Worker) -> None:
     worker.stop_failures.append(NotFound("gone"))
-    await queue.stop("s", up_to=1)
-    assert worker.log == ["abort all", "stop 1"]
+    await queue.stop_run("s", up_to=1)
+    assert worker.log == ["stop 1"]
 
 
 async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run(
@@ -233,7 +233,7 @@ async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run
     await queue.wake("s", up_to=1)
     await worker.started.acquire()
     worker.let_go.release()
-    async with asyncio.timeout(drivers.PAUSE_SECONDS / 2):  # new words do not wait until the run has rested
+    async with asyncio.timeout(supervisor.FAULT_PAUSE_SECONDS / 2):  # new words do not wait until the run has rested
         await queue.wake("s", up_to=2)
         await idle(queue)
     assert worker.log == ["work", "work", "ended"]
@@ -242,15 +242,15 @@ async def test_a_fault_in_an_attempt_does_not_keep_the_session_from_its_next_run
 async def test_a_fault_in_ending_what_was_cut_short_keeps_neither_words_nor_a_stop_from_being_heard(
     queue: RunQueue, worker: Worker
 ) -> None:
-    async def broken(session_id: str, *, everything: bool) -> None:
+    async def broken(session_id: str) -> None:
         raise RuntimeError("bug")
 
-    worker.abort = broken  # type: ignore[method-assign]
+    worker.kill_open_calls = broken  # type: ignore[method-assign]
     await queue.wake("s", up_to=1)
     await worker.started.acquire()
     await queue.wake("s", up_to=2)
     await worker.started.acquire()
-    await queue.stop("s", up_to=2)
+    await queue.stop_run("s", up_to=2)
     assert worker.log == ["work", "cut", "work", "cut", "stop 2"]
 
 
@@ -280,7 +280,7 @@ async def test_a_stop_that_a_shutdown_forestalls_is_not_taken_for_done(worker: W
     worker.work = slow_to_end  # type: ignore[method-assign]
     await queue.wake("s", up_to=1)
     await worker.started.acquire()
-    stopping = asyncio.create_task(queue.stop("s", up_to=1))
+    stopping = asyncio.create_task(queue.stop_run("s", up_to=1))
     await being_cut.wait()
     await queue.close()
     with pytest.raises(StoreUnavailable):

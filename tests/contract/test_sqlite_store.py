@@ -181,11 +181,11 @@ async def test_a_file_of_version_1_loads_whole_and_goes_on(tmp_path: Path) -> No
             prompt_tokens=10, cached_tokens=4, completion_tokens=5, calls=2
         )
         assert await store.event_log.unread_messages("golden", after=0) == [UnreadMessage(number=1, content="Hello")]
-        assert list(await store.event_log.load_transcript("golden", "talk")) == [
+        assert list(await store.event_log.load_transcript("golden", "planner")) == [
             SystemMessage(content="s"),
             UserMessage(content="Hello"),
         ]
-        assert list(await store.event_log.load_transcript("golden", "work")) == [
+        assert list(await store.event_log.load_transcript("golden", "executor")) == [
             AssistantMessage(
                 content="c", tool_calls=(ToolCall(id="c1", name="shell_exec", arguments='{"id":"main"}'),)
             ),
@@ -283,7 +283,7 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
     long = Commit(
         timestamp=1,
         events=[MessageEvent(role="assistant", content="x")] * 9000,
-        messages=[("work", UserMessage(content="x"))] * 5000,
+        messages=[("executor", UserMessage(content="x"))] * 5000,
         checkpoint=Checkpoint(model_turns=1),
     )
     await sqlite.event_log.commit("s", long)

@@ -42,7 +42,7 @@ steps = st.lists(st.one_of(commits, commits, receives, receives, marks, creates,
 async def do(store: Harness, step: tuple[object, ...]) -> object:
     match step:
         case ("commit", str(session), list(batch), int(at), ends_after, int(turns)):
-            said = [("talk", UserMessage(content=str(turns)))] * turns
+            said = [("planner", UserMessage(content=str(turns)))] * turns
             change = Commit(
                 timestamp=at,
                 events=batch,
@@ -84,7 +84,7 @@ async def observed(store: Harness) -> list[object]:
         for call in (
             event_log.read(session, after=2, limit=5),
             event_log.unread_messages(session, after=1),
-            event_log.load_transcript(session, "talk"),
+            event_log.load_transcript(session, "planner"),
         ):
             found = await outcome(call)
             seen.append(found if isinstance(found, tuple) else list(found))  # type: ignore[call-overload]

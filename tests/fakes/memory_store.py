@@ -22,7 +22,7 @@ class _Kept:
     touched: int
     delivered: int = 0
     events: list[tuple[Event, EventRecord]] = field(default_factory=list)
-    said: dict[TranscriptName, list[Message]] = field(default_factory=lambda: {"talk": [], "work": []})
+    said: dict[TranscriptName, list[Message]] = field(default_factory=lambda: {"planner": [], "executor": []})
     run: Checkpoint = field(default_factory=Checkpoint)
     usage: Usage = field(default_factory=Usage)
     keys: dict[str, int] = field(default_factory=dict)

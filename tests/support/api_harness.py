@@ -11,9 +11,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.application.services.chat import ChatService
+from app.application.services.delete_session import DeleteSession
 from app.application.services.desktop import DesktopService
+from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
+from app.application.services.stop_run import StopRun
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
 from app.domain.external.run_queue import Attempt
@@ -80,13 +83,13 @@ class ScriptedWorker:
             await self.store.commit(session_id, commit)
         self.finished.set()
 
-    async def abort(self, session_id: str, *, everything: bool) -> None:
+    async def kill_open_calls(self, session_id: str) -> None:
         pass
 
-    async def forget(self, session_id: str) -> None:
+    async def release(self, session_id: str) -> None:
         pass
 
-    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
+    async def finish_stopped(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
         await self.store.commit(
             session_id,
             Commit(timestamp=COMMIT_TIME, events=[DoneEvent()], checkpoint=Checkpoint(last_read_message=up_to)),
@@ -123,15 +126,12 @@ class ApiHarness:
             metrics=self.metrics,
             gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.followers},
             chat=ChatService(sessions=store, event_log=store, streams=streams, feed=feed, queue=queue),
-            sessions=SessionService(
-                sessions=store,
-                event_log=store,
-                streams=streams,
-                feed=feed,
-                queue=queue,
-                sandboxes=sandboxes,
-                browsers=MemoryBrowsers(),
+            sessions=SessionService(sessions=store, streams=streams, feed=feed),
+            stop_run=StopRun(sessions=store, queue=queue),
+            delete_session=DeleteSession(
+                sessions=store, queue=queue, feed=feed, browsers=MemoryBrowsers(), sandboxes=sandboxes
             ),
+            inspect_sandbox=SandboxInspector(sessions=store, sandboxes=sandboxes),
             screenshots=self.screenshots,
             desktop=DesktopService(sessions=store, sandboxes=sandboxes, feed=feed),
             tickets=TicketService(sessions=store, tickets=self.tickets, now=lambda: self.now),

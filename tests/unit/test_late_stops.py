@@ -2,13 +2,13 @@
 
 import pytest
 
-from app.application.services.runs import RunService
+from app.application.services.run_worker import PlanActWorker
 from app.domain.errors import Superseded
 from app.domain.models.event import DoneEvent
 from app.domain.models.plan import Plan, Step
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
-from app.domain.services.flows.plan_act import FlowParts
+from app.domain.services.flows.plan_act import FlowDependencies
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
@@ -35,9 +35,9 @@ async def store() -> MemoryStore:
     return store
 
 
-def worker(store: MemoryStore) -> RunService:
-    return RunService(
-        parts=FlowParts(event_log=store, feed=MemoryFeed(), model=ScriptedLLM([]), tools=EXECUTING),
+def worker(store: MemoryStore) -> PlanActWorker:
+    return PlanActWorker(
+        dependencies=FlowDependencies(event_log=store, feed=MemoryFeed(), model=ScriptedLLM([]), tools=EXECUTING),
         sandboxes=MemorySandboxProvider(),
         browsers=MemoryBrowsers(),
         screenshots=MemoryScreenshotKeeper(),
@@ -47,19 +47,19 @@ def worker(store: MemoryStore) -> RunService:
 
 async def test_a_stop_of_earlier_words_leaves_the_run_of_later_ones_alone(store: MemoryStore) -> None:
     with pytest.raises(Superseded):
-        await worker(store).stop("s", up_to=2, fencing_token=None)
+        await worker(store).finish_stopped("s", up_to=2, fencing_token=None)
     assert (await store.load_checkpoint("s")).phase == "executing"
     assert (await store.get("s", owner="")).status == "active"
 
 
 async def test_a_stop_of_the_run_that_goes_ends_it(store: MemoryStore) -> None:
-    await worker(store).stop("s", up_to=3, fencing_token=None)
+    await worker(store).finish_stopped("s", up_to=3, fencing_token=None)
     assert (await store.load_checkpoint("s")).phase == "idle"
     assert (await store.get("s", owner="")).status == "completed"
 
 
 async def test_a_stop_of_earlier_words_is_nothing_once_everything_has_ended(store: MemoryStore) -> None:
-    await worker(store).stop("s", up_to=3, fencing_token=None)
+    await worker(store).finish_stopped("s", up_to=3, fencing_token=None)
     before = (await store.get("s", owner="")).last_event_number
-    await worker(store).stop("s", up_to=2, fencing_token=None)
+    await worker(store).finish_stopped("s", up_to=2, fencing_token=None)
     assert (await store.get("s", owner="")).last_event_number == before

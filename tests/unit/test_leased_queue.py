@@ -14,12 +14,12 @@ from app.domain.models.event import DoneEvent, MessageEvent
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
 from app.domain.services.flows.plan_act import STOPPED
-from app.infrastructure.queue.holdings import LeaseTimes
-from app.infrastructure.queue.leased import LeasedRunQueue
+from app.infrastructure.queue.leased_queue import LeasedRunQueue
+from app.infrastructure.queue.leases import LeaseTimes
 from tests.fakes.memory_leases import MemoryLeases
 from tests.fakes.memory_store import MemoryStore
 
-TIMES = LeaseTimes(lease=6, renew=0.02, look=0.02, settle=0.2)
+TIMES = LeaseTimes(duration=6, renew_interval=0.02, scan_interval=0.02, settle_timeout=0.2)
 
 
 class Wire:
@@ -58,7 +58,7 @@ class Worker:
         self.name = name
         self.attempts: list[Attempt] = []
         self.forgotten: list[str] = []
-        self.aborted: list[bool] = []
+        self.kills = 0
 
     async def work(self, session_id: str, attempt: Attempt) -> None:
         world = self._world
@@ -85,10 +85,10 @@ class Worker:
         )
         await world.store.commit(session_id, change)
 
-    async def abort(self, session_id: str, *, everything: bool) -> None:
-        self.aborted.append(everything)
+    async def kill_open_calls(self, session_id: str) -> None:
+        self.kills += 1
 
-    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
+    async def finish_stopped(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
         state = await self._world.store.load_checkpoint(session_id)
         words = await self._world.store.unread_messages(session_id, after=state.last_read_message)
         told = [word.number for word in words if word.number <= up_to]
@@ -104,7 +104,7 @@ class Worker:
         )
         await self._world.store.commit(session_id, change)
 
-    async def forget(self, session_id: str) -> None:
+    async def release(self, session_id: str) -> None:
         self.forgotten.append(session_id)
 
 
@@ -130,17 +130,17 @@ class World:
 
     async def die(self, queue: LeasedRunQueue) -> None:
         """As SIGKILL would end it: nothing is written, nothing given back."""
-        for task in (*queue._rounds, *queue._holdings._tasks):
+        for task in (*queue._background, *queue._held._tasks):
             task.cancel()
-        queue._holdings._leases = DeadStore()  # type: ignore[assignment]
+        queue._held._leases = DeadStore()  # type: ignore[assignment]
         queue._leases = DeadStore()  # type: ignore[assignment]
-        drivers = queue._holdings._drivers
+        drivers = queue._held._supervisor
         for run in list(drivers._runs.values()):
-            assert run.driver is not None
+            assert run.task is not None
             if run.attempt is not None:
                 run.attempt.cancel()
-            run.driver.cancel()
-            await asyncio.wait([run.driver, *([run.attempt] if run.attempt else [])])
+            run.task.cancel()
+            await asyncio.wait([run.task, *([run.attempt] if run.attempt else [])])
 
     async def say(self, queue: LeasedRunQueue, session_id: str = "s") -> int:
         receipt = await self.store.append_user_message(session_id, "words", at=1, key=None)
@@ -212,7 +212,7 @@ async def test_new_words_interrupt_the_run_in_another_process(world: World) -> N
     api, _ = world.process("api", takes_runs=False)
     await world.say(api)
     await world.until(lambda: len(worker.attempts) == 2)
-    assert worker.aborted == [False]
+    assert worker.kills == 1
 
 
 @pytest.mark.usefixtures("lost_signals")
@@ -223,29 +223,28 @@ async def test_words_and_stops_arrive_also_when_every_signal_is_lost(world: Worl
     await world.until(world.runs)
     up_to = await world.say(api)
     await world.until(lambda: len(worker.attempts) == 2)
-    await api.stop("s", up_to=up_to)
+    await api.stop_run("s", up_to=up_to)
     assert world.types() == ["message", "message", "done"]
     assert not world.runs()
     assert len(worker.attempts) == 2, "what was heard once is not heard again"
 
 
 async def test_a_stop_reaches_a_run_in_another_process_and_returns_when_done_is_written(world: World) -> None:
-    first, worker = world.process("worker")
+    first, _ = world.process("worker")
     up_to = await world.say(first)
     await world.until(world.runs)
     api, _ = world.process("api", takes_runs=False)
-    await api.stop("s", up_to=up_to)
+    await api.stop_run("s", up_to=up_to)
     assert world.types() == ["message", "done"]
-    assert worker.aborted == [True]
     assert await world.leases.requested_stop("s") is None
-    await api.stop("s", up_to=up_to)
+    await api.stop_run("s", up_to=up_to)
     assert world.types() == ["message", "done"]
 
 
 async def test_a_process_that_takes_no_runs_ends_one_that_nobody_has(world: World) -> None:
     api, here = world.process("api", takes_runs=False)
     up_to = await world.say(api)
-    await api.stop("s", up_to=up_to)
+    await api.stop_run("s", up_to=up_to)
     assert world.types() == ["message", "done"]
     assert here.attempts == []
 
@@ -254,7 +253,7 @@ async def test_words_that_came_after_the_stop_are_left_to_a_worker(world: World)
     api, here = world.process("api", takes_runs=False)
     up_to = await world.say(api)
     await world.say(api)
-    await api.stop("s", up_to=up_to)
+    await api.stop_run("s", up_to=up_to)
     assert "done" not in world.types()
     assert here.attempts == []
     world.process("worker")
@@ -267,7 +266,7 @@ async def test_a_dead_workers_run_goes_on_elsewhere_once_its_lease_is_over_and_n
     await world.until(world.runs)
     _, second = world.process("second")
     await world.die(first)
-    world.now += TIMES.lease - 0.1
+    world.now += TIMES.duration - 0.1
     assert await world.leases.list_claimable(limit=9) == []
     world.now += 0.2
     await world.until(lambda: world.runs() == ["second"])
@@ -281,7 +280,7 @@ async def test_a_worker_that_lives_keeps_its_run_for_ever(world: World) -> None:
     _, second = world.process("second")
     for _ in range(20):
         renewed = world.leases._rows["s"].until
-        world.now += TIMES.lease / 2
+        world.now += TIMES.duration / 2
         await world.until(lambda renewed=renewed: world.leases._rows["s"].until > renewed)
     assert world.runs() == ["first"]
     assert second.attempts == []
@@ -332,13 +331,13 @@ async def test_a_deletion_ends_the_run_wherever_it_goes_and_nobody_begins_it_ane
     await world.until(world.runs)
     api, _ = world.process("api", takes_runs=False)
     _, third = world.process("third")
-    await api.cancel("s")
+    await api.cancel_run("s")
     assert not world.runs()
     assert worker.forgotten == ["s"]
     await world.store.append_user_message("s", "meanwhile", at=1, key=None)
     assert await world.leases.list_claimable(limit=9) == []
     await world.store.delete("s", owner="me")
-    await api.cancel("s")
+    await api.cancel_run("s")
     assert third.attempts == []
 
 
@@ -346,9 +345,9 @@ async def test_a_deletion_that_failed_leaves_a_run_that_goes_on(world: World) ->
     queue, worker = world.process("worker")
     await world.say(queue)
     await world.until(world.runs)
-    await queue.cancel("s")
+    await queue.cancel_run("s")
     await queue.wake("s", up_to=1)
-    world.now += TIMES.lease + 1
+    world.now += TIMES.duration + 1
     await world.until(world.runs)
     assert len(worker.attempts) == 2
 
@@ -360,7 +359,7 @@ async def test_runs_rest_while_the_store_is_away_and_go_on_by_themselves(world: 
     world.store.trouble = "away"
     world.gate.set()
     await world.until(lambda: not world.runs())
-    world.now += 2 * TIMES.lease
+    world.now += 2 * TIMES.duration
     world.store.trouble = None
     await world.until(lambda: world.types() == ["message", "done"])
     assert not any(attempt.crashed for attempt in worker.attempts)
@@ -374,7 +373,7 @@ async def test_a_run_whose_worker_died_while_the_store_was_away_is_taken_soon_af
     _, other = world.process("other")
     world.store.trouble = "away"
     await world.die(queue)
-    world.now += 2 * TIMES.lease
+    world.now += 2 * TIMES.duration
     world.store.trouble = None
     await world.until(lambda: [attempt.crashed for attempt in other.attempts] == [True])
 
@@ -412,9 +411,9 @@ async def test_a_stop_whose_worker_dies_over_it_is_carried_out_by_who_asked(worl
     await world.until(world.runs)
     api, _ = world.process("api", takes_runs=False)
     await world.die(first)
-    stopping = asyncio.create_task(api.stop("s", up_to=up_to))
+    stopping = asyncio.create_task(api.stop_run("s", up_to=up_to))
     await world.until(lambda: world.leases._rows["s"].stop_up_to == up_to)
-    world.now += TIMES.lease + 1
+    world.now += TIMES.duration + 1
     await stopping
     assert world.types() == ["message", "done"]
     await world.until(lambda: world.leases._rows["s"].stop_up_to is None)
@@ -446,7 +445,7 @@ async def test_a_stop_that_a_shutdown_forestalls_is_carried_out_by_another_proce
     up_to = await world.say(first)
     await world.until(world.runs)
     api, _ = world.process("api", takes_runs=False)
-    stopping = asyncio.create_task(api.stop("s", up_to=up_to))
+    stopping = asyncio.create_task(api.stop_run("s", up_to=up_to))
     await being_cut.wait()
     await first.close()
     async with asyncio.timeout(30):
@@ -461,7 +460,7 @@ async def test_a_stop_that_is_asked_again_after_its_answer_is_answered_again(wor
     await world.until(world.runs)
     await world.store.append_user_message("s", "newer", at=1, key=None)
     api, _ = world.process("api", takes_runs=False)
-    await api.stop("s", up_to=up_to)
+    await api.stop_run("s", up_to=up_to)
     await world.until(world.runs)
     await world.leases.request_stop("s", up_to=up_to)
     await world.until(lambda: world.leases._rows["s"].stop_up_to is None)
@@ -473,16 +472,16 @@ async def test_a_stop_that_is_asked_again_after_its_answer_is_answered_again(wor
 async def test_the_client_that_goes_away_does_not_take_the_stop_with_it(world: World) -> None:
     queue, worker = world.process("worker")
     entered, let_go = asyncio.Event(), asyncio.Event()
-    stop = worker.stop
+    stop = worker.finish_stopped
 
     async def slow(session_id: str, *, up_to: int, fencing_token: int | None) -> None:
         entered.set()
         await let_go.wait()
         await stop(session_id, up_to=up_to, fencing_token=fencing_token)
 
-    worker.stop = slow  # type: ignore[method-assign]
+    worker.finish_stopped = slow  # type: ignore[method-assign]
     await world.store.append_user_message("s", "words", at=1, key=None)
-    asking = asyncio.create_task(queue.stop("s", up_to=1))
+    asking = asyncio.create_task(queue.stop_run("s", up_to=1))
     await entered.wait()
     asking.cancel()
     await asyncio.wait([asking])
@@ -493,8 +492,8 @@ async def test_the_client_that_goes_away_does_not_take_the_stop_with_it(world: W
 async def test_a_fault_of_ours_is_tried_again_without_a_tight_circle(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.infrastructure.queue.drivers.PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("app.infrastructure.queue.holdings.PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("app.infrastructure.queue.supervisor.FAULT_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("app.infrastructure.queue.leases.FAULT_PAUSE_SECONDS", 0.05)
     queue, worker = world.process("worker")
     failing = [RuntimeError("bug")]
     work = worker.work
@@ -508,18 +507,18 @@ async def test_a_fault_of_ours_is_tried_again_without_a_tight_circle(
         raise RuntimeError("bug")
 
     worker.work = broken  # type: ignore[method-assign]
-    worker.stop = bad_stop  # type: ignore[method-assign]
+    worker.finish_stopped = bad_stop  # type: ignore[method-assign]
     up_to = await world.say(queue)
     await world.until(world.runs)
     with pytest.raises(StoreUnavailable):
-        await queue.stop("s", up_to=up_to)
+        await queue.stop_run("s", up_to=up_to)
     await world.until(lambda: len(worker.attempts) >= 2)
 
 
 async def test_an_attempt_that_fails_again_and_again_is_given_pauses(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.infrastructure.queue.drivers.PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("app.infrastructure.queue.supervisor.FAULT_PAUSE_SECONDS", 0.2)
     queue, worker = world.process("worker")
     began: list[float] = []
 

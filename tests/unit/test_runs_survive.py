@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.application.services.chat import ChatRequest, ChatService
-from app.application.services.runs import RunService
+from app.application.services.run_worker import PlanActWorker
+from app.application.services.stop_run import StopRun
 from app.application.services.streams import EventStreams
 from app.domain.errors import StoreUnavailable
 from app.domain.external.llm import ModelReply
 from app.domain.models.message import AssistantMessage, Message, ToolMessage, UserMessage
-from app.domain.services.agents import writing
-from app.domain.services.flows.plan_act import FlowParts
+from app.domain.services.agents import checkpointer
+from app.domain.services.flows.plan_act import FlowDependencies
 from app.domain.services.tools.registry import EXECUTING
-from app.infrastructure.queue import drivers
+from app.infrastructure.queue import supervisor
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
@@ -68,7 +69,7 @@ class SlowStore(MemoryStore):
             raise StoreUnavailable("the connection broke")
         return records
 
-    async def unread_words(self, session_id: str, *, after: int) -> Any:
+    async def unread_messages(self, session_id: str, *, after: int) -> Any:
         await ticks(self.rng.randrange(3))
         return await super().unread_messages(session_id, after=after)
 
@@ -93,9 +94,9 @@ class World:
         self.start()
 
     def start(self) -> None:
-        parts = FlowParts(event_log=self.store, feed=self.feed, model=self.model, tools=EXECUTING)
-        worker = RunService(
-            parts=parts,
+        dependencies = FlowDependencies(event_log=self.store, feed=self.feed, model=self.model, tools=EXECUTING)
+        worker = PlanActWorker(
+            dependencies=dependencies,
             sandboxes=self.sandboxes,
             browsers=MemoryBrowsers(),
             screenshots=MemoryScreenshotKeeper(),
@@ -103,6 +104,7 @@ class World:
         )
         self.queue = InlineRunQueue(worker)
         streams = EventStreams(self.store, self.feed)
+        self.stop_run = StopRun(sessions=self.store, queue=self.queue)
         self.chat = ChatService(
             sessions=self.store, event_log=self.store, streams=streams, feed=self.feed, queue=self.queue
         )
@@ -133,7 +135,7 @@ class World:
         self.patience = patience
         async with asyncio.timeout(20):
             while True:
-                drivers = [run.driver for run in self.queue._drivers._runs.values() if run.driver]
+                drivers = [run.task for run in self.queue._supervisor._runs.values() if run.task]
                 if drivers:
                     for sandbox in self.sandboxes.sandboxes.values():
                         for shell in list(sandbox._shells):
@@ -175,8 +177,8 @@ def test_whatever_happens_the_log_and_the_transcripts_stay_whole(seed: int, acti
 @given(seed=st.integers(0, 2**32), actions=ACTIONS)
 def test_so_they_do_when_the_store_comes_and_goes(seed: int, actions: list[tuple[str, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "_PAUSE_SECONDS", 0)
-        patch.setattr(drivers, "_RETRY_SECONDS", (0,))
+        patch.setattr(checkpointer, "_RETRY_SECONDS", 0)
+        patch.setattr(supervisor, "_RETRY_SECONDS", (0,))
         asyncio.run(live_through(seed, actions, away=0.3))
 
 
@@ -184,7 +186,7 @@ def test_so_they_do_when_the_store_comes_and_goes(seed: int, actions: list[tuple
 @given(seed=st.integers(0, 2**32))
 def test_a_store_that_comes_and_goes_costs_no_call_and_no_turn_of_the_model(seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "_PAUSE_SECONDS", 0)
+        patch.setattr(checkpointer, "_RETRY_SECONDS", 0)
         asyncio.run(compare(seed))
 
 
@@ -225,7 +227,7 @@ async def live_through(seed: int, actions: list[tuple[str, int]], *, away: float
                 await world.say()
             case "stop":
                 with suppress(StoreUnavailable):
-                    await world.chat.stop("s", owner="")
+                    await world.stop_run("s", owner="")
             case "crash":
                 await world.crash()
     await world.settle()
@@ -233,9 +235,9 @@ async def live_through(seed: int, actions: list[tuple[str, int]], *, away: float
     events = [{"event": record.type, "data": json.loads(record.data)} for record in records]
     check_log(events)
     assert (await world.store.get("s", owner="")).status == "completed"
-    talk = await world.store.load_transcript("s", "talk")
+    talk = await world.store.load_transcript("s", "planner")
     check_conversation(talk)
-    check_conversation(await world.store.load_transcript("s", "work"))
+    check_conversation(await world.store.load_transcript("s", "executor"))
     # A digest of interrupted work may quote an answer once more; it is not how words are heard.
     heard = [m.content for m in talk if isinstance(m, UserMessage) and "<interrupted>" not in m.content]
     for number in range(1, world.said + 1):

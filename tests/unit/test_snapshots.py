@@ -8,7 +8,7 @@ import pytest
 
 from app.domain.models.message import AssistantMessage, ToolCall, ToolMessage
 from app.domain.models.plan import Plan, Step
-from app.domain.prompts import digest, executing, planning
+from app.domain.prompts import executing, planning
 from app.domain.services.agents.planner import CREATE_PLAN
 from app.domain.services.tools.registry import EXECUTING
 
@@ -25,11 +25,11 @@ def snapshots() -> dict[str, str]:
     return {
         "planning_system.txt": planning.SYSTEM,
         "executing_system.txt": executing.SYSTEM,
-        "planning_answer.txt": planning.ANSWER.format(results=digest.results(PLAN)),
+        "planning_answer.txt": planning.ANSWER.format(results=planning.step_results(PLAN)),
         "executing_opening.txt": executing.opening("Report on this machine", PLAN, SECOND),
         "executing_brief.txt": executing.brief(PLAN, SECOND),
         "executing_brief_changed.txt": executing.brief(PLAN, SECOND, changed=True),
-        "interruption.txt": digest.interruption(
+        "interruption.txt": planning.interruption_summary(
             "a new message from the user",
             PLAN,
             [AssistantMessage(tool_calls=(CALL,)), ToolMessage(tool_call_id="c", content="Linux\n[exit code 0]")],

@@ -1,44 +1,52 @@
-"""Chat: storing what the user says, waking the run, and the stream of what comes of it."""
+"""Use cases: send a message, and follow the events of a session."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
+from app.application.services.sessions import check_position
 from app.application.services.streams import EventStreams, StreamItem
-from app.domain.errors import InvalidInput, NotFound, StoreUnavailable
+from app.domain.clock import unix_now
+from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.external.feed import Feed
 from app.domain.external.run_queue import RunQueue
 from app.domain.models.event import TERMINAL, EventRecord
 from app.domain.models.session import Session
 from app.domain.repositories.event_log import EventLog
 from app.domain.repositories.sessions import SessionRepository
-from app.domain.services.agents.book import unix_now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """One chat call. `after`: number of the last event that the client has, None when it names none."""
+    """One call of the chat endpoint."""
 
     message: str
+    """The user's message. Empty: attach to the current run without sending anything."""
     timestamp: int | None = None
+    """Time of the message in seconds since the epoch, UTC; None for now."""
     after: int | None = None
+    """Number of the last event that the client has; None if it names none."""
     key: str | None = None
     """The client's idempotency key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """Where a chat stream begins and ends: with the first terminal event above `ends_after`; `ends_at`: the last
-    number to replay, with nothing running that could write one."""
+class _StreamRange:
+    """The part of the event log that a chat stream delivers.
+
+    The stream begins after event `after` and ends with the first terminal event after event `ends_after`.
+    """
 
     after: int
+    ends_after: int
     skip: int = 0
-    ends_after: int = 0
+    """Number of the client's own message, which is not sent back; 0 for none."""
     ends_at: int | None = None
+    """Number of the last event to deliver. Set if nothing runs that could store a terminal event."""
 
 
 class ChatService:
-    """The use cases of a conversation."""
+    """Send messages to a session and stream its events."""
 
     def __init__(
         self,
@@ -58,119 +66,102 @@ class ChatService:
         self._now = now
 
     async def chat(self, session_id: str, request: ChatRequest, *, owner: str) -> AsyncGenerator[StreamItem, None]:
-        """Store the message, if there is one, and wake the run; answers the stream, which has not begun yet.
+        """Store the message, wake the run, and return the stream of the run's events up to its end.
+
+        With an empty message, only return the stream of the current run.
 
         Raises:
-            NotFound: no such session.
-            InvalidInput: `after` was never issued.
-            StoreUnavailable: the message is not stored.
+            NotFound: The session does not exist.
+            InvalidInput: The session has no event number `after`.
+            StoreUnavailable: The message is not stored.
         """
         session = await self._sessions.get(session_id, owner=owner)
         check_position(session, request.after)
         if not request.message.strip():
-            return self._stream(session_id, _attach(session, request.after or 0))
+            return self._stream(session_id, _range_of_current_run(session, request.after or 0))
         at = self._now() if request.timestamp is None else request.timestamp
-        receipt = await self._event_log.append_user_message(session_id, request.message, at=at, key=request.key)
-        after = receipt.number if request.after is None else request.after
-        place = _Place(after=after, skip=receipt.number, ends_after=receipt.number)
-        if receipt.is_new:
-            await self._queue.wake(session_id, up_to=receipt.number)
-            return self._stream(session_id, place)
-        # Said before: the run may be over, and the client may have its end already.
+        stored = await self._event_log.append_user_message(session_id, request.message, at=at, key=request.key)
+        after = stored.number if request.after is None else request.after
+        stream_range = _StreamRange(after=after, skip=stored.number, ends_after=stored.number)
+        if stored.is_new:
+            await self._queue.wake(session_id, up_to=stored.number)
+            return self._stream(session_id, stream_range)
+        # The message was sent before. Its run may be over, and the client may already have the terminal event.
         session = await self._sessions.get(session_id, owner=owner)
-        return self._stream(
-            session_id, place if session.status == "active" else replace(place, ends_at=session.last_event_number)
-        )
+        if session.status != "active":
+            stream_range = replace(stream_range, ends_at=session.last_event_number)
+        return self._stream(session_id, stream_range)
 
     async def follow(self, session_id: str, *, after: int, owner: str) -> AsyncGenerator[StreamItem, None]:
-        """Everything after number `after`, then live until the session is deleted.
+        """Return the stream of all events after number `after`. It ends when the session is deleted.
 
         Raises:
-            NotFound: no such session.
-            InvalidInput: `after` was never issued.
+            NotFound: The session does not exist.
+            InvalidInput: The session has no event number `after`.
         """
         check_position(await self._sessions.get(session_id, owner=owner), after)
-        return self._delivering(session_id, after)
+        return self._follow_and_mark(session_id, after)
 
-    async def stop(self, session_id: str, *, owner: str) -> None:
-        """End what is going, if anything is; `done` is written when this returns.
-
-        Raises:
-            NotFound: no such session.
-        """
-        session = await self._sessions.get(session_id, owner=owner)
-        if session.status in ("active", "waiting"):
-            await self._queue.stop(session_id, up_to=session.last_event_number)
-
-    async def _stream(self, session_id: str, place: _Place) -> AsyncGenerator[StreamItem, None]:
-        if place.ends_at is not None:
-            async with aclosing(self._streams.replay(session_id, after=place.after, up_to=place.ends_at)) as pages:
-                async for records in pages:
-                    shown, ended = _cut(records, place)
-                    if shown:
-                        yield shown
-                        await self._delivered(session_id, _newest_message(shown))
-                    if ended:
-                        return
-            return
-        newest = 0
-        async with aclosing(self._delivering(session_id, place.after)) as items:
+    async def _stream(self, session_id: str, stream_range: _StreamRange) -> AsyncGenerator[StreamItem, None]:
+        source = (
+            self._follow_and_mark(session_id, stream_range.after)
+            if stream_range.ends_at is None
+            else self._replay_and_mark(session_id, stream_range.after, stream_range.ends_at)
+        )
+        newest_message = 0
+        async with aclosing(source) as items:
             async for item in items:
                 if not isinstance(item, Sequence):
                     yield item
                     continue
-                shown, ended = _cut(item, place)
-                newest = max(newest, _newest_message(shown))
+                shown, ended = _cut(item, stream_range)
+                newest_message = max(newest_message, _newest_message(shown))
                 if shown:
                     yield shown
                 if ended:
-                    # Also what came before the end, when the reader has not caught up in between.
-                    await self._delivered(session_id, newest)
+                    # Includes earlier messages of this stream, in case the reader never caught up.
+                    await self._mark_delivered(session_id, newest_message)
                     return
 
-    async def _delivering(self, session_id: str, after: int) -> AsyncGenerator[StreamItem, None]:
-        """Follow, and note what was delivered whenever the reader has caught up."""
-        newest = 0
+    async def _replay_and_mark(self, session_id: str, after: int, up_to: int) -> AsyncGenerator[StreamItem, None]:
+        """Yield the stored events up to number `up_to`; mark the messages of a page once the reader has taken it."""
+        async with aclosing(self._streams.replay(session_id, after=after, up_to=up_to)) as pages:
+            async for records in pages:
+                yield records
+                await self._mark_delivered(session_id, _newest_message(records))
+
+    async def _follow_and_mark(self, session_id: str, after: int) -> AsyncGenerator[StreamItem, None]:
+        """Yield all events after `after`; mark messages as delivered whenever the reader has caught up."""
+        newest_message = 0
         async with aclosing(self._streams.follow(session_id, after=after)) as items:
             async for item in items:
                 if isinstance(item, Sequence):
                     if not item:
-                        await self._delivered(session_id, newest)
-                        newest = 0
+                        await self._mark_delivered(session_id, newest_message)
+                        newest_message = 0
                         continue
-                    newest = max(newest, _newest_message(item))
+                    newest_message = max(newest_message, _newest_message(item))
                 yield item
 
-    async def _delivered(self, session_id: str, number: int) -> None:
+    async def _mark_delivered(self, session_id: str, number: int) -> None:
         if number:
-            # Deleted while its stream was open; or the store is away, and then it stays unread a little longer.
+            # The session may have been deleted. If the store is unavailable, messages stay unread for longer.
             with suppress(NotFound, StoreUnavailable):
                 if await self._sessions.mark_delivered(session_id, number=number):
                     self._feed.notify_list_changed()
 
 
-def check_position(session: Session, after: int | None) -> None:
-    """Refuse a position that the session has not reached.
-
-    Raises:
-        InvalidInput: no event of that number was issued.
-    """
-    if after is not None and after > session.last_event_number:
-        raise InvalidInput("event_id: this session never issued it")
+def _range_of_current_run(session: Session, after: int) -> _StreamRange:
+    last = session.last_event_number
+    return _StreamRange(after=after, ends_after=last, ends_at=None if session.status == "active" else last)
 
 
-def _attach(session: Session, after: int) -> _Place:
-    if session.status == "active":
-        return _Place(after=after, ends_after=session.last_event_number)
-    return _Place(after=after, ends_after=session.last_event_number, ends_at=session.last_event_number)
-
-
-def _cut(records: Sequence[EventRecord], place: _Place) -> tuple[Sequence[EventRecord], bool]:
-    """The records up to the stream's end, without the client's own message, and whether that was the end."""
+def _cut(records: Sequence[EventRecord], stream_range: _StreamRange) -> tuple[Sequence[EventRecord], bool]:
+    """Return the records up to the stream's end without the client's own message, and whether the stream ends."""
     for index, record in enumerate(records):
-        if record.type in TERMINAL and record.number > place.ends_after:
-            return _without(records[: index + 1], place.skip), True
-    return _without(records, place.skip), False
+        if record.type in TERMINAL and record.number > stream_range.ends_after:
+            return _without(records[: index + 1], stream_range.skip), True
+    return _without(records, stream_range.skip), False
 
 
 def _without(records: Sequence[EventRecord], number: int) -> Sequence[EventRecord]:

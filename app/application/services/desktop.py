@@ -1,4 +1,4 @@
-"""Watching a session's desktop: a viewer on one side, the sandbox's desktop on the other, and bytes in between."""
+"""Use case: watch the desktop of a session's sandbox."""
 
 import asyncio
 import logging
@@ -16,28 +16,28 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-HELD_BYTES = 64 * 1024
-"""What a viewer may say before there is a desktop that hears it. In the protocol (RFB) the desktop speaks first."""
+MAX_EARLY_BYTES = 64 * 1024
+"""Maximum number of bytes that a viewer may send before the desktop is connected. In RFB the desktop sends first."""
 
 
 class Viewer(Protocol):
-    """Whoever looks at the desktop.
+    """The connection to a person who watches a desktop.
 
     Raises (both methods):
-        InvalidInput: it sent something that is no part of the protocol.
+        InvalidInput: The viewer violated the protocol.
     """
 
     async def receive(self) -> bytes | None:
-        """What the viewer says next; None when it has left. Safe to cancel."""
+        """Return the next bytes from the viewer; None if it has disconnected. Safe to cancel."""
         ...
 
     async def send(self, data: bytes) -> bool:
-        """Show the viewer `data`; waits for as long as it takes no more. False: it has left."""
+        """Send `data`, waiting while the viewer accepts no more. Return False if it has disconnected."""
         ...
 
 
-class Ending(Enum):
-    """Why a viewer sees nothing more."""
+class ViewingEnd(Enum):
+    """Why a viewer's connection ends."""
 
     LEFT = "the viewer left"
     ENDED = "the desktop ended the connection"
@@ -47,7 +47,7 @@ class Ending(Enum):
 
 
 class DesktopService:
-    """The use case. Each viewer has a connection of its own to the desktop: viewers do not wait for one another."""
+    """Connect viewers to desktops. Each viewer has its own connection, so that viewers do not wait for each other."""
 
     def __init__(self, *, sessions: SessionRepository, sandboxes: SandboxProvider, feed: Feed) -> None:
         self._sessions = sessions
@@ -57,95 +57,92 @@ class DesktopService:
 
     @property
     def viewers(self) -> int:
-        """How many watch now, those that wait for a sandbox among them."""
+        """Number of connected viewers, including those that wait for a sandbox."""
         return self._viewers
 
-    async def watch(self, session_id: str, viewer: Viewer, *, owner: str) -> Ending:
-        """Show the session's desktop to `viewer` for as long as both are there; its sandbox is started when it rests.
+    async def watch(self, session_id: str, viewer: Viewer, *, owner: str) -> ViewingEnd:
+        """Relay between the viewer and the session's desktop until one of them ends. Start the sandbox if needed.
 
         Raises:
-            NotFound: no such session.
-            SandboxUnavailable: no sandbox can be had, or it shows no desktop.
-            SandboxFailure: this sandbox has none.
-            InvalidInput: the viewer sent something that is no part of the protocol.
-            TooLarge: it said too much before there was a desktop.
+            NotFound: The session does not exist.
+            SandboxUnavailable: The sandbox cannot be started, or its desktop does not respond.
+            SandboxFailure: The sandbox has no desktop.
+            InvalidInput: The viewer violated the protocol.
+            TooLarge: The viewer sent too much before the desktop was connected.
         """
         self._viewers += 1
         try:
-            # Followed before the session is looked for, so that its deletion cannot fall between the two.
-            async with self._feed.subscribe(session_id) as news, AsyncExitStack() as stack:
+            # Subscribe before reading the session, so that a deletion in between is noticed.
+            async with self._feed.subscribe(session_id) as subscription, AsyncExitStack() as stack:
                 await self._sessions.get(session_id, owner=owner)
-                over = self._over(session_id, news, owner=owner)
-                return await _first(over, self._show(session_id, viewer, stack))
+                session_end = self._wait_for_session_end(session_id, subscription, owner=owner)
+                return await _first_of(session_end, self._relay(session_id, viewer, stack))
         finally:
             self._viewers -= 1
 
-    async def _over(self, session_id: str, news: Subscription, *, owner: str) -> Ending:
-        """Waits for the end of the session, or of the service."""
-        while await news.wait_for_change():
+    async def _wait_for_session_end(self, session_id: str, subscription: Subscription, *, owner: str) -> ViewingEnd:
+        while await subscription.wait_for_change():
             pass
         try:
             await self._sessions.get(session_id, owner=owner)
         except NotFound:
-            return Ending.DELETED
-        return Ending.STOPPING
+            return ViewingEnd.DELETED
+        return ViewingEnd.STOPPING
 
-    async def _show(self, session_id: str, viewer: Viewer, stack: AsyncExitStack) -> Ending:
-        held: list[bytes] = []
-        desktop = await _first(self._open(session_id, stack), _hold(viewer, held))
+    async def _relay(self, session_id: str, viewer: Viewer, stack: AsyncExitStack) -> ViewingEnd:
+        early: list[bytes] = []
+        desktop = await _first_of(self._connect(session_id, stack), _collect_early(viewer, early))
         if desktop is None:
-            return Ending.LEFT
+            return ViewingEnd.LEFT
         try:
-            return await _first(_steer(viewer, desktop, held), _paint(desktop, viewer))
+            return await _first_of(_viewer_to_desktop(viewer, desktop, early), _desktop_to_viewer(desktop, viewer))
         except SandboxUnavailable as error:
-            log.info("a viewer lost its desktop: %s", error)
-            return Ending.GONE
+            log.info("connection to a desktop lost: %s", error)
+            return ViewingEnd.GONE
 
-    async def _open(self, session_id: str, stack: AsyncExitStack) -> Desktop:
-        """`stack` closes the desktop, even if nobody takes it because its viewer left in the same moment."""
+    async def _connect(self, session_id: str, stack: AsyncExitStack) -> Desktop:
+        """Connect to the desktop. `stack` closes it, even if the viewer leaves at the same moment."""
         sandbox = await self._sandboxes.acquire(session_id)
         try:
             desktop = await sandbox.desktop()
         except SandboxUnavailable as error:
-            # It may have died so recently that its provider did not know yet, as it does now.
-            log.info("no desktop, and one more try: %s", error)
+            # The sandbox may have died before its provider noticed. The failed call has told the provider.
+            log.info("no connection to a desktop; trying once more: %s", error)
             sandbox = await self._sandboxes.acquire(session_id)
             desktop = await sandbox.desktop()
         stack.push_async_callback(desktop.close)
         return desktop
 
 
-async def _hold(viewer: Viewer, held: list[bytes]) -> None:
-    """Keep what the viewer says; ends when it leaves."""
+async def _collect_early(viewer: Viewer, early: list[bytes]) -> None:
+    """Collect what the viewer sends until it disconnects."""
     size = 0
     while (data := await viewer.receive()) is not None:
-        held.append(data)
+        early.append(data)
         size += len(data)
-        if size > HELD_BYTES:
-            raise TooLarge(f"more than {HELD_BYTES} bytes before the desktop was there")
+        if size > MAX_EARLY_BYTES:
+            raise TooLarge(f"more than {MAX_EARLY_BYTES} bytes before the desktop was there")
 
 
-async def _steer(viewer: Viewer, desktop: Desktop, held: list[bytes]) -> Ending:
-    """From the viewer to the desktop."""
-    for data in held:
+async def _viewer_to_desktop(viewer: Viewer, desktop: Desktop, early: list[bytes]) -> ViewingEnd:
+    for data in early:
         await desktop.send(data)
-    held.clear()
+    early.clear()
     while (data := await viewer.receive()) is not None:
         await desktop.send(data)
-    return Ending.LEFT
+    return ViewingEnd.LEFT
 
 
-async def _paint(desktop: Desktop, viewer: Viewer) -> Ending:
-    """From the desktop to the viewer."""
+async def _desktop_to_viewer(desktop: Desktop, viewer: Viewer) -> ViewingEnd:
     while data := await desktop.receive():
         if not await viewer.send(data):
-            return Ending.LEFT
-    return Ending.ENDED
+            return ViewingEnd.LEFT
+    return ViewingEnd.ENDED
 
 
-async def _first(*ways: Coroutine[Any, Any, T]) -> T:
-    """What that of `ways` which ends first answers, or raises; the others are cancelled, and over when this returns."""
-    tasks = [asyncio.ensure_future(way) for way in ways]
+async def _first_of(*coroutines: Coroutine[Any, Any, T]) -> T:
+    """Return the result of the coroutine that ends first, or raise its error. Cancel the others and wait for them."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         ended = next(task for task in tasks if task.done())

@@ -1,4 +1,4 @@
-"""Tickets: what opens a session for a browser that cannot send a header with its request."""
+"""Use cases: issue and redeem tickets, for browsers that cannot send a header with a WebSocket request."""
 
 import secrets
 import time
@@ -11,17 +11,18 @@ from app.domain.repositories.sessions import SessionRepository
 from app.domain.repositories.tickets import Ticket, TicketRepository
 
 LIFETIME_SECONDS = 30.0
+"""Time in seconds within which a ticket must be redeemed."""
 
 TICKET_BYTES = 24
-"""Of randomness: nobody finds a ticket by guessing."""
+"""Number of random bytes in a ticket. A ticket cannot be guessed."""
 
-_LONGEST = 64
-"""Characters; ours have half as many."""
+_MAX_TICKET_LENGTH = 64
+"""Maximum length of a redeemed ticket in characters, twice the length of a real one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IssuedTicket:
-    """A new ticket, the only time that it is seen whole."""
+class NewTicket:
+    """A ticket as its holder receives it. The store only keeps a digest of it."""
 
     ticket: str
     expires_at: float
@@ -29,39 +30,39 @@ class IssuedTicket:
 
 
 class TicketService:
-    """The use cases. Any process redeems what any other one issued, as long as both have the same store."""
+    """Issue and redeem tickets. All processes that share a store redeem each other's tickets."""
 
     def __init__(
         self, *, sessions: SessionRepository, tickets: TicketRepository, now: Callable[[], float] = time.time
     ) -> None:
-        """`now`: seconds since the epoch, UTC."""
         self._sessions = sessions
         self._tickets = tickets
         self._now = now
 
-    async def issue(self, session_id: str, *, owner: str, view_only: bool) -> IssuedTicket:
-        """A ticket for one look at the owner's session within the next `LIFETIME_SECONDS`.
+    async def issue(self, session_id: str, *, owner: str, view_only: bool) -> NewTicket:
+        """Issue a ticket that opens the owner's session once within `LIFETIME_SECONDS`.
 
         Raises:
-            NotFound: no such session.
-            LimitReached: too many tickets of the session wait to be used.
+            NotFound: The session does not exist.
+            LimitReached: Too many tickets of the session have not been redeemed yet.
         """
         await self._sessions.get(session_id, owner=owner)
         ticket = secrets.token_urlsafe(TICKET_BYTES)
         at = self._now()
         expires_at = at + LIFETIME_SECONDS
-        stands_for = Ticket(session_id=session_id, owner=owner, view_only=view_only, expires_at=expires_at)
-        await self._tickets.put(_digest(ticket), stands_for, at=at)
-        return IssuedTicket(ticket=ticket, expires_at=expires_at)
+        stored = Ticket(session_id=session_id, owner=owner, view_only=view_only, expires_at=expires_at)
+        await self._tickets.put(_digest(ticket), stored, at=at)
+        return NewTicket(ticket=ticket, expires_at=expires_at)
 
     async def redeem(self, ticket: str, *, session_id: str) -> Ticket:
-        """Use the ticket up for a look at the session.
+        """Use up the ticket and return what it stands for.
 
         Raises:
-            Unauthorized: it was never issued, is used up or expired, or is for another session, and then not used up.
+            Unauthorized: The ticket was never issued, was used before, has expired, or is for another session. In
+                the last case it is not used up.
         """
         found = None
-        if 0 < len(ticket) <= _LONGEST:
+        if 0 < len(ticket) <= _MAX_TICKET_LENGTH:
             found = await self._tickets.redeem(_digest(ticket), session_id=session_id, at=self._now())
         if found is None:
             raise Unauthorized("the ticket opens nothing here: it is used up, expired, or for another session")
@@ -69,5 +70,4 @@ class TicketService:
 
 
 def _digest(ticket: str) -> str:
-    """What the store knows a ticket by: whoever reads the store cannot use what they find."""
     return sha256(ticket.encode("utf-8", "replace")).hexdigest()

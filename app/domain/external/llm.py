@@ -1,4 +1,4 @@
-"""Port: a language model with tool calling."""
+"""Port: a language model that can call tools."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ FinishReason = Literal["stop", "tool_calls", "length", "refused"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
-    """One question to the model: the conversation so far and the functions it may call (none: a plain answer).
+    """One request to the model: the transcript so far and the tools it may call. Without tools it returns text.
 
-    Pass the same `Transcript` object and the same `tools` tuple from turn to turn: adapters encode both once.
+    Pass the same `Transcript` object and the same `tools` tuple in every turn: adapters encode both only once.
     """
 
     transcript: Transcript
@@ -23,7 +23,7 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """The model's whole turn, as it came: arguments may be broken JSON, ids empty or repeated, text empty."""
+    """One turn of the model, unchecked: arguments may be invalid JSON, IDs empty or repeated, text empty."""
 
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -32,32 +32,32 @@ class ModelReply:
 
 
 class ReplyListener(Protocol):
-    """Hears a reply while it is written. Called on the event loop; must return at once."""
+    """Receives a reply while the model writes it. Methods are called on the event loop and must not block."""
 
     def text(self, delta: str) -> None:
-        """More of the reply's text."""
+        """Receive a piece of the reply's text."""
         ...
 
     def arguments(self, name: str, delta: str) -> None:
-        """More of the JSON arguments of the call to `name`."""
+        """Receive a piece of the JSON arguments of a call to the tool `name`."""
         ...
 
     def restart(self) -> None:
-        """The reply broke off and is being asked for again: forget what was heard."""
+        """Discard what was received: the reply broke off and is requested again."""
         ...
 
 
 class LLM(Protocol):
-    """A model. Cancelling the awaiting task closes the connection, so that the provider stops writing.
+    """A model. Cancelling a call closes the connection, so that the provider stops generating.
 
     Raises:
-        ModelFailure: no answer after the adapter's bounded retries; the message says what a person can do.
+        ModelFailure: No reply after a limited number of retries. The message says what the user can do.
     """
 
     async def complete(self, request: ModelRequest, *, listener: ReplyListener | None = None) -> ModelReply:
-        """The model's next turn."""
+        """Return the model's next turn."""
         ...
 
     async def close(self) -> None:
-        """Give back connections."""
+        """Close the connections."""
         ...

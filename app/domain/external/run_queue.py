@@ -1,72 +1,74 @@
-"""Ports: the queue that brings a session's words to a worker, and the worker."""
+"""Ports: the queue that hands runs to workers, and the worker that carries them out."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 
 class RunQueue(Protocol):
-    """At most one run a session goes at any time, in whichever process."""
+    """Starts, interrupts and stops runs. A session has at most one run at a time, in whichever process."""
 
     @property
     def active(self) -> int:
-        """How many runs are going in this process."""
+        """Number of runs in this process."""
         ...
 
     async def wake(self, session_id: str, *, up_to: int) -> None:
-        """There are words up to event number `up_to` to read: start the session's run, or interrupt the one that is
-        going."""
+        """Start the session's run, or interrupt it, because messages up to event number `up_to` are stored."""
         ...
 
-    async def stop(self, session_id: str, *, up_to: int) -> None:
-        """End the run of the words up to event number `up_to`; returns when `done` is written. Idempotent.
+    async def stop_run(self, session_id: str, *, up_to: int) -> None:
+        """Stop the run of the messages up to event number `up_to`, and return once `done` is stored. Idempotent.
 
         Raises:
-            StoreUnavailable: the run could not be ended, and goes on.
+            StoreUnavailable: The run could not be stopped and continues.
         """
         ...
 
-    async def cancel(self, session_id: str) -> None:
-        """Cut the run short without a word (its session is being deleted); returns when nothing of it goes on."""
+    async def cancel_run(self, session_id: str) -> None:
+        """Cancel the run without storing any event, because the session is being deleted. Return once it has ended."""
         ...
 
     async def close(self) -> None:
-        """Shut down: runs are cut short and handed over; their checkpoints say where to go on."""
+        """Cancel all runs of this process. They continue from their checkpoints in another process or later."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One go at a session's run."""
+    """The circumstances of one attempt at a run."""
 
     reason: str
-    """Why the attempt before this one stopped, in words for the model and the log."""
+    """Why the previous attempt ended early, as text for the model and the log."""
     crashed: bool = False
-    """Whether the process that made the attempt before this one died with it."""
+    """Whether the previous attempt ended because its process died."""
     fencing_token: int | None = None
-    """The token of the lease under which it writes; None in a process that has its store for itself."""
+    """Fencing token of the lease that this attempt writes under; None where one process owns the store."""
 
 
 class RunWorker(Protocol):
-    """What a queue calls. Each call is one attempt; a cancelled one leaves the session as its checkpoint says.
+    """Carries out runs for a queue. A cancelled call leaves the session as its last checkpoint says.
 
-    Raises (work, stop):
-        Superseded: the user said more in the meantime; call `work`.
-        StoreUnavailable: call again when the store is back.
-        LeaseLost: another worker has the run; leave it alone.
+    Raises (`work` and `finish_stopped`):
+        Superseded: A newer user message is stored; call `work`.
+        StoreUnavailable: Call again when the store is available.
+        LeaseLost: Another worker has the run; do nothing more.
     """
 
     async def work(self, session_id: str, attempt: Attempt) -> None:
-        """Go on with the session's run until it rests or ends."""
+        """Make one attempt: continue the session's run until it waits for the user or ends."""
         ...
 
-    async def abort(self, session_id: str, *, everything: bool) -> None:
-        """End in the sandbox what a cancelled attempt left running."""
+    async def kill_open_calls(self, session_id: str) -> None:
+        """Kill what the tool calls of a cancelled attempt left running in the sandbox."""
         ...
 
-    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
-        """Close everything that is open and write `done`."""
+    async def finish_stopped(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
+        """Kill everything in the sandbox, close open calls and steps, and store `done`. No attempt may be in progress.
+
+        `up_to`: number of the newest event when the user asked to stop.
+        """
         ...
 
-    async def forget(self, session_id: str) -> None:
-        """Let go of what this process holds for the session's runs: it is deleted, or another process has it."""
+    async def release(self, session_id: str) -> None:
+        """Release what this process holds for the session: it is deleted, or another process has its run."""
         ...

@@ -1,4 +1,4 @@
-"""What the model was told and what it said, apart from any provider's wire format."""
+"""Messages and transcripts: the conversation with the model, independent of any provider's wire format."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,16 +7,17 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A call that the model asks for. `arguments` is a JSON object as text, always parseable once stored."""
+    """A tool call requested by the model. In a stored transcript, `arguments` is always a valid JSON object."""
 
     id: str
     name: str
     arguments: str
+    """The arguments as JSON text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemMessage:
-    """The standing instructions."""
+    """The system prompt."""
 
     content: str
     role: Literal["system"] = "system"
@@ -24,7 +25,7 @@ class SystemMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserMessage:
-    """Words of the user, or of the service on the user's behalf."""
+    """A message from the user, or from the service in the user's role."""
 
     content: str
     role: Literal["user"] = "user"
@@ -32,7 +33,7 @@ class UserMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssistantMessage:
-    """The model's turn: text, tool calls, or both."""
+    """A turn of the model: text, tool calls, or both."""
 
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -41,7 +42,7 @@ class AssistantMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolMessage:
-    """The answer to one tool call. Every call must get one before the model is asked again."""
+    """The result of one tool call. Every call needs one before the next request to the model."""
 
     tool_call_id: str
     content: str
@@ -52,10 +53,10 @@ Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 class Transcript:
-    """An append-only conversation with the model.
+    """An append-only list of messages.
 
-    Append-only is a promise to two readers: a provider's prompt cache, which needs a stable prefix, and the adapters,
-    which encode each message once and only ever look at what was added since.
+    Two readers depend on it being append-only: the provider's prompt cache needs a stable prefix, and adapters encode
+    each message once and then read only the new ones.
     """
 
     __slots__ = ("__weakref__", "_messages")
@@ -67,16 +68,16 @@ class Transcript:
         return len(self._messages)
 
     def append(self, *messages: Message) -> None:
-        """Add `messages` at the end."""
+        """Append `messages`."""
         self._messages.extend(messages)
 
     def since(self, position: int) -> Sequence[Message]:
-        """Everything from index `position` on; 0 for the whole."""
+        """Return the messages from index `position` on."""
         return self._messages[position:]
 
     @property
     def unanswered(self) -> tuple[ToolCall, ...]:
-        """The tool calls of the last assistant turn that have no answer yet, in their order."""
+        """The tool calls of the last assistant message that have no result yet, in order."""
         answered: set[str] = set()
         for message in reversed(self._messages):
             match message:
@@ -91,7 +92,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens and calls that the model cost, as the provider counted them."""
+    """Tokens and model calls, as counted by the provider."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0

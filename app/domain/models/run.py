@@ -1,4 +1,4 @@
-"""The state of a session's run: what a worker needs, beside the two transcripts, to go on where another stopped."""
+"""The state of a run: what a worker needs, besides the transcripts, to continue where another worker stopped."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,36 +8,39 @@ from app.domain.models.tool import OpenCall
 
 Phase = Literal["idle", "planning", "executing", "answering", "waiting"]
 
-TranscriptName = Literal["talk", "work"]
-"""The two transcripts of a session: `talk` with the planner (messages, plans, step results, answers; short) and
-`work` with the executor (every tool call). Planning and answering never pay for the length of the work."""
+TranscriptName = Literal["planner", "executor"]
+"""The two transcripts of a session.
+
+`planner` is short: user messages, plans, step results and final answers. `executor` holds every tool call. The cost of
+planning and answering therefore does not grow with the length of the execution.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint. Stored whole with every change: it is a plan and a few ids, whatever the history's length."""
+    """The state of a run. Every commit stores it whole; its size does not depend on the length of the history."""
 
     phase: Phase = "idle"
     last_read_message: int = 0
-    """Number of the newest user message that the agent has read."""
+    """Event number of the newest user message that the agent has read."""
     plan: Plan = Plan()
     open_calls: tuple[OpenCall, ...] = ()
-    """Tool calls that are under way: `calling` is in the log, `called` is not."""
+    """Tool calls in progress: their `calling` event is stored, their `called` event is not."""
     pending_question: str | None = None
-    """While `waiting`: the tool call that the user's next message answers."""
+    """In phase `waiting`: ID of the tool call that the next user message answers."""
     unplanned_text: str = ""
-    """While `planning`: the user's words that the plan is for. Later they stand in the transcripts."""
+    """In phase `planning`: text of the user messages to plan for."""
     model_turns: int = 0
-    """Model turns that this run has taken."""
+    """Number of the executor's model turns in this run."""
     sandbox_instance: str = ""
-    """The life of the sandbox (`Sandbox.instance_id`) that the agent knows; empty while it has used none."""
+    """The `Sandbox.instance_id` that the agent last used; empty if it has used none."""
 
     crash_count: int = 0
-    """Processes that died with this run since it last got on: since a plan, a tool call or a step was finished."""
+    """Number of processes that died during this run since its last progress: a finished plan, tool call or step."""
 
     revision: str = ""
-    """Names this very checkpoint (`RunBook` makes a new name for each); empty before the first."""
+    """Unique name of this checkpoint, set by `RunCheckpointer`; empty before the first commit."""
 
     def at_rest(self, *, last_read_message: int) -> "Checkpoint":
-        """The checkpoint once the run is over: only what outlives a run, with the messages up to `consumed` read."""
+        """Return the checkpoint after the run has ended: only what outlives a run, with the given message read."""
         return Checkpoint(last_read_message=last_read_message, sandbox_instance=self.sandbox_instance)

@@ -10,7 +10,7 @@ USER, ASSISTANT = 1, 2
 """Who speaks in an event (column `speaker`)."""
 
 _SPEAKERS = {"user": USER, "assistant": ASSISTANT}
-_THREADS: dict[TranscriptName, int] = {"talk": 0, "work": 1}
+_THREADS: dict[TranscriptName, int] = {"planner": 0, "executor": 1}
 
 
 def event_key(ordinal: int, number: int) -> int:

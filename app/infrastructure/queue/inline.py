@@ -1,47 +1,46 @@
-"""The run queue of a process that has its store for itself: no broker, no leases."""
+"""The run queue of a process that owns its store: all runs are in this process."""
 
 from app.domain.external.run_queue import RunWorker
-from app.infrastructure.queue.drivers import Drivers
+from app.infrastructure.queue.supervisor import RunSupervisor
 
 
 class InlineRunQueue:
-    """A `RunQueue` without a broker. What survives the process is in the event_log: at start, `resume` every session
-    whose status is `active`."""
+    """A `RunQueue` without leases. At start, the caller resumes every session whose status is `active`."""
 
     def __init__(self, worker: RunWorker) -> None:
-        self._drivers = Drivers(worker)
+        self._supervisor = RunSupervisor(worker)
         self._closing = False
 
     @property
     def active(self) -> int:
-        """See `RunQueue.active`."""
-        return self._drivers.active
+        """Implement `RunQueue.active`."""
+        return self._supervisor.active
 
     def resume(self, session_id: str) -> None:
-        """Go on with a run that an earlier process was in the middle of."""
-        self._drivers.start(session_id, crashed=True)
+        """Continue a run whose process died."""
+        self._supervisor.start(session_id, crashed=True)
 
     async def wake(self, session_id: str, *, up_to: int) -> None:
-        """See `RunQueue.wake`."""
+        """Implement `RunQueue.wake`."""
         if self._closing:
             return
-        if self._drivers.goes(session_id):
-            self._drivers.wake(session_id)
+        if self._supervisor.has_run(session_id):
+            self._supervisor.wake(session_id)
         else:
-            self._drivers.start(session_id)
+            self._supervisor.start(session_id)
 
-    async def stop(self, session_id: str, *, up_to: int) -> None:
-        """See `RunQueue.stop`."""
-        if self._drivers.goes(session_id):
-            await self._drivers.stop(session_id, up_to=up_to)
-        elif (stopped := self._drivers.start(session_id, stop_up_to=up_to)) is not None:
-            await stopped
+    async def stop_run(self, session_id: str, *, up_to: int) -> None:
+        """Implement `RunQueue.stop_run`."""
+        if self._supervisor.has_run(session_id):
+            await self._supervisor.request_stop(session_id, up_to=up_to)
+        else:
+            await self._supervisor.start_stop(session_id, up_to=up_to)
 
-    async def cancel(self, session_id: str) -> None:
-        """See `RunQueue.cancel`."""
-        await self._drivers.cancel(session_id)
+    async def cancel_run(self, session_id: str) -> None:
+        """Implement `RunQueue.cancel_run`."""
+        await self._supervisor.cancel(session_id)
 
     async def close(self) -> None:
-        """See `RunQueue.close`."""
+        """Implement `RunQueue.close`."""
         self._closing = True
-        await self._drivers.close()
+        await self._supervisor.close()

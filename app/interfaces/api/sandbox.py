@@ -25,7 +25,7 @@ _FAILURES = (400, 404, 409, 413, 502, 503)
 async def view_shell(request: Request, services: Use, owner: Owner, session_id: SessionId) -> Response:
     """The console of one of the session's shells."""
     wanted = await read_body(request, ShellBody)
-    shell = await services.sessions.shell(session_id, wanted.session_id, owner=owner)
+    shell = await services.inspect_sandbox.view_shell(session_id, wanted.session_id, owner=owner)
     console = [asdict(record) for record in shell.console]
     return success({"output": shell.output, "session_id": shell.shell_id, "console": console})
 
@@ -34,5 +34,5 @@ async def view_shell(request: Request, services: Use, owner: Owner, session_id: 
 async def view_file(request: Request, services: Use, owner: Owner, session_id: SessionId) -> Response:
     """A text file of the session's workspace."""
     wanted = await read_body(request, FileBody)
-    text = await services.sessions.file(session_id, wanted.file, owner=owner)
+    text = await services.inspect_sandbox.read_file(session_id, wanted.file, owner=owner)
     return success({"content": text.content, "file": text.file})

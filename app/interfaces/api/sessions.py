@@ -94,14 +94,14 @@ async def get_session(
 @router.delete("/{session_id}", responses=answers(EmptyAnswer, 404, 503))
 async def delete_session(services: Use, owner: Owner, session_id: SessionId) -> Response:
     """Stop the session's run, destroy its sandbox, forget its events and memory."""
-    await services.sessions.delete(session_id, owner=owner)
+    await services.delete_session(session_id, owner=owner)
     return success(None)
 
 
 @router.post("/{session_id}/stop", responses=answers(EmptyAnswer, 404, 503))
 async def stop_session(services: Use, owner: Owner, session_id: SessionId) -> Response:
     """End the session's run; `done` is written when this answers. Without a run it changes nothing."""
-    await services.chat.stop(session_id, owner=owner)
+    await services.stop_run(session_id, owner=owner)
     return success(None)
 
 

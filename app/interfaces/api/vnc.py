@@ -12,7 +12,7 @@ from fastapi import APIRouter, WebSocket
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
-from app.application.services.desktop import Ending, Viewer
+from app.application.services.desktop import Viewer, ViewingEnd
 from app.domain.errors import AnkerError, Forbidden, InvalidInput, TooLarge
 from app.interfaces.api.document import Document, failures_of, operation_id
 from app.interfaces.api.params import TicketOf, known_shape, visitor_of
@@ -135,15 +135,15 @@ async def _watch(websocket: WebSocket, session_id: str) -> tuple[int, str]:
     return _code_at(ending), ending.value
 
 
-def _code_at(ending: Ending) -> int:
+def _code_at(ending: ViewingEnd) -> int:
     match ending:
-        case Ending.LEFT:
+        case ViewingEnd.LEFT:
             return 0
-        case Ending.ENDED:
+        case ViewingEnd.ENDED:
             return NORMAL
-        case Ending.STOPPING:
+        case ViewingEnd.STOPPING:
             return GOING_AWAY
-        case Ending.GONE | Ending.DELETED:
+        case ViewingEnd.GONE | ViewingEnd.DELETED:
             return GONE
         case _:
             assert_never(ending)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from app.domain.prompts.executing import NEW_COMPUTER
+from app.domain.prompts.executing import SANDBOX_REPLACED
 from tests.fakes.scripted_openai import Asked, Reply
 from tests.integration.docker_sessions.conftest import Yard, calling, complete, kill, plan, remove, shell
 from tests.support.invariants import check_log, check_requests
@@ -84,8 +84,8 @@ async def test_a_container_that_is_gone_in_the_middle_of_a_run_is_replaced_with_
     assert called[2]["result"]["data"]["output"] == "kept\n"
     executing = [asked for asked in yard.model.asked if asked.kind == "executing"]
     assert "Failed: " in told(executing[2])
-    assert told(executing[3]).startswith(NEW_COMPUTER)
-    assert not told(executing[4]).startswith(NEW_COMPUTER)
+    assert told(executing[3]).startswith(SANDBOX_REPLACED)
+    assert not told(executing[4]).startswith(SANDBOX_REPLACED)
     assert seen[-1].event == "done"
 
 
@@ -100,7 +100,7 @@ async def test_a_service_that_was_killed_finds_its_sandbox_again_with_what_runs_
     output = next(item.data["result"]["data"]["output"] for item in seen if item.data.get("status") == "called")
     assert int(output) >= 1
     assert (await yard.container(session))["Id"] == before["Id"]
-    assert not told(yard.model.asked[2]).startswith(NEW_COMPUTER)
+    assert not told(yard.model.asked[2]).startswith(SANDBOX_REPLACED)
 
 
 async def test_stop_ends_a_browser_that_waits_for_a_page_and_leaves_it_usable(yard: Yard) -> None:

@@ -1,4 +1,4 @@
-"""The executor: works through the steps of a plan with tools."""
+"""The executor: carries out the steps of a plan with tools."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,21 @@ from app.domain.models.message import AssistantMessage, ToolCall, ToolMessage, U
 from app.domain.models.plan import Step
 from app.domain.models.tool import OpenCall, ToolResult
 from app.domain.prompts import executing
-from app.domain.services.agents.book import RunBook
-from app.domain.services.agents.dialogue import MAX_TURNS, Dialogue, content_as, distinct_calls, parseable
+from app.domain.services.agents.checkpointer import RunCheckpointer
+from app.domain.services.agents.model_exchange import (
+    MAX_TURNS,
+    ModelExchange,
+    parse_text_call,
+    storable,
+    with_distinct_call_ids,
+)
 from app.domain.services.tools.base import AskCall, BadArguments, BoundCall, CompleteCall, RunCall, Tool, ToolContext
 from app.domain.services.tools.message import COMPLETE_STEP, CompleteStepInput, completion
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
-    """The calls of one model turn, sorted by what they need."""
+class _ValidCalls:
+    """The valid calls of one model turn, by kind."""
 
     runs: tuple[tuple[ToolCall, RunCall], ...]
     ask: tuple[ToolCall, AskCall] | None
@@ -35,43 +41,48 @@ class _Turn:
 
 
 class Executor:
-    """Asks the model, runs the tools that it calls, and checkpoints after every turn of either."""
+    """Requests turns from the model, runs the tools that it calls, and commits after every tool call."""
 
-    def __init__(self, book: RunBook, model: LLM, tools: Mapping[str, Tool], context: ToolContext) -> None:
-        self._book = book
-        self._dialogue = Dialogue(book, model, "work")
+    def __init__(
+        self, checkpointer: RunCheckpointer, model: LLM, tools: Mapping[str, Tool], context: ToolContext
+    ) -> None:
+        self._checkpointer = checkpointer
+        self._exchange = ModelExchange(checkpointer, model, "executor")
         self._tools = tools
         self._specs = tuple(tool.spec for tool in tools.values())
         self._context = context
-        self._taken: set[str] | None = None
-        # Calls that run at the same time are recorded one after the other: each builds on the checkpoint before it.
-        self._recording = asyncio.Lock()
+        self._used_call_ids: set[str] | None = None
+        # Parallel calls commit one after the other: each commit builds on the checkpoint before it.
+        self._result_lock = asyncio.Lock()
 
     async def run(self) -> None:
-        """From phase `executing` to `answering`, or to `waiting` when the model asks the user.
+        """Lead the run from phase `executing` to `answering`, or to `waiting` if the model asks the user.
 
         Raises:
-            ModelFailure: the model does not answer, or not usably.
-            Superseded: the user said more before the question was stored.
+            ModelFailure: The model did not reply, or its replies were unusable.
+            Superseded: A user message arrived before the question to the user was stored.
         """
-        while self._book.state.phase == "executing":
-            if self._book.state.model_turns >= MAX_TURNS:
-                raise ModelFailure(f"the work was given up after {MAX_TURNS} turns of the model")
-            reply = await self._dialogue.ask(self._specs)
-            self._book.state = replace(self._book.state, model_turns=self._book.state.model_turns + 1)
+        checkpointer = self._checkpointer
+        while checkpointer.checkpoint.phase == "executing":
+            if checkpointer.checkpoint.model_turns >= MAX_TURNS:
+                raise ModelFailure(f"given up: the task was not finished after {MAX_TURNS} turns of the model")
+            reply = await self._exchange.request(self._specs)
+            checkpointer.checkpoint = replace(
+                checkpointer.checkpoint, model_turns=checkpointer.checkpoint.model_turns + 1
+            )
             if reply.tool_calls:
-                await self._carry_out(await self._sort(reply))
-            elif (parsed := content_as(CompleteStepInput, reply.content, COMPLETE_STEP.spec.name)) is not None:
-                await self._book.stage("work", AssistantMessage(content=reply.content))
-                await self._complete(completion(parsed))
+                await self._carry_out(await self._validate(reply))
+            elif (parsed := parse_text_call(CompleteStepInput, reply.content, COMPLETE_STEP.spec.name)) is not None:
+                await checkpointer.stage("executor", AssistantMessage(content=reply.content))
+                await self._complete_step(completion(parsed))
             else:
-                await self._dialogue.correct(reply, executing.REMINDER, empty=executing.EMPTY)
+                await self._exchange.correct_text(reply, executing.REMINDER, empty=executing.EMPTY)
 
-    async def _sort(self, reply: ModelReply) -> _Turn:
-        """Check every call; what cannot be used is answered here and now, so that no call stays without an answer."""
-        calls = distinct_calls(reply.tool_calls, await self._known_ids())
-        said = AssistantMessage(content=reply.content, tool_calls=tuple(parseable(call) for call in calls))
-        await self._book.stage("work", said)
+    async def _validate(self, reply: ModelReply) -> _ValidCalls:
+        """Stage the model's turn and return its valid calls. Invalid calls get their result here."""
+        calls = with_distinct_call_ids(reply.tool_calls, await self._call_ids())
+        turn = AssistantMessage(content=reply.content, tool_calls=tuple(storable(call) for call in calls))
+        await self._checkpointer.stage("executor", turn)
         runs: list[tuple[ToolCall, RunCall]] = []
         ask: tuple[ToolCall, AskCall] | None = None
         complete: tuple[ToolCall, CompleteCall] | None = None
@@ -82,90 +93,100 @@ class Executor:
                 case AskCall() as bound if ask is None:
                     ask = (call, bound)
                 case AskCall():
-                    await self._answer(call, executing.ASKED_TWICE)
+                    await self._stage_result(call.id, executing.ASKED_TWICE)
                 case CompleteCall() as bound if complete is None:
                     complete = (call, bound)
                 case CompleteCall():
-                    await self._answer(call, executing.RECORDED)
+                    await self._stage_result(call.id, executing.RECORDED)
                 case str() as problem:
-                    await self._answer(call, problem)
+                    await self._stage_result(call.id, problem)
         if runs or ask or complete:
-            self._dialogue.usable()
+            self._exchange.count_usable()
         else:
-            self._dialogue.unusable()
-        return _Turn(tuple(runs), ask, complete)
+            self._exchange.count_unusable()
+        return _ValidCalls(tuple(runs), ask, complete)
 
     def _bind(self, call: ToolCall, *, cut_off: bool) -> BoundCall | str:
+        """Return the call with checked arguments, or the reason why it is invalid."""
         tool = self._tools.get(call.name)
         if tool is None:
-            return executing.not_called(call.name, list(self._tools))
+            return executing.unknown_function(call.name, list(self._tools))
         try:
             return tool.bind(call.arguments, self._context)
         except BadArguments as error:
-            return executing.CUT_OFF if cut_off else executing.not_run(str(error))
+            return executing.CUT_OFF if cut_off else executing.invalid_call(str(error))
 
-    async def _carry_out(self, turn: _Turn) -> None:
-        if not (turn.runs or turn.ask or turn.complete):
-            await self._book.commit()
+    async def _carry_out(self, calls: _ValidCalls) -> None:
+        """Run the tools first. A question to the user takes precedence over completing the step."""
+        if not (calls.runs or calls.ask or calls.complete):
+            await self._checkpointer.commit()
             return
-        for group in _groups(turn.runs):
+        for group in _parallel_groups(calls.runs):
             await self._run_group(group)
-        if turn.ask is not None:
-            if turn.complete is not None:
-                await self._answer(turn.complete[0], executing.ASKED_TOO)
-            await self._ask_user(*turn.ask)
-        elif turn.complete is not None:
-            await self._answer(turn.complete[0], executing.RECORDED)
-            await self._complete(turn.complete[1])
+        if calls.ask is not None:
+            if calls.complete is not None:
+                await self._stage_result(calls.complete[0].id, executing.ASKED_TOO)
+            await self._ask_user(*calls.ask)
+        elif calls.complete is not None:
+            await self._stage_result(calls.complete[0].id, executing.RECORDED)
+            await self._complete_step(calls.complete[1])
 
     async def _run_group(self, group: Sequence[tuple[ToolCall, RunCall]]) -> None:
+        """Commit the calls as open, then run them at the same time.
+
+        The order matters: after a crash, a call that may have taken effect must be in the checkpoint.
+        """
         opened = tuple(
             OpenCall(id=call.id, toolkit=bound.toolkit, function=call.name, args=bound.args) for call, bound in group
         )
-        await self._book.commit(
-            [ToolCallingEvent.of(item) for item in opened], state=replace(self._book.state, open_calls=opened)
+        await self._checkpointer.commit(
+            [ToolCallingEvent.of(call) for call in opened],
+            checkpoint=replace(self._checkpointer.checkpoint, open_calls=opened),
         )
         if len(group) == 1:
-            await self._run_one(opened[0], group[0][1])
+            await self._run_call(opened[0], group[0][1])
             return
         try:
             async with asyncio.TaskGroup() as tasks:
-                for item, (_, bound) in zip(opened, group, strict=True):
-                    tasks.create_task(self._run_one(item, bound))
-        except BaseExceptionGroup as group_error:
-            # Whoever handles a run's failure knows single errors; the first is the cause, the rest were cancelled.
-            raise group_error.exceptions[0] from None
+                for call, (_, bound) in zip(opened, group, strict=True):
+                    tasks.create_task(self._run_call(call, bound))
+        except BaseExceptionGroup as errors:
+            # Callers handle single errors. The first one is the cause; it cancelled the other calls.
+            raise errors.exceptions[0] from None
 
-    async def _run_one(self, opened: OpenCall, bound: RunCall) -> None:
+    async def _run_call(self, opened: OpenCall, bound: RunCall) -> None:
+        """Run one call. Its result is committed in the background, while the model is asked for its next turn."""
         try:
             result = await bound.run()
         except (SandboxFailure, SandboxUnavailable, SearchFailure) as error:
             result = ToolResult(success=False, text=f"Failed: {error}", message=str(error))
-        async with self._recording:
-            known, computer = (
-                self._book.state.sandbox_instance,
-                self._context.sandbox_instance or self._book.state.sandbox_instance,
-            )
-            note = executing.NEW_COMPUTER if known not in ("", computer) else ""
-            await self._book.stage("work", ToolMessage(tool_call_id=opened.id, content=note + result.text))
-            remaining = tuple(item for item in self._book.state.open_calls if item.id != opened.id)
-            await self._book.commit_behind(
+        async with self._result_lock:
+            checkpoint = self._checkpointer.checkpoint
+            known_instance = checkpoint.sandbox_instance
+            instance = self._context.sandbox_instance or known_instance
+            note = executing.SANDBOX_REPLACED if known_instance not in ("", instance) else ""
+            await self._stage_result(opened.id, note + result.text)
+            still_open = tuple(call for call in checkpoint.open_calls if call.id != opened.id)
+            await self._checkpointer.commit_in_background(
                 [ToolCalledEvent.of(opened, result)],
-                state=replace(self._book.state, open_calls=remaining, sandbox_instance=computer, crash_count=0),
+                checkpoint=replace(checkpoint, open_calls=still_open, sandbox_instance=instance, crash_count=0),
             )
 
     async def _ask_user(self, call: ToolCall, bound: AskCall) -> None:
-        events: list[Event] = [MessageEvent(role="assistant", content=bound.question), WaitEvent()]
-        state = replace(self._book.state, phase="waiting", pending_question=call.id)
-        await self._book.commit(events, state=state, ends=True)
+        await self._checkpointer.commit(
+            [MessageEvent(role="assistant", content=bound.question), WaitEvent()],
+            checkpoint=replace(self._checkpointer.checkpoint, phase="waiting", pending_question=call.id),
+            ends_run=True,
+        )
 
-    async def _complete(self, call: CompleteCall) -> None:
-        plan = self._book.state.plan
-        current = plan.running
-        if current is None:  # a checkpoint always has one while executing; without it there is nothing to end
-            self._book.state = replace(self._book.state, phase="answering")
+    async def _complete_step(self, call: CompleteCall) -> None:
+        """End the running step and start the next one. Without a next one, the phase becomes `answering`."""
+        checkpoint = self._checkpointer.checkpoint
+        plan = checkpoint.plan
+        if plan.running is None:  # Not reached: in phase `executing`, a step is always running.
+            self._checkpointer.checkpoint = replace(checkpoint, phase="answering")
             return
-        ended = replace(current, status="completed" if call.success else "failed", result=call.result)
+        ended = replace(plan.running, status="completed" if call.success else "failed", result=call.result)
         plan = plan.with_step(ended)
         if call.pending is not None:
             plan = plan.with_pending(tuple(Step(id=i, description=text) for i, text in call.pending))
@@ -173,30 +194,30 @@ class Executor:
             StepEvent(id=ended.id, description=ended.description, status=ended.status),
             PlanEvent.of(plan.steps),
         ]
-        state = replace(self._book.state, plan=plan, phase="answering", crash_count=0)
-        following = plan.next_pending
-        if following is not None:
-            following = replace(following, status="running")
-            state = replace(state, plan=plan.with_step(following), phase="executing")
+        checkpoint = replace(checkpoint, plan=plan, phase="answering", crash_count=0)
+        if plan.next_pending is not None:
+            following = replace(plan.next_pending, status="running")
             events.append(StepEvent(id=following.id, description=following.description, status="running"))
-            brief = executing.brief(state.plan, following, changed=call.pending is not None)
-            await self._book.stage("work", UserMessage(content=brief))
-        await self._book.commit(events, state=state)
+            checkpoint = replace(checkpoint, plan=plan.with_step(following), phase="executing")
+            brief = executing.brief(checkpoint.plan, following, changed=call.pending is not None)
+            await self._checkpointer.stage("executor", UserMessage(content=brief))
+        await self._checkpointer.commit(events, checkpoint=checkpoint)
 
-    async def _answer(self, call: ToolCall, text: str) -> None:
-        await self._book.stage("work", ToolMessage(tool_call_id=call.id, content=text))
+    async def _stage_result(self, call_id: str, text: str) -> None:
+        await self._checkpointer.stage("executor", ToolMessage(tool_call_id=call_id, content=text))
 
-    async def _known_ids(self) -> set[str]:
-        if self._taken is None:
-            said = (await self._book.thread("work")).since(0)
-            self._taken = {
-                call.id for message in said if isinstance(message, AssistantMessage) for call in message.tool_calls
+    async def _call_ids(self) -> set[str]:
+        """Return the IDs of all calls in the transcript. The set is kept up to date by the caller."""
+        if self._used_call_ids is None:
+            messages = (await self._checkpointer.transcript("executor")).since(0)
+            self._used_call_ids = {
+                call.id for message in messages if isinstance(message, AssistantMessage) for call in message.tool_calls
             }
-        return self._taken
+        return self._used_call_ids
 
 
-def _groups(runs: Sequence[tuple[ToolCall, RunCall]]) -> list[list[tuple[ToolCall, RunCall]]]:
-    """The calls in their order, neighbours that may run at the same time together."""
+def _parallel_groups(runs: Sequence[tuple[ToolCall, RunCall]]) -> list[list[tuple[ToolCall, RunCall]]]:
+    """Split the calls, in order, into groups that may run at the same time."""
     groups: list[list[tuple[ToolCall, RunCall]]] = []
     for item in runs:
         if item[1].parallel and groups and groups[-1][-1][1].parallel:

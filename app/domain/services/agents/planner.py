@@ -1,4 +1,4 @@
-"""The planner: turns the user's words into a plan, or answers them at once."""
+"""The planner: turns user messages into a plan, or answers them at once."""
 
 from dataclasses import replace
 from typing import cast
@@ -10,21 +10,25 @@ from app.domain.external.llm import LLM, ModelReply
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.models.event import DoneEvent, Event, MessageEvent, PlanEvent, StepEvent, TitleEvent
 from app.domain.models.message import AssistantMessage, ToolMessage, UserMessage
-from app.domain.models.plan import Plan, Step, distinct_ids
+from app.domain.models.plan import Plan, Step, with_distinct_ids
 from app.domain.models.tool import ToolSpec
 from app.domain.prompts import executing, planning
-from app.domain.services.agents.book import RunBook
-from app.domain.services.agents.dialogue import Dialogue, content_as, distinct_calls, parseable
-from app.domain.services.agents.live import LiveText, PlanListener
+from app.domain.services.agents.checkpointer import RunCheckpointer
+from app.domain.services.agents.live_text import LiveText, PlanListener
+from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call, storable, with_distinct_call_ids
 from app.domain.services.tools.base import BadArguments, ToolInput, json_schema, parse_arguments
 from app.domain.services.tools.message import StepInput
 
 MAX_TITLE = 80
+"""Maximum length of a session title in characters."""
 
 
 class CreatePlanInput(ToolInput):
-    """Arguments of `create_plan`. The model is asked for all of them, but only `message` is needed: what else it
-    leaves out can be derived, which costs no second call."""
+    """Arguments of `create_plan`.
+
+    The schema asks the model for all fields. Only `message` is required here: the others can be derived without a
+    second model call.
+    """
 
     model_config = ConfigDict(extra="ignore", json_schema_extra={"required": ["title", "message", "goal", "steps"]})
 
@@ -35,8 +39,8 @@ class CreatePlanInput(ToolInput):
 
     @field_validator("steps", mode="before")
     @classmethod
-    def _plain_steps(cls, value: object) -> object:
-        """Weak models write the steps as plain strings, or null for none."""
+    def _accept_plain_steps(cls, value: object) -> object:
+        """Accept what weak models write: steps as plain strings, and null for no steps."""
         if value is None:
             return []
         if isinstance(value, list):
@@ -50,27 +54,28 @@ _TOOLS = (CREATE_PLAN,)
 
 
 class Planner:
-    """Asks for a plan and writes it into the book: title, message, plan, and the first step's brief."""
+    """Requests a plan from the model and stores it: title, message, steps, and the instruction for the first step."""
 
-    def __init__(self, book: RunBook, model: LLM, feed: Feed, sandboxes: SandboxProvider) -> None:
-        self._book = book
-        self._dialogue = Dialogue(book, model, "talk")
+    def __init__(self, checkpointer: RunCheckpointer, model: LLM, feed: Feed, sandboxes: SandboxProvider) -> None:
+        self._checkpointer = checkpointer
+        self._exchange = ModelExchange(checkpointer, model, "planner")
         self._feed = feed
         self._sandboxes = sandboxes
 
     async def run(self) -> None:
-        """From phase `planning` to `executing`, or to `idle` when the answer needs no work.
+        """Lead the run from phase `planning` to `executing`, or to `idle` if no work is needed.
 
         Raises:
-            ModelFailure: no plan is to be had.
-            Superseded: the user said more before a final answer was stored.
+            ModelFailure: The model did not return a usable plan.
+            Superseded: A user message arrived before a final answer was stored.
         """
-        live = LiveText(self._feed, self._book.session_id)
-        listener = PlanListener(live, lambda: self._sandboxes.warm(self._book.session_id))
+        session_id = self._checkpointer.session_id
+        live = LiveText(self._feed, session_id)
+        listener = PlanListener(live, on_steps=lambda: self._sandboxes.warm(session_id))
         try:
             while True:
-                reply = await self._dialogue.ask(_TOOLS, listener)
-                plan = await self._understand(reply)
+                reply = await self._exchange.request(_TOOLS, listener)
+                plan = await self._parse(reply)
                 if plan is not None:
                     await self._accept(plan)
                     return
@@ -78,62 +83,57 @@ class Planner:
         finally:
             live.close()
 
-    async def _understand(self, reply: ModelReply) -> CreatePlanInput | None:
+    async def _parse(self, reply: ModelReply) -> CreatePlanInput | None:
+        """Stage the reply. Return its plan, or None after staging what is wrong with it."""
         if not reply.tool_calls:
-            return await self._understand_text(reply)
-        calls = distinct_calls(reply.tool_calls, set())
-        chosen: CreatePlanInput | None = None
-        answers: list[ToolMessage] = []
+            return await self._parse_text(reply)
+        calls = with_distinct_call_ids(reply.tool_calls, set())
+        plan: CreatePlanInput | None = None
+        results: list[ToolMessage] = []
         for call in calls:
             problem = ""
             if call.name != CREATE_PLAN.name:
-                problem = executing.not_called(call.name, [CREATE_PLAN.name])
-            elif chosen is None:
+                problem = executing.unknown_function(call.name, [CREATE_PLAN.name])
+            elif plan is None:
                 try:
-                    chosen = parse_arguments(CreatePlanInput, call.arguments)
+                    plan = parse_arguments(CreatePlanInput, call.arguments)
                 except BadArguments as error:
-                    problem = executing.CUT_OFF if reply.finish == "length" else executing.not_run(str(error))
-            answers.append(ToolMessage(tool_call_id=call.id, content=problem or planning.ACCEPTED))
-        said = AssistantMessage(content=reply.content, tool_calls=tuple(parseable(call) for call in calls))
-        await self._book.stage("talk", said, *answers)
-        if chosen is None:
-            self._dialogue.unusable()
-        return chosen
+                    problem = executing.CUT_OFF if reply.finish == "length" else executing.invalid_call(str(error))
+            results.append(ToolMessage(tool_call_id=call.id, content=problem or planning.ACCEPTED))
+        turn = AssistantMessage(content=reply.content, tool_calls=tuple(storable(call) for call in calls))
+        await self._checkpointer.stage("planner", turn, *results)
+        if plan is None:
+            self._exchange.count_unusable()
+        return plan
 
-    async def _understand_text(self, reply: ModelReply) -> CreatePlanInput | None:
-        parsed = content_as(CreatePlanInput, reply.content, CREATE_PLAN.name)
-        if parsed is not None:
-            await self._book.stage("talk", AssistantMessage(content=reply.content))
-            return parsed
-        if reply.content.strip() and self._dialogue.corrections:
-            # Told once, and it still answers in prose: then the prose is the answer.
-            await self._book.stage("talk", AssistantMessage(content=reply.content))
-            return CreatePlanInput(title="", message=reply.content.strip())
-        await self._dialogue.correct(reply, planning.REMINDER, empty=f"{planning.EMPTY} {planning.REMINDER}")
-        return None
+    async def _parse_text(self, reply: ModelReply) -> CreatePlanInput | None:
+        plan = parse_text_call(CreatePlanInput, reply.content, CREATE_PLAN.name)
+        if plan is None and reply.content.strip() and self._exchange.unusable_replies:
+            # The model was corrected before and still replies with text: accept the text as the answer.
+            plan = CreatePlanInput(title="", message=reply.content.strip())
+        if plan is None:
+            empty = f"{planning.EMPTY} {planning.REMINDER}"
+            await self._exchange.correct_text(reply, planning.REMINDER, empty=empty)
+        else:
+            await self._checkpointer.stage("planner", AssistantMessage(content=reply.content))
+        return plan
 
     async def _accept(self, plan: CreatePlanInput) -> None:
-        state = self._book.state
-        words = state.unplanned_text
-        title = " ".join((plan.title.strip() or words.strip().partition("\n")[0]).split())[:MAX_TITLE]
+        checkpoint = self._checkpointer.checkpoint
+        text = checkpoint.unplanned_text
+        title = " ".join((plan.title.strip() or text.strip().partition("\n")[0]).split())[:MAX_TITLE]
         events: list[Event] = [TitleEvent(title=title), MessageEvent(role="assistant", content=plan.message)]
+        at_rest = checkpoint.at_rest(last_read_message=checkpoint.last_read_message)
         if not plan.steps:
-            idle = state.at_rest(last_read_message=state.last_read_message)
-            await self._book.commit([*events, DoneEvent()], state=idle, ends=True)
+            await self._checkpointer.commit([*events, DoneEvent()], checkpoint=at_rest, ends_run=True)
             return
-        steps = distinct_ids(tuple(Step(id=step.id, description=step.description) for step in plan.steps))
-        first = Step(id=steps[0].id, description=steps[0].description, status="running")
-        shown = PlanEvent.of(steps)
-        made = Plan(goal=plan.goal or plan.message, steps=steps).with_step(first)
-        events += [shown, StepEvent(id=first.id, description=first.description, status="running")]
-        self._sandboxes.warm(self._book.session_id)
-        await self._book.stage("work", UserMessage(content=executing.opening(words, made, first)))
-        await self._book.commit(
+        self._sandboxes.warm(self._checkpointer.session_id)
+        steps = with_distinct_ids(tuple(Step(id=step.id, description=step.description) for step in plan.steps))
+        first = replace(steps[0], status="running")
+        started = Plan(goal=plan.goal or plan.message, steps=steps).with_step(first)
+        events += [PlanEvent.of(steps), StepEvent(id=first.id, description=first.description, status="running")]
+        await self._checkpointer.stage("executor", UserMessage(content=executing.opening(text, started, first)))
+        await self._checkpointer.commit(
             events,
-            state=replace(
-                state.at_rest(last_read_message=state.last_read_message),
-                phase="executing",
-                plan=made,
-                model_turns=state.model_turns,
-            ),
+            checkpoint=replace(at_rest, phase="executing", plan=started, model_turns=checkpoint.model_turns),
         )

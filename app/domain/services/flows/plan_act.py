@@ -1,13 +1,14 @@
 """Plan and act: the state machine of a run.
 
-    idle ──words──▶ planning ──steps──▶ executing ──last step──▶ answering ──▶ idle
-                       │                  │    ▲                               ▲
-                       └──plain answer────┼────┼───────────────────────────────┘
-                                          ▼    │ the user's answer
-                                        waiting┘
+    idle ──message──▶ planning ──steps──▶ executing ──last step──▶ answering ──▶ idle
+                         │                  │    ▲                                ▲
+                         └──answer only─────┼────┼────────────────────────────────┘
+                                            ▼    │ the user's answer
+                                          waiting┘
 
-Where a run stands is in its checkpoint and nowhere else. So going on after a crash, reading a message that came in
-between, and resting for an answer are one and the same thing: load, put the books in order, go on from the phase.
+The state of a run is in its checkpoint and nowhere else. Continuing after a crash, reading a message that arrived
+during the run, and continuing after the user's answer are therefore the same: load the checkpoint, close what is open,
+and continue from the phase.
 """
 
 import asyncio
@@ -23,10 +24,10 @@ from app.domain.external.llm import LLM
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, StepEvent, ToolCalledEvent
 from app.domain.models.message import ToolMessage, UserMessage
 from app.domain.models.tool import ToolResult
-from app.domain.prompts import digest, executing, planning
-from app.domain.repositories.event_log import EventLog
+from app.domain.prompts import executing, planning
+from app.domain.repositories.event_log import EventLog, UnreadMessage
 from app.domain.services.agents.answerer import Answerer
-from app.domain.services.agents.book import RunBook
+from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.executor import Executor
 from app.domain.services.agents.planner import Planner
 from app.domain.services.tools.base import Tool, ToolContext
@@ -38,16 +39,25 @@ STORE_AWAY = "the service's store was away"
 INTERRUPTED = "a new message from the user"
 STOPPED = "stopped by the user"
 
-MAX_DEATHS = 10
-"""A run is given up when it has cost so many processes their lives without getting on in between."""
+MAX_CRASHES = 10
+"""Maximum number of processes that may die during a run without any progress in between. Then it is given up."""
 
-ABORT_SECONDS = 0.7
-"""How long ending a command may take; with it, Stop stays below its limit of a second."""
+KILL_TIMEOUT_SECONDS = 0.7
+"""Maximum time in seconds for killing what runs in the sandbox. It keeps a stop below its limit of one second."""
+
+_MAX_UNREAD_CHARS = 400_000
+"""Maximum number of characters of user messages in one commit.
+
+A commit may contain a text up to three times, and a store accepts only a few MiB at once.
+"""
+
+_SUMMARIZED_MESSAGES = 24
+"""Number of the executor's newest messages from which the summary of an interruption is made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlowParts:
-    """What every run is made with."""
+class FlowDependencies:
+    """What all runs share."""
 
     event_log: EventLog
     feed: Feed
@@ -56,201 +66,237 @@ class FlowParts:
 
 
 class PlanActFlow:
-    """One session's run. Make a new one for each attempt; it reads everything from the event_log."""
+    """One attempt at a session's run. It loads its state from the event log."""
 
-    def __init__(self, parts: FlowParts, context: ToolContext, *, fencing_token: int | None = None) -> None:
-        """`fencing_token`: see `Commit.fencing_token`."""
-        self._parts = parts
-        self._context = context
-        self._book = RunBook(context.session_id, parts.event_log, fencing_token=fencing_token)
+    def __init__(
+        self, dependencies: FlowDependencies, context: ToolContext, *, fencing_token: int | None = None
+    ) -> None:
+        """Create the flow of one attempt.
 
-    async def abort(self, *, everything: bool) -> None:
-        """Kill what the tool calls under way left running in the sandbox; with `everything`, all that runs there.
-
-        A sandbox that does not answer within a second is left to itself: the user must not wait for it.
+        Args:
+            dependencies: What all runs share.
+            context: What the tools of this run may use.
+            fencing_token: See `Commit.fencing_token`.
         """
-        await self._book.load()
-        opened = self._book.state.open_calls
-        if not opened and not everything:
-            return
-        try:
-            async with asyncio.timeout(ABORT_SECONDS):
-                sandbox = await self._context.sandboxes.find(self._context.session_id)
-                if sandbox is None:
-                    return
-                for call in opened:
-                    if (tool := self._parts.tools.get(call.function)) is not None:  # a checkpoint may be older than us
-                        await tool.abort(call.args, sandbox)
-                if everything:
-                    await sandbox.kill_all()
-        except (TimeoutError, SandboxFailure, SandboxUnavailable) as error:
-            log.warning("what a cut short call left running could not be ended", extra={"error": str(error)})
+        self._dependencies = dependencies
+        self._context = context
+        self._checkpointer = RunCheckpointer(context.session_id, dependencies.event_log, fencing_token=fencing_token)
 
     async def run(self, reason: str = CRASHED, *, crashed: bool = False) -> None:
-        """Go on from the checkpoint until the run rests or ends. `reason`: why the last attempt did not get there;
-        `crashed`: its process died.
+        """Continue from the checkpoint until the run waits for the user or ends.
+
+        Args:
+            reason: Why the previous attempt ended early.
+            crashed: Whether the process of the previous attempt died.
 
         Raises:
-            ModelFailure: the model failed for good; call `fail`.
-            RunGivenUp: too many processes died with it; call `fail`.
-            Superseded: the user said more while the run was ending; call `run` again.
-            StoreUnavailable: nothing is lost; call `run` again when the store is back.
+            ModelFailure: The model failed for good; call `fail`.
+            RunGivenUp: Too many processes died during this run; call `fail`.
+            Superseded: A user message arrived while the run was ending; call `run` again.
+            StoreUnavailable: Nothing is lost; call `run` again when the store is available.
         """
+        checkpointer = self._checkpointer
         try:
-            await self._book.load()
+            await checkpointer.load()
             if crashed:
-                await self._count_death()
+                await self._count_crash()
             await self._prepare(reason)
-            await self._go_on()
+            await self._run_phases()
         except asyncio.CancelledError:
-            self._book.hurry()
-            with suppress(
-                AnkerError
-            ):  # what became of the write is in the event_log; that the run was cut short is not
-                await self._book.settle()
+            checkpointer.stop_retrying()
+            with suppress(AnkerError):  # The event log has the outcome of the write. The cancellation takes precedence.
+                await checkpointer.wait_for_pending()
             raise
         finally:
-            # Whoever goes on from the event_log, perhaps in the next instant, must find there all that was done.
-            await self._book.settle()
+            # The next attempt may load at once and must find everything that this one did.
+            await checkpointer.wait_for_pending()
 
-    async def _go_on(self) -> None:
-        book, parts = self._book, self._parts
+    async def kill_open_calls(self) -> None:
+        """Kill what the open tool calls left running in the sandbox."""
+        await self._checkpointer.load()
+        if self._checkpointer.checkpoint.open_calls:
+            await self._kill(everything=False)
+
+    async def finish_stopped(self, *, up_to: int) -> None:
+        """End the run because the user stopped it: kill everything, close what is open, and store `done`.
+
+        Has no effect if the run has ended. `up_to`: number of the newest event when the user asked to stop.
+
+        Raises:
+            Superseded: A newer user message is stored; call `run`.
+            StoreUnavailable: The store is unavailable. There are no retries, because the user is waiting.
+        """
+        self._checkpointer.stop_retrying()
+        await self._checkpointer.load()
+        await self._kill(everything=True)
+        await self._end(STOPPED, DoneEvent(), up_to=up_to)
+
+    async def fail(self, error: str) -> None:
+        """End the run with an `error` event.
+
+        Raises:
+            Superseded: A newer user message is stored; call `run`.
+        """
+        await self._checkpointer.load()
+        await self._end(f"failed: {error}", ErrorEvent(error=error))
+
+    async def _run_phases(self) -> None:
+        checkpointer, dependencies = self._checkpointer, self._dependencies
         while True:
-            match book.state.phase:
+            match checkpointer.checkpoint.phase:
                 case "planning":
-                    await Planner(book, parts.model, parts.feed, self._context.sandboxes).run()
+                    sandboxes = self._context.sandboxes
+                    await Planner(checkpointer, dependencies.model, dependencies.feed, sandboxes).run()
                 case "executing":
-                    await Executor(book, parts.model, parts.tools, self._context).run()
+                    await Executor(checkpointer, dependencies.model, dependencies.tools, self._context).run()
                 case "answering":
-                    await Answerer(book, parts.model, parts.feed).run()
+                    await Answerer(checkpointer, dependencies.model, dependencies.feed).run()
                 case "idle" | "waiting":
                     return
                 case _ as never:
                     assert_never(never)
 
-    async def stop(self, *, up_to: int) -> None:
-        """End the run at the user's wish: everything open is closed and `done` written. Nothing, when it has ended.
+    async def _kill(self, *, everything: bool) -> None:
+        """Kill the open calls of the loaded checkpoint, or everything in the sandbox. Failures are only logged.
 
-        `up_to`: number of the newest event when the user said stop.
-
-        Raises:
-            Superseded: the user said something after that; call `run`.
-            StoreUnavailable: at once, since the user waits.
+        A sandbox that does not respond in time is left alone: the user must not wait for it.
         """
-        self._book.hurry()
-        await self._end(STOPPED, DoneEvent(), up_to=up_to)
-
-    async def fail(self, error: str) -> None:
-        """End the run with an `error` that the user can read.
-
-        Raises:
-            Superseded: the user said more; call `run`.
-        """
-        await self._end(f"failed: {error}", ErrorEvent(error=error))
+        try:
+            async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
+                sandbox = await self._context.sandboxes.find(self._context.session_id)
+                if sandbox is None:
+                    return
+                for call in self._checkpointer.checkpoint.open_calls:
+                    # A checkpoint of another version may name a tool that does not exist.
+                    if (tool := self._dependencies.tools.get(call.function)) is not None:
+                        await tool.abort(call.args, sandbox)
+                if everything:
+                    await sandbox.kill_all()
+        except (TimeoutError, SandboxFailure, SandboxUnavailable) as error:
+            log.warning("what runs in the sandbox could not be killed", extra={"error": str(error)})
+        except Exception:  # An unexpected error in a tool must not keep the user from stopping the run.
+            log.exception("what runs in the sandbox could not be killed")
 
     async def _end(self, reason: str, last: Event, *, up_to: int | None = None) -> None:
-        book = self._book
-        await book.load()
-        unread = await self._unread(up_to)
-        if book.state.phase == "idle" and not unread:
+        """Close what is open and store the last event, with user messages up to number `up_to` as read."""
+        checkpointer = self._checkpointer
+        unread = await self._read_unread(up_to)
+        if checkpointer.checkpoint.phase == "idle" and not unread:
             return
-        if up_to is not None and book.state.last_read_message > up_to:
-            # A stop may be heard late, or twice: it is not for the run of words that were said after it.
-            raise Superseded("the user said more after that, and the run goes on with it")
-        events = await self._close_open(reason)
+        if up_to is not None and checkpointer.checkpoint.last_read_message > up_to:
+            # The stop request arrived late or twice. It is not meant for the run of a newer message.
+            raise Superseded("a newer message is stored, and the run continues with it")
+        events = await self._close_open_work(reason)
+        last_read = checkpointer.checkpoint.last_read_message
         if unread:
-            await self._stage_words(unread)
-        consumed = unread[-1][0] if unread else book.state.last_read_message
-        await book.commit([*events, last], state=book.state.at_rest(last_read_message=consumed), ends=True)
+            await self._stage_user_messages(unread)
+            last_read = unread[-1].number
+        at_rest = checkpointer.checkpoint.at_rest(last_read_message=last_read)
+        await checkpointer.commit([*events, last], checkpoint=at_rest, ends_run=True)
 
-    async def _count_death(self) -> None:
-        """Write down that a process died with this run, so that one that kills every process cannot go on for ever."""
-        state = self._book.state
-        if state.phase in ("idle", "waiting") and not await self._book.unread():
+    async def _count_crash(self) -> None:
+        """Store that a process died during this run, so that a run that kills every process does not go on for ever."""
+        checkpointer = self._checkpointer
+        checkpoint = checkpointer.checkpoint
+        if checkpoint.phase in ("idle", "waiting") and not await checkpointer.unread_messages():
             return
-        if state.crash_count >= MAX_DEATHS:
-            raise RunGivenUp(f"given up: the service died {state.crash_count} times in this work without getting on")
-        await self._book.commit(state=replace(state, crash_count=state.crash_count + 1))
+        if checkpoint.crash_count >= MAX_CRASHES:
+            raise RunGivenUp(f"given up: the service crashed {checkpoint.crash_count} times without any progress")
+        await checkpointer.commit(checkpoint=replace(checkpoint, crash_count=checkpoint.crash_count + 1))
 
     async def _prepare(self, reason: str) -> None:
-        """Put the books in order and choose the phase."""
-        book = self._book
-        unread = await self._unread()
-        words = "\n".join(text for _, text in unread)
-        if book.state.phase == "waiting" and unread:
-            await self._resume(words, unread[-1][0])
+        """Close what the previous attempt left open, read new messages, and choose the phase to continue from."""
+        checkpointer = self._checkpointer
+        unread = await self._read_unread()
+        phase = checkpointer.checkpoint.phase
+        if phase == "waiting" and unread:
+            await self._resume_with_answer(unread)
         elif unread:
-            events = await self._close_open(reason)
-            await self._stage_words(unread)
-            state = replace(book.state.at_rest(last_read_message=unread[-1][0]), phase="planning", unplanned_text=words)
+            events = await self._close_open_work(reason)
+            await self._stage_user_messages(unread)
+            planning_checkpoint = replace(
+                checkpointer.checkpoint.at_rest(last_read_message=unread[-1].number),
+                phase="planning",
+                unplanned_text=_joined(unread),
+            )
             if events:
-                await book.commit(events, state=state)
-            book.state = state
-        elif book.state.phase == "executing":
-            events = await self._close_calls(reason)
+                await checkpointer.commit(events, checkpoint=planning_checkpoint)
+            else:
+                checkpointer.checkpoint = planning_checkpoint
+        elif phase == "executing":
+            events = await self._close_open_calls(reason)
             if events:
-                await book.commit(events, state=replace(book.state, open_calls=()))
+                await checkpointer.commit(events, checkpoint=replace(checkpointer.checkpoint, open_calls=()))
 
-    async def _unread(self, up_to: int | None = None) -> list[tuple[int, str]]:
-        """Number and text of what the user said, up to number `up_to`, and the agent has not read. When that is more
-        than can be written down together with what follows from it, the older part is written down at once."""
-        now: list[tuple[int, str]] = []
+    async def _read_unread(self, up_to: int | None = None) -> list[UnreadMessage]:
+        """Return the unread user messages up to event number `up_to`.
+
+        If they are too long for one commit, the older ones are committed here and only the newer ones are returned.
+        """
+        unread: list[UnreadMessage] = []
         size = 0
-        for number, text in await self._book.unread():
-            if up_to is not None and number > up_to:
+        for message in await self._checkpointer.unread_messages():
+            if up_to is not None and message.number > up_to:
                 break
-            if now and size + len(text) > _WORDS_AT_ONCE:
-                await self._stage_words(now)
-                await self._book.commit(state=replace(self._book.state, last_read_message=now[-1][0]))
-                now, size = [], 0
-            now.append((number, text))
-            size += len(text)
-        return now
+            if unread and size + len(message.content) > _MAX_UNREAD_CHARS:
+                await self._stage_user_messages(unread)
+                await self._checkpointer.commit(
+                    checkpoint=replace(self._checkpointer.checkpoint, last_read_message=unread[-1].number)
+                )
+                unread, size = [], 0
+            unread.append(message)
+            size += len(message.content)
+        return unread
 
-    async def _stage_words(self, unread: Sequence[tuple[int, str]]) -> None:
-        await self._book.stage("talk", *(UserMessage(content=planning.user_words(text)) for _, text in unread))
+    async def _stage_user_messages(self, messages: Sequence[UnreadMessage]) -> None:
+        texts = (planning.user_message(message.content) for message in messages)
+        await self._checkpointer.stage("planner", *(UserMessage(content=text) for text in texts))
 
-    async def _resume(self, words: str, number: int) -> None:
-        book = self._book
-        asked = book.state.pending_question
-        book.state = replace(book.state, phase="executing", pending_question=None, last_read_message=number)
-        if asked is None:
-            await book.stage("work", UserMessage(content=planning.user_words(words)))
-        else:
-            await book.stage("work", ToolMessage(tool_call_id=asked, content=planning.user_words(words)))
-        await book.stage("talk", UserMessage(content=planning.user_words(words)))
+    async def _resume_with_answer(self, messages: Sequence[UnreadMessage]) -> None:
+        """Give the user's answer to the executor as the result of its question, and continue in phase `executing`."""
+        checkpointer = self._checkpointer
+        text = planning.user_message(_joined(messages))
+        question = checkpointer.checkpoint.pending_question
+        checkpointer.checkpoint = replace(
+            checkpointer.checkpoint,
+            phase="executing",
+            pending_question=None,
+            last_read_message=messages[-1].number,
+        )
+        answer = UserMessage(content=text) if question is None else ToolMessage(tool_call_id=question, content=text)
+        await checkpointer.stage("executor", answer)
+        await checkpointer.stage("planner", UserMessage(content=text))
 
-    async def _close_open(self, reason: str) -> list[Event]:
-        """Close calls and the running step, and leave the planner a note of what was done."""
-        book = self._book
-        plan = book.state.plan
+    async def _close_open_work(self, reason: str) -> list[Event]:
+        """Close open calls and the running step, and stage a summary for the planner. Return the events to store."""
+        checkpointer = self._checkpointer
+        plan = checkpointer.checkpoint.plan
         if not plan.steps:
             return []
-        events = await self._close_calls(reason)
-        running = plan.running
-        if running is not None:
-            failed = replace(running, status="failed", result=f"cut short: {reason}")
+        events = await self._close_open_calls(reason)
+        if plan.running is not None:
+            failed = replace(plan.running, status="failed", result=f"interrupted: {reason}")
             plan = plan.with_step(failed)
             events.append(StepEvent(id=failed.id, description=failed.description, status="failed"))
             events.append(PlanEvent.of(plan.steps))
-        work = (await book.thread("work")).since(-_RECENT)
-        await book.stage("talk", UserMessage(content=digest.interruption(reason, plan, work)))
+        messages = (await checkpointer.transcript("executor")).since(-_SUMMARIZED_MESSAGES)
+        summary = planning.interruption_summary(reason, plan, messages)
+        await checkpointer.stage("planner", UserMessage(content=summary))
         return events
 
-    async def _close_calls(self, reason: str) -> list[Event]:
-        """Give every call without an answer one, and every announced call its end: providers refuse a conversation
-        with an unanswered call, and clients would show it as running for ever."""
-        book = self._book
-        opened = {call.id: call for call in book.state.open_calls}
-        for call in (await book.thread("work")).unanswered:
-            told = executing.cut_short(reason) if call.id in opened else executing.not_started(reason)
-            await book.stage("work", ToolMessage(tool_call_id=call.id, content=told))
+    async def _close_open_calls(self, reason: str) -> list[Event]:
+        """Stage a result for every unanswered call. Return the `called` events of the calls that were announced.
+
+        Providers refuse a transcript with an unanswered call, and clients would show an announced call for ever.
+        """
+        checkpointer = self._checkpointer
+        opened = {call.id: call for call in checkpointer.checkpoint.open_calls}
+        for call in (await checkpointer.transcript("executor")).unanswered:
+            text = executing.interrupted_call(reason) if call.id in opened else executing.skipped_call(reason)
+            await checkpointer.stage("executor", ToolMessage(tool_call_id=call.id, content=text))
         result = ToolResult(success=False, text="", message=f"interrupted: {reason}")
         return [ToolCalledEvent.of(call, result) for call in opened.values()]
 
 
-_WORDS_AT_ONCE = 400_000
-"""Characters. They are written down up to three times in one change, and a store takes some MiB at once."""
-
-_RECENT = 24
-"""Messages of the work transcript that a note about an interruption looks at."""
+def _joined(messages: Sequence[UnreadMessage]) -> str:
+    return "\n".join(message.content for message in messages)

@@ -92,7 +92,7 @@ class Draft:
         self._head = head.head
         self._last_words = head.last_words
         self._revision = head.revision
-        self._lengths: dict[TranscriptName, int] = {"talk": head.talk, "work": head.work}
+        self._lengths: dict[TranscriptName, int] = {"planner": head.talk, "executor": head.work}
         self._events: list[Document] = []
         self._said: list[Document] = []
         self._keys: list[Document] = []
@@ -196,8 +196,8 @@ class Draft:
             revision=self._revision,
             head=self._head,
             last_words=self._last_words,
-            talk=self._lengths["talk"],
-            work=self._lengths["work"],
+            talk=self._lengths["planner"],
+            work=self._lengths["executor"],
             tail=tail or before.tail,
             copied=before.copied and not tail,
         )

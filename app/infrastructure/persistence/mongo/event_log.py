@@ -21,6 +21,8 @@ from app.infrastructure.persistence.rows import LAST_NUMBER, USER, event_key, tr
 
 _WHERE: Document = {"ordinal": 1, "head": 1, "tail.events": 1}
 _SAID: Document = {"ordinal": 1, "talk": 1, "work": 1, "tail.said": 1}
+_LENGTHS: dict[TranscriptName, str] = {"planner": "talk", "executor": "work"}
+"""Names of the fields with the lengths of the transcripts."""
 _RUN: Document = {"run": 1}
 
 
@@ -96,7 +98,8 @@ class MongoEventLog:
     async def load_transcript(self, session_id: str, thread: TranscriptName) -> Sequence[Message]:
         """See `EventLog.load_transcript`."""
         found = await self._look(session_id, _SAID)
-        first, last = (transcript_key(found["ordinal"], thread, position) for position in (1, found[thread]))
+        length = found[_LENGTHS[thread]]
+        first, last = (transcript_key(found["ordinal"], thread, position) for position in (1, length))
         rows = await self._gate.read(
             lambda: self._ledger.tables.transcripts.find({"_id": _span(first, last)}, sort=[("_id", 1)]).to_list(None)
         )

@@ -226,9 +226,9 @@ def _is_users(event: Event) -> bool:
 
 def _said_rows(head: Head, change: Commit) -> tuple[list[tuple[int, bytes]], tuple[int, int]]:
     """The rows of what was said, and the lengths of both transcripts after it."""
-    lengths = {"talk": head.talk, "work": head.work}
+    lengths = {"planner": head.talk, "executor": head.work}
     rows: list[tuple[int, bytes]] = []
     for thread, message in change.messages:
         lengths[thread] += 1
         rows.append((transcript_key(head.ordinal, thread, lengths[thread]), encode_message(message)))
-    return rows, (lengths["talk"], lengths["work"])
+    return rows, (lengths["planner"], lengths["executor"])

@@ -1,4 +1,4 @@
-"""Runs: one attempt at a session's work, from its checkpoint, with every failure turned into words for the user."""
+"""The run worker: carries out attempts at runs and turns every failure into an error that the user can read."""
 
 import logging
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from app.domain.external.run_queue import Attempt
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.screenshots import Screenshots
 from app.domain.external.search import SearchEngine
-from app.domain.services.flows.plan_act import FlowParts, PlanActFlow
+from app.domain.services.flows.plan_act import FlowDependencies, PlanActFlow
 from app.domain.services.tools.base import ToolContext
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunService:
-    """The `RunWorker` that queues call."""
+class PlanActWorker:
+    """The `RunWorker` that carries out runs with `PlanActFlow`."""
 
-    parts: FlowParts
+    dependencies: FlowDependencies
     sandboxes: SandboxProvider
     browsers: Browsers
     screenshots: Screenshots
     engine: SearchEngine
 
     async def work(self, session_id: str, attempt: Attempt) -> None:
-        """See `RunWorker.work`. The root of a run: whatever else goes wrong ends here, logged, as an `error`."""
+        """Implement `RunWorker.work`. Errors that the queue does not handle end the run with an `error` event."""
         context.session_id.set(session_id)
         flow = self._flow(session_id, attempt.fencing_token)
         try:
@@ -35,35 +35,35 @@ class RunService:
         except (Superseded, StoreUnavailable, LeaseLost):
             raise
         except NotFound:
-            log.info("the session was deleted under its run")
+            log.info("the session was deleted during its run")
         except ModelFailure as error:
-            log.warning("the model failed", extra={"error": str(error)})
+            log.warning("run failed: the model failed", extra={"error": str(error)})
             await flow.fail(str(error))
         except RunGivenUp as error:
-            log.error("a run was given up", extra={"error": str(error)})
+            log.error("run given up", extra={"error": str(error)})
             await flow.fail(str(error))
         except Exception:
-            log.exception("a run failed")
+            log.exception("run failed: unexpected error")
             await flow.fail("something went wrong inside the service; send a message to try again")
 
-    async def abort(self, session_id: str, *, everything: bool) -> None:
-        """See `RunWorker.abort`."""
-        await self._flow(session_id, None).abort(everything=everything)
+    async def kill_open_calls(self, session_id: str) -> None:
+        """Implement `RunWorker.kill_open_calls`."""
+        await self._flow(session_id, None).kill_open_calls()
 
-    async def stop(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
-        """See `RunWorker.stop`."""
-        await self._flow(session_id, fencing_token).stop(up_to=up_to)
+    async def finish_stopped(self, session_id: str, *, up_to: int, fencing_token: int | None) -> None:
+        """Implement `RunWorker.finish_stopped`."""
+        await self._flow(session_id, fencing_token).finish_stopped(up_to=up_to)
 
-    async def forget(self, session_id: str) -> None:
-        """See `RunWorker.forget`."""
+    async def release(self, session_id: str) -> None:
+        """Implement `RunWorker.release`."""
         await self.browsers.release(session_id)
 
     def _flow(self, session_id: str, fencing_token: int | None) -> PlanActFlow:
-        reach = ToolContext(
+        tool_context = ToolContext(
             session_id=session_id,
             sandboxes=self.sandboxes,
             browsers=self.browsers,
             screenshots=self.screenshots,
             engine=self.engine,
         )
-        return PlanActFlow(self.parts, reach, fencing_token=fencing_token)
+        return PlanActFlow(self.dependencies, tool_context, fencing_token=fencing_token)

@@ -5,16 +5,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from app.application.services.runs import RunService
+from app.application.services.run_worker import PlanActWorker
 from app.domain.errors import LeaseLost, StaleCheckpoint, StoreUnavailable
 from app.domain.external.llm import ModelReply
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import EventRecord, ToolCalledEvent
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
-from app.domain.services.agents import writing
-from app.domain.services.agents.writing import Writing
-from app.domain.services.flows.plan_act import CRASHED, FlowParts
+from app.domain.services.agents import checkpointer
+from app.domain.services.agents.checkpointer import PendingCommit
+from app.domain.services.flows.plan_act import CRASHED, FlowDependencies
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
@@ -53,7 +53,7 @@ class Store(MemoryStore):
 
 @pytest.fixture
 async def store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
-    monkeypatch.setattr(writing, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(checkpointer, "_RETRY_SECONDS", 0.001)
     store = Store()
     await store.create("s", owner="", at=1)
     async with asyncio.timeout(20):
@@ -62,7 +62,7 @@ async def store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
 
 async def test_it_is_tried_until_it_is_stored(store: Store) -> None:
     store.fails = lambda _: AWAY if store.tries < 5 else None
-    await Writing(store, "s", CHANGE).finish()
+    await PendingCommit(store, "s", CHANGE).wait()
     assert store.tries == 5
     assert await store.load_checkpoint("s") == CHANGE.checkpoint
 
@@ -71,25 +71,25 @@ async def test_it_is_tried_until_it_is_stored(store: Store) -> None:
 async def test_what_no_time_mends_is_not_tried_again(store: Store, final: Exception) -> None:
     store.fails = lambda _: AWAY if store.tries < 3 else final
     with pytest.raises(type(final)):
-        await Writing(store, "s", CHANGE).finish()
+        await PendingCommit(store, "s", CHANGE).wait()
     assert store.tries == 3
 
 
 async def test_whoever_is_in_a_hurry_hears_of_the_next_failure(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "_PAUSE_SECONDS", 3600)
+    monkeypatch.setattr(checkpointer, "_RETRY_SECONDS", 3600)
     store.fails = lambda _: AWAY
-    change = Writing(store, "s", CHANGE)
+    change = PendingCommit(store, "s", CHANGE)
     while not store.tries:
         await asyncio.sleep(0)
-    change.hurry()
+    change.stop_retrying()
     with pytest.raises(StoreUnavailable):
-        await change.finish()
+        await change.wait()
     assert store.tries <= 2
 
 
 async def test_a_try_that_is_under_way_when_the_run_is_cut_short_is_waited_for(store: Store) -> None:
     store.gate.clear()
-    finishing = asyncio.create_task(Writing(store, "s", CHANGE).finish())
+    finishing = asyncio.create_task(PendingCommit(store, "s", CHANGE).wait())
     while not store.tries:
         await asyncio.sleep(0)
     for _ in range(3):
@@ -105,7 +105,7 @@ async def test_a_try_that_is_under_way_when_the_run_is_cut_short_is_waited_for(s
 async def test_a_run_that_waits_for_the_store_is_cut_short_at_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "_PAUSE_SECONDS", 3600)
+    monkeypatch.setattr(checkpointer, "_RETRY_SECONDS", 3600)
     store.fails = lambda change: AWAY if any(isinstance(event, ToolCalledEvent) for event in change.events) else None
 
     async def thinks_on(_: Question) -> ModelReply:
@@ -113,9 +113,9 @@ async def test_a_run_that_waits_for_the_store_is_cut_short_at_once(
         raise AssertionError
 
     model = ScriptedLLM([PLAN, WORK, thinks_on])
-    parts = FlowParts(event_log=store, feed=MemoryFeed(), model=model, tools=EXECUTING)
-    worker = RunService(
-        parts=parts,
+    dependencies = FlowDependencies(event_log=store, feed=MemoryFeed(), model=model, tools=EXECUTING)
+    worker = PlanActWorker(
+        dependencies=dependencies,
         sandboxes=MemorySandboxProvider(),
         browsers=MemoryBrowsers(),
         screenshots=MemoryScreenshotKeeper(),

@@ -4,10 +4,10 @@ does not."""
 import json
 from collections.abc import Callable
 
-from app.application.services.runs import RunService
+from app.application.services.run_worker import PlanActWorker
 from app.domain.external.llm import ModelReply
 from app.domain.external.run_queue import Attempt
-from app.domain.services.flows.plan_act import CRASHED, MAX_DEATHS, FlowParts
+from app.domain.services.flows.plan_act import CRASHED, MAX_CRASHES, FlowDependencies
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
@@ -39,9 +39,11 @@ class Life:
             return turn(question)
 
         self.store = MemoryStore()
-        parts = FlowParts(event_log=self.store, feed=MemoryFeed(), model=ScriptedLLM(answer), tools=EXECUTING)
-        self.worker = RunService(
-            parts=parts,
+        dependencies = FlowDependencies(
+            event_log=self.store, feed=MemoryFeed(), model=ScriptedLLM(answer), tools=EXECUTING
+        )
+        self.worker = PlanActWorker(
+            dependencies=dependencies,
             sandboxes=MemorySandboxProvider(),
             browsers=MemoryBrowsers(),
             screenshots=MemoryScreenshotKeeper(),
@@ -73,12 +75,12 @@ async def test_a_run_that_kills_while_it_plans_is_given_up() -> None:
     life = Life(turn)
     await life.begin()
     assert not await life.attempt(crashed=False)
-    for _ in range(MAX_DEATHS - 1):
+    for _ in range(MAX_CRASHES - 1):
         assert not await life.attempt()
     assert not await life.attempt()
     assert await life.attempt()
     assert life.last["event"] == "error"
-    assert str(MAX_DEATHS) in str(life.last["error"])
+    assert str(MAX_CRASHES) in str(life.last["error"])
 
 
 async def test_a_run_that_kills_whenever_it_is_asked_for_its_next_call_is_given_up() -> None:
@@ -93,7 +95,7 @@ async def test_a_run_that_kills_whenever_it_is_asked_for_its_next_call_is_given_
     attempts = 0
     while not await life.attempt():
         attempts += 1
-    assert attempts == MAX_DEATHS
+    assert attempts == MAX_CRASHES
     assert life.last["event"] == "error"
 
 
@@ -107,7 +109,7 @@ async def test_a_run_that_gets_on_between_its_deaths_is_never_given_up() -> None
         if question.kind == "final":
             return saying("Done.")
         asked += 1
-        if asked > 8 * MAX_DEATHS:
+        if asked > 8 * MAX_CRASHES:
             return COMPLETE
         if asked % 2:
             return SHELL
@@ -118,7 +120,7 @@ async def test_a_run_that_gets_on_between_its_deaths_is_never_given_up() -> None
     deaths = 0
     while not await life.attempt(crashed=deaths > 0):
         deaths += 1
-    assert deaths > 3 * MAX_DEATHS
+    assert deaths > 3 * MAX_CRASHES
     assert life.last["event"] == "done"
     assert (await life.store.load_checkpoint("s")).crash_count == 0
 

@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from app.application.services.runs import RunService
+from app.application.services.run_worker import PlanActWorker
 from app.domain.errors import TooLarge
 from app.domain.external.llm import ModelReply
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import EventRecord
 from app.domain.repositories.event_log import Commit
-from app.domain.services.flows.plan_act import CRASHED, FlowParts
+from app.domain.services.flows.plan_act import CRASHED, FlowDependencies
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
@@ -44,7 +44,7 @@ async def store() -> AsyncIterator[Store]:
     store = Store()
     await store.create("s", owner="", at=1)
     yield store
-    said = [message for message in await store.load_transcript("s", "talk") if WORDS in str(message)]
+    said = [message for message in await store.load_transcript("s", "planner") if WORDS in str(message)]
     assert len(said) == MESSAGES
     assert (await store.get("s", owner="")).status == "completed"
     assert [record.type for record in await store.read("s", after=0, limit=999)][-1] == "done"
@@ -55,9 +55,9 @@ async def say(store: Store) -> int:
     return numbers[-1]
 
 
-def worker(store: Store, *script: ModelReply) -> RunService:
-    return RunService(
-        parts=FlowParts(event_log=store, feed=MemoryFeed(), model=ScriptedLLM(script), tools=EXECUTING),
+def worker(store: Store, *script: ModelReply) -> PlanActWorker:
+    return PlanActWorker(
+        dependencies=FlowDependencies(event_log=store, feed=MemoryFeed(), model=ScriptedLLM(script), tools=EXECUTING),
         sandboxes=MemorySandboxProvider(),
         browsers=MemoryBrowsers(),
         screenshots=MemoryScreenshotKeeper(),
@@ -79,4 +79,4 @@ async def test_a_question_may_be_answered_with_so_much(store: Store) -> None:
 
 async def test_a_stop_ends_the_run_of_it(store: Store) -> None:
     up_to = await say(store)
-    await worker(store).stop("s", up_to=up_to, fencing_token=None)
+    await worker(store).finish_stopped("s", up_to=up_to, fencing_token=None)

@@ -1,10 +1,10 @@
 """A sandbox that was started anew in the middle of a session: what the model is told, and how often."""
 
-from app.application.services.runs import RunService
+from app.application.services.run_worker import PlanActWorker
 from app.domain.external.run_queue import Attempt
 from app.domain.models.message import ToolMessage
-from app.domain.prompts.executing import NEW_COMPUTER
-from app.domain.services.flows.plan_act import FlowParts
+from app.domain.prompts.executing import SANDBOX_REPLACED
+from app.domain.services.flows.plan_act import FlowDependencies
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.streams.memory.feed import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
@@ -34,19 +34,19 @@ class World:
 
     async def run(self, *turns: object) -> list[str]:
         """One run in which the model takes `turns` after its plan; answers what each tool call was answered."""
-        said = await self.store.load_transcript("s", "work")
+        said = await self.store.load_transcript("s", "executor")
         await self.store.append_user_message("s", "do it", at=1, key=None)
         model = ScriptedLLM([PLAN, *turns, END, saying("Done.")])  # type: ignore[list-item]
-        parts = FlowParts(event_log=self.store, feed=MemoryFeed(), model=model, tools=EXECUTING)
-        worker = RunService(
-            parts=parts,
+        dependencies = FlowDependencies(event_log=self.store, feed=MemoryFeed(), model=model, tools=EXECUTING)
+        worker = PlanActWorker(
+            dependencies=dependencies,
             sandboxes=self.sandboxes,
             browsers=MemoryBrowsers(),
             screenshots=MemoryScreenshotKeeper(),
             engine=FakeSearch(),
         )
         await worker.work("s", Attempt(reason=""))
-        fresh = (await self.store.load_transcript("s", "work"))[len(said) :]
+        fresh = (await self.store.load_transcript("s", "executor"))[len(said) :]
         return [message.content for message in fresh if isinstance(message, ToolMessage)]
 
     async def then_work(self, question: Question) -> object:
@@ -63,15 +63,15 @@ async def new_world() -> World:
 
 async def test_the_first_computer_of_a_session_is_not_called_a_new_one() -> None:
     world = await new_world()
-    assert not any(NEW_COMPUTER in text for text in await world.run(WORK, WORK))
+    assert not any(SANDBOX_REPLACED in text for text in await world.run(WORK, WORK))
 
 
 async def test_the_first_result_from_a_new_computer_says_so_and_the_next_does_not() -> None:
     world = await new_world()
     first, second, third, _ = await world.run(WORK, world.then_work, WORK)
-    assert not first.startswith(NEW_COMPUTER)
-    assert second.startswith(NEW_COMPUTER)
-    assert not third.startswith(NEW_COMPUTER)
+    assert not first.startswith(SANDBOX_REPLACED)
+    assert second.startswith(SANDBOX_REPLACED)
+    assert not third.startswith(SANDBOX_REPLACED)
 
 
 async def test_a_call_that_does_not_touch_the_computer_says_nothing_of_it() -> None:
@@ -79,12 +79,12 @@ async def test_a_call_that_does_not_touch_the_computer_says_nothing_of_it() -> N
     await world.run(WORK)
     world.sandboxes.sandboxes.clear()
     told, worked, _ = await world.run(TELL, WORK)
-    assert NEW_COMPUTER not in told
-    assert worked.startswith(NEW_COMPUTER)
+    assert SANDBOX_REPLACED not in told
+    assert worked.startswith(SANDBOX_REPLACED)
 
 
 async def test_a_later_run_in_another_process_is_told_too() -> None:
     world = await new_world()
     await world.run(WORK)
     world.sandboxes = MemorySandboxProvider()
-    assert [text.startswith(NEW_COMPUTER) for text in await world.run(WORK, WORK)] == [True, False, False]
+    assert [text.startswith(SANDBOX_REPLACED) for text in await world.run(WORK, WORK)] == [True, False, False]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from app.domain.models.message import ToolCall
-from app.domain.services.agents.dialogue import content_as, distinct_calls, parseable
+from app.domain.services.agents.model_exchange import parse_text_call, storable, with_distinct_call_ids
 from app.domain.services.agents.planner import CreatePlanInput
 from app.domain.services.tools.message import CompleteStepInput
 
@@ -24,7 +24,7 @@ PLAN = {"title": "T", "message": "M", "goal": "G", "steps": [{"id": 1, "descript
     ],
 )
 def test_plain_json_is_understood_in_every_usual_wrapping(content: str) -> None:
-    parsed = content_as(CreatePlanInput, content, "create_plan")
+    parsed = parse_text_call(CreatePlanInput, content, "create_plan")
     assert parsed is not None
     assert (parsed.title, parsed.message, parsed.goal) == ("T", "M", "G")
     assert [(step.id, step.description) for step in parsed.steps] == [("1", "D")]
@@ -32,7 +32,7 @@ def test_plain_json_is_understood_in_every_usual_wrapping(content: str) -> None:
 
 @pytest.mark.parametrize("content", ["", "hello", "{", "[]", "{}", '{"steps": []}', "null", '{"arguments": 3}'])
 def test_what_is_no_plan_is_not_taken_for_one(content: str) -> None:
-    assert content_as(CreatePlanInput, content, "create_plan") is None
+    assert parse_text_call(CreatePlanInput, content, "create_plan") is None
 
 
 def test_a_plan_may_write_its_steps_as_plain_strings() -> None:
@@ -41,7 +41,7 @@ def test_a_plan_may_write_its_steps_as_plain_strings() -> None:
 
 
 def test_a_step_result_is_understood_as_plain_json() -> None:
-    parsed = content_as(CompleteStepInput, '{"success": true, "result": "r"}', "complete_step")
+    parsed = parse_text_call(CompleteStepInput, '{"success": true, "result": "r"}', "complete_step")
     assert parsed is not None
     assert parsed.success
 
@@ -49,7 +49,7 @@ def test_a_step_result_is_understood_as_plain_json() -> None:
 def test_missing_and_repeated_call_ids_become_distinct_and_good_ones_are_kept() -> None:
     taken = {"a"}
     calls = [ToolCall(id=i, name="n", arguments="{}") for i in ("a", "b", "", "", "b")]
-    ids = [call.id for call in distinct_calls(calls, taken)]
+    ids = [call.id for call in with_distinct_call_ids(calls, taken)]
     assert ids[1] == "b"
     assert len(set(ids)) == 5
     assert "a" not in ids
@@ -58,9 +58,9 @@ def test_missing_and_repeated_call_ids_become_distinct_and_good_ones_are_kept() 
 
 @pytest.mark.parametrize("arguments", ["{", "", "[1]", "null", '"x"'])
 def test_arguments_that_are_no_object_are_kept_as_an_empty_one(arguments: str) -> None:
-    assert parseable(ToolCall(id="1", name="n", arguments=arguments)).arguments == "{}"
+    assert storable(ToolCall(id="1", name="n", arguments=arguments)).arguments == "{}"
 
 
 def test_sound_arguments_are_kept_to_the_letter() -> None:
     call = ToolCall(id="1", name="n", arguments='{ "a":1 }')
-    assert parseable(call) == call
+    assert storable(call) == call

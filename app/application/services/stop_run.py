@@ -1,0 +1,25 @@
+"""Use case: stop the run of a session."""
+
+from app.domain.external.run_queue import RunQueue
+from app.domain.repositories.sessions import SessionRepository
+
+
+class StopRun:
+    """Stop the run of a session, in whichever process it is."""
+
+    def __init__(self, *, sessions: SessionRepository, queue: RunQueue) -> None:
+        self._sessions = sessions
+        self._queue = queue
+
+    async def __call__(self, session_id: str, *, owner: str) -> None:
+        """Stop the run if there is one. Once this returns, the run's `done` event is stored.
+
+        A message that the user sends meanwhile is not stopped: the run continues with it.
+
+        Raises:
+            NotFound: The session does not exist.
+            StoreUnavailable: The run could not be stopped and continues.
+        """
+        session = await self._sessions.get(session_id, owner=owner)
+        if session.status in ("active", "waiting"):
+            await self._queue.stop_run(session_id, up_to=session.last_event_number)

@@ -1,0 +1,133 @@
+"""An exchange with the model: send a request, count its cost, and limit the number of unusable replies."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar, cast
+
+from app.domain.errors import ModelFailure
+from app.domain.external.llm import LLM, ModelReply, ModelRequest, ReplyListener
+from app.domain.models.message import AssistantMessage, ToolCall, UserMessage
+from app.domain.models.run import TranscriptName
+from app.domain.models.tool import ToolSpec
+from app.domain.services.agents.checkpointer import RunCheckpointer
+from app.domain.services.tools.base import ToolInput
+
+I = TypeVar("I", bound=ToolInput)  # noqa: E741 - the input
+
+_THINKING = re.compile(r"\A\s*(?:<think>)?.*?</think>\s*", re.DOTALL)
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n```", re.DOTALL)
+
+MAX_CORRECTIONS = 3
+"""Maximum number of unusable replies in a row that the model may correct before the run fails."""
+
+MAX_TURNS = 5_000
+"""Maximum number of the executor's model turns in one run."""
+
+
+class ModelExchange:
+    """Sends one of a run's transcripts to the model."""
+
+    def __init__(self, checkpointer: RunCheckpointer, model: LLM, transcript: TranscriptName) -> None:
+        self._checkpointer = checkpointer
+        self._model = model
+        self._transcript: TranscriptName = transcript
+        self._unusable_replies = 0
+
+    @property
+    def unusable_replies(self) -> int:
+        """Number of unusable replies since the last usable one."""
+        return self._unusable_replies
+
+    async def request(self, tools: Sequence[ToolSpec], listener: ReplyListener | None = None) -> ModelReply:
+        """Return the model's next turn.
+
+        Raises:
+            ModelFailure: The model did not reply, or refused.
+        """
+        request = ModelRequest(transcript=await self._checkpointer.transcript(self._transcript), tools=tools)
+        reply = await self._model.complete(request, listener=listener)
+        self._checkpointer.add_usage(reply.usage)
+        if reply.finish == "refused":
+            raise ModelFailure(f"the model refused: {reply.content[:500] or 'it gave no reason'}")
+        # Some servers return the model's thinking as text. It is not part of the answer and would cost tokens again.
+        return replace(reply, content=_THINKING.sub("", reply.content)) if "</think>" in reply.content else reply
+
+    async def correct_text(self, reply: ModelReply, correction: str, *, empty: str) -> None:
+        """Keep an unusable text reply in the transcript, followed by `correction`; or by `empty` if it has no text.
+
+        Raises:
+            ModelFailure: Too many replies in a row were unusable.
+        """
+        self.count_unusable()
+        text = reply.content.strip()
+        if text:
+            await self._checkpointer.stage(self._transcript, AssistantMessage(content=text))
+        await self._checkpointer.stage(self._transcript, UserMessage(content=correction if text else empty))
+
+    def count_unusable(self) -> None:
+        """Count an unusable reply.
+
+        Raises:
+            ModelFailure: Too many replies in a row were unusable.
+        """
+        self._unusable_replies += 1
+        if self._unusable_replies > MAX_CORRECTIONS:
+            raise ModelFailure(
+                f"the model returned {self._unusable_replies} replies in a row that could not be used; "
+                "set MODEL_NAME to a model that calls functions reliably"
+            )
+
+    def count_usable(self) -> None:
+        """Reset the count of unusable replies."""
+        self._unusable_replies = 0
+
+
+def with_distinct_call_ids(calls: Sequence[ToolCall], taken: set[str]) -> list[ToolCall]:
+    """Return the calls with IDs that are not in `taken`, and add them to it.
+
+    Some servers send no IDs, or the same ones in every turn.
+    """
+    result: list[ToolCall] = []
+    for call in calls:
+        call_id, number = call.id, len(taken)
+        while not call_id or call_id in taken:
+            number += 1
+            call_id = f"call_{number}"
+        taken.add(call_id)
+        result.append(ToolCall(id=call_id, name=call.name, arguments=call.arguments))
+    return result
+
+
+def storable(call: ToolCall) -> ToolCall:
+    """Return the call with a name and valid JSON arguments: some providers refuse a transcript with others."""
+    try:
+        arguments = call.arguments if isinstance(json.loads(call.arguments), dict) else "{}"
+    except ValueError:
+        arguments = "{}"
+    return ToolCall(id=call.id, name=call.name or "unnamed", arguments=arguments)
+
+
+def parse_text_call(model: type[I], content: str, name: str) -> I | None:
+    """Parse text as the arguments of a call to the function `name`. Return None if it is something else.
+
+    The text must be a JSON object, plain or in a fenced block: the arguments themselves, or wrapped as
+    `{"name": …, "arguments": {…}}` or `{name: {…}}`.
+    """
+    text = content.strip()
+    if fenced := _FENCE.fullmatch(text):
+        text = fenced[1].strip()
+    if not text.startswith("{"):
+        return None
+    try:
+        parsed: object = json.loads(text)
+    except ValueError:
+        return None
+    fields = cast("dict[str, object]", parsed)
+    for candidate in (fields.get("arguments") if fields.get("name") == name else None, fields.get(name), fields):
+        try:
+            return model.model_validate(json.loads(candidate) if isinstance(candidate, str) else candidate)
+        except ValueError:
+            continue
+    return None

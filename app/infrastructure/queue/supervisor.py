@@ -1,0 +1,274 @@
+"""The runs of this process: one task for each, which makes attempt after attempt and obeys requests."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.domain.errors import AnkerError, LeaseLost, NotFound, StoreUnavailable, Superseded
+from app.domain.external.run_queue import Attempt, RunWorker
+from app.domain.services.flows.plan_act import CRASHED, INTERRUPTED, STOPPED, STORE_AWAY
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = (0.2, 0.5, 1, 2)
+"""Pauses in seconds between attempts while the store is unavailable. The last one repeats."""
+
+FAULT_PAUSE_SECONDS = 2.0
+"""Pause in seconds after an attempt that failed with an unexpected error."""
+
+_NOT_STOPPED = "the run could not be stopped"
+
+RunOutcome = Literal["done", "lost", "failed"]
+"""How the task of a run ended: nothing is left to do, another worker has the run, or an unexpected error."""
+
+
+@dataclass(slots=True, eq=False)
+class _SupervisedRun:
+    """A run of this process and the requests that have arrived since its current attempt started."""
+
+    fencing_token: int | None
+    crashed: bool
+    woken: bool
+    only_stop: bool
+    task: "asyncio.Task[None] | None" = None
+    attempt: "asyncio.Task[None] | None" = None
+    cancelled: bool = False
+    lost: bool = False
+    stop_up_to: int | None = None
+    stop_waiters: list["asyncio.Future[None]"] = field(default_factory=list["asyncio.Future[None]"])
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether a stop or a cancellation has been requested."""
+        return self.cancelled or self.stop_up_to is not None
+
+    def interrupt(self) -> None:
+        """Cancel the current attempt, so that the task looks at the requests."""
+        if self.attempt is not None:
+            self.attempt.cancel()
+
+    def request_stop(self, up_to: int) -> "asyncio.Future[None]":
+        """Request a stop, which precedes all other requests. The future is done once the stop is carried out."""
+        self.stop_up_to = max(up_to, self.stop_up_to or 0)
+        stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stopped.add_done_callback(_retrieve_exception)
+        self.stop_waiters.append(stopped)
+        self.interrupt()
+        return stopped
+
+
+class RunSupervisor:
+    """Carries out the runs of this process. The queue decides which runs to start."""
+
+    def __init__(
+        self, worker: RunWorker, *, on_end: Callable[[str, RunOutcome], None] = lambda session_id, outcome: None
+    ) -> None:
+        """Create a supervisor without runs.
+
+        Args:
+            worker: Makes the attempts.
+            on_end: Called with the session ID when a run's task has ended and may be started again.
+        """
+        self._worker = worker
+        self._on_end = on_end
+        self._runs: dict[str, _SupervisedRun] = {}
+        self._closing = False
+
+    @property
+    def active(self) -> int:
+        """Number of runs in this process."""
+        return len(self._runs)
+
+    def has_run(self, session_id: str) -> bool:
+        """Return whether the session's run is in this process."""
+        return session_id in self._runs
+
+    def start(self, session_id: str, *, fencing_token: int | None = None, crashed: bool = False) -> None:
+        """Start the session's run, which must not be in this process yet.
+
+        Args:
+            session_id: The session.
+            fencing_token: Token of the lease under which the run writes.
+            crashed: Whether the process that carried the run before has died.
+        """
+        self._start(session_id, _SupervisedRun(fencing_token, crashed, woken=True, only_stop=False))
+
+    def start_stop(
+        self,
+        session_id: str,
+        *,
+        up_to: int,
+        fencing_token: int | None = None,
+        crashed: bool = False,
+        only_stop: bool = False,
+    ) -> "asyncio.Future[None]":
+        """Stop a run that is not in this process. See `request_stop` for the result.
+
+        Args:
+            session_id: The session.
+            up_to: Number of the newest event when the user asked to stop.
+            fencing_token: Token of the lease under which the run writes.
+            crashed: Whether the process that carried the run before has died.
+            only_stop: Leave newer user messages to another process.
+        """
+        run = _SupervisedRun(fencing_token, crashed, woken=False, only_stop=only_stop)
+        stopped = run.request_stop(up_to)
+        self._start(session_id, run)
+        return stopped
+
+    def wake(self, session_id: str) -> None:
+        """Interrupt a run of this process, so that it reads new user messages."""
+        run = self._runs[session_id]
+        run.woken = True
+        run.interrupt()
+
+    def request_stop(self, session_id: str, *, up_to: int) -> "asyncio.Future[None]":
+        """Stop a run of this process. The future is done once `done` is stored.
+
+        The future fails with `StoreUnavailable` if the run could not be stopped and continues, here or elsewhere, and
+        with `LeaseLost` if another worker has the run.
+        """
+        return self._runs[session_id].request_stop(up_to)
+
+    async def cancel(self, session_id: str, *, lost: bool = False) -> None:
+        """Cancel the run without storing anything, and wait for its end. `lost`: another worker has it."""
+        run = self._runs.get(session_id)
+        if run is None or run.task is None:
+            return
+        run.cancelled, run.lost = True, run.lost or lost
+        run.interrupt()
+        await asyncio.wait([run.task])
+
+    async def close(self) -> None:
+        """Cancel all runs. They can continue from their checkpoints."""
+        self._closing = True
+        await asyncio.gather(*(self.cancel(session_id) for session_id in list(self._runs)))
+
+    def _start(self, session_id: str, run: _SupervisedRun) -> None:
+        self._runs[session_id] = run
+        run.task = asyncio.create_task(self._supervise(session_id, run), name=f"run {session_id}")
+
+    async def _supervise(self, session_id: str, run: _SupervisedRun) -> None:
+        """Carry out the run. No await separates the last look at the requests from the removal of the run."""
+        outcome: RunOutcome = "failed"
+        try:
+            await self._attempt_until_done(session_id, run)
+            outcome = "lost" if run.lost else "done"
+        except Exception:  # Root of the task: an unexpected error must not block later runs of the session.
+            log.exception("supervision of a run failed")
+        finally:
+            if self._runs.get(session_id) is run:
+                del self._runs[session_id]
+            _resolve(run.stop_waiters, self._why_not_stopped(run, outcome))
+            self._on_end(session_id, outcome)
+
+    def _why_not_stopped(self, run: _SupervisedRun, outcome: RunOutcome) -> AnkerError | None:
+        """Return why a requested stop was not carried out when the task ended; None if the session is deleted."""
+        if run.lost:
+            return LeaseLost("another worker has this run")
+        if self._closing or outcome == "failed":
+            return StoreUnavailable(_NOT_STOPPED)
+        return None
+
+    async def _attempt_until_done(self, session_id: str, run: _SupervisedRun) -> None:
+        reason, failures = CRASHED, 0
+        while not run.cancelled:
+            if run.stop_up_to is not None:
+                await self._stop(session_id, run, run.stop_up_to)
+                reason = STOPPED
+                continue
+            if run.only_stop or not run.woken:
+                return
+            run.woken = False
+            attempt = Attempt(reason=reason, crashed=run.crashed, fencing_token=run.fencing_token)
+            error = await self._interruptible(run, self._worker.work(session_id, attempt))
+            failures = failures + 1 if isinstance(error, StoreUnavailable) else 0
+            # An attempt that did not reach the store has not counted the crash before it.
+            run.crashed = run.crashed and isinstance(error, StoreUnavailable)
+            reason = await self._after_attempt(session_id, run, error, failures)
+
+    async def _interruptible(self, run: _SupervisedRun, work: Coroutine[None, None, None]) -> BaseException | None:
+        """Await `work` until it ends or a request interrupts it. Return its error, if any."""
+        run.attempt = asyncio.create_task(work)
+        await asyncio.wait([run.attempt])
+        ended, run.attempt = run.attempt, None
+        return asyncio.CancelledError() if ended.cancelled() else ended.exception()
+
+    async def _after_attempt(
+        self, session_id: str, run: _SupervisedRun, error: BaseException | None, failures: int
+    ) -> str:
+        """React to the end of an attempt. Return the reason to give to the next attempt, if there is one."""
+        match error:
+            case None:
+                return CRASHED
+            case asyncio.CancelledError():
+                if not run.is_ending:
+                    await self._kill_open_calls(session_id)
+                return INTERRUPTED
+            case Superseded():
+                run.woken = True
+                return INTERRUPTED
+            case LeaseLost():
+                run.cancelled = run.lost = True
+                return CRASHED
+            case StoreUnavailable():
+                if failures == 1:
+                    log.warning("run paused: the store is unavailable", extra={"error": str(error)})
+                run.woken = True
+                if not run.is_ending:
+                    pause = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]
+                    await self._interruptible(run, asyncio.sleep(pause))
+                return STORE_AWAY
+            case _:
+                log.error("attempt failed: unexpected error", exc_info=error)
+                if not (run.is_ending or run.woken):
+                    await self._interruptible(run, asyncio.sleep(FAULT_PAUSE_SECONDS))
+                return CRASHED
+
+    async def _stop(self, session_id: str, run: _SupervisedRun, up_to: int) -> None:
+        """Let the worker finish the stopped run, and tell those who wait for it."""
+        waiters, run.stop_up_to, run.stop_waiters = run.stop_waiters, None, []
+        error: AnkerError | None = StoreUnavailable(_NOT_STOPPED)
+        try:
+            await self._worker.finish_stopped(session_id, up_to=up_to, fencing_token=run.fencing_token)
+            error = None
+        except Superseded:
+            run.woken = True
+            error = None
+        except NotFound:
+            log.info("the session was deleted while its run was being stopped")
+            error = None
+        except LeaseLost as lease_lost:
+            run.cancelled = run.lost = True
+            error = lease_lost
+        except StoreUnavailable as unavailable:
+            run.woken = True  # The caller is told that the run was not stopped, so it continues.
+            error = unavailable
+        finally:
+            _resolve(waiters, error)
+
+    async def _kill_open_calls(self, session_id: str) -> None:
+        try:
+            await self._worker.kill_open_calls(session_id)
+        except (NotFound, StoreUnavailable) as error:
+            log.warning("open calls of a cancelled attempt could not be read", extra={"error": str(error)})
+        except Exception:  # An unexpected error here must not keep the run from continuing.
+            log.exception("open calls of a cancelled attempt could not be killed")
+
+
+def _resolve(waiters: list["asyncio.Future[None]"], error: AnkerError | None) -> None:
+    for waiter in waiters:
+        if waiter.done():
+            continue
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
+
+
+def _retrieve_exception(future: "asyncio.Future[None]") -> None:
+    """Mark the exception as retrieved. Nobody awaits the future if the caller of the stop was cancelled."""
+    if not future.cancelled():
+        future.exception()
