@@ -1,4 +1,4 @@
-"""The service's environment is closed to other programs of its user."""
+"""Protection of the service's environment from other programs of its user."""
 
 import subprocess
 import sys
@@ -18,6 +18,6 @@ print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_a_hidden_process_is_not_dumpable_which_closes_its_environment_to_others() -> None:
+def test_hidden_process_is_not_dumpable() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "0"]

@@ -1,4 +1,4 @@
-"""noVNC as people use it: from npm, in a real Chromium, on a page of another origin than the service's."""
+"""Fixtures: noVNC from npm in a real Chromium, on a page of another origin than the service."""
 
 import asyncio
 import shutil
@@ -39,7 +39,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="session")
 def novnc() -> None:
-    """noVNC is in the cache: installed on the first run, and never changed."""
+    """Install noVNC into the cache on the first run."""
     if not (CACHE / "node_modules" / "@novnc").is_dir():
         npm = ("npm", "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(CACHE), NOVNC)
         asyncio.run(run(*npm))
@@ -47,7 +47,7 @@ def novnc() -> None:
 
 @pytest.fixture
 def site(novnc: None) -> Iterator[str]:
-    """The origin of a site that shows `viewer.html`."""
+    """Serve `viewer.html` and return its origin."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler)) as server:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -58,7 +58,7 @@ def site(novnc: None) -> Iterator[str]:
 
 @pytest.fixture
 async def chromium() -> AsyncIterator[Browser]:
-    """The viewers' browser; nothing to do with that in the sandbox."""
+    """Start the viewers' browser, which is independent of the sandbox's browser."""
     assert CHROMIUM, "these tests need a Chromium: apt-get install chromium"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -67,7 +67,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 @dataclass
-class Stage:
+class VncStack:
     """The service with Docker sandboxes, and a site whose pages may use it."""
 
     client: ApiClient
@@ -84,12 +84,13 @@ class Stage:
         return (await self.client.http.post("/api/v1/tickets", json=body)).json()["data"]["ticket"]
 
     async def viewer(self, session_id: str, *, view_only: bool = False) -> Page:
-        """A page with noVNC that has begun to connect; with a ticket when it may only watch."""
+        """Open a page with noVNC that starts to connect; with a ticket if it is view-only."""
         page = await self.chromium.new_page(viewport={"width": 1280, "height": 800})
         lost: list[str] = []
         page.on("requestfailed", lambda request: lost.append(request.failure or ""))
-        # A container that starts or ends is a change of this machine's network, at which Chromium gives up whatever it
-        # is loading, noVNC's modules too.
+        # Starting or stopping a container changes the network of this machine, and Chromium then aborts what it is
+        # loading,
+        # including noVNC's modules.
         for _ in range(10):
             lost.clear()
             query = f"?ticket={await self.ticket(session_id, view_only=True)}" if view_only else ""
@@ -103,17 +104,17 @@ class Stage:
         raise AssertionError("the network never came to rest")
 
     async def containers(self, session_id: str) -> list[str]:
-        """The names of the session's containers."""
+        """Return the names of the session's containers."""
         return [name for name in (await named(self.prefix))["container"] if session_id in name]
 
     async def container(self, session_id: str) -> dict[str, Any]:
-        """The session's sandbox."""
+        """Return the session's sandbox container."""
         (name,) = await self.containers(session_id)
         return await inspect(name)
 
     @asynccontextmanager
-    async def inside(self, session_id: str) -> AsyncIterator[Page]:
-        """The page that the sandbox's own browser shows, driven from outside over its DevTools."""
+    async def sandbox_page(self, session_id: str) -> AsyncIterator[Page]:
+        """Open the page in the sandbox's own browser over its DevTools."""
         found = await self.container(session_id)
         (place,) = found["NetworkSettings"]["Networks"].values()
         token = dict(line.split("=", 1) for line in found["Config"]["Env"])["SANDBOX_TOKEN"]
@@ -132,7 +133,7 @@ def model() -> Iterator[ScriptedOpenAI]:
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, site: str, chromium: Browser, model: ScriptedOpenAI) -> AsyncIterator[Stage]:
+async def stack(tmp_path: Path, site: str, chromium: Browser, model: ScriptedOpenAI) -> AsyncIterator[VncStack]:
     async with cleared(f"vnc-{uuid.uuid4().hex[:6]}") as prefix:
         service = ServiceProcess(
             tmp_path / "data",
@@ -147,7 +148,7 @@ async def stage(tmp_path: Path, site: str, chromium: Browser, model: ScriptedOpe
         )
         client = await service.start()
         try:
-            yield Stage(client, model, chromium, site, prefix)
+            yield VncStack(client, model, chromium, site, prefix)
         finally:
             await client.close()
             await service.stop()
@@ -156,5 +157,5 @@ async def stage(tmp_path: Path, site: str, chromium: Browser, model: ScriptedOpe
 
 
 async def kill(container: dict[str, Any]) -> None:
-    """As when it ran out of memory, or somebody did it."""
+    """Kill a container, as the engine does when it runs out of memory."""
     await docker("kill", container["Id"])

@@ -1,4 +1,4 @@
-"""The connection to a sandbox's desktop, over real sockets to a server that plays the sandbox."""
+"""Connections to a sandbox's desktop, over real sockets to a server that acts as the sandbox."""
 
 import asyncio
 import json
@@ -26,14 +26,14 @@ async def idle(connection: ServerConnection) -> None:
 
 @asynccontextmanager
 async def sandbox(script: Script = idle, **options: object) -> AsyncIterator[tuple[str, Server]]:
-    """The address of a sandbox whose desktop behaves as `script` says."""
+    """Serve a desktop that behaves as `script` and return its address."""
     async with serve(
         script, "127.0.0.1", 0, subprotocols=[Subprotocol("binary")], max_size=4 * MIB, **options
     ) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", server
 
 
-async def test_it_asks_for_the_desktop_with_the_token_the_subprotocol_and_no_compression(
+async def test_handshake_carries_token_and_subprotocol_without_compression(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
@@ -55,7 +55,7 @@ async def test_it_asks_for_the_desktop_with_the_token_the_subprotocol_and_no_com
     assert "Sec-WebSocket-Extensions" not in request.headers
 
 
-async def test_bytes_go_both_ways_unchanged_and_in_order() -> None:
+async def test_bytes_pass_unchanged_in_both_directions() -> None:
     async def echo(connection: ServerConnection) -> None:
         async for message in connection:
             assert isinstance(message, bytes)
@@ -71,7 +71,7 @@ async def test_bytes_go_both_ways_unchanged_and_in_order() -> None:
         await desktop.close()
 
 
-async def test_an_empty_message_is_not_taken_for_the_end() -> None:
+async def test_empty_message_is_not_end_of_connection() -> None:
     async def stutter(connection: ServerConnection) -> None:
         await connection.send(b"")
         await connection.send(b"more")
@@ -92,7 +92,7 @@ async def test_an_empty_message_is_not_taken_for_the_end() -> None:
         (200, b"hello", "HTTP 200"),
     ],
 )
-async def test_a_refusal_says_why(status: int, body: bytes, words: str) -> None:
+async def test_refused_handshake_error_quotes_reason(status: int, body: bytes, words: str) -> None:
     def refuse(connection: ServerConnection, _request: Request) -> Response:
         response = connection.respond(HTTPStatus(status), "")
         response.body = body
@@ -105,7 +105,7 @@ async def test_a_refusal_says_why(status: int, body: bytes, words: str) -> None:
             await open_desktop(address, "t")
 
 
-async def test_a_sandbox_cannot_send_us_elsewhere() -> None:
+async def test_redirect_of_sandbox_is_not_followed() -> None:
     visited = asyncio.Event()
 
     async def elsewhere(_connection: ServerConnection) -> None:
@@ -124,7 +124,7 @@ async def test_a_sandbox_cannot_send_us_elsewhere() -> None:
     assert not visited.is_set()
 
 
-async def test_where_nothing_listens_there_is_no_desktop() -> None:
+async def test_refused_connection_raises_unavailable() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(SandboxUnavailable, match="does not run"):
@@ -132,7 +132,7 @@ async def test_where_nothing_listens_there_is_no_desktop() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH\r\n\r\n"])
-async def test_what_is_no_sandbox_is_found_out(answer: bytes) -> None:
+async def test_server_that_is_not_sandbox_raises_unavailable(answer: bytes) -> None:
     async def speak(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         writer.close()
@@ -142,7 +142,7 @@ async def test_what_is_no_sandbox_is_found_out(answer: bytes) -> None:
             await open_desktop(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "t")
 
 
-async def test_a_sandbox_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_sandbox_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desktop_module, "OPEN_SECONDS", 0.2)
     left = asyncio.Event()
 
@@ -159,7 +159,7 @@ async def test_a_sandbox_that_says_nothing_is_given_up(monkeypatch: pytest.Monke
             await left.wait()
 
 
-async def test_whoever_is_cancelled_while_it_opens_leaves_no_connection_behind() -> None:
+async def test_cancellation_while_opening_closes_connection() -> None:
     came, left = asyncio.Event(), asyncio.Event()
 
     async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -180,7 +180,7 @@ async def test_whoever_is_cancelled_while_it_opens_leaves_no_connection_behind()
             await left.wait()
 
 
-async def test_a_connection_that_breaks_is_not_taken_for_an_end() -> None:
+async def test_broken_connection_raises_instead_of_ending() -> None:
     async def die(connection: ServerConnection) -> None:
         await connection.recv()
         connection.transport.abort()
@@ -195,7 +195,7 @@ async def test_a_connection_that_breaks_is_not_taken_for_an_end() -> None:
         await desktop.close()
 
 
-async def test_the_sandboxs_reason_is_told() -> None:
+async def test_close_reason_of_sandbox_is_reported() -> None:
     async def give_up(connection: ServerConnection) -> None:
         await connection.close(1011, "Xvnc ended")
 
@@ -206,7 +206,7 @@ async def test_the_sandboxs_reason_is_told() -> None:
         await desktop.close()
 
 
-async def test_a_message_of_a_size_that_no_sandbox_sends_breaks_the_connection() -> None:
+async def test_oversized_message_breaks_connection() -> None:
     async def flood(connection: ServerConnection) -> None:
         await connection.send(bytes(MAX_MESSAGE + 1))
         await connection.wait_closed()
@@ -218,7 +218,7 @@ async def test_a_message_of_a_size_that_no_sandbox_sends_breaks_the_connection()
         await desktop.close()
 
 
-async def test_what_is_not_read_is_not_taken_from_the_sandbox() -> None:
+async def test_unread_data_pauses_sandbox() -> None:
     sent = 0
 
     async def flood(connection: ServerConnection) -> None:
@@ -237,12 +237,12 @@ async def test_what_is_not_read_is_not_taken_from_the_sandbox() -> None:
             last = sent
             await asyncio.sleep(0.5)
         assert sent < 24 * MIB
-        # The end of a connection on which the sandbox still speaks does not wait for its farewell.
+        # Closing a connection on which the sandbox still sends does not wait for its close frame.
         async with asyncio.timeout(desktop_module.CLOSE_SECONDS + 20):
             await desktop.close()
 
 
-async def test_a_desktop_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_desktop_that_does_not_read_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     over = asyncio.Event()
 
     async def deaf(connection: ServerConnection) -> None:
