@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypedDict, TypeVar
 
 from pydantic import SecretStr
 
@@ -38,9 +38,8 @@ from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.llm.demo import DemoModel
 from app.infrastructure.llm.openai_model import OpenAIModel
-from app.infrastructure.persistence.mongo import MongoStore
 from app.infrastructure.persistence.sqlite.store import SqliteStore
-from app.infrastructure.persistence.sqlite.writer import OnCommitted
+from app.infrastructure.persistence.write_requests import OnCommitted
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.sandbox.detect import choose_provider, has_chromium
@@ -60,6 +59,9 @@ from app.interfaces.api.services import Services
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import encode_event, screenshot_address
 from app.settings import ONE_PROCESS_ONLY, Role, Settings, UnusableSetting
+
+if TYPE_CHECKING:
+    from app.infrastructure.persistence.mongo.store import MongoStore
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class Provider(Generic[F]):
     needs: tuple[str, ...] = ()
 
 
-Store = SqliteStore | MongoStore
+Store: TypeAlias = "SqliteStore | MongoStore"
 AnyFeed = MemoryFeed | PollingFeed
 LLMFactory = Callable[[FactoryContext], tuple[LLM, str]]
 SearchFactory = Callable[[FactoryContext], SearchEngine]
@@ -317,6 +319,9 @@ class _Opened:
 
 def _store(settings: Settings, on_committed: OnCommitted) -> Store:
     if url := settings.mongodb_url.get_secret_value():
+        # Imported here: MongoDB's clients take 0.2 s to load, which a start without them should not pay.
+        from app.infrastructure.persistence.mongo.store import MongoStore
+
         return MongoStore(url, settings.mongodb_database, encode=encode_event, on_committed=on_committed)
     return SqliteStore(settings.data_dir, encode=encode_event, on_committed=on_committed)
 

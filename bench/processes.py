@@ -11,7 +11,7 @@ from app.domain.models.event import MessageEvent
 from app.domain.models.message import UserMessage
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
-from app.infrastructure.persistence.mongo import MongoStore
+from app.infrastructure.persistence.mongo.store import MongoStore
 from app.interfaces.wire import encode_event
 from bench.client import Connection
 from bench.harness import Bench, Running, first_line, median, model_settings, percentile, sandbox_settings

@@ -26,7 +26,7 @@ _SECRET_TEXT = re.compile(
 _HIDDEN = "***"
 
 _LIBRARIES = (
-    "aiosqlite", "asyncio", "docker", "h11", "hpack", "httpcore", "httpcore2", "httpx", "httpx2", "motor", "openai",
+    "asyncio", "docker", "h11", "hpack", "httpcore", "httpcore2", "httpx", "httpx2", "motor", "openai",
     "playwright", "primp", "pymongo", "redis", "sse_starlette", "urllib3", "websockets",
 )  # fmt: skip
 

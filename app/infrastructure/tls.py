@@ -1,34 +1,35 @@
-"""What TLS had against a server, in words that an operator can act on."""
+"""Explanations of TLS failures that an operator can act on."""
 
 import ssl
 
-_WRONG_NAME = {62, 64}
-"""The certificate is for another host name, or another address."""
+_WRONG_NAME_CODES = {62, 64}
+"""OpenSSL codes of a certificate for another host name or another address."""
 
-_EXPIRED = 10
+_EXPIRED_CODE = 10
+"""OpenSSL code of an expired certificate."""
 
 
-def tls_words(error: BaseException | None) -> str | None:
-    """Why TLS failed, as `error` or one of those that led to it says; None when something else did.
+def explain_tls_failure(error: BaseException | None) -> str | None:
+    """Return why TLS failed according to `error` or one of its causes; None if TLS did not fail.
 
-    Without the names and addresses that the library's own words have.
+    The explanation has no host names and addresses, which the messages of the libraries contain.
     """
     while error is not None:
         match error:
             case ssl.SSLCertVerificationError():
-                return _certificate_words(error.verify_code)
+                return _explain_certificate(error.verify_code)
             case ssl.SSLError():
                 return "TLS with it fails"
-            case _ if "CERTIFICATE_VERIFY_FAILED" in str(error):  # of a client that keeps no more than the text
+            case _ if "CERTIFICATE_VERIFY_FAILED" in str(error):  # some clients keep only the text of the cause
                 return "its certificate is not trusted here, or is for another name"
             case _:
                 error = error.__cause__ or error.__context__
     return None
 
 
-def _certificate_words(code: int) -> str:
-    if code in _WRONG_NAME:
+def _explain_certificate(code: int) -> str:
+    if code in _WRONG_NAME_CODES:
         return "its certificate is for another name"
-    if code == _EXPIRED:
+    if code == _EXPIRED_CODE:
         return "its certificate has expired"
-    return "its certificate is not signed by anybody who is trusted here"
+    return "its certificate is not signed by an authority that is trusted here"

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from pymongo import AsyncMongoClient
 
-from app.infrastructure.persistence.mongo.driver import ClientName
+from app.infrastructure.persistence.mongo.client import ClientName
 from app.infrastructure.persistence.mongo.store import MongoStore
 from app.interfaces.wire import encode_event
 from tests.chaos.checks import check_at_rest, check_lives, events_of

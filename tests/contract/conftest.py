@@ -14,9 +14,9 @@ from app.domain.repositories.leases import LeaseRepository
 from app.domain.repositories.screenshots import ScreenshotRepository
 from app.domain.repositories.sessions import SessionRepository
 from app.domain.repositories.tickets import TicketRepository
-from app.infrastructure.persistence.mongo import MongoStore
-from app.infrastructure.persistence.mongo.driver import ClientName
-from app.infrastructure.persistence.sqlite import SqliteStore
+from app.infrastructure.persistence.mongo.client import ClientName
+from app.infrastructure.persistence.mongo.store import MongoStore
+from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.interfaces.wire import encode_event
 from tests.fakes.memory_leases import MemoryLeases
 from tests.fakes.memory_store import MemoryScreenshots, MemoryStore

@@ -19,9 +19,9 @@ from app.domain.models.event import MessageEvent, TitleEvent, WaitEvent
 from app.domain.models.message import UserMessage
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit, StoredMessage
-from app.infrastructure.persistence.mongo import MongoStore
-from app.infrastructure.persistence.mongo.driver import ClientName
+from app.infrastructure.persistence.mongo.client import ClientName
 from app.infrastructure.persistence.mongo.schema import VERSION
+from app.infrastructure.persistence.mongo.store import MongoStore
 from app.interfaces.wire import encode_event
 from tests.contract.conftest import CLIENTS, MongoHarness
 from tests.support.stores import Mongod, free_port, require_mongod
@@ -32,7 +32,7 @@ APPENDER = """
 import asyncio, sys
 from app.domain.models.event import MessageEvent
 from app.domain.repositories.event_log import Commit
-from app.infrastructure.persistence.mongo import MongoStore
+from app.infrastructure.persistence.mongo.store import MongoStore
 from app.interfaces.wire import encode_event
 
 async def main():
@@ -208,9 +208,11 @@ async def test_what_a_dead_process_did_not_copy_is_read_and_then_copied_by_the_n
     await mongo.close()
     async with rows_of(mongo) as database:
         newest = await database.sessions.find_one({"_id": "s"})
-        for name in ("events", "keys"):
+        for name, collection in (("events", "events"), ("keys", "message_keys")):
             rows = newest["tail"][name]
-            assert (await database[name].delete_many({"_id": {"$in": [row["_id"] for row in rows]}})).deleted_count == 1
+            assert (
+                await database[collection].delete_many({"_id": {"$in": [row["_id"] for row in rows]}})
+            ).deleted_count == 1
         await mongo.open()
         assert await numbers(mongo) == [1, 2, 3]
         assert [record.number for record in await mongo.event_log.read("s", after=1, limit=1)] == [2]
@@ -248,9 +250,9 @@ async def test_a_process_that_deletes_while_another_writes_leaves_nothing_behind
             number=1, is_new=True
         )
         assert await numbers(mongo) == [1]
-        leaving = await database.leaving.find_one()
+        leaving = await database.deletions.find_one()
         assert leaving is not None
-        await mongo.store._leaving.clear(leaving["_id"])  # what a later round does
+        await mongo.store._deleter.delete_rows(leaving["_id"])  # what a later round does
         assert await database.events.count_documents({}) == 1
 
 
@@ -270,9 +272,10 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
     await delete
     async with rows_of(mongo) as database:
         left = {
-            name: await database[name].count_documents({}) for name in ("events", "transcripts", "keys", "pictures")
+            name: await database[name].count_documents({})
+            for name in ("events", "transcripts", "message_keys", "screenshots")
         }
-    assert left == {"events": 1, "transcripts": 0, "keys": 0, "pictures": 0}
+    assert left == {"events": 1, "transcripts": 0, "message_keys": 0, "screenshots": 0}
 
 
 async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(mongo: MongoHarness) -> None:
@@ -283,13 +286,13 @@ async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(mongo: 
     async with rows_of(mongo) as database:
         session = await database.sessions.find_one({"_id": "s"})
         old = session["ordinal"]
-        await database.leaving.update_one(
+        await database.deletions.update_one(
             {"_id": old}, [{"$set": {"at": {"$subtract": ["$$NOW", 60_000]}}}], upsert=True
         )
         await mongo.open()
 
         async def is_clear() -> bool:
-            left = [await database[name].count_documents({}) for name in ("sessions", "events", "leaving")]
+            left = [await database[name].count_documents({}) for name in ("sessions", "events", "deletions")]
             return not any(left)
 
         await until(is_clear)
@@ -356,10 +359,10 @@ async def test_ten_processes_that_start_at_once_agree_on_a_new_database(mongod: 
 async def test_a_database_of_a_newer_program_is_refused_untouched(mongo: MongoHarness) -> None:
     await mongo.close()
     async with rows_of(mongo) as database:
-        await database.facts.update_one({"_id": "version"}, {"$set": {"value": VERSION + 1}})
+        await database.metadata.update_one({"_id": "version"}, {"$set": {"value": VERSION + 1}})
         with pytest.raises(StoreUnavailable, match="use a newer program"):
             await mongo.open()
-        await database.facts.update_one({"_id": "version"}, {"$set": {"value": VERSION}})
+        await database.metadata.update_one({"_id": "version"}, {"$set": {"value": VERSION}})
     await mongo.open()
 
 
@@ -410,7 +413,7 @@ async def test_after_the_server_was_away_a_lease_that_ran_out_is_its_holders_to_
     assert lease is not None
     async with second_of(mongo) as other:
         assert await other.leases.list_claimable(limit=1) == ["s"]
-        other.store._gate.lost()
+        other.store._availability.mark_lost()
         assert await other.sessions.check() is not None
         await until(lambda: is_back(other))
         assert await other.leases.list_claimable(limit=1) == []

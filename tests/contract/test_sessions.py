@@ -8,7 +8,7 @@ from app.domain.errors import Conflict, InvalidInput, NotFound
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, MessageEvent, StepEvent, TitleEvent, WaitEvent
 from app.domain.models.session import Session
 from app.domain.repositories.event_log import Commit
-from app.infrastructure.persistence.listing import PREVIEW_CHARS
+from app.infrastructure.persistence.session_summary import PREVIEW_CHARS
 from tests.contract.conftest import Harness
 
 

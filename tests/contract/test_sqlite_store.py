@@ -19,7 +19,7 @@ from app.domain.models.run import Checkpoint
 from app.domain.models.tool import OpenCall
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.domain.repositories.tickets import Ticket
-from app.infrastructure.persistence.sqlite.migrations import MIGRATIONS
+from app.infrastructure.persistence.sqlite.database import MIGRATIONS
 from tests.contract.conftest import SqliteHarness
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ import asyncio, sys
 from pathlib import Path
 from app.domain.models.event import MessageEvent
 from app.domain.repositories.event_log import Commit
-from app.infrastructure.persistence.sqlite import SqliteStore
+from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.interfaces.wire import encode_event
 
 async def main():
@@ -124,7 +124,7 @@ async def test_a_store_in_trouble_says_so_until_writing_works_again(sqlite: Sqli
     await sqlite.store._database.run(lambda connection: connection.execute("PRAGMA query_only = ON"))
     with pytest.raises(StoreUnavailable):
         await sqlite.event_log.commit("s", big())
-    assert await sqlite.sessions.check() == "the store does not work now: the database may not be written"
+    assert await sqlite.sessions.check() == "the store does not work now: the database is read-only"
     await sqlite.store._database.run(lambda connection: connection.execute("PRAGMA query_only = OFF"))
     assert await sqlite.sessions.check() is None
 
@@ -149,7 +149,7 @@ async def test_a_directory_that_cannot_be_used_is_refused_in_one_line(tmp_path: 
 
 async def test_a_file_that_is_no_database_is_refused_and_the_lock_let_go(tmp_path: Path) -> None:
     (tmp_path / "anker.db").write_bytes(b"not a database, but long enough to look at" * 100)
-    with pytest.raises(StoreUnavailable, match="no database of ours"):
+    with pytest.raises(StoreUnavailable, match="not a database of this service"):
         await SqliteHarness(tmp_path).open()
     (tmp_path / "anker.db").unlink()
     store = SqliteHarness(tmp_path)
@@ -271,7 +271,7 @@ async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(tmp_pat
 
 
 async def rows(store: SqliteHarness) -> dict[str, int]:
-    tables = ("sessions", "events", "transcripts", "runs", "keys", "pictures", "tickets", "leaving")
+    tables = ("sessions", "events", "transcripts", "checkpoints", "message_keys", "screenshots", "tickets", "deletions")
     counts = {}
     for table in tables:
         count = await store.store._reader.run(lambda c, t=table: c.execute(f"SELECT count(*) FROM {t}").fetchone()[0])
@@ -292,7 +292,7 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
     await sqlite.tickets.put("t", Ticket(session_id="s", owner="me", view_only=False, expires_at=2), at=1)
     await sqlite.sessions.create("other", owner="me", at=1)
     delete = asyncio.create_task(sqlite.sessions.delete("s", owner="me"))
-    while (await rows(sqlite))["leaving"] == 0 and not delete.done():
+    while (await rows(sqlite))["deletions"] == 0 and not delete.done():
         await asyncio.sleep(0)
     await sqlite.event_log.append_user_message("other", "meanwhile", at=1, key=None)
     assert not delete.done()
@@ -307,7 +307,7 @@ async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(sqlite:
 
     def cut_short(connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM sessions")
-        connection.execute("INSERT INTO leaving VALUES (1)")
+        connection.execute("INSERT INTO deletions VALUES (1)")
 
     await sqlite.store._database.run(cut_short)
     await sqlite.close()

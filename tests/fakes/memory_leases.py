@@ -92,7 +92,7 @@ class MemoryLeases:
         return Lease(
             session_id=session_id,
             token=row.token,
-            last_user_message=self._store.last_words(session_id),
+            last_user_message=self._store.last_user_message(session_id),
             stop_up_to=row.stop_up_to,
             previous_holder_lost=inherited,
         )

@@ -1,0 +1,1 @@
+"""Storage ports: the event log, sessions, leases, screenshots and tickets."""

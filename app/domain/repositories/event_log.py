@@ -1,4 +1,4 @@
-"""Port of storage: a session's event_log. Events, transcripts and run state of a change are written together or not."""
+"""Storage port: the event log of a session, with its transcripts and its checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,74 +39,86 @@ class Commit:
     `StaleCheckpoint`. None skips the check.
     """
 
-    def is_already_stored(self, stored: str) -> bool:
-        """Whether an earlier call wrote this very change. `stored`: the revision of the checkpoint that is stored.
+    def is_already_stored(self, stored_revision: str) -> bool:
+        """Return whether an earlier call wrote this very commit.
+
+        Args:
+            stored_revision: Revision of the stored checkpoint; empty when there is none.
 
         Raises:
-            StaleCheckpoint: it neither was, nor may it be written now.
+            StaleCheckpoint: The commit is not stored, and it follows another checkpoint than the stored one.
         """
-        if self.expected_revision is None or self.expected_revision == stored:
+        if self.expected_revision is None or self.expected_revision == stored_revision:
             return False
-        if self.checkpoint is None or self.checkpoint.revision != stored:
-            raise StaleCheckpoint("the run stands elsewhere than its worker believed")
+        if self.checkpoint is None or self.checkpoint.revision != stored_revision:
+            raise StaleCheckpoint("another write changed the checkpoint: load it and continue from there")
         return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMessage:
-    """A stored user message: its number, and whether this very call stored it (False: the key was known)."""
+    """Result of storing a user message."""
 
     number: int
+    """Event number of the message."""
     is_new: bool
+    """Whether this call stored it; False when an earlier call with the same key did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnreadMessage:
-    """A user message that a run has yet to read."""
+    """A user message that the run has not read yet."""
 
     number: int
     content: str
 
 
 class EventLog(Protocol):
-    """The append-only record of every session. Numbers run from 1 without gaps, per session.
+    """The append-only record of every session. Events are numbered per session, from 1 and without gaps.
 
-    Once a method returns, what it wrote survives the death of the process. Cancelling a waiting caller does not undo
-    the write.
+    A write survives the death of the process once the method has returned. Cancelling a caller that waits does not
+    undo the write.
 
-    Raises (every method):
-        NotFound: the session does not exist (any more).
-        StoreUnavailable: the store cannot be reached or is full. Nothing was written, or, when the connection broke in
-            the middle of it, all of it: read before going on.
+    Every method raises:
+        NotFound: The session does not exist, or does not exist any more.
+        StoreUnavailable: The store cannot be reached or is full. A write was not stored; if the connection broke
+            during the write, it may have been stored completely. Read before you continue.
     """
 
-    async def commit(self, session_id: str, change: Commit) -> Sequence[EventRecord]:
-        """Write `change` and answer its stored events; none when an earlier call had written this very change.
+    async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
+        """Write `commit` and return its stored events; return none if an earlier call wrote this very commit.
 
         Raises:
-            Superseded: see `Commit.ends_after_message`.
-            LeaseLost: see `Commit.fencing_token`.
-            StaleCheckpoint: see `Commit.expected_revision`.
-            TooLarge: more than the store takes at once; no run writes so much.
+            Superseded: See `Commit.ends_after_message`.
+            LeaseLost: See `Commit.fencing_token`.
+            StaleCheckpoint: See `Commit.expected_revision`.
+            TooLarge: The commit has more bytes than the store takes at once. No run writes that much.
         """
         ...
 
     async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
-        """Store a user message. The same `key` twice in a session is one message."""
+        """Store a user message.
+
+        Args:
+            session_id: Session that the message belongs to.
+            content: Text of the message.
+            at: Time of the message, in whole seconds since the epoch, UTC.
+            key: Idempotency key. A repeated key stores nothing; the result names the message stored before.
+        """
         ...
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
-        """At most `limit` events with a number above `after`, in order."""
+        """Return up to `limit` events with a number above `after`, in order."""
         ...
 
     async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:
-        """The user's messages with a number above `after`, in order."""
+        """Return the user's messages with a number above `after`, in order."""
         ...
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
-        """The newest checkpoint; a fresh `Checkpoint` when there is none."""
+        """Return the newest checkpoint, or a new `Checkpoint` if none is stored."""
         ...
 
-    async def load_transcript(self, session_id: str, thread: TranscriptName) -> Sequence[Message]:
-        """Everything said in `thread`, in order."""
+    async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
+        """Return all messages of a transcript, in order."""
         ...

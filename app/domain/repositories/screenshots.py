@@ -1,14 +1,14 @@
-"""Port of storage: screenshots that belong to a session, such as screenshots. They go when it goes."""
+"""Storage port: the screenshots of a session. They are deleted with their session."""
 
 from typing import Protocol
 
 
 class ScreenshotRepository(Protocol):
-    """JPEGs by their session and an id. A screenshot never changes.
+    """JPEG images by session and id. A screenshot never changes.
 
-    Raises (every method):
-        NotFound: the session does not exist (any more).
-        StoreUnavailable: the store cannot be reached or is full; nothing was written.
+    Every method raises:
+        NotFound: The session does not exist, or does not exist any more.
+        StoreUnavailable: The store cannot be reached or is full; nothing was written.
     """
 
     async def put(self, session_id: str, screenshot_id: str, jpeg: bytes) -> None:
@@ -16,9 +16,9 @@ class ScreenshotRepository(Protocol):
         ...
 
     async def get(self, session_id: str, screenshot_id: str) -> bytes:
-        """The screenshot.
+        """Return the JPEG of a screenshot.
 
         Raises:
-            NotFound: the session has none of this id.
+            NotFound: The session has no screenshot of this id.
         """
         ...

@@ -1,4 +1,4 @@
-"""Port of storage: the sessions themselves. Never reads events."""
+"""Storage port: the sessions. No method reads events."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -8,54 +8,65 @@ from app.domain.models.session import Session, SessionPage
 
 
 class SessionRepository(Protocol):
-    """Sessions, each belonging to one owner.
+    """Sessions, each of which belongs to one owner.
 
-    Raises (every method):
-        NotFound: no such session, or it is somebody else's.
-        StoreUnavailable: the store cannot be reached or is full; nothing was written.
+    Every method raises:
+        NotFound: The session does not exist, or belongs to another owner.
+        StoreUnavailable: The store cannot be reached or is full; nothing was written.
     """
 
     async def create(self, session_id: str, *, owner: str, at: int) -> None:
-        """A new session with status `pending`. `at`: whole seconds since the epoch, UTC."""
+        """Create a session with status `pending`. `at` is in whole seconds since the epoch, UTC.
+
+        Raises:
+            Conflict: A session with this id exists.
+        """
         ...
 
     async def get(self, session_id: str, *, owner: str) -> Session:
-        """One session."""
+        """Return one session."""
         ...
 
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
-        """The owner's sessions, latest activity first.
+        """Return one page of the owner's sessions, latest activity first.
+
+        Args:
+            owner: Owner of the sessions.
+            limit: Maximum number of sessions in the page.
+            cursor: `next_cursor` of the previous page; None for the first page.
 
         Raises:
-            InvalidInput: `cursor` is none of ours.
+            InvalidInput: `cursor` does not come from an earlier page.
         """
         ...
 
     async def list_active(self) -> Sequence[str]:
-        """The ids of all sessions whose status is `active`: a run is, or should be, going."""
+        """Return the ids of all sessions with status `active`: each has a run, or needs one."""
         ...
 
     async def list_ids(self) -> Sequence[str]:
-        """The ids of all sessions, whoever owns them."""
+        """Return the ids of all sessions of all owners."""
         ...
 
     async def last_event_numbers(self, session_ids: Sequence[str]) -> Mapping[str, int]:
-        """The number of the newest event of each of these sessions, 0 while there is none; those that do not exist
-        are left out. One cheap look, however many."""
+        """Return the newest event number of each session, in one query; 0 for a session without events.
+
+        Sessions that do not exist are left out.
+        """
         ...
 
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
-        """A chat stream delivered every event up to `number`; answers whether that made anything read."""
+        """Record that a client received every event up to `number`. Return whether the unread count changed."""
         ...
 
     async def usage(self, session_id: str) -> Usage:
-        """What the model has cost in this session."""
+        """Return the tokens and model calls that the session has used."""
         ...
 
     async def delete(self, session_id: str, *, owner: str) -> None:
-        """The session, its events, transcripts and run state are gone."""
+        """Delete the session with its events, transcripts, checkpoint, screenshots and tickets."""
         ...
 
     async def check(self) -> str | None:
-        """Why the store cannot be used now; None when it can."""
+        """Return why the store cannot be used now, or None if it can."""
         ...

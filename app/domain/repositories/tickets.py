@@ -1,4 +1,4 @@
-"""Port of storage: tickets, each of which opens one session once, for a short time. They go when their session goes."""
+"""Storage port: tickets. A ticket opens one session once, for a short time, and is deleted with its session."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -7,48 +7,48 @@ from typing import Protocol
 from app.domain.errors import LimitReached
 
 MAX_TICKETS = 100
-"""Tickets of one session that may wait to be used at the same time."""
+"""Maximum number of unused tickets of one session."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """What a ticket stands for: a look at one session, on behalf of its owner."""
+    """Permission to view one session on behalf of its owner."""
 
     session_id: str
     owner: str
     view_only: bool
-    """Nothing that its holder types, points at or copies reaches the session's desktop."""
+    """Whether the viewer's keyboard, pointer and clipboard input is discarded."""
     expires_at: float
-    """Seconds since the epoch, UTC; from then on it opens nothing."""
+    """Time from which the ticket is invalid, in seconds since the epoch, UTC."""
 
 
 class TicketRepository(Protocol):
-    """Tickets by a digest of what their holder shows, which itself is never stored.
+    """Tickets by the digest of their secret. The secret itself is never stored.
 
-    Raises (every method):
-        StoreUnavailable: the store cannot be reached or is full; whether something was written is not known.
+    Every method raises:
+        StoreUnavailable: The store cannot be reached or is full. Whether a write was stored is not known.
     """
 
     async def put(self, digest: str, ticket: Ticket, *, at: float) -> None:
-        """Store a ticket under a digest that is new. Whatever has expired at the time `at` is cleared away.
+        """Store a ticket under a new digest, and delete all tickets that have expired at the time `at`.
 
         Raises:
-            NotFound: the session does not exist (any more).
-            LimitReached: `MAX_TICKETS` of the session wait already. Where many processes write at once, a few more
-                than those may get in.
+            NotFound: The session does not exist, or does not exist any more.
+            LimitReached: The session has `MAX_TICKETS` unused tickets. Processes that write at the same time may
+                exceed this limit by a few.
         """
         ...
 
     async def redeem(self, digest: str, *, session_id: str, at: float) -> Ticket | None:
-        """Take the ticket away and answer it. However many processes ask at the same instant, one gets it.
+        """Remove the ticket and return it. If many processes ask at the same time, one of them gets it.
 
-        None when there is none (any more), it is for another session, or it has expired at the time `at`: nothing is
-        taken then.
+        Return None and remove nothing if the ticket does not exist, belongs to another session, or has expired at the
+        time `at`.
         """
         ...
 
 
 def too_many_tickets(seconds: float) -> LimitReached:
-    """What a store refuses a ticket with; `seconds`: how long it takes until the first of those that wait expires."""
+    """Return the error for a session with too many tickets; the first of them expires in `seconds`."""
     reason = f"{MAX_TICKETS} tickets of this session wait to be used; use those, or let them expire"
     return LimitReached(reason, retry_after=max(1, ceil(seconds)))

@@ -1,1 +1,1 @@
-"""Stores: where sessions, their events and their memory are kept."""
+"""The stores: SQLite for one process, MongoDB for many, and what both do alike."""

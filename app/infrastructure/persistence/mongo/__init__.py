@@ -1,5 +1,1 @@
-"""The store of many processes: a MongoDB replica set."""
-
-from app.infrastructure.persistence.mongo.store import MongoStore
-
-__all__ = ["MongoStore"]
+"""The store for many processes: a database of a MongoDB replica set."""

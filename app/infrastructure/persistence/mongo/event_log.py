@@ -1,6 +1,7 @@
-"""The event_log over MongoDB."""
+"""The event log over MongoDB."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
@@ -9,109 +10,101 @@ from app.domain.models.event import EventRecord
 from app.domain.models.message import Message
 from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
-from app.infrastructure.persistence.codec import decode_messages, decode_run
-from app.infrastructure.persistence.listing import well_formed
-from app.infrastructure.persistence.mongo.collection import Document
-from app.infrastructure.persistence.mongo.draft import Draft, tail_of
-from app.infrastructure.persistence.mongo.gate import Gate
-from app.infrastructure.persistence.mongo.lanes import Lanes, Written
-from app.infrastructure.persistence.mongo.ledger import Ledger
-from app.infrastructure.persistence.mongo.schema import SPOKEN
-from app.infrastructure.persistence.rows import LAST_NUMBER, USER, event_key, transcript_key
+from app.infrastructure.persistence.codec import (
+    MAX_NUMBER,
+    USER,
+    decode_checkpoint,
+    decode_messages,
+    event_key,
+    transcript_key,
+    well_formed,
+)
+from app.infrastructure.persistence.mongo.availability import StoreAvailability
+from app.infrastructure.persistence.mongo.client import Collection, Document, MongoDatabase
+from app.infrastructure.persistence.mongo.schema import MESSAGES_INDEX
+from app.infrastructure.persistence.mongo.write_queue import SessionWriteQueue
+from app.infrastructure.persistence.session_update import ReceiveRequest
 
-_WHERE: Document = {"ordinal": 1, "head": 1, "tail.events": 1}
-_SAID: Document = {"ordinal": 1, "talk": 1, "work": 1, "tail.said": 1}
-_LENGTHS: dict[TranscriptName, str] = {"planner": "talk", "executor": "work"}
-"""Names of the fields with the lengths of the transcripts."""
-_RUN: Document = {"run": 1}
+_EVENT_FIELDS: Document = {"ordinal": 1, "last_event": 1, "tail.events": 1}
+_TRANSCRIPT_FIELDS: Document = {
+    "ordinal": 1,
+    "planner_messages": 1,
+    "executor_messages": 1,
+    "tail.messages": 1,
+}
 
 
 class MongoEventLog:
-    """A `EventLog` (see there). Writes go through the session's lane.
+    """Implements `EventLog`.
 
-    A reader looks at the session first, which says how far it goes, and at the rows then: each is among those, or was
-    in the tail at the first look.
+    A reader reads the session's document first and the rows second. Each row is then in its collection, or was in the
+    document's tail (see `session_writer.py`).
     """
 
-    def __init__(self, gate: Gate, ledger: Ledger, lanes: Lanes) -> None:
-        self._gate = gate
-        self._ledger = ledger
-        self._lanes = lanes
+    def __init__(self, database: MongoDatabase, availability: StoreAvailability, queue: SessionWriteQueue) -> None:
+        self._database = database
+        self._availability = availability
+        self._queue = queue
 
-    async def commit(self, session_id: str, change: Commit) -> Sequence[EventRecord]:
-        """See `EventLog.commit`.
-
-        Raises:
-            TooLarge: more than a document can hold.
-        """
-
-        def work(draft: Draft) -> Written[Sequence[EventRecord]]:
-            records = draft.commit(change)
-            return Written(records, records)
-
-        return await self._lanes.fold(well_formed(session_id), work)
+    async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
+        """Implement `EventLog.commit`."""
+        return await self._queue.commit(well_formed(session_id), commit)
 
     async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
-        """See `EventLog.append_user_message`."""
-        kept = None if key is None else well_formed(key)
-
-        def work(draft: Draft) -> Written[StoredMessage]:
-            return Written(*draft.receive(content, at, kept))
-
-        return await self._gate.unless_closed(self._lanes.fold(well_formed(session_id), work, key=kept))
+        """Implement `EventLog.append_user_message`."""
+        request = ReceiveRequest(content, at, None if key is None else well_formed(key))
+        return await self._availability.wait_while_available(self._queue.receive(well_formed(session_id), request))
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
-        """See `EventLog.read`."""
-        found = await self._look(session_id, _WHERE)
+        """Implement `EventLog.read`."""
+        session = await self._session(session_id, _EVENT_FIELDS)
+        ordinal, last_event, tail = session["ordinal"], session["last_event"], session["tail"].get("events", ())
         after = max(after, 0)
-        tail = tail_of(found).events
-        if after >= found["head"] or limit <= 0:
+        if after >= last_event or limit <= 0:
             return []
         rows: list[Document] = []
-        if after < found["head"] - len(tail):
-            span = _span(event_key(found["ordinal"], after + 1), event_key(found["ordinal"], found["head"]))
-            rows = await self._gate.read(
-                lambda: self._ledger.tables.events.find({"_id": span}, sort=[("_id", 1)], limit=limit).to_list(None)
-            )
+        if after < last_event - len(tail):
+            span = _span(event_key(ordinal, after + 1), event_key(ordinal, last_event))
+            rows = await self._rows(self._database.events, {"_id": span}, limit=limit)
         return _contiguous([*rows, *tail], after, limit)
 
     async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:
-        """See `EventLog.unread_messages`."""
-        found = await self._look(session_id, _WHERE)
-        ordinal = found["ordinal"]
-        first = event_key(ordinal, max(after, 0) + 1)
-        query: Document = {"speaker": USER, "_id": _span(first, event_key(ordinal, found["head"]))}
-        rows = await self._gate.read(
-            lambda: self._ledger.tables.events.find(query, sort=[("_id", 1)], hint=SPOKEN).to_list(None)
-        )
-        newer = [row for row in tail_of(found).events if row.get("speaker") == USER and row["_id"] >= first]
+        """Implement `EventLog.unread_messages`."""
+        session = await self._session(session_id, _EVENT_FIELDS)
+        first = event_key(session["ordinal"], max(after, 0) + 1)
+        last = event_key(session["ordinal"], session["last_event"])
+        query: Document = {"speaker": USER, "_id": _span(first, last)}
+        rows = await self._rows(self._database.events, query, hint=MESSAGES_INDEX)
+        tail = session["tail"].get("events", ())
+        newest = [row for row in tail if row.get("speaker") == USER and row["_id"] >= first]
         return [
-            UnreadMessage(number=row["_id"] & LAST_NUMBER, content=orjson.loads(row["data"])["content"])
-            for row in _joined(rows, newer)
+            UnreadMessage(number=row["_id"] & MAX_NUMBER, content=orjson.loads(row["data"])["content"])
+            for row in _joined(rows, newest)
         ]
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
-        """See `EventLog.load_checkpoint`."""
-        run = (await self._look(session_id, _RUN))["run"]
-        return Checkpoint() if run is None else decode_run(run)
+        """Implement `EventLog.load_checkpoint`."""
+        return decode_checkpoint((await self._session(session_id, {"checkpoint": 1}))["checkpoint"])
 
-    async def load_transcript(self, session_id: str, thread: TranscriptName) -> Sequence[Message]:
-        """See `EventLog.load_transcript`."""
-        found = await self._look(session_id, _SAID)
-        length = found[_LENGTHS[thread]]
-        first, last = (transcript_key(found["ordinal"], thread, position) for position in (1, length))
-        rows = await self._gate.read(
-            lambda: self._ledger.tables.transcripts.find({"_id": _span(first, last)}, sort=[("_id", 1)]).to_list(None)
-        )
-        newer = [row for row in tail_of(found).said if first <= row["_id"] <= last]
-        return decode_messages([row["data"] for row in _joined(rows, newer)])
+    async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
+        """Implement `EventLog.load_transcript`."""
+        session = await self._session(session_id, _TRANSCRIPT_FIELDS)
+        ordinal, length = session["ordinal"], session[f"{transcript}_messages"]
+        first, last = transcript_key(ordinal, transcript, 1), transcript_key(ordinal, transcript, length)
+        rows = await self._rows(self._database.transcripts, {"_id": _span(first, last)})
+        newest = [row for row in session["tail"].get("messages", ()) if first <= row["_id"] <= last]
+        return decode_messages([row["data"] for row in _joined(rows, newest)])
 
-    async def _look(self, session_id: str, fields: Document) -> Document:
+    async def _session(self, session_id: str, fields: Document) -> Document:
         query = {"_id": well_formed(session_id)}
-        found = await self._gate.read(lambda: self._ledger.tables.sessions.find_one(query, fields))
+        found = await self._availability.read(lambda: self._database.sessions.find_one(query, fields))
         if found is None:
             raise NotFound("no such session")
         return found
+
+    async def _rows(self, collection: Collection, query: Document, **options: Any) -> list[Document]:
+        """Return rows in the order of their keys."""
+        return await self._availability.read(lambda: collection.find(query, sort=[("_id", 1)], **options).to_list(None))
 
 
 def _span(first: int, last: int) -> Document:
@@ -119,20 +112,16 @@ def _span(first: int, last: int) -> Document:
 
 
 def _joined(rows: Sequence[Document], tail: Sequence[Document]) -> list[Document]:
-    """Rows, with what of the tail was not yet among them."""
-    there = {row["_id"] for row in rows}
-    return sorted((*rows, *(row for row in tail if row["_id"] not in there)), key=_key)
-
-
-def _key(row: Document) -> int:
-    return row["_id"]
+    """Return the rows of both in the order of their keys, each once."""
+    by_key = {row["_id"]: row for row in (*rows, *tail)}
+    return [by_key[key] for key in sorted(by_key)]
 
 
 def _contiguous(rows: Sequence[Document], after: int, limit: int) -> list[EventRecord]:
-    """The records that follow `after` one by one; a row that is there twice counts once."""
+    """Return the events that follow `after` without a gap. A row may be there twice."""
     records: list[EventRecord] = []
     for row in rows:
-        number = row["_id"] & LAST_NUMBER
+        number = row["_id"] & MAX_NUMBER
         if number == after + len(records) + 1 and len(records) < limit:
             records.append(EventRecord(number, row["type"], row["data"]))
     return records

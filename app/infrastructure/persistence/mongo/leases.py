@@ -1,111 +1,110 @@
-"""The leases over MongoDB: fields of the session's document, by the server's clock."""
+"""The leases over MongoDB: fields of the session's document, with times by the server's clock."""
 
 import time
 from collections.abc import Sequence
 
 from app.domain.errors import NotFound
 from app.domain.repositories.leases import Lease
-from app.infrastructure.persistence.listing import well_formed
-from app.infrastructure.persistence.mongo.collection import Document
-from app.infrastructure.persistence.mongo.gate import Gate
-from app.infrastructure.persistence.mongo.ledger import Ledger
+from app.infrastructure.persistence.codec import well_formed
+from app.infrastructure.persistence.mongo.availability import StoreAvailability
+from app.infrastructure.persistence.mongo.client import Document, MongoDatabase
 
-_SHOWN: Document = {"lease": 1, "last_words": 1, "stop_up_to": 1}
-_OVER: Document = {"$lte": ["$lease.until", "$$NOW"]}
-_UNHELD: Document = {"lease.holder": ""}
-_FREE: Document = {"$or": [_UNHELD, {"$expr": _OVER}]}
+_LEASE_FIELDS: Document = {"lease": 1, "last_user_message": 1, "stop_up_to": 1}
+_RELEASED: Document = {"lease.holder": ""}
+_RELEASED_OR_EXPIRED: Document = {"$or": [_RELEASED, {"$expr": {"$lte": ["$lease.until", "$$NOW"]}}]}
 
 _GRACE_SECONDS = 3.0
-"""After the store was away: for so long a lease that ran out is still its holder's. It could not be renewed while
-nobody could, which says nothing about who holds it; who lives has renewed it by then."""
+"""Seconds after the store was unavailable for which an expired lease still counts as valid. Its holder could not renew
+it before; a holder that lives has renewed it by then."""
 
 
 class MongoLeases:
-    """A `LeaseRepository` (see there)."""
+    """Implements `LeaseRepository`."""
 
-    def __init__(self, gate: Gate, ledger: Ledger) -> None:
-        self._gate = gate
-        self._ledger = ledger
+    def __init__(self, database: MongoDatabase, availability: StoreAvailability) -> None:
+        self._database = database
+        self._availability = availability
 
     async def acquire(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
-        """See `LeaseRepository.acquire`."""
+        """Implement `LeaseRepository.acquire`."""
         key = well_formed(session_id)
-        taken = await self._change({"_id": key, **self._free()}, _grant(holder, seconds))
-        if taken is None:
-            await self._exists(key)
+        acquired = await self._update({"_id": key, **self._is_free()}, _grant(holder, seconds))
+        if acquired is None:
+            await self.requested_stop(key)  # raises `NotFound` if the session does not exist
             return None
-        return _lease(taken)
+        return _lease(acquired, previous_holder_lost=bool(acquired["lease"]["before"]["holder"]))
 
     async def renew(self, *, holder: str, seconds: float) -> Sequence[Lease]:
-        """See `LeaseRepository.renew`."""
-        sessions = self._ledger.tables.sessions
+        """Implement `LeaseRepository.renew`."""
+        sessions = self._database.sessions
         query = {"lease.holder": well_formed(holder)}
-        later = [{"$set": {"lease.until": _from_now(seconds)}}]
-        await self._gate.read(lambda: sessions.update_many(query, later))
-        rows = await self._gate.read(lambda: sessions.find(query, _SHOWN).to_list(None))
-        return [_lease(row, renewed=True) for row in rows]
+        change = [{"$set": {"lease.until": _from_now(seconds)}}]
+        await self._availability.read(lambda: sessions.update_many(query, change))
+        rows = await self._availability.read(lambda: sessions.find(query, _LEASE_FIELDS).to_list(None))
+        return [_lease(row) for row in rows]
 
     async def release(self, lease: Lease) -> bool:
-        """See `LeaseRepository.release`."""
+        """Implement `LeaseRepository.release`."""
         query: Document = {"_id": well_formed(lease.session_id), "lease.token": lease.token}
-        given_back: Document = {"$set": {"lease.holder": "", "lease.until": "$$NOW"}}
-        found = await self._change(query, given_back, {"status": 1})
-        return found is not None and found["status"] == "active"
+        change: Document = {"$set": {"lease.holder": "", "lease.until": "$$NOW"}}
+        released = await self._update(query, change, {"status": 1})
+        return released is not None and released["status"] == "active"
 
     async def take_over(self, session_id: str, *, holder: str, seconds: float) -> str | None:
-        """See `LeaseRepository.take_over`."""
-        key = well_formed(session_id)
-        taken = await self._change({"_id": key}, _grant(holder, seconds))
+        """Implement `LeaseRepository.take_over`."""
+        taken = await self._update({"_id": well_formed(session_id)}, _grant(holder, seconds))
         if taken is None:
             raise NotFound("no such session")
         before = taken["lease"]["before"]
-        return before["holder"] if before["ran"] else None
+        return before["holder"] if before["was_valid"] else None
 
     async def list_claimable(self, *, limit: int) -> Sequence[str]:
-        """See `LeaseRepository.list_claimable`."""
-        # Each branch has an index of its own, over the sessions that it is about and no others.
-        free = self._free()
-        query: Document = {"$or": [{"status": "active", **free}, {"stop_up_to": {"$gte": 0}, **free}]}
-        order = [("lease.until", 1), ("_id", 1)]
-        sessions = self._ledger.tables.sessions
+        """Implement `LeaseRepository.list_claimable`."""
         if limit <= 0:
             return []
-        rows = await self._gate.read(lambda: sessions.find(query, {"_id": 1}, sort=order, limit=limit).to_list(None))
+        # Each branch has an index of its own, which holds only the sessions of that branch.
+        free = self._is_free()
+        query: Document = {"$or": [{"status": "active", **free}, {"stop_up_to": {"$gte": 0}, **free}]}
+        order = [("lease.until", 1), ("_id", 1)]
+        sessions = self._database.sessions
+        rows = await self._availability.read(
+            lambda: sessions.find(query, {"_id": 1}, sort=order, limit=limit).to_list(None)
+        )
         return [row["_id"] for row in rows]
 
     async def request_stop(self, session_id: str, *, up_to: int) -> None:
-        """See `LeaseRepository.request_stop`."""
+        """Implement `LeaseRepository.request_stop`."""
         query = {"_id": well_formed(session_id)}
         change: Document = {"$max": {"stop_up_to": max(up_to, 0)}}
-        result = await self._gate.read(lambda: self._ledger.tables.sessions.update_one(query, change))
+        result = await self._availability.read(lambda: self._database.sessions.update_one(query, change))
         if not result.matched_count:
             raise NotFound("no such session")
 
     async def requested_stop(self, session_id: str) -> int | None:
-        """See `LeaseRepository.requested_stop`."""
-        return (await self._exists(well_formed(session_id))).get("stop_up_to")
-
-    async def clear_stop_request(self, session_id: str, *, up_to: int) -> None:
-        """See `LeaseRepository.clear_stop_request`."""
-        query: Document = {"_id": well_formed(session_id), "stop_up_to": {"$lte": up_to}}
-        change: Document = {"$unset": {"stop_up_to": ""}}
-        await self._gate.read(lambda: self._ledger.tables.sessions.update_one(query, change))
-
-    def _free(self) -> Document:
-        return _UNHELD if time.monotonic() < self._gate.returned + _GRACE_SECONDS else _FREE
-
-    async def _change(self, query: Document, change: Document, fields: Document = _SHOWN) -> Document | None:
-        sessions = self._ledger.tables.sessions
-        return await self._gate.read(
-            lambda: sessions.find_one_and_update(query, [change], fields, return_document=True)
-        )
-
-    async def _exists(self, session_id: str) -> Document:
-        sessions = self._ledger.tables.sessions
-        found = await self._gate.read(lambda: sessions.find_one({"_id": session_id}, {"stop_up_to": 1}))
+        """Implement `LeaseRepository.requested_stop`."""
+        query = {"_id": well_formed(session_id)}
+        found = await self._availability.read(lambda: self._database.sessions.find_one(query, {"stop_up_to": 1}))
         if found is None:
             raise NotFound("no such session")
-        return found
+        return found.get("stop_up_to")
+
+    async def clear_stop_request(self, session_id: str, *, up_to: int) -> None:
+        """Implement `LeaseRepository.clear_stop_request`."""
+        query: Document = {"_id": well_formed(session_id), "stop_up_to": {"$lte": up_to}}
+        change: Document = {"$unset": {"stop_up_to": ""}}
+        await self._availability.read(lambda: self._database.sessions.update_one(query, change))
+
+    def _is_free(self) -> Document:
+        """Return the condition for sessions that can be leased now."""
+        in_grace = time.monotonic() < self._availability.recovered_at + _GRACE_SECONDS
+        return _RELEASED if in_grace else _RELEASED_OR_EXPIRED
+
+    async def _update(self, query: Document, stage: Document, fields: Document = _LEASE_FIELDS) -> Document | None:
+        """Update one session with a pipeline stage. Return the updated document, None if no session matches."""
+        sessions = self._database.sessions
+        return await self._availability.read(
+            lambda: sessions.find_one_and_update(query, [stage], fields, return_document=True)
+        )
 
 
 def _from_now(seconds: float) -> Document:
@@ -113,27 +112,26 @@ def _from_now(seconds: float) -> Document:
 
 
 def _grant(holder: str, seconds: float) -> Document:
-    """The stage that gives the lease to `holder`, under a new token; `before` tells who had it, and whether it ran."""
-    ran: Document = {"$and": [{"$ne": ["$lease.holder", ""]}, {"$gt": ["$lease.until", "$$NOW"]}]}
+    """Return the stage that gives the lease to `holder` under a new token; `before` keeps the previous holder."""
+    was_valid: Document = {"$and": [{"$ne": ["$lease.holder", ""]}, {"$gt": ["$lease.until", "$$NOW"]}]}
     return {
         "$set": {
             "lease": {
-                # Not bare: in a pipeline a word that begins with `$` is the name of a field.
+                # A literal, because a pipeline takes a text that begins with `$` for the name of a field.
                 "holder": {"$literal": well_formed(holder)},
                 "until": _from_now(seconds),
                 "token": {"$add": ["$lease.token", 1]},
-                "before": {"holder": "$lease.holder", "ran": ran},
+                "before": {"holder": "$lease.holder", "was_valid": was_valid},
             }
         }
     }
 
 
-def _lease(found: Document, *, renewed: bool = False) -> Lease:
-    lease = found["lease"]
+def _lease(found: Document, *, previous_holder_lost: bool = False) -> Lease:
     return Lease(
         session_id=found["_id"],
-        token=lease["token"],
-        last_user_message=found["last_words"],
+        token=found["lease"]["token"],
+        last_user_message=found["last_user_message"],
         stop_up_to=found.get("stop_up_to"),
-        previous_holder_lost=not renewed and bool(lease["before"]["holder"]),
+        previous_holder_lost=previous_holder_lost,
     )

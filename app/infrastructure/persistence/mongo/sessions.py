@@ -6,20 +6,18 @@ from typing import Any
 from app.domain.errors import Conflict, NotFound, StoreUnavailable
 from app.domain.models.message import Usage
 from app.domain.models.session import Session, SessionPage
-from app.infrastructure.persistence.listing import check_time, decode_cursor, encode_cursor, well_formed
-from app.infrastructure.persistence.mongo.collection import Document
-from app.infrastructure.persistence.mongo.draft import tail_of
-from app.infrastructure.persistence.mongo.driver import Driver
-from app.infrastructure.persistence.mongo.gate import Gate, unavailable
-from app.infrastructure.persistence.mongo.lanes import Lanes
-from app.infrastructure.persistence.mongo.leaving import Leaving
-from app.infrastructure.persistence.mongo.ledger import Ledger
-from app.infrastructure.persistence.mongo.schema import SPOKEN
-from app.infrastructure.persistence.rows import ASSISTANT, LAST_NUMBER, event_key
+from app.infrastructure.persistence.codec import ASSISTANT, MAX_NUMBER, event_key, well_formed
+from app.infrastructure.persistence.mongo.availability import StoreAvailability, store_unavailable
+from app.infrastructure.persistence.mongo.client import CLIENT_ERRORS, Document, MongoDatabase, is_duplicate
+from app.infrastructure.persistence.mongo.deletion import SessionDeleter
+from app.infrastructure.persistence.mongo.schema import MESSAGES_INDEX
+from app.infrastructure.persistence.mongo.write_queue import SessionWriteQueue
+from app.infrastructure.persistence.session_summary import ListedSession, check_timestamp, decode_cursor, page_of
 
-_SHOWN: Document = {
-    name: 1
-    for name in (
+_USAGE_FIELDS = ("prompt_tokens", "cached_tokens", "completion_tokens", "calls")
+
+_LISTED: Document = dict.fromkeys(
+    (
         "owner",
         "title",
         "status",
@@ -27,169 +25,173 @@ _SHOWN: Document = {
         "latest_message_at",
         "unread",
         "created_at",
-        "head",
-        "touched",
+        "last_event",
+        "last_activity",
         "ordinal",
-    )
-}
-_READ: Document = {
-    name: 1 for name in ("ordinal", "version", "head", "delivered", "unread", "tail.events._id", "tail.events.speaker")
-}
-_NEVER: Document = {"holder": "", "until": None, "token": 0}
-_MARKS = 50
-"""How often a mark is tried while others write to the session."""
+    ),
+    1,
+)
+_DELIVERY_FIELDS: Document = dict.fromkeys(
+    ("ordinal", "version", "last_event", "delivered", "unread", "tail.events._id", "tail.events.speaker"), 1
+)
+
+_MAX_ATTEMPTS = 50
+"""Maximum number of attempts to mark events as delivered while others write to the session."""
 
 
 class MongoSessions:
-    """A `SessionRepository` (see there)."""
+    """Implements `SessionRepository`."""
 
-    def __init__(self, driver: Driver, gate: Gate, ledger: Ledger, lanes: Lanes, leaving: Leaving) -> None:
-        self._driver = driver
-        self._gate = gate
-        self._ledger = ledger
-        self._lanes = lanes
-        self._leaving = leaving
+    def __init__(
+        self,
+        database: MongoDatabase,
+        availability: StoreAvailability,
+        queue: SessionWriteQueue,
+        deleter: SessionDeleter,
+    ) -> None:
+        self._database = database
+        self._availability = availability
+        self._queue = queue
+        self._deleter = deleter
 
     async def create(self, session_id: str, *, owner: str, at: int) -> None:
-        """See `SessionRepository.create`.
-
-        Raises:
-            Conflict: there is a session of this id.
-        """
-        check_time(at)
-        key = well_formed(session_id)
-        creating = self._lanes.alone(key, lambda: self._create(key, well_formed(owner), at), forget=True)
-        await self._gate.unless_closed(creating)
+        """Implement `SessionRepository.create`."""
+        check_timestamp(at)
+        key, owner = well_formed(session_id), well_formed(owner)
+        creating = self._queue.run_exclusively(key, lambda: self._create(key, owner, at), changes_session=True)
+        await self._availability.wait_while_available(creating)
 
     async def get(self, session_id: str, *, owner: str) -> Session:
-        """See `SessionRepository.get`."""
-        query = {"_id": well_formed(session_id), "owner": well_formed(owner)}
-        found = await self._gate.read(lambda: self._ledger.tables.sessions.find_one(query, _SHOWN))
-        if found is None:
+        """Implement `SessionRepository.get`."""
+        rows = await self._find({"_id": well_formed(session_id), "owner": well_formed(owner)}, _LISTED, limit=1)
+        if not rows:
             raise NotFound("no such session")
-        return _session(found)
+        return _listed(rows[0]).session
 
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
-        """See `SessionRepository.page`."""
+        """Implement `SessionRepository.page`."""
         query: Document = {"owner": well_formed(owner)}
         if cursor is not None:
-            touched, ordinal = decode_cursor(cursor)
-            earlier: list[Document] = [{"touched": {"$lt": touched}}, {"ordinal": {"$lt": ordinal}}]
-            query |= {"touched": {"$lte": touched}, "$or": earlier}
-        # One more than asked for tells whether there is a next page.
-        rows = await self._rows(query, _SHOWN, [("touched", -1), ("ordinal", -1)], max(limit, 0) + 1)
-        shown = rows[: max(limit, 0)]
-        more = len(rows) > len(shown) and bool(shown)
-        return SessionPage(
-            sessions=tuple(map(_session, shown)),
-            next_cursor=encode_cursor(shown[-1]["touched"], shown[-1]["ordinal"]) if more else None,
-        )
+            last_activity, ordinal = decode_cursor(cursor)
+            earlier: list[Document] = [{"last_activity": {"$lt": last_activity}}, {"ordinal": {"$lt": ordinal}}]
+            query |= {"last_activity": {"$lte": last_activity}, "$or": earlier}
+        # One session more than the limit tells whether there is a next page.
+        order = [("last_activity", -1), ("ordinal", -1)]
+        rows = await self._find(query, _LISTED, sort=order, limit=max(limit, 0) + 1)
+        return page_of([_listed(row) for row in rows], limit)
 
     async def list_active(self) -> Sequence[str]:
-        """See `SessionRepository.list_active`."""
-        rows = await self._rows({"status": "active"}, {"ordinal": 1})
-        return [row["_id"] for row in sorted(rows, key=_ordinal)]
+        """Implement `SessionRepository.list_active`."""
+        rows = await self._find({"status": "active"}, {"ordinal": 1})
+        return [row["_id"] for row in sorted(rows, key=lambda row: row["ordinal"])]
 
     async def list_ids(self) -> Sequence[str]:
-        """See `SessionRepository.list_ids`."""
-        sessions = self._ledger.tables.sessions
-        rows = await self._gate.read(lambda: sessions.find({}, {"_id": 1}, hint="_id_").to_list(None))
-        return [row["_id"] for row in rows]
+        """Implement `SessionRepository.list_ids`."""
+        return [row["_id"] for row in await self._find({}, {"_id": 1}, hint="_id_")]
 
     async def last_event_numbers(self, session_ids: Sequence[str]) -> Mapping[str, int]:
-        """See `SessionRepository.last_event_numbers`."""
-        asked = list(map(well_formed, session_ids))
-        rows = await self._rows({"_id": {"$in": asked}}, {"head": 1})
-        return {row["_id"]: row["head"] for row in rows}
+        """Implement `SessionRepository.last_event_numbers`."""
+        rows = await self._find({"_id": {"$in": list(map(well_formed, session_ids))}}, {"last_event": 1})
+        return {row["_id"]: row["last_event"] for row in rows}
 
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
-        """See `SessionRepository.mark_delivered`."""
+        """Implement `SessionRepository.mark_delivered`."""
         key = well_formed(session_id)
-        return await self._gate.unless_closed(self._lanes.alone(key, lambda: self._mark(key, number), forget=False))
+        marking = self._queue.run_exclusively(key, lambda: self._mark_delivered(key, number), changes_session=False)
+        return await self._availability.wait_while_available(marking)
 
     async def usage(self, session_id: str) -> Usage:
-        """See `SessionRepository.usage`."""
-        query = {"_id": well_formed(session_id)}
-        found = await self._gate.read(lambda: self._ledger.tables.sessions.find_one(query, {"usage": 1}))
-        if found is None:
+        """Implement `SessionRepository.usage`."""
+        rows = await self._find({"_id": well_formed(session_id)}, dict.fromkeys(_USAGE_FIELDS, 1), limit=1)
+        if not rows:
             raise NotFound("no such session")
-        return Usage(**found["usage"])
+        return Usage(**{name: rows[0][name] for name in _USAGE_FIELDS})
 
     async def delete(self, session_id: str, *, owner: str) -> None:
-        """See `SessionRepository.delete`."""
-        key, mine = well_formed(session_id), well_formed(owner)
-        taking = self._lanes.alone(key, lambda: self._leaving.take_away(key, mine), forget=True)
-        await self._leaving.clear(await self._gate.unless_closed(taking))
+        """Implement `SessionRepository.delete`."""
+        key, owner = well_formed(session_id), well_formed(owner)
+        deleting = self._queue.run_exclusively(
+            key, lambda: self._deleter.delete_session(key, owner), changes_session=True
+        )
+        await self._deleter.delete_rows(await self._availability.wait_while_available(deleting))
 
     async def check(self) -> str | None:
-        """See `SessionRepository.check`. The gate knows whether the server answers; this asks if it lets us read."""
+        """Implement `SessionRepository.check`. Read something, because availability says nothing of permissions."""
         try:
-            await self._gate.read(lambda: self._ledger.tables.facts.find_one({"_id": "version"}))
-        except StoreUnavailable as trouble:
-            return str(trouble)
+            await self._availability.read(lambda: self._database.metadata.find_one({"_id": "version"}))
+        except StoreUnavailable as error:
+            return str(error)
         return None
 
-    async def _rows(
-        self, query: Document, fields: Document, sort: Sequence[tuple[str, int]] | None = None, limit: int = 0
-    ) -> list[Document]:
-        sessions = self._ledger.tables.sessions
-        return await self._gate.read(lambda: sessions.find(query, fields, sort=sort, limit=limit).to_list(None))
+    async def _find(self, query: Document, fields: Document, **options: Any) -> list[Document]:
+        sessions = self._database.sessions
+        return await self._availability.read(lambda: sessions.find(query, fields, **options).to_list(None))
 
-    async def _create(self, session_id: str, owner: str, at: int) -> None:
-        tables = self._ledger.tables
-        counted = await self._gate.write(
-            lambda: tables.counters.find_one_and_update(
+    async def _create(self, session_id: str, owner: str, timestamp: int) -> None:
+        counted = await self._availability.write(
+            lambda: self._database.counters.find_one_and_update(
                 {"_id": "sessions"}, {"$inc": {"value": 1}}, upsert=True, return_document=True
             )
         )
         if counted is None:
-            raise unavailable("the database refused")
-        session = _new(session_id, owner, at, counted["value"])
-        if not await self._gate.write(lambda: self._insert(session)):
-            raise Conflict("there is a session of this id")
+            raise store_unavailable("the database refused")
+        session = _new_session(session_id, owner, timestamp, ordinal=counted["value"])
+        if not await self._availability.write(lambda: self._insert(session)):
+            raise Conflict("a session with this id exists")
 
     async def _insert(self, session: Document) -> bool:
+        """Insert a session. Return False if its id exists."""
         try:
-            await self._ledger.tables.sessions.insert_one(session)
-        except self._driver.failures as error:
-            if self._driver.is_duplicate(error):
+            await self._database.sessions.insert_one(session)
+        except CLIENT_ERRORS as error:
+            if is_duplicate(error):
                 return False
             raise
         return True
 
-    async def _mark(self, session_id: str, number: int) -> bool:
-        tables = self._ledger.tables
-        for _ in range(_MARKS):
-            found = await self._gate.write(lambda: tables.sessions.find_one({"_id": session_id}, _READ))
+    async def _mark_delivered(self, session_id: str, number: int) -> bool:
+        sessions, write = self._database.sessions, self._availability.write
+        for _ in range(_MAX_ATTEMPTS):
+            found = await write(lambda: sessions.find_one({"_id": session_id}, _DELIVERY_FIELDS))
             if found is None:
                 raise NotFound("no such session")
-            delivered = min(number, found["head"])
+            delivered = min(number, found["last_event"])
             if found["unread"] == 0 or delivered <= found["delivered"]:
                 return False
-            unread = await self._unread(found, delivered)
+            unread = await self._count_unread(found, delivered)
             if unread == found["unread"]:
-                return False  # no message in between: the old mark says the same
-            before = {name: found[name] for name in ("_id", "ordinal", "version", "delivered", "unread")}
+                return False  # no message lies between the marks, so the old one gives the same count
+            condition = {name: found[name] for name in ("_id", "ordinal", "version", "delivered", "unread")}
             change: Document = {"$set": {"delivered": delivered, "unread": unread}}
-            result = await self._gate.write(lambda b=before, c=change: tables.sessions.update_one(b, c))
+            result = await write(lambda c=condition, u=change: sessions.update_one(c, u))
             if result.matched_count:
                 return True
-        raise unavailable("too many write to this session at once")
+        raise store_unavailable("too many processes write to this session at once")
 
-    async def _unread(self, found: Document, delivered: int) -> int:
-        """The assistant's messages after `delivered`, those of the tail included."""
-        tail = tail_of(found).events
-        older = found["head"] - len(tail)
-        count = sum(row.get("speaker") == ASSISTANT and row["_id"] & LAST_NUMBER > delivered for row in tail)
-        if delivered < older:
-            first, last = (event_key(found["ordinal"], number) for number in (delivered, older))
+    async def _count_unread(self, session: Document, delivered: int) -> int:
+        """Return the number of the assistant's messages after `delivered`, in the collection and in the tail."""
+        tail = session["tail"].get("events", ())
+        copied = session["last_event"] - len(tail)
+        count = sum(row.get("speaker") == ASSISTANT and row["_id"] & MAX_NUMBER > delivered for row in tail)
+        if delivered < copied:
+            first, last = (event_key(session["ordinal"], number) for number in (delivered, copied))
             query: Document = {"speaker": ASSISTANT, "_id": {"$gt": first, "$lte": last}}
-            count += await self._gate.write(lambda: self._ledger.tables.events.count_documents(query, hint=SPOKEN))
+            events = self._database.events
+            count += await self._availability.write(lambda: events.count_documents(query, hint=MESSAGES_INDEX))
         return count
 
 
-def _new(session_id: str, owner: str, at: int, ordinal: int) -> Document:
-    usage = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "calls": 0}
+def _new_session(session_id: str, owner: str, timestamp: int, *, ordinal: int) -> Document:
+    counters = (
+        "last_event",
+        "last_user_message",
+        "delivered",
+        "unread",
+        "planner_messages",
+        "executor_messages",
+        "version",
+        *_USAGE_FIELDS,
+    )
     return {
         "_id": session_id,
         "ordinal": ordinal,
@@ -198,35 +200,25 @@ def _new(session_id: str, owner: str, at: int, ordinal: int) -> Document:
         "status": "pending",
         "latest_message": "",
         "latest_message_at": None,
-        "created_at": at,
-        "touched": at,
-        "head": 0,
-        "last_words": 0,
-        "delivered": 0,
-        "unread": 0,
-        "talk": 0,
-        "work": 0,
-        "usage": usage,
-        "run": None,
-        "lease": dict(_NEVER),
-        "version": 0,
+        "created_at": timestamp,
+        "last_activity": timestamp,
+        **dict.fromkeys(counters, 0),
+        "checkpoint": None,
+        "lease": {"holder": "", "until": None, "token": 0},
         "tail": {},
     }
 
 
-def _ordinal(row: Document) -> int:
-    return row["ordinal"]
-
-
-def _session(found: dict[str, Any]) -> Session:
-    return Session(
-        id=found["_id"],
-        owner=found["owner"],
-        title=found["title"],
-        status=found["status"],
-        latest_message=found["latest_message"],
-        latest_message_at=found["latest_message_at"],
-        unread_count=found["unread"],
-        created_at=found["created_at"],
-        last_event_number=found["head"],
+def _listed(row: Document) -> ListedSession:
+    session = Session(
+        id=row["_id"],
+        owner=row["owner"],
+        title=row["title"],
+        status=row["status"],
+        latest_message=row["latest_message"],
+        latest_message_at=row["latest_message_at"],
+        unread_count=row["unread"],
+        created_at=row["created_at"],
+        last_event_number=row["last_event"],
     )
+    return ListedSession(session, last_activity=row["last_activity"], ordinal=row["ordinal"])

@@ -1,4 +1,4 @@
-"""The SQLite store as a whole: its file, its lock, its connections."""
+"""The SQLite store: its file, its lock and its connections."""
 
 import asyncio
 import fcntl
@@ -9,48 +9,55 @@ from pathlib import Path
 from types import TracebackType
 
 from app.domain.errors import StoreUnavailable
-from app.infrastructure.persistence.sqlite.database import Database
-from app.infrastructure.persistence.sqlite.event_log import SqliteEventLog
-from app.infrastructure.persistence.sqlite.ledger import Encode, Ledger
-from app.infrastructure.persistence.sqlite.migrations import migrate
-from app.infrastructure.persistence.sqlite.screenshots import SqliteScreenshots
-from app.infrastructure.persistence.sqlite.sessions import SqliteSessions
-from app.infrastructure.persistence.sqlite.tickets import SqliteTickets
-from app.infrastructure.persistence.sqlite.writer import OnCommitted, Writer
+from app.infrastructure.persistence.session_update import EncodeEvent
+from app.infrastructure.persistence.sqlite.database import Database, migrate
+from app.infrastructure.persistence.sqlite.repositories import (
+    SqliteEventLog,
+    SqliteScreenshots,
+    SqliteSessions,
+    SqliteTickets,
+)
+from app.infrastructure.persistence.sqlite.writer import Writer
+from app.infrastructure.persistence.write_requests import OnCommitted
 
 _FILE = "anker.db"
 _LOCK = "anker.lock"
 _CACHE_KIB = 16 * 2**10
-"""What the reader may keep of the file: a history of some ten thousand events is read from memory the second time."""
+"""Size of the reader's page cache in KiB: a history of some ten thousand events is in memory the second time."""
 
 _WAL_BYTES = 64 * 2**20
-"""What the log file is cut back to after it had to grow."""
+"""Size in bytes that the write-ahead log is cut back to after it grew beyond it."""
 
 
 class SqliteStore:
-    """`DATA_DIR/anker.db`, for one process at a time: `async with SqliteStore(…) as store`.
+    """`DATA_DIR/anker.db`, for one process at a time: `async with SqliteStore(...) as store`."""
 
-    `encode` makes the JSON of an event; `on_committed` hears of every stored event, on the event loop, in order.
-    """
+    def __init__(self, data_dir: Path, *, encode: EncodeEvent, on_committed: OnCommitted) -> None:
+        """Prepare the store; `open` opens it.
 
-    def __init__(self, data_dir: Path, *, encode: Encode, on_committed: OnCommitted) -> None:
+        Args:
+            data_dir: Directory of the file, created if it is missing.
+            encode: Encoder of events.
+            on_committed: Callback for every stored event.
+        """
         self._dir = data_dir
         self._lock: int | None = None
         self._database = Database(data_dir / _FILE, writable=True)
         self._reader = Database(data_dir / _FILE, writable=False)
-        self._writer = Writer(self._database, Ledger(encode), on_committed)
+        self._writer = Writer(self._database, encode, on_committed)
         self.event_log = SqliteEventLog(self._reader, self._writer)
         self.sessions = SqliteSessions(self._reader, self._writer)
         self.screenshots = SqliteScreenshots(self._reader, self._writer)
         self.tickets = SqliteTickets(self._writer)
         self.installation = ""
-        """A random word that is made with the store: what belongs to it elsewhere carries the word. Set by `open`."""
+        """Random id of the store, which marks what belongs to it elsewhere. Set by `open`."""
 
     async def open(self) -> None:
-        """Take the directory's lock, open the file, bring its schema up to date. Once in a store's life.
+        """Lock the directory, open the file and migrate its schema. A store is opened once.
 
         Raises:
-            StoreUnavailable: another process has the directory, a newer program wrote the file, or it does not work.
+            StoreUnavailable: Another process uses the directory, a newer version of this program wrote the file, or the
+                file cannot be used.
         """
         self._lock = await asyncio.to_thread(_lock, self._dir)
         try:
@@ -62,10 +69,10 @@ class SqliteStore:
             await self._release()
             raise
         self._writer.start()
-        await self.sessions.clear_away()
+        await self.sessions.delete_rows()
 
     async def close(self) -> None:
-        """Write what is waiting, close the file, let go of the lock. Runs and streams should have ended before."""
+        """Write what is waiting, close the file and release the lock. End runs and streams before."""
         await self._writer.close()
         await self._release()
 
@@ -81,7 +88,7 @@ class SqliteStore:
     async def _release(self) -> None:
         try:
             await self._reader.close()
-            await self._database.close()  # the last one out also brings the log's content into the file
+            await self._database.close()  # the last connection also moves the write-ahead log into the file
         finally:
             if self._lock is not None:
                 os.close(self._lock)
@@ -89,7 +96,7 @@ class SqliteStore:
 
 
 def _lock(directory: Path) -> int:
-    """Lock `directory` for this process; the lock lives as long as the descriptor, whatever ends the process."""
+    """Lock `directory` for this process. The lock ends with the descriptor, however the process ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -110,11 +117,11 @@ def _lock(directory: Path) -> int:
 
 
 def _prepare(connection: sqlite3.Connection) -> str:
-    """Set the connection up, bring the schema up to date; answers the installation's id."""
+    """Configure the connection and migrate the schema. Return the id of the installation."""
     connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    # FULL: a transaction is on the disk before anybody hears that it happened. In WAL mode that is one sync each.
+    # FULL: a transaction is on the disk before anybody learns of it. In WAL mode that is one sync for each.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}").fetchone()
     migrate(connection)
-    connection.execute("INSERT OR IGNORE INTO facts VALUES ('installation', ?)", (secrets.token_hex(8),))
-    return str(connection.execute("SELECT value FROM facts WHERE name = 'installation'").fetchone()[0])
+    connection.execute("INSERT OR IGNORE INTO metadata VALUES ('installation', ?)", (secrets.token_hex(8),))
+    return str(connection.execute("SELECT value FROM metadata WHERE name = 'installation'").fetchone()[0])

@@ -9,7 +9,7 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 
 from app.infrastructure.streams.redis.orders import Command, LinkBroken, NotAllowed, Refused
-from app.infrastructure.tls import tls_words
+from app.infrastructure.tls import explain_tls_failure
 
 _CONNECT_SECONDS = 1.0
 _REPLY_SECONDS = 1.2
@@ -121,7 +121,7 @@ def _words(error: Exception) -> str:
             return "it does not answer in time"
         case exceptions.BusyLoadingError():
             return "it is still loading its data"
-        case exceptions.ConnectionError() if words := tls_words(error):
+        case exceptions.ConnectionError() if words := explain_tls_failure(error):
             return words
         case exceptions.ConnectionError() if isinstance(error.__context__, FileNotFoundError):
             return "a file that REDIS_URL names is not there"

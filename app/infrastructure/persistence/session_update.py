@@ -1,0 +1,234 @@
+"""Writes to one session, worked out in memory: both stores apply requests here and then write the resulting rows."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from app.domain.errors import LeaseLost, Superseded, TooLarge
+from app.domain.models.event import Event, EventRecord, MessageEvent
+from app.domain.models.message import Usage
+from app.domain.models.run import TranscriptName
+from app.domain.models.session import changes_of
+from app.domain.repositories.event_log import Commit, StoredMessage
+from app.infrastructure.persistence.codec import (
+    USER,
+    encode_checkpoint,
+    encode_message,
+    event_key,
+    speaker_of,
+    transcript_key,
+    well_formed,
+)
+from app.infrastructure.persistence.session_summary import check_timestamp, preview
+
+EncodeEvent = Callable[[Event, int, int], bytes]
+"""Encoder of an event, its number and its timestamp into the JSON that is stored and sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveRequest:
+    """Request to store a user message."""
+
+    content: str
+    timestamp: int
+    key: str | None
+    """Idempotency key, well formed."""
+
+
+WriteRequest = Commit | ReceiveRequest
+"""A write to one session."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCursor:
+    """Position of a session: what the next write must know of it."""
+
+    ordinal: int
+    last_event: int
+    """Number of the newest event."""
+    last_user_message: int
+    """Number of the newest user message."""
+    planner_messages: int
+    """Number of messages in the planner's transcript."""
+    executor_messages: int
+    """Number of messages in the executor's transcript."""
+    revision: str
+    """Revision of the stored checkpoint; empty when there is none."""
+    fencing_token: int = 0
+    """Token of the session's newest lease; 0 in a store without leases."""
+
+
+class EventRow(NamedTuple):
+    """An event to insert."""
+
+    key: int
+    type: str
+    speaker: int | None
+    data: bytes
+
+
+class TranscriptRow(NamedTuple):
+    """A message of a transcript to insert."""
+
+    key: int
+    data: bytes
+
+
+class SessionUpdate:
+    """Several writes to one session, which the store applies as one.
+
+    Each write is checked and encoded completely before it changes the update. A refused write therefore leaves no
+    trace, and the writes around it are stored.
+    """
+
+    def __init__(
+        self,
+        cursor: SessionCursor,
+        encode: EncodeEvent,
+        *,
+        message_keys: Mapping[str, int] | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        """Start an update.
+
+        Args:
+            cursor: Position of the session before the update.
+            encode: Encoder of events.
+            message_keys: Stored idempotency keys with the numbers of their messages. The store adds what it looks up
+                later.
+            max_bytes: Maximum size of one write.
+        """
+        self._encode = encode
+        self._max_bytes = max_bytes
+        self.cursor = cursor
+        """Position of the session after the update."""
+        self.message_keys = dict(message_keys or {})
+        self.committed: list[Sequence[EventRecord]] = []
+        """Events of each write, in order."""
+        self.events: list[EventRow] = []
+        self.messages: list[TranscriptRow] = []
+        self.new_keys: dict[str, int] = {}
+        """Idempotency keys to insert, with the numbers of their messages."""
+        self.fields: dict[str, str | int] = {}
+        """New values of the session's fields."""
+        self.increments: Counter[str] = Counter()
+        """Numbers to add to the session's counters."""
+        self.checkpoint: bytes | None = None
+        self.is_fenced = False
+        """Whether a write holds only while the lease of `cursor.fencing_token` is the newest."""
+        self.size = 0
+        """Bytes of all rows."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to store."""
+        return not (self.events or self.messages or self.checkpoint is not None or self.increments)
+
+    def apply(self, request: WriteRequest) -> Sequence[EventRecord] | StoredMessage:
+        """Add one write. See `commit` and `receive` for the result and the errors."""
+        return self.commit(request) if isinstance(request, Commit) else self.receive(request)
+
+    def commit(self, commit: Commit) -> Sequence[EventRecord]:
+        """Add a commit, see `EventLog.commit`."""
+        check_timestamp(commit.timestamp)
+        cursor = self.cursor
+        if commit.fencing_token not in (None, cursor.fencing_token):
+            raise LeaseLost("another worker has leased the session")
+        if commit.is_already_stored(cursor.revision):
+            return ()
+        if commit.ends_after_message is not None and cursor.last_user_message > commit.ends_after_message:
+            raise Superseded("a newer user message is waiting to be read")
+        records = self._encode_events(commit.events, commit.timestamp)
+        lengths, messages = self._encode_messages(commit)
+        checkpoint = None if commit.checkpoint is None else encode_checkpoint(commit.checkpoint)
+        self._reserve(records, *(row.data for row in messages), checkpoint or b"")
+        self._add_events(commit.events, records, commit.timestamp)
+        if messages:
+            self.messages += messages
+            self._move(planner_messages=lengths["planner"], executor_messages=lengths["executor"])
+        if commit.checkpoint is not None:
+            self.checkpoint = checkpoint
+            self.cursor = replace(self.cursor, revision=commit.checkpoint.revision)
+        self._add_usage(commit.usage or Usage())
+        self.is_fenced = self.is_fenced or commit.fencing_token is not None
+        return records
+
+    def receive(self, request: ReceiveRequest) -> StoredMessage:
+        """Add a user message, see `EventLog.append_user_message`."""
+        check_timestamp(request.timestamp)
+        key = request.key
+        if key is not None and key in self.message_keys:
+            return StoredMessage(number=self.message_keys[key], is_new=False)
+        events = (MessageEvent(role="user", content=request.content),)
+        records = self._encode_events(events, request.timestamp)
+        self._reserve(records)
+        self._add_events(events, records, request.timestamp)
+        number = records[0].number
+        if key is not None:
+            self.message_keys[key] = self.new_keys[key] = number
+        return StoredMessage(number=number, is_new=True)
+
+    def _encode_events(self, events: Sequence[Event], timestamp: int) -> list[EventRecord]:
+        return [
+            EventRecord(number, event.type, self._encode(event, number, timestamp))
+            for number, event in enumerate(events, start=self.cursor.last_event + 1)
+        ]
+
+    def _encode_messages(self, commit: Commit) -> tuple[dict[TranscriptName, int], list[TranscriptRow]]:
+        lengths: dict[TranscriptName, int] = {
+            "planner": self.cursor.planner_messages,
+            "executor": self.cursor.executor_messages,
+        }
+        rows: list[TranscriptRow] = []
+        for transcript, message in commit.messages:
+            lengths[transcript] += 1
+            key = transcript_key(self.cursor.ordinal, transcript, lengths[transcript])
+            rows.append(TranscriptRow(key, encode_message(message)))
+        return lengths, rows
+
+    def _reserve(self, records: Sequence[EventRecord], *others: bytes) -> None:
+        size = sum(len(record.data) for record in records) + sum(map(len, others))
+        if self._max_bytes is not None and size > self._max_bytes:
+            raise TooLarge(f"one write has more than {self._max_bytes // 2**20} MiB")
+        self.size += size
+
+    def _add_events(self, events: Sequence[Event], records: Sequence[EventRecord], timestamp: int) -> None:
+        """Add the rows of the events, and update the session's summary."""
+        if not events:
+            return
+        ordinal = self.cursor.ordinal
+        rows = [
+            EventRow(event_key(ordinal, record.number), record.type, speaker_of(event), record.data)
+            for event, record in zip(events, records, strict=True)
+        ]
+        self.events += rows
+        self.committed.append(records)
+        self._move(last_event=records[-1].number)
+        from_user = [record.number for row, record in zip(rows, records, strict=True) if row.speaker == USER]
+        if from_user:
+            self._move(last_user_message=from_user[-1])
+        changes = changes_of(events)
+        self._increment(unread=changes.assistant_messages)
+        if changes.title is not None:
+            self.fields["title"] = well_formed(changes.title)
+        if changes.status is not None:
+            self.fields["status"] = changes.status
+        if changes.latest_message is not None:
+            self.fields["latest_message"] = preview(changes.latest_message)
+            self.fields["latest_message_at"] = self.fields["last_activity"] = timestamp
+
+    def _add_usage(self, usage: Usage) -> None:
+        self._increment(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            calls=usage.calls,
+        )
+
+    def _move(self, **positions: int) -> None:
+        self.cursor = replace(self.cursor, **positions)
+        self.fields.update(positions)
+
+    def _increment(self, **counts: int) -> None:
+        self.increments.update({name: count for name, count in counts.items() if count})

@@ -1,0 +1,244 @@
+"""The storage ports over SQLite: one writer writes, and a connection of its own reads."""
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import orjson
+
+from app.domain.errors import NotFound, StoreUnavailable
+from app.domain.models.event import EventRecord
+from app.domain.models.message import Message, Usage
+from app.domain.models.run import Checkpoint, TranscriptName
+from app.domain.models.session import Session, SessionPage
+from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
+from app.domain.repositories.tickets import Ticket
+from app.infrastructure.persistence.codec import (
+    MAX_NUMBER,
+    USER,
+    decode_checkpoint,
+    decode_messages,
+    event_key,
+    transcript_key,
+    well_formed,
+)
+from app.infrastructure.persistence.session_summary import ListedSession, decode_cursor, page_of
+from app.infrastructure.persistence.session_update import ReceiveRequest
+from app.infrastructure.persistence.sqlite.database import Database, ordinal_of
+from app.infrastructure.persistence.sqlite.writer import Writer
+
+T = TypeVar("T")
+
+_Row = tuple[Any, ...]
+
+_NUMBER = f"key & {MAX_NUMBER}"
+_EVENTS = f"SELECT {_NUMBER}, type, data FROM events WHERE key > ? AND key <= ? ORDER BY key LIMIT ?"  # noqa: S608
+_MESSAGES = f"SELECT {_NUMBER}, data FROM events WHERE speaker = ? AND key > ? AND key <= ? ORDER BY key"  # noqa: S608
+_TRANSCRIPT = "SELECT data FROM transcripts WHERE key BETWEEN ? AND ? ORDER BY key"
+
+_LISTED = """
+SELECT id, owner, title, status, latest_message, latest_message_at, unread, created_at, last_event, last_activity,
+       ordinal
+FROM sessions
+"""
+_FIRST_PAGE = f"{_LISTED} WHERE owner = ? ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
+_NEXT_PAGE = (
+    f"{_LISTED} WHERE owner = ? AND (last_activity, ordinal) < (?, ?) ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
+)
+_LAST_EVENTS = "SELECT id, last_event FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
+_USAGE = "SELECT prompt_tokens, cached_tokens, completion_tokens, calls FROM sessions WHERE id = ?"
+_SCREENSHOT = """
+SELECT screenshots.data FROM screenshots JOIN sessions ON sessions.ordinal = screenshots.session
+WHERE sessions.id = ? AND screenshots.id = ?
+"""
+
+
+class SqliteEventLog:
+    """Implements `EventLog`."""
+
+    def __init__(self, reader: Database, writer: Writer) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
+        """Implement `EventLog.commit`."""
+        return await self._writer.write(lambda transaction: transaction.commit(session_id, commit))
+
+    async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
+        """Implement `EventLog.append_user_message`."""
+        request = ReceiveRequest(content, at, None if key is None else well_formed(key))
+        return await self._writer.write(lambda transaction: transaction.append_user_message(session_id, request))
+
+    async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
+        """Implement `EventLog.read`."""
+
+        def query(connection: sqlite3.Connection, ordinal: int) -> Sequence[EventRecord]:
+            span = (event_key(ordinal, after), event_key(ordinal, MAX_NUMBER))
+            return list(map(EventRecord._make, connection.execute(_EVENTS, (*span, limit))))
+
+        return await self._read(session_id, query)
+
+    async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:
+        """Implement `EventLog.unread_messages`."""
+
+        def query(connection: sqlite3.Connection, ordinal: int) -> Sequence[UnreadMessage]:
+            span = (event_key(ordinal, after), event_key(ordinal, MAX_NUMBER))
+            rows = connection.execute(_MESSAGES, (USER, *span))
+            return [UnreadMessage(number=number, content=orjson.loads(data)["content"]) for number, data in rows]
+
+        return await self._read(session_id, query)
+
+    async def load_checkpoint(self, session_id: str) -> Checkpoint:
+        """Implement `EventLog.load_checkpoint`."""
+
+        def query(connection: sqlite3.Connection, ordinal: int) -> Checkpoint:
+            row = connection.execute("SELECT data FROM checkpoints WHERE session = ?", (ordinal,)).fetchone()
+            return decode_checkpoint(row and row[0])
+
+        return await self._read(session_id, query)
+
+    async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
+        """Implement `EventLog.load_transcript`."""
+
+        def query(connection: sqlite3.Connection, ordinal: int) -> Sequence[Message]:
+            span = (transcript_key(ordinal, transcript, 0), transcript_key(ordinal, transcript, MAX_NUMBER))
+            return decode_messages([data for (data,) in connection.execute(_TRANSCRIPT, span)])
+
+        return await self._read(session_id, query)
+
+    async def _read(self, session_id: str, query: Callable[[sqlite3.Connection, int], T]) -> T:
+        """Run a query with the session's ordinal."""
+        return await self._reader.run(lambda connection: query(connection, ordinal_of(connection, session_id)))
+
+
+class SqliteSessions:
+    """Implements `SessionRepository`."""
+
+    def __init__(self, reader: Database, writer: Writer) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def create(self, session_id: str, *, owner: str, at: int) -> None:
+        """Implement `SessionRepository.create`."""
+        await self._writer.write(lambda transaction: transaction.create_session(session_id, owner, at))
+
+    async def get(self, session_id: str, *, owner: str) -> Session:
+        """Implement `SessionRepository.get`."""
+        rows = await self._rows(f"{_LISTED} WHERE id = ? AND owner = ?", session_id, owner)
+        if not rows:
+            raise NotFound("no such session")
+        return _listed(rows[0]).session
+
+    async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
+        """Implement `SessionRepository.page`."""
+        # One session more than the limit tells whether there is a next page.
+        if cursor is None:
+            rows = await self._rows(_FIRST_PAGE, owner, limit + 1)
+        else:
+            rows = await self._rows(_NEXT_PAGE, owner, *decode_cursor(cursor), limit + 1)
+        return page_of([_listed(row) for row in rows], limit)
+
+    async def list_active(self) -> Sequence[str]:
+        """Implement `SessionRepository.list_active`."""
+        rows = await self._rows("SELECT id FROM sessions WHERE status = 'active' ORDER BY ordinal")
+        return [row[0] for row in rows]
+
+    async def list_ids(self) -> Sequence[str]:
+        """Implement `SessionRepository.list_ids`."""
+        return [row[0] for row in await self._rows("SELECT id FROM sessions")]
+
+    async def last_event_numbers(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+        """Implement `SessionRepository.last_event_numbers`."""
+        return dict(await self._rows(_LAST_EVENTS, orjson.dumps(list(session_ids)).decode()))
+
+    async def mark_delivered(self, session_id: str, *, number: int) -> bool:
+        """Implement `SessionRepository.mark_delivered`."""
+        return await self._writer.write(lambda transaction: transaction.mark_delivered(session_id, number))
+
+    async def usage(self, session_id: str) -> Usage:
+        """Implement `SessionRepository.usage`."""
+        rows = await self._rows(_USAGE, session_id)
+        if not rows:
+            raise NotFound("no such session")
+        prompt_tokens, cached_tokens, completion_tokens, calls = rows[0]
+        return Usage(
+            prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=completion_tokens, calls=calls
+        )
+
+    async def delete(self, session_id: str, *, owner: str) -> None:
+        """Implement `SessionRepository.delete`."""
+        if await self._writer.write(lambda transaction: transaction.delete_session(session_id, owner)):
+            await self.delete_rows()
+
+    async def delete_rows(self) -> None:
+        """Delete the rows of deleted sessions, a limited number in each transaction.
+
+        The next deletion or the next start continues what a crash, a full disk or a cancelled caller left undone.
+        """
+        with suppress(StoreUnavailable):
+            while await self._writer.write(lambda transaction: transaction.delete_rows()):
+                pass
+
+    async def check(self) -> str | None:
+        """Implement `SessionRepository.check`. Write only if the last transaction failed."""
+        try:
+            await self._rows("SELECT 1 FROM sessions LIMIT 1")
+            if self._writer.last_failure is not None:
+                await self._writer.write(lambda transaction: transaction.test_writing())
+        except StoreUnavailable as error:
+            return str(error)
+        return None
+
+    async def _rows(self, query: str, *values: object) -> list[_Row]:
+        return await self._reader.run(lambda connection: connection.execute(query, values).fetchall())
+
+
+class SqliteScreenshots:
+    """Implements `ScreenshotRepository`."""
+
+    def __init__(self, reader: Database, writer: Writer) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def put(self, session_id: str, screenshot_id: str, jpeg: bytes) -> None:
+        """Implement `ScreenshotRepository.put`."""
+        await self._writer.write(lambda transaction: transaction.put_screenshot(session_id, screenshot_id, jpeg))
+
+    async def get(self, session_id: str, screenshot_id: str) -> bytes:
+        """Implement `ScreenshotRepository.get`."""
+        values = (session_id, screenshot_id)
+        row = await self._reader.run(lambda connection: connection.execute(_SCREENSHOT, values).fetchone())
+        if row is None:
+            raise NotFound("no such screenshot in this session")
+        return bytes(row[0])
+
+
+class SqliteTickets:
+    """Implements `TicketRepository`. One transaction at a time writes, so a ticket is redeemed once."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    async def put(self, digest: str, ticket: Ticket, *, at: float) -> None:
+        """Implement `TicketRepository.put`."""
+        await self._writer.write(lambda transaction: transaction.put_ticket(digest, ticket, at))
+
+    async def redeem(self, digest: str, *, session_id: str, at: float) -> Ticket | None:
+        """Implement `TicketRepository.redeem`."""
+        return await self._writer.write(lambda transaction: transaction.redeem_ticket(digest, session_id, at))
+
+
+def _listed(row: _Row) -> ListedSession:
+    session = Session(
+        id=row[0],
+        owner=row[1],
+        title=row[2],
+        status=row[3],
+        latest_message=row[4],
+        latest_message_at=row[5],
+        unread_count=row[6],
+        created_at=row[7],
+        last_event_number=row[8],
+    )
+    return ListedSession(session, last_activity=row[9], ordinal=row[10])

@@ -1,0 +1,240 @@
+"""One SQLite transaction: the writes of all storage ports in plain synchronous SQL, on the writing thread."""
+
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from app.domain.errors import Conflict, NotFound
+from app.domain.models.event import EventRecord
+from app.domain.repositories.event_log import Commit, StoredMessage
+from app.domain.repositories.tickets import MAX_TICKETS, Ticket, too_many_tickets
+from app.infrastructure.persistence.codec import ASSISTANT, event_key, event_keys, transcript_keys
+from app.infrastructure.persistence.session_summary import check_timestamp
+from app.infrastructure.persistence.session_update import EncodeEvent, ReceiveRequest, SessionCursor, SessionUpdate
+from app.infrastructure.persistence.sqlite.database import ordinal_of
+from app.infrastructure.persistence.write_requests import CommittedEvents
+
+_CACHED_CURSORS = 1024
+"""Maximum number of sessions whose cursor stays in memory; the next write to another session reads it."""
+
+_DELETED_ROWS = 2000
+"""Maximum number of rows that one deleting transaction removes, so that other writes need not wait long."""
+
+_DELETED_SCREENSHOTS = 100
+"""The same for screenshots, each of which fills some ten pages of the file."""
+
+_CURSOR = """
+SELECT ordinal, last_event, last_user_message, planner_messages, executor_messages, coalesce(revision, '')
+FROM sessions LEFT JOIN checkpoints ON checkpoints.session = ordinal WHERE id = ?
+"""
+_PUT_CHECKPOINT = """
+INSERT INTO checkpoints (session, data, revision) VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET data = excluded.data, revision = excluded.revision
+"""
+_REDEEM_TICKET = """
+DELETE FROM tickets
+WHERE digest = ? AND session = (SELECT ordinal FROM sessions WHERE id = ?) AND expires_at > ?
+RETURNING owner, view_only, expires_at
+"""
+
+
+class CursorCache:
+    """Cursors of the sessions in use, as they are in the database. Only the writing thread uses it."""
+
+    def __init__(self) -> None:
+        self._cursors: OrderedDict[str, SessionCursor] = OrderedDict()
+
+    def get(self, session_id: str) -> SessionCursor | None:
+        """Return the cursor if it is known."""
+        return self._cursors.get(session_id)
+
+    def forget(self, session_id: str) -> None:
+        """Remove the cursor of a session."""
+        self._cursors.pop(session_id, None)
+
+    def store(self, cursors: Mapping[str, SessionCursor]) -> None:
+        """Remember the cursors of a committed transaction, and drop those that were not written for longest."""
+        for session_id, cursor in cursors.items():
+            self._cursors[session_id] = cursor
+            self._cursors.move_to_end(session_id)
+        while len(self._cursors) > _CACHED_CURSORS:
+            self._cursors.popitem(last=False)
+
+
+class Transaction:
+    """Any number of writes, committed together. `begin`, then the writes, then `end` or `roll_back`.
+
+    A write checks and encodes everything before it changes anything: a refused write leaves no trace, and the other
+    writes of the transaction go on.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, cache: CursorCache, encode: EncodeEvent) -> None:
+        self._connection = connection
+        self._cache = cache
+        self._encode = encode
+        self._updates: dict[str, SessionUpdate] = {}
+        """Updates that are not written yet."""
+        self._cursors: dict[str, SessionCursor] = {}
+        """Cursors of the updates that are written."""
+        self.committed: list[CommittedEvents] = []
+        """Events of this transaction, in the order of the writes."""
+
+    def begin(self) -> None:
+        """Begin the transaction."""
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def end(self) -> None:
+        """Write the updates and commit. On return everything is on the disk."""
+        for session_id in list(self._updates):
+            self._flush(session_id)
+        self._connection.execute("COMMIT")
+        self._cache.store(self._cursors)
+
+    def roll_back(self) -> None:
+        """Undo all writes."""
+        if self._connection.in_transaction:
+            self._connection.rollback()
+
+    def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
+        """Implement `EventLog.commit`."""
+        records = self._update(session_id).commit(commit)
+        if records:
+            self.committed.append((session_id, records))
+        return records
+
+    def append_user_message(self, session_id: str, request: ReceiveRequest) -> StoredMessage:
+        """Implement `EventLog.append_user_message`."""
+        update = self._update(session_id)
+        key, ordinal = request.key, update.cursor.ordinal
+        if key is not None and key not in update.message_keys:
+            query = "SELECT number FROM message_keys WHERE session = ? AND key = ?"
+            row = self._connection.execute(query, (ordinal, key)).fetchone()
+            if row is not None:
+                update.message_keys[key] = row[0]
+        stored = update.receive(request)
+        if stored.is_new:
+            self.committed.append((session_id, update.committed[-1]))
+        return stored
+
+    def create_session(self, session_id: str, owner: str, timestamp: int) -> None:
+        """Implement `SessionRepository.create`."""
+        check_timestamp(timestamp)
+        if self._connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session_id,)).fetchone():
+            raise Conflict("a session with this id exists")
+        insert = "INSERT INTO sessions (id, owner, created_at, last_activity) VALUES (?, ?, ?, ?)"
+        self._connection.execute(insert, (session_id, owner, timestamp, timestamp))
+
+    def mark_delivered(self, session_id: str, number: int) -> bool:
+        """Implement `SessionRepository.mark_delivered`."""
+        self._flush(session_id)
+        query = "SELECT ordinal, last_event, delivered, unread FROM sessions WHERE id = ?"
+        row = self._connection.execute(query, (session_id,)).fetchone()
+        if row is None:
+            raise NotFound("no such session")
+        ordinal, last_event, delivered_before, unread_before = row
+        delivered = min(number, last_event)
+        if unread_before == 0 or delivered <= delivered_before:
+            return False
+        query = "SELECT count(*) FROM events WHERE speaker = ? AND key > ? AND key < ?"
+        span = (event_key(ordinal, delivered), event_keys(ordinal)[1])
+        unread = self._connection.execute(query, (ASSISTANT, *span)).fetchone()[0]
+        if unread == unread_before:
+            return False  # no message lies between the marks, so the old one gives the same count
+        update = "UPDATE sessions SET delivered = ?, unread = ? WHERE ordinal = ?"
+        self._connection.execute(update, (delivered, unread, ordinal))
+        return True
+
+    def delete_session(self, session_id: str, owner: str) -> bool:
+        """Delete a session, see `SessionRepository.delete`. Return whether `delete_rows` has to delete more rows."""
+        self._flush(session_id)
+        query = "SELECT ordinal FROM sessions WHERE id = ? AND owner = ?"
+        row = self._connection.execute(query, (session_id, owner)).fetchone()
+        if row is None:
+            raise NotFound("no such session")
+        self._connection.execute("DELETE FROM sessions WHERE ordinal = ?", row)
+        self._connection.execute("INSERT INTO deletions (session) VALUES (?)", row)
+        self._cursors.pop(session_id, None)
+        self._cache.forget(session_id)
+        return self.delete_rows()
+
+    def delete_rows(self) -> bool:
+        """Delete a limited number of rows of deleted sessions. Return whether there are more."""
+        row = self._connection.execute("SELECT session FROM deletions LIMIT 1").fetchone()
+        if row is None:
+            return False
+        ordinal = row[0]
+        for table, keys in (("events", event_keys(ordinal)), ("transcripts", transcript_keys(ordinal))):
+            if self._delete_some(table, "key", "key >= ? AND key < ?", keys, _DELETED_ROWS):
+                return True
+        if self._delete_some("screenshots", "rowid", "session = ?", row, _DELETED_SCREENSHOTS):
+            return True
+        for table in ("checkpoints", "message_keys", "tickets", "deletions"):
+            self._connection.execute(f"DELETE FROM {table} WHERE session = ?", row)  # noqa: S608
+        return self._connection.execute("SELECT 1 FROM deletions LIMIT 1").fetchone() is not None
+
+    def put_screenshot(self, session_id: str, screenshot_id: str, jpeg: bytes) -> None:
+        """Implement `ScreenshotRepository.put`."""
+        ordinal = ordinal_of(self._connection, session_id)
+        insert = "INSERT INTO screenshots (session, id, data) VALUES (?, ?, ?)"
+        self._connection.execute(insert, (ordinal, screenshot_id, jpeg))
+
+    def put_ticket(self, digest: str, ticket: Ticket, at: float) -> None:
+        """Implement `TicketRepository.put`."""
+        ordinal = ordinal_of(self._connection, ticket.session_id)
+        query = "SELECT count(*), min(expires_at) FROM tickets WHERE session = ? AND expires_at > ?"
+        count, first_end = self._connection.execute(query, (ordinal, at)).fetchone()
+        if count >= MAX_TICKETS:
+            raise too_many_tickets(first_end - at)
+        self._connection.execute("DELETE FROM tickets WHERE expires_at <= ?", (at,))
+        insert = "INSERT INTO tickets (digest, session, owner, view_only, expires_at) VALUES (?, ?, ?, ?, ?)"
+        self._connection.execute(insert, (digest, ordinal, ticket.owner, ticket.view_only, ticket.expires_at))
+
+    def redeem_ticket(self, digest: str, session_id: str, at: float) -> Ticket | None:
+        """Implement `TicketRepository.redeem`."""
+        row = self._connection.execute(_REDEEM_TICKET, (digest, session_id, at)).fetchone()
+        if row is None:
+            return None
+        return Ticket(session_id=session_id, owner=row[0], view_only=bool(row[1]), expires_at=row[2])
+
+    def test_writing(self) -> None:
+        """Write without changing anything, to find out whether the disk takes writes."""
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        self._connection.execute(f"PRAGMA user_version = {version}")
+
+    def _update(self, session_id: str) -> SessionUpdate:
+        update = self._updates.get(session_id)
+        if update is None:
+            cursor = self._cursors.get(session_id) or self._cache.get(session_id) or self._load(session_id)
+            update = self._updates[session_id] = SessionUpdate(cursor, self._encode)
+        return update
+
+    def _load(self, session_id: str) -> SessionCursor:
+        row = self._connection.execute(_CURSOR, (session_id,)).fetchone()
+        if row is None:
+            raise NotFound("no such session")
+        return SessionCursor(*row)
+
+    def _flush(self, session_id: str) -> None:
+        """Write the update of a session, if there is one."""
+        update = self._updates.pop(session_id, None)
+        if update is None:
+            return
+        ordinal = update.cursor.ordinal
+        execute, executemany = self._connection.execute, self._connection.executemany
+        executemany("INSERT INTO events (key, type, speaker, data) VALUES (?, ?, ?, ?)", update.events)
+        executemany("INSERT INTO transcripts (key, data) VALUES (?, ?)", update.messages)
+        keys = [(ordinal, key, number) for key, number in update.new_keys.items()]
+        executemany("INSERT INTO message_keys (session, key, number) VALUES (?, ?, ?)", keys)
+        if update.checkpoint is not None:
+            execute(_PUT_CHECKPOINT, (ordinal, update.checkpoint, update.cursor.revision))
+        changes = [f"{name} = ?" for name in update.fields] + [f"{name} = {name} + ?" for name in update.increments]
+        if changes:
+            values = (*update.fields.values(), *update.increments.values(), ordinal)
+            execute(f"UPDATE sessions SET {', '.join(changes)} WHERE ordinal = ?", values)  # noqa: S608
+        self._cursors[session_id] = update.cursor
+
+    def _delete_some(self, table: str, key: str, condition: str, values: tuple[int, ...], limit: int) -> bool:
+        """Delete up to `limit` rows. Return whether there may be more."""
+        rows = f"SELECT {key} FROM {table} WHERE {condition} LIMIT ?"  # noqa: S608
+        delete = f"DELETE FROM {table} WHERE {key} IN ({rows})"  # noqa: S608
+        return self._connection.execute(delete, (*values, limit)).rowcount == limit
