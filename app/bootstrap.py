@@ -261,7 +261,7 @@ async def open_service(
 
         def on_committed(session_id: str, records: Sequence[EventRecord]) -> None:
             feed.publish(session_id, records)
-            metrics.stored(records)
+            metrics.count_events(records)
 
         store = await stack.enter_async_context(_store(settings, on_committed))
         bus = await _bus(settings, store, stack)

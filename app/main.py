@@ -8,10 +8,10 @@ from fastapi import FastAPI
 
 from app.bootstrap import Overrides, check_providers, open_service
 from app.infrastructure.logging import configure_logging
-from app.interfaces.api.install import ROUTERS, WORKER_ROUTERS, install
+from app.interfaces.api.app_setup import ROUTERS, WORKER_ROUTERS, set_up_app
 from app.interfaces.api.services import provide
 from app.interfaces.metrics import Metrics
-from app.interfaces.origin import OriginGuard
+from app.interfaces.middleware import OriginMiddleware
 from app.settings import Role, Settings, load_settings
 
 
@@ -36,6 +36,6 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
 
     app = FastAPI(title="Anker", version="0.1.0", lifespan=lifespan)
     routers = WORKER_ROUTERS if role == "worker" else ROUTERS
-    install(app, metrics, allowed_origins=chosen.allowed_origins, routers=routers)
-    app.add_middleware(OriginGuard, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)
+    set_up_app(app, metrics, allowed_origins=chosen.allowed_origins, routers=routers)
+    app.add_middleware(OriginMiddleware, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)
     return app

@@ -1,29 +1,44 @@
-"""The envelope around every JSON answer: `{"code", "msg", "data"}`."""
+"""The envelope around every JSON response: `{"code", "msg", "data"}`."""
 
 from collections.abc import Mapping
 
 import orjson
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 JSON = "application/json"
 
 OPENING = b'{"code":0,"msg":"success","data":'
-"""What a successful answer begins with; its data and `CLOSING` follow."""
+"""Start of a successful response; its data and `CLOSING` follow."""
 
 CLOSING = b"}"
 
+POLICY_VIOLATION = 1008
+"""WebSocket close code for a client that is not allowed to do what it does."""
+
 
 def success(data: object) -> Response:
-    """`data`, anything that orjson can encode, as a successful answer."""
+    """Return a successful response with `data`, which orjson must be able to encode."""
     return success_json(orjson.dumps(data))
 
 
 def success_json(data: bytes) -> Response:
-    """`data`, ready JSON, as a successful answer."""
+    """Return a successful response with `data`, which is encoded JSON."""
     return Response(OPENING + data + CLOSING, media_type=JSON)
 
 
 def failure(status: int, msg: str, *, headers: Mapping[str, str] | None = None) -> Response:
-    """A failed answer: `code` is the HTTP status, `data` null."""
+    """Return a failed response: `code` is the HTTP status and `data` is null."""
     body = orjson.dumps({"code": status, "msg": msg, "data": None})
     return Response(body, status_code=status, headers=headers, media_type=JSON)
+
+
+async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse an HTTP request, or the handshake of a WebSocket, with `response`.
+
+    A server without the extension `websocket.http.response` refuses a WebSocket with a bare 403 instead.
+    """
+    if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+        await response(scope, receive, send)
+    else:
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": ""})

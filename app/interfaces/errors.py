@@ -1,8 +1,8 @@
-"""Every failure as an answer. The only place that knows which error is which HTTP status."""
+"""Turn every failure into a response. Only this module maps error classes to HTTP statuses."""
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import cast
 
@@ -34,6 +34,7 @@ from app.interfaces.envelope import failure
 log = logging.getLogger(__name__)
 
 INTERNAL = "internal error; the log has the details under this answer's X-Request-ID"
+NOTHING_HERE = "there is nothing at this path; see /docs"
 
 STATUS: Mapping[type[AnkerError], int] = {
     InvalidInput: 400,
@@ -51,23 +52,40 @@ STATUS: Mapping[type[AnkerError], int] = {
     ModelFailure: 502,
     AnkerError: 500,
 }
-"""The status of each class and of its subclasses that are not listed themselves."""
+"""HTTP status of each error class, and of its subclasses that are not listed."""
 
 SANDBOX_STATUS = frozenset({400, 404, 409, 413})
-"""What a sandbox may say about the caller's own request; anything else that it says is its failure, 502."""
+"""Statuses of the sandbox that are the caller's fault and are passed on; any other one becomes 502."""
+
+FRAMEWORK_STATUS: Mapping[int, int] = {HTTPStatus.UNPROCESSABLE_ENTITY: HTTPStatus.BAD_REQUEST}
+"""Statuses of the framework that this service reports as another one."""
+
+FRAMEWORK_MESSAGES: Mapping[int, str] = {
+    HTTPStatus.NOT_FOUND: NOTHING_HERE,
+    HTTPStatus.METHOD_NOT_ALLOWED: "this path allows only: {allowed}",
+}
+"""Messages for failures that the framework reports, by status; for others its own detail is used."""
+
+VALIDATION_MESSAGES: Mapping[str, Callable[[str, str], str]] = {
+    "json_invalid": lambda _, msg: f"the body is not valid JSON ({msg.removeprefix('Invalid JSON: ')})",
+    "missing": lambda field, _: f"{field}: missing",
+    "model_type": lambda _field, _msg: "the body must be a JSON object",
+}
+"""Messages for pydantic's error types, made from the field's name and pydantic's message."""
 
 _MAX_PROBLEMS = 3
+"""Maximum number of invalid fields that one message names."""
 
 
 def status_of(error: AnkerError) -> int:
-    """The HTTP status of `error`: that of its most specific class in `STATUS`."""
+    """Return the HTTP status of `error`: that of its most specific class in `STATUS`."""
     if isinstance(error, SandboxFailure) and error.status in SANDBOX_STATUS:
         return error.status
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def answer_to(error: AnkerError) -> Response:
-    """The answer that tells the client about `error`."""
+def error_response(error: AnkerError) -> Response:
+    """Return the response that reports `error`, and log it if it is not the client's fault."""
     status = status_of(error)
     headers: dict[str, str] = {}
     if isinstance(error, LimitReached | Unavailable):
@@ -80,50 +98,45 @@ def answer_to(error: AnkerError) -> Response:
 
 
 def explain(problems: Iterable[Mapping[str, object]]) -> str:
-    """What pydantic found wrong, as one line that names the fields and never repeats a value."""
+    """Return pydantic's errors as one line that names the invalid fields and never repeats a value."""
     lines = [_problem(problem) for problem in problems]
     more = len(lines) - _MAX_PROBLEMS
     return "; ".join(lines[:_MAX_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def install_error_handlers(app: FastAPI, routes: Iterable[APIRoute]) -> None:
-    """Answer every foreseen failure of `app`, the framework's own included, with the envelope.
+    """Make `app` answer every expected failure, the framework's own included, with the envelope.
 
-    `routes` are those that a 405 looks for the methods that would have been allowed.
+    Args:
+        app: The application.
+        routes: The routes whose methods the `Allow` header of a 405 names.
     """
     methods = [(route.path_regex, frozenset(route.methods or ())) for route in routes]
 
-    async def on_http(request: Request, error: Exception) -> Response:
-        return _http_answer(cast("HTTPException", error), _allowed(methods, request.url.path))
+    async def on_framework_error(request: Request, error: Exception) -> Response:
+        return _framework_response(cast("HTTPException", error), _allowed(methods, request.url.path))
 
-    app.add_exception_handler(AnkerError, _on_anker)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-
-
-async def _on_anker(_request: Request, error: Exception) -> Response:
-    return answer_to(cast("AnkerError", error))
+    app.add_exception_handler(AnkerError, _on_anker_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, on_framework_error)
 
 
-async def _on_validation(_request: Request, error: Exception) -> Response:
+async def _on_anker_error(_request: Request, error: Exception) -> Response:
+    return error_response(cast("AnkerError", error))
+
+
+async def _on_invalid_request(_request: Request, error: Exception) -> Response:
     problems = cast("Iterable[Mapping[str, object]]", cast("RequestValidationError", error).errors())
     return failure(HTTPStatus.BAD_REQUEST, explain(problems))
 
 
-def _http_answer(error: HTTPException, allowed: str) -> Response:
-    """The envelope for what the framework refuses by itself."""
+def _framework_response(error: HTTPException, allowed: str) -> Response:
     headers = dict(error.headers or {})
-    match error.status_code:
-        case HTTPStatus.NOT_FOUND:
-            return failure(HTTPStatus.NOT_FOUND, "there is nothing at this path; see /docs", headers=headers)
-        case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = allowed or headers.get("Allow", "")
-            headers["Allow"] = allowed
-            return failure(HTTPStatus.METHOD_NOT_ALLOWED, f"this path allows only: {allowed}", headers=headers)
-        case HTTPStatus.UNPROCESSABLE_ENTITY:
-            return failure(HTTPStatus.BAD_REQUEST, str(error.detail), headers=headers)
-        case status:
-            return failure(status, str(error.detail), headers=headers)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = allowed = allowed or headers.get("Allow", "")
+    message = FRAMEWORK_MESSAGES.get(error.status_code, "")
+    status = FRAMEWORK_STATUS.get(error.status_code, error.status_code)
+    return failure(status, message.format(allowed=allowed) or str(error.detail), headers=headers)
 
 
 def _allowed(methods: list[tuple[re.Pattern[str], frozenset[str]]], path: str) -> str:
@@ -134,11 +147,6 @@ def _allowed(methods: list[tuple[re.Pattern[str], frozenset[str]]], path: str) -
 
 
 def _problem(problem: Mapping[str, object]) -> str:
-    where = ".".join(str(part) for part in cast("tuple[object, ...]", problem["loc"]))
-    if problem["type"] == "json_invalid":
-        return f"the body is not valid JSON ({str(problem['msg']).removeprefix('Invalid JSON: ')})"
-    if problem["type"] == "missing":
-        return f"{where}: missing"
-    if problem["type"] == "model_type":
-        return "the body must be a JSON object"
-    return f"{where}: {problem['msg']}"
+    field = ".".join(str(part) for part in cast("tuple[object, ...]", problem["loc"]))
+    message = VALIDATION_MESSAGES.get(str(problem["type"]), lambda field, msg: f"{field}: {msg}")
+    return message(field, str(problem["msg"]))

@@ -1,4 +1,4 @@
-"""What `/metrics` tells: plain counts, made into Prometheus' words only when somebody asks."""
+"""Metrics of one process, as `/metrics` reports them to Prometheus."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,37 +10,37 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 Gauges = Mapping[str, Callable[[], int]]
-"""The names of gauges, without the `anker_`, and how to read them now."""
+"""Functions that return the present value of a gauge, by its name without the prefix `anker_`."""
 
 
 class Metrics:
-    """The counts of one process. Counting is an addition; the client library is loaded by the first scrape."""
+    """Counters of one process. They are plain additions; the first scrape loads the client library."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()
-        """By method, route (with its parameters' names, so that their number is bounded) and status."""
-        self.seconds: Counter[str] = Counter()
-        """Whole milliseconds that requests took, streams included, by route."""
+        """Number of requests by method, route and status. A route has parameter names, so there are few of them."""
+        self.milliseconds: Counter[str] = Counter()
+        """Total time of the requests in milliseconds, streams included, by route."""
         self.events: Counter[str] = Counter()
-        """Stored events by type."""
+        """Number of stored events by type."""
 
-    def request(self, method: str, route: str, status: int, milliseconds: float) -> None:
-        """A request ended."""
+    def count_request(self, method: str, route: str, status: int, milliseconds: float) -> None:
+        """Count a request that ended."""
         self.requests[method, route, status] += 1
-        self.seconds[route] += round(milliseconds)
+        self.milliseconds[route] += round(milliseconds)
 
-    def stored(self, records: Sequence[EventRecord]) -> None:
-        """Events were stored."""
+    def count_events(self, records: Sequence[EventRecord]) -> None:
+        """Count stored events."""
         for record in records:
             self.events[record.type] += 1
 
     def render(self, gauges: Gauges) -> tuple[bytes, str]:
-        """Everything in Prometheus' text format, and that format's content type."""
+        """Return all metrics in Prometheus' text format, and the content type of that format."""
         from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(_Collected(self._families(gauges)))
+        registry.register(_MetricCollector(self._families(gauges)))
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
     def _families(self, gauges: Gauges) -> Iterator["Metric"]:
@@ -52,7 +52,7 @@ class Metrics:
             requests.add_metric([method, route, str(status)], count)
         yield requests
         seconds = CounterMetricFamily("anker_http_request_seconds", "Time they took.", labels=["route"])
-        for route, milliseconds in self.seconds.items():
+        for route, milliseconds in self.milliseconds.items():
             seconds.add_metric([route], milliseconds / 1000)
         yield seconds
         events = CounterMetricFamily("anker_events", "Events that were stored.", labels=["type"])
@@ -63,12 +63,12 @@ class Metrics:
             yield GaugeMetricFamily(f"anker_{name}", f"{name.replace('_', ' ').capitalize()} now.", value=read())
 
 
-class _Collected:
-    """A collector, as the client library wants one."""
+class _MetricCollector:
+    """A collector in the form that the client library expects."""
 
     def __init__(self, families: Iterable["Metric"]) -> None:
         self._families = tuple(families)
 
     def collect(self) -> Iterable["Metric"]:
-        """What was collected."""
+        """Return the metric families."""
         return self._families

@@ -205,9 +205,9 @@ async def test_a_plain_request_id_is_kept_and_any_other_replaced(
 async def test_each_request_is_one_line_in_the_log(
     client: httpx.AsyncClient, harness: ApiHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "app.interfaces.request_log")
+    caplog.set_level(logging.INFO, "app.interfaces.middleware")
     await client.head(f"{API}/{await harness.create_session()}")
-    record = [record for record in caplog.records if record.name == "app.interfaces.request_log"][-1]
+    record = [record for record in caplog.records if record.name == "app.interfaces.middleware"][-1]
     assert (record.__dict__["method"], record.__dict__["route"]) == ("HEAD", API + "/{session_id}")
     assert record.__dict__["status"] == 200
 

@@ -25,7 +25,7 @@ from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.streams.memory.feed import MemoryFeed
-from app.interfaces.api.install import install
+from app.interfaces.api.app_setup import set_up_app
 from app.interfaces.api.services import Services, provide
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import screenshot_address
@@ -115,7 +115,7 @@ class ApiHarness:
         self.metrics = Metrics()
         self.services = self._build_services(heartbeat)
         self.app = FastAPI(title="Anker", version="1")
-        install(self.app, self.metrics, allowed_origins=origins)
+        set_up_app(self.app, self.metrics, allowed_origins=origins)
         provide(self.app, self.services)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://anker")
 

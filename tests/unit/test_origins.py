@@ -8,11 +8,11 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from app.interfaces.origin import OriginGuard
+from app.interfaces.middleware import OriginMiddleware
 
 
 async def ask(headers: dict[str, str], *, loopback_only: bool = True) -> httpx.Response:
-    guard = OriginGuard(
+    guard = OriginMiddleware(
         PlainTextResponse("in"), allowed=["https://app.example", "http://b.example:3000/"], loopback_only=loopback_only
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://127.0.0.1:8000") as client:
@@ -34,7 +34,7 @@ async def knock(headers: dict[str, str], *, extensions: Iterable[str] = ("websoc
 
     raw = [(name.lower().encode(), value.encode()) for name, value in {"Host": "127.0.0.1:8000", **headers}.items()]
     scope = {"type": "websocket", "headers": raw, "extensions": {name: {} for name in extensions}}
-    await OriginGuard(inside, allowed=["https://app.example"], loopback_only=True)(scope, receive, send)
+    await OriginMiddleware(inside, allowed=["https://app.example"], loopback_only=True)(scope, receive, send)
     return sent
 
 

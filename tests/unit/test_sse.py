@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 import pytest
+from sse_starlette.sse import AppStatus
 from starlette.types import Message
 
 from app.domain.errors import NotFound, StoreUnavailable
@@ -83,7 +84,7 @@ class Items:
             self.closed = True
 
 
-def stream(items: Items, encode: object = event_frames) -> EventStream[Sequence[EventRecord]]:
+def stream(items: Items, encode: object = event_frames) -> EventStream:
     return EventStream(items(), encode, heartbeat=15, end_streams=lambda: None)  # type: ignore[arg-type]
 
 
@@ -153,7 +154,7 @@ async def test_a_storm_of_events_is_sent_in_few_pieces(monkeypatch: pytest.Monke
     async def rest(seconds: float) -> None:
         rests.append(seconds)
 
-    monkeypatch.setattr(sse, "rest", rest)
+    monkeypatch.setattr(sse, "pause", rest)
     client = Client()
     await stream(Items(sse.BURST))(SCOPE, client.receive, client.send)
     assert rests == []
@@ -168,11 +169,8 @@ async def test_at_shutdown_streams_are_asked_to_end_before_they_are_cut(monkeypa
         yield [record(1)]
         await asked.wait()
 
-    async def at_once() -> None:
-        return
-
     response = EventStream(ends_when_asked(), event_frames, heartbeat=15, end_streams=asked.set)
-    monkeypatch.setattr(response, "_listen_for_exit_signal", at_once)
+    monkeypatch.setattr(AppStatus, "should_exit", True)
     client = Client()
     await response(SCOPE, client.receive, client.send)
     assert client.complete

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.errors import Forbidden
-from app.interfaces.view_only import LONGEST, SLICE, OnlyWatching, Sieve
+from app.interfaces.view_only import LONGEST, SLICE, RfbFilter, ViewOnlyViewer
 
 GREETING = b"RFB 003.008\n" + b"\x01" + b"\x01"
 PADDING = bytes(3)
@@ -53,18 +53,18 @@ def cut(data: bytes, at: Sequence[int]) -> list[bytes]:
 def test_what_asks_for_pictures_passes_unchanged_and_nothing_else_however_it_is_cut(
     said: list[tuple[bytes, bool]], at: list[int]
 ) -> None:
-    sieve = Sieve()
+    sieve = RfbFilter()
     data = GREETING + b"".join(message for message, _ in said)
-    passed = b"".join(sieve.sift(piece) for piece in cut(data, at))
+    passed = b"".join(sieve.feed(piece) for piece in cut(data, at))
     assert passed == GREETING + b"".join(message for message, passes in said if passes)
 
 
 def test_byte_by_byte_nothing_passes_before_its_message_is_whole() -> None:
-    sieve = Sieve()
+    sieve = RfbFilter()
     for byte in GREETING:
-        sieve.sift(bytes([byte]))
+        sieve.feed(bytes([byte]))
     request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
-    assert [sieve.sift(bytes([byte])) for byte in request] == [b""] * 9 + [request]
+    assert [sieve.feed(bytes([byte])) for byte in request] == [b""] * 9 + [request]
 
 
 def framed(heard: bytes) -> list[int]:
@@ -93,10 +93,10 @@ def framed(heard: bytes) -> list[int]:
 def test_whatever_a_viewer_forges_the_desktop_hears_whole_messages_that_change_nothing(
     said: list[bytes], at: list[int]
 ) -> None:
-    sieve, heard = Sieve(), bytearray()
+    sieve, heard = RfbFilter(), bytearray()
     try:
         for piece in cut(GREETING + b"".join(said), at):
-            heard += sieve.sift(piece)
+            heard += sieve.feed(piece)
     except Forbidden:
         pass
     framed(bytes(heard))
@@ -104,41 +104,41 @@ def test_whatever_a_viewer_forges_the_desktop_hears_whole_messages_that_change_n
 
 @pytest.mark.parametrize("kind", sorted(set(range(256)) - {0, 2, 3, 4, 5, 6, 150, 248, 250, 251, 253, 255}))
 def test_a_message_of_an_unknown_type_is_the_end(kind: int) -> None:
-    sieve = Sieve()
-    sieve.sift(GREETING)
+    sieve = RfbFilter()
+    sieve.feed(GREETING)
     with pytest.raises(Forbidden, match=f"watching only: .* type {kind} "):
-        sieve.sift(bytes([kind]))
+        sieve.feed(bytes([kind]))
 
 
 @pytest.mark.parametrize("said", [b"\xff\x02\x00\x00", b"\xff\x01\x00\x03", b"\xff\xff\xff\xff"])
 def test_an_unknown_message_of_qemu_is_the_end(said: bytes) -> None:
-    sieve = Sieve()
-    sieve.sift(GREETING)
+    sieve = RfbFilter()
+    sieve.feed(GREETING)
     with pytest.raises(Forbidden):
-        sieve.sift(said)
+        sieve.feed(said)
 
 
 @pytest.mark.parametrize("version", [b"RFB 003.003\n", b"RFB 003.005\n", b"RFB 004.001\n", b"\x04" * 12])
 def test_another_version_of_the_protocol_is_the_end(version: bytes) -> None:
     with pytest.raises(Forbidden, match=r"3\.7 or 3\.8"):
-        Sieve().sift(version)
+        RfbFilter().feed(version)
 
 
 @pytest.mark.parametrize("kind", [0, 2, 16, 19, 255])
 def test_another_security_type_is_the_end(kind: int) -> None:
     with pytest.raises(Forbidden, match="security"):
-        Sieve().sift(b"RFB 003.008\n" + bytes([kind]))
+        RfbFilter().feed(b"RFB 003.008\n" + bytes([kind]))
 
 
 def test_who_watches_cannot_have_the_desktop_for_itself() -> None:
-    assert Sieve().sift(GREETING[:-1] + b"\x00") == GREETING
+    assert RfbFilter().feed(GREETING[:-1] + b"\x00") == GREETING
 
 
 def test_the_one_encoding_that_would_blur_where_messages_end_is_left_out() -> None:
-    sieve = Sieve()
-    sieve.sift(GREETING)
+    sieve = RfbFilter()
+    sieve.feed(GREETING)
     asked = struct.pack(">BxH5i", 2, 5, 7, -316, 0, -316, -224)
-    assert sieve.sift(asked) == struct.pack(">BxH3i", 2, 3, 7, 0, -224)
+    assert sieve.feed(asked) == struct.pack(">BxH3i", 2, 3, 7, 0, -224)
 
 
 @pytest.mark.parametrize(
@@ -150,27 +150,27 @@ def test_the_one_encoding_that_would_blur_where_messages_end_is_left_out() -> No
     ],
 )
 def test_what_does_not_pass_is_not_kept_however_long_it_is(head: bytes, size: int) -> None:
-    sieve = Sieve()
-    sieve.sift(GREETING)
-    assert sieve.sift(head) == b""
+    sieve = RfbFilter()
+    sieve.feed(GREETING)
+    assert sieve.feed(head) == b""
     piece, left = bytes([4]) * min(size, 1 << 20), size
     while left > 0:
-        assert sieve.sift(piece[:left]) == b""
+        assert sieve.feed(piece[:left]) == b""
         assert len(sieve._kept) == 0
         left -= len(piece)
         if size > 1 << 26 and left < size - (1 << 26):
             return  # as good as all of it
     request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
-    assert sieve.sift(request) == request
+    assert sieve.feed(request) == request
 
 
 @given(st.lists(st.binary(max_size=SLICE), max_size=5))
 def test_what_is_kept_is_bounded(pieces: list[bytes]) -> None:
-    sieve = Sieve()
-    sieve.sift(GREETING)
+    sieve = RfbFilter()
+    sieve.feed(GREETING)
     try:
         for piece in pieces:
-            sieve.sift(piece)
+            sieve.feed(piece)
             assert len(sieve._kept) <= LONGEST
     except Forbidden:
         pass
@@ -194,7 +194,7 @@ class Talker:
 async def test_who_types_a_lot_does_not_keep_others_waiting() -> None:
     request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
     typing = struct.pack(">BBHH", 5, 1, 2, 3) * 100_000
-    viewer = OnlyWatching(Talker(GREETING, typing, typing + request))
+    viewer = ViewOnlyViewer(Talker(GREETING, typing, typing + request))
     turns = 0
 
     async def take_turns() -> None:
@@ -213,5 +213,5 @@ async def test_who_types_a_lot_does_not_keep_others_waiting() -> None:
 
 async def test_what_the_desktop_shows_is_untouched() -> None:
     talker = Talker()
-    assert await OnlyWatching(talker).send(b"\x00pixels")
+    assert await ViewOnlyViewer(talker).send(b"\x00pixels")
     assert talker.shown == [b"\x00pixels"]

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
-ToolkitName = str
+ToolkitName = Annotated[str, "a key of TOOLKITS"]
 """Name of a toolkit: a key of `TOOLKITS`. It is the `name` of a tool event, by which clients choose an icon."""
 
 JsonObject = Mapping[str, object]

@@ -1,29 +1,35 @@
-"""The conversation: saying something, and following what comes of it."""
+"""The conversation: send a message, and follow the events of a session."""
+
+from typing import Annotated
 
 from fastapi import APIRouter, Request
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 from starlette.responses import Response
 
 from app.application.services.chat import ChatRequest
 from app.domain.errors import TooLarge
-from app.interfaces.api.document import body, operation_id, streams
-from app.interfaces.api.params import (
-    After,
+from app.interfaces.api.dependencies import (
+    AfterQuery,
     IdempotencyKey,
     LastEventId,
     Owner,
+    RequestBody,
+    RequestServices,
     SessionId,
-    TicketOf,
-    Use,
-    position,
+    TicketQuery,
+    get_caller,
+    parse_event_id,
     read_body,
-    visitor_of,
 )
-from app.interfaces.api.schemas.requests import ChatBody
-from app.interfaces.api.schemas.streams import EventFrame, LiveFrame
+from app.interfaces.api.openapi import body, operation_id, streams
+from app.interfaces.api.schemas import EventFrame, LiveFrame
 from app.interfaces.sse import EventStream, all_frames, event_frames
 
 MAX_MESSAGE = 100_000
-"""Characters of one message."""
+"""Maximum length of a message, in characters."""
+
+LATEST = 253_402_300_799
+"""Latest timestamp of a message: the end of the year 9999, in seconds since the epoch."""
 
 _EXAMPLE = """\
 : open
@@ -43,6 +49,19 @@ router = APIRouter(
 )
 
 
+class ChatBody(RequestBody):
+    """A message to the agent, or without one, a request to follow what is going on. Every field may be null."""
+
+    message: StrictStr | None = Field(
+        None, description="At most 100,000 characters. Absent or blank: attach.", examples=["Which files are here?"]
+    )
+    timestamp: Annotated[StrictInt, Field(ge=0, le=LATEST)] | None = Field(
+        None, description="When it was written, in whole seconds since the epoch, UTC; now when absent."
+    )
+    event_id: StrictStr | None = Field(None, description="The last event that the client has.")
+    stream: StrictBool | None = Field(None, description="Also send `message_delta` while the agent writes a message.")
+
+
 @router.post(
     "/{session_id}/chat",
     responses=streams(LiveFrame, 400, 404, 413, 429, 503, example=_EXAMPLE),
@@ -50,32 +69,33 @@ router = APIRouter(
 )
 async def chat(
     request: Request,
-    services: Use,
+    services: RequestServices,
     owner: Owner,
     session_id: SessionId,
     last_event_id: LastEventId = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Say something, or, without a message, attach to what is going on. Ends after `done`, `error` or `wait`.
+    """Send a message, or without one, attach to what is going on. The stream ends after `done`, `error` or `wait`.
 
-    Closing the connection does not stop the run."""
-    said = await read_body(request, ChatBody)
-    message = said.message or ""
+    Closing the connection does not stop the run.
+    """
+    sent = await read_body(request, ChatBody)
+    message = sent.message or ""
     if len(message) > MAX_MESSAGE:
         raise TooLarge(f"message: longer than {MAX_MESSAGE} characters")
     items = await services.chat.chat(
         session_id,
         ChatRequest(
             message=message,
-            timestamp=said.timestamp,
-            after=position(said.event_id or last_event_id),
+            timestamp=sent.timestamp,
+            after=parse_event_id(sent.event_id or last_event_id),
             key=idempotency_key,
         ),
         owner=owner,
     )
     return EventStream(
         items,
-        all_frames if said.stream else event_frames,
+        all_frames if sent.stream else event_frames,
         heartbeat=services.heartbeat,
         end_streams=services.end_streams,
     )
@@ -84,17 +104,18 @@ async def chat(
 @router.get("/{session_id}/events", responses=streams(EventFrame, 400, 401, 404, 503, example=_EXAMPLE))
 async def follow_events(
     request: Request,
-    services: Use,
+    services: RequestServices,
     session_id: SessionId,
     last_event_id: LastEventId = None,
-    after: After = None,
-    ticket: TicketOf = None,
+    after: AfterQuery = None,
+    ticket: TicketQuery = None,
 ) -> Response:
-    """Every event after the one that is named, then live for as long as the session lives. For `EventSource`.
+    """Stream every event after the named one, then live, for as long as the session exists. For `EventSource`.
 
-    A ticket opens it once: an `EventSource` that connects again by itself comes with the used one, is answered with 401
-    and gives up. Open a new one then, with a new ticket and `?after=` the last event."""
-    number = position(last_event_id or after) or 0
-    visitor = await visitor_of(request, session_id, ticket)
-    items = await services.chat.follow(session_id, after=number, owner=visitor.owner)
+    A ticket opens the stream once. An `EventSource` that reconnects by itself sends the used ticket, receives 401 and
+    gives up. Then open a new one, with a new ticket and `?after=` the last event.
+    """
+    number = parse_event_id(last_event_id or after) or 0
+    caller = await get_caller(request, session_id, ticket)
+    items = await services.chat.follow(session_id, after=number, owner=caller.owner)
     return EventStream(items, event_frames, heartbeat=services.heartbeat, end_streams=services.end_streams)

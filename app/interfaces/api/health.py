@@ -1,32 +1,52 @@
-"""Whether the service is alive, and whether what it depends on is there."""
+"""Health of the process and of its dependencies, and its metrics."""
 
 import asyncio
+from typing import Literal
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
 from app.domain.errors import Unavailable
-from app.interfaces.api.document import answers, operation_id, text
-from app.interfaces.api.params import Use
-from app.interfaces.api.schemas.answers import HealthAnswer, ReadyAnswer
+from app.interfaces.api.dependencies import RequestServices
+from app.interfaces.api.openapi import answers, operation_id, text
+from app.interfaces.api.schemas import Schema, SuccessAnswer
 from app.interfaces.api.services import Check
 from app.interfaces.envelope import success
 
 CHECK_SECONDS = 5.0
-"""How long a dependency may take to say how it is."""
+"""Maximum time of the check of one dependency, in seconds."""
 
 router = APIRouter(tags=["health"], default_response_class=Response, generate_unique_id_function=operation_id)
 
 
+class Health(Schema):
+    """The process is alive."""
+
+    status: Literal["ok"]
+
+
+class HealthAnswer(SuccessAnswer):
+    """See `Health`."""
+
+    data: Health
+
+
+class ReadyAnswer(SuccessAnswer):
+    """The state of each dependency by its name."""
+
+    data: dict[str, Literal["ok"]] = Field(examples=[{"store": "ok", "sandbox": "ok"}])
+
+
 @router.get("/health", responses=answers(HealthAnswer))
 async def health() -> Response:
-    """The process answers."""
+    """Return whether the process is alive."""
     return success({"status": "ok"})
 
 
 @router.get("/ready", responses=answers(ReadyAnswer, 503))
-async def ready(services: Use) -> Response:
-    """The state of each dependency that is configured; 503 when one is down, with all of them in `msg`."""
+async def ready(services: RequestServices) -> Response:
+    """Return the state of each configured dependency. When one is down, return 503 with all states in `msg`."""
     names = tuple(services.checks)
     reasons = await asyncio.gather(*(_reason(services.checks[name]) for name in names))
     states = {name: reason or "ok" for name, reason in zip(names, reasons, strict=True)}
@@ -36,8 +56,8 @@ async def ready(services: Use) -> Response:
 
 
 @router.get("/metrics", responses=text("Prometheus' text format."))
-async def metrics(services: Use) -> Response:
-    """Counts and gauges of this process for Prometheus."""
+async def metrics(services: RequestServices) -> Response:
+    """Return counters and gauges of this process for Prometheus."""
     content, media_type = services.metrics.render(services.gauges)
     return Response(content, media_type=media_type)
 

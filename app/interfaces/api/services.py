@@ -1,4 +1,4 @@
-"""What the routes call."""
+"""The services that routes call."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from app.application.services.tickets import TicketService
 from app.interfaces.metrics import Gauges, Metrics
 
 Check = Callable[[], Awaitable[str | None]]
-"""Looks at one dependency: why it cannot be used now, None when it can."""
+"""Checks one dependency: returns None if it can be used now, else the reason why not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The use cases of one process, and what its streams need to know."""
+    """The use cases of one process, and what its streams and metrics need."""
 
     chat: ChatService
     sessions: SessionService
@@ -34,9 +34,9 @@ class Services:
     desktop: DesktopService
     tickets: TicketService
     checks: Mapping[str, Check]
-    """What `/ready` asks, by the name of the dependency that is configured."""
+    """Checks that `/ready` runs, by the name of the dependency."""
     end_streams: Callable[[], None]
-    """Makes every open stream end soon; called, perhaps more than once, when the server begins to shut down."""
+    """Makes every open stream end soon. Called when the server starts to shut down, possibly more than once."""
     metrics: Metrics
     gauges: Gauges
     heartbeat: float = 15.0
@@ -44,10 +44,10 @@ class Services:
 
 
 def provide(app: FastAPI, services: Services) -> None:
-    """Give `app` its services; before the first request."""
+    """Give `app` its services, before its first request."""
     app.state.services = services
 
 
 def services_of(connection: HTTPConnection) -> Services:
-    """The services of the application that answers a request, or serves a WebSocket."""
+    """Return the services of the application that serves `connection`."""
     return cast("Services", connection.app.state.services)

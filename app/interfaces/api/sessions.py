@@ -1,27 +1,32 @@
-"""Sessions: create, look at, list, watch, delete, stop."""
+"""Sessions: create, return, list, watch, delete and stop them."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import orjson
 from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
 from app.application.services.sessions import MAX_PAGE, History
-from app.domain.models.event import EventRecord
+from app.domain.models.event import EventRecord, SessionStatus
 from app.domain.models.session import Session, SessionPage
-from app.interfaces.api.document import answers, operation_id, streams
-from app.interfaces.api.params import After, Owner, SessionId, Use, position
-from app.interfaces.api.schemas.answers import CreatedAnswer, EmptyAnswer, SessionAnswer, SessionsAnswer
-from app.interfaces.api.schemas.streams import SessionsFrame
+from app.interfaces.api.dependencies import AfterQuery, Owner, RequestServices, SessionId, parse_event_id
+from app.interfaces.api.openapi import answers, operation_id, streams
+from app.interfaces.api.schemas import EmptyAnswer, EventItem, Schema, SuccessAnswer
 from app.interfaces.envelope import CLOSING, JSON, OPENING, success, success_json
 from app.interfaces.sse import EventStream
 from app.interfaces.wire import history_items
 
 MAX_EVENTS = 5_000
+"""Maximum number of events that one request may ask for."""
+
 DEFAULT_PAGE = 100
-_EVENTS_A_WRITE = 50
+"""Number of sessions on a page, unless the request asks for another one."""
+
+_EVENTS_PER_WRITE = 50
+"""Number of events that are written at once, about 60 kB. Larger writes cost more, as their memory is not reused."""
 
 _EXAMPLE = """\
 : open
@@ -38,31 +43,90 @@ router = APIRouter(
     generate_unique_id_function=operation_id,
 )
 
-EventCount = Annotated[int | None, Query(ge=1, le=MAX_EVENTS, description="At most so many events.")]
-Tail = Annotated[int | None, Query(ge=1, le=MAX_EVENTS, description="Only the newest so many events.")]
-PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE, description="At most so many sessions.")]
+
+class Created(Schema):
+    """A new session."""
+
+    session_id: str
+
+
+class CreatedAnswer(SuccessAnswer):
+    """See `Created`."""
+
+    data: Created
+
+
+class SessionDetail(Schema):
+    """A session with its events, or the requested part of them, in order."""
+
+    session_id: str
+    title: str | None = Field(description="null until the agent has named the session.")
+    status: SessionStatus
+    events: list[EventItem]
+
+
+class SessionAnswer(SuccessAnswer):
+    """See `SessionDetail`."""
+
+    data: SessionDetail
+
+
+class SessionSummary(Schema):
+    """A session in a list."""
+
+    session_id: str
+    title: str | None
+    latest_message: str | None
+    latest_message_at: int | None = Field(description="Whole seconds since the epoch, UTC.")
+    status: SessionStatus
+    unread_message_count: int = Field(description="Messages of the agent that no chat stream has delivered yet.")
+
+
+class SessionList(Schema):
+    """A page of sessions, latest first."""
+
+    sessions: list[SessionSummary]
+    next_cursor: str | None = Field(description="`cursor` of the next page; null on the last.")
+
+
+class SessionsAnswer(SuccessAnswer):
+    """See `SessionList`."""
+
+    data: SessionList
+
+
+class SessionsFrame(Schema):
+    """The first page of sessions, as it is now."""
+
+    event: Literal["sessions"]
+    data: SessionList
+
+
+EventCount = Annotated[int | None, Query(ge=1, le=MAX_EVENTS, description="Maximum number of events.")]
+Tail = Annotated[int | None, Query(ge=1, le=MAX_EVENTS, description="Return only this many of the newest events.")]
+PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Maximum number of sessions.")]
 
 
 @router.put("", responses=answers(CreatedAnswer, 503))
-async def create_session(services: Use, owner: Owner) -> Response:
-    """A new session. Nothing is started for it until its first message."""
+async def create_session(services: RequestServices, owner: Owner) -> Response:
+    """Create a session. Nothing is started for it until its first message."""
     return success({"session_id": await services.sessions.create(owner=owner)})
 
 
 @router.get("", responses=answers(SessionsAnswer, 400, 503))
 async def list_sessions(
-    services: Use,
+    services: RequestServices,
     owner: Owner,
     limit: PageSize = DEFAULT_PAGE,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page.")] = None,
 ) -> Response:
-    """Your sessions, latest first, a page at a time."""
-    return success(_listed(await services.sessions.page(owner=owner, limit=limit, cursor=cursor or None)))
+    """Return a page of your sessions, latest first."""
+    return success(_page_data(await services.sessions.page(owner=owner, limit=limit, cursor=cursor or None)))
 
 
 @router.post("", responses=streams(SessionsFrame, 400, 503, example=_EXAMPLE))
-async def watch_sessions(services: Use, owner: Owner, limit: PageSize = DEFAULT_PAGE) -> Response:
-    """The first page of your sessions as a stream: at once, and again whenever something in it changes."""
+async def watch_sessions(services: RequestServices, owner: Owner, limit: PageSize = DEFAULT_PAGE) -> Response:
+    """Stream the first page of your sessions: at once, and again whenever something in it changes."""
     return EventStream(
         services.sessions.watch(owner=owner, limit=limit),
         _page_frames,
@@ -73,70 +137,71 @@ async def watch_sessions(services: Use, owner: Owner, limit: PageSize = DEFAULT_
 
 @router.get("/{session_id}", responses=answers(SessionAnswer, 400, 404, 503))
 async def get_session(
-    services: Use,
+    services: RequestServices,
     owner: Owner,
     session_id: SessionId,
-    after: After = None,
+    after: AfterQuery = None,
     limit: EventCount = None,
     tail: Tail = None,
 ) -> Response:
-    """A session with its events: all of them, or the part that the parameters ask for."""
-    history = await services.sessions.history(session_id, owner=owner, after=position(after), limit=limit, tail=tail)
-    # The first page is read before the answer begins, so that a store that fails gets its status code.
+    """Return a session with its events: all of them, or the part that the parameters ask for."""
+    history = await services.sessions.history(
+        session_id, owner=owner, after=parse_event_id(after), limit=limit, tail=tail
+    )
+    # Read the first page before the response starts, so that a failing store is reported with its status.
     first = await anext(history.pages, None) or ()
     second = await anext(history.pages, None)
-    opening = _opening(history.session)
+    opening = _history_start(history.session)
     if second is None:
         return success_json(opening + history_items(first) + b"]}")
-    return StreamingResponse(_whole(opening, (first, second), history), media_type=JSON)
+    return StreamingResponse(_history_parts(opening, (first, second), history), media_type=JSON)
 
 
 @router.delete("/{session_id}", responses=answers(EmptyAnswer, 404, 503))
-async def delete_session(services: Use, owner: Owner, session_id: SessionId) -> Response:
-    """Stop the session's run, destroy its sandbox, forget its events and memory."""
+async def delete_session(services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
+    """Stop the session's run, destroy its sandbox, and delete its events and memory."""
     await services.delete_session(session_id, owner=owner)
     return success(None)
 
 
 @router.post("/{session_id}/stop", responses=answers(EmptyAnswer, 404, 503))
-async def stop_session(services: Use, owner: Owner, session_id: SessionId) -> Response:
-    """End the session's run; `done` is written when this answers. Without a run it changes nothing."""
+async def stop_session(services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
+    """Stop the session's run. `done` is written before the response. Without a run, change nothing."""
     await services.stop_run(session_id, owner=owner)
     return success(None)
 
 
-async def _whole(opening: bytes, read: Sequence[Sequence[EventRecord]], history: History) -> AsyncIterator[bytes]:
-    """The answer with a history of several pages, the first of which are `read`; the others one at a time."""
-    # What the use case answers is a generator, which must not outlive an answer that is cut short.
+async def _history_parts(start: bytes, read: Sequence[Sequence[EventRecord]], history: History) -> AsyncIterator[bytes]:
+    """Return the response for a history of several pages, of which `read` are the first."""
+    # The use case returns a generator, which must be closed even if the client leaves early.
     async with aclosing(cast("AsyncGenerator[Sequence[EventRecord], None]", history.pages)) as pages:
-        separator = OPENING + opening
+        separator = OPENING + start
         for page in read:
-            for piece in _pieces(page):
-                yield separator + piece
+            for part in _page_parts(page):
+                yield separator + part
                 separator = b","
         async for page in pages:
-            for piece in _pieces(page):
-                yield separator + piece
+            for part in _page_parts(page):
+                yield separator + part
         yield b"]}" + CLOSING
 
 
-def _pieces(page: Sequence[EventRecord]) -> Iterator[bytes]:
-    """A page in writes of some 60 kB: larger ones are fresh memory each time, which costs more than the writes."""
-    for start in range(0, len(page), _EVENTS_A_WRITE):
-        yield history_items(page[start : start + _EVENTS_A_WRITE])
+def _page_parts(page: Sequence[EventRecord]) -> Iterator[bytes]:
+    for first in range(0, len(page), _EVENTS_PER_WRITE):
+        yield history_items(page[first : first + _EVENTS_PER_WRITE])
 
 
-def _opening(session: Session) -> bytes:
-    """A session's data up to where its events begin."""
+def _history_start(session: Session) -> bytes:
+    """Return the JSON of a session up to its first event."""
     head = {"session_id": session.id, "title": session.title or None, "status": session.status}
     return orjson.dumps(head)[:-1] + b',"events":['
 
 
 def _page_frames(page: SessionPage) -> Iterator[bytes]:
-    yield b"event: sessions\ndata: %b\n\n" % orjson.dumps(_listed(page))
+    yield b"event: sessions\ndata: %b\n\n" % orjson.dumps(_page_data(page))
 
 
-def _listed(page: SessionPage) -> dict[str, object]:
+def _page_data(page: SessionPage) -> dict[str, object]:
     sessions = [
         {
             "session_id": session.id,

@@ -1,4 +1,4 @@
-"""Everything that this service answers over HTTP, put into an application."""
+"""Set up an application with the routes, error handlers, middleware and OpenAPI document of this service."""
 
 from collections.abc import Sequence
 
@@ -6,42 +6,45 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
-from app.interfaces.api import chat, health, sandbox, screenshots, sessions, tickets, vnc
-from app.interfaces.api.document import install_document
+from app.interfaces.api import chat, health, sandbox, sessions, tickets, vnc
+from app.interfaces.api.openapi import install_openapi
 from app.interfaces.errors import install_error_handlers
-from app.interfaces.guard import Guard
 from app.interfaces.metrics import Metrics
-from app.interfaces.request_log import RequestLog
+from app.interfaces.middleware import BodyLimitMiddleware, RequestLogMiddleware
 
 ROUTERS = (
     sessions.router,
     chat.router,
     sandbox.router,
-    screenshots.router,
     tickets.router,
     vnc.router,
     health.router,
 )
+"""Every router. `vnc` also refuses WebSockets to unknown paths, so a router with a WebSocket must precede it."""
 
 WORKER_ROUTERS = (health.router,)
-"""What a process that only carries runs answers."""
+"""Routers of a process that only carries runs."""
 
 
-def install(
+def set_up_app(
     app: FastAPI, metrics: Metrics, *, allowed_origins: Sequence[str] = (), routers: Sequence[APIRouter] = ROUTERS
 ) -> None:
-    """Routes, error handlers, middleware and the OpenAPI document. `provide` gives the routes what they call.
+    """Add everything that answers HTTP requests to `app`; `provide` adds the services that the routes call.
 
-    `allowed_origins`: the origins whose pages may call the service; none means its own only.
+    Args:
+        app: The application.
+        metrics: Where requests are counted.
+        allowed_origins: Other origins whose pages may call the service.
+        routers: The routers to include.
     """
-    app.router.redirect_slashes = False  # a redirect would be an answer without the envelope
+    app.router.redirect_slashes = False  # a redirect would be a response without the envelope
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_error_handlers(app, routes)
-    install_document(app)
-    # From the inside out: the last one added sees a request first.
-    app.add_middleware(Guard)
+    install_openapi(app, routes)
+    # Middleware that is added last handles a request first.
+    app.add_middleware(BodyLimitMiddleware)
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -50,4 +53,4 @@ def install(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(RequestLog, metrics=metrics)
+    app.add_middleware(RequestLogMiddleware, metrics=metrics)

@@ -1,4 +1,4 @@
-"""The OpenAPI document says what is really sent."""
+"""The OpenAPI document describes what the service really sends."""
 
 import json
 import os
@@ -25,8 +25,9 @@ from app.domain.models.event import (
 )
 from app.domain.models.plan import Step
 from app.domain.models.tool import OpenCall, ToolResult
-from app.interfaces.api.schemas import answers
-from app.interfaces.api.schemas.streams import EventFrame, LiveFrame, SessionsFrame
+from app.interfaces.api import health, sandbox, schemas, sessions
+from app.interfaces.api.schemas import EventFrame, LiveFrame
+from app.interfaces.api.sessions import SessionsFrame
 from app.interfaces.sse import all_frames
 from tests.support.api_harness import API, ApiHarness
 from tests.support.sse import SseFrame, read_frames
@@ -51,8 +52,8 @@ EVERYTHING: list[Event] = [
 ]
 
 
-def fits(model: type[BaseModel], sent: Any) -> None:
-    """`sent` is valid, and has nothing that the schema does not mention."""
+def assert_fits(model: type[BaseModel], sent: Any) -> None:
+    """Check that `sent` is valid and has no field that the schema lacks."""
     assert model.model_validate_json(json.dumps(sent), strict=True).model_dump(mode="json") == sent
 
 
@@ -61,29 +62,29 @@ def as_object(frame: SseFrame) -> dict[str, Any]:
     return found if frame.id is None else {"id": frame.id, **found}
 
 
-async def test_answers_fit_their_schemas(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_every_json_answer_fits_its_schema(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     created = (await client.put(API)).json()
-    fits(answers.CreatedAnswer, created)
+    assert_fits(sessions.CreatedAnswer, created)
     session_id = created["data"]["session_id"]
     url = f"{API}/{session_id}"
-    fits(answers.SessionAnswer, (await client.get(url)).json())
-    fits(answers.SessionsAnswer, (await client.get(API)).json())
+    assert_fits(sessions.SessionAnswer, (await client.get(url)).json())
+    assert_fits(sessions.SessionsAnswer, (await client.get(API)).json())
     await harness.commit_events(session_id, *EVERYTHING)
-    fits(answers.SessionAnswer, (await client.get(url)).json())
-    fits(answers.SessionsAnswer, (await client.get(API, params={"limit": 1})).json())
-    sandbox = await harness.sandboxes.acquire(session_id)
-    await sandbox.shell_exec("main", "~", "ls")
-    await sandbox.file_write("a", "b", append=False, sudo=False)
-    fits(answers.ShellAnswer, (await client.post(f"{url}/shell", json={"session_id": "main"})).json())
-    fits(answers.FileAnswer, (await client.post(f"{url}/file", json={"file": "a"})).json())
-    fits(answers.EmptyAnswer, (await client.post(f"{url}/stop")).json())
-    fits(answers.EmptyAnswer, (await client.delete(url)).json())
-    fits(answers.FailureAnswer, (await client.delete(url)).json())
-    fits(answers.HealthAnswer, (await client.get("/health")).json())
-    fits(answers.ReadyAnswer, (await client.get("/ready")).json())
+    assert_fits(sessions.SessionAnswer, (await client.get(url)).json())
+    assert_fits(sessions.SessionsAnswer, (await client.get(API, params={"limit": 1})).json())
+    computer = await harness.sandboxes.acquire(session_id)
+    await computer.shell_exec("main", "~", "ls")
+    await computer.file_write("a", "b", append=False, sudo=False)
+    assert_fits(sandbox.ShellAnswer, (await client.post(f"{url}/shell", json={"session_id": "main"})).json())
+    assert_fits(sandbox.FileAnswer, (await client.post(f"{url}/file", json={"file": "a"})).json())
+    assert_fits(schemas.EmptyAnswer, (await client.post(f"{url}/stop")).json())
+    assert_fits(schemas.EmptyAnswer, (await client.delete(url)).json())
+    assert_fits(schemas.FailureAnswer, (await client.delete(url)).json())
+    assert_fits(health.HealthAnswer, (await client.get("/health")).json())
+    assert_fits(health.ReadyAnswer, (await client.get("/ready")).json())
 
 
-async def test_streams_fit_their_schemas(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+async def test_every_stream_frame_fits_its_schema(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     harness.worker.script = lambda words: EVERYTHING
     sent = await harness.send_message(session_id, {"message": "everything"})
@@ -91,29 +92,29 @@ async def test_streams_fit_their_schemas(harness: ApiHarness, live_client: httpx
     sent = await harness.send_message(session_id)
     assert len(sent) == len(EVERYTHING) + 1
     for frame in sent:
-        fits(EventFrame, as_object(frame))
-        fits(LiveFrame, as_object(frame))
+        assert_fits(EventFrame, as_object(frame))
+        assert_fits(LiveFrame, as_object(frame))
     async with live_client.stream("POST", API) as answer:
         listed = await anext(read_frames(answer))
-    fits(SessionsFrame, as_object(listed))
+    assert_fits(SessionsFrame, as_object(listed))
 
 
-def test_a_delta_fits_its_schema() -> None:
+def test_delta_frame_fits_its_schema() -> None:
     [frame] = all_frames(TextDelta("m1", "Hel\nlo"))
     event, data, *rest = frame.decode().split("\n")
     assert rest == ["", ""]
-    fits(LiveFrame, {"event": event.removeprefix("event: "), "data": json.loads(data.removeprefix("data: "))})
+    assert_fits(LiveFrame, {"event": event.removeprefix("event: "), "data": json.loads(data.removeprefix("data: "))})
 
 
-def test_events_of_the_first_version_fit_the_schema() -> None:
+def test_stored_events_of_version_1_fit_the_schema() -> None:
     lines = GOLDEN.read_text().splitlines()
     assert lines
     for line in lines:
         item = json.loads(line)
-        fits(EventFrame, {"id": item["data"]["event_id"], **item})
+        assert_fits(EventFrame, {"id": item["data"]["event_id"], **item})
 
 
-async def test_every_reference_leads_somewhere(client: httpx.AsyncClient) -> None:
+async def test_every_schema_reference_resolves(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     names = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
     used = set(references(document))
@@ -121,7 +122,7 @@ async def test_every_reference_leads_somewhere(client: httpx.AsyncClient) -> Non
     assert "#/components/schemas/LiveFrame" in used
 
 
-async def test_every_operation_says_how_it_fails(client: httpx.AsyncClient) -> None:
+async def test_every_operation_documents_its_failures(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     assert len(operations) == 16
@@ -133,8 +134,8 @@ async def test_every_operation_says_how_it_fails(client: httpx.AsyncClient) -> N
         assert operation["description"]
 
 
-async def test_the_document_is_the_one_reviewed(client: httpx.AsyncClient) -> None:
-    """`UPDATE_SNAPSHOTS=1 pytest tests/api/test_document.py` writes what there now is; look at the difference."""
+async def test_document_equals_the_reviewed_snapshot(client: httpx.AsyncClient) -> None:
+    """To update the snapshot, run `UPDATE_SNAPSHOTS=1 pytest tests/api/test_openapi.py`, and review the difference."""
     document = (await client.get("/openapi.json")).json()
     text = json.dumps(document, indent=2, sort_keys=True) + "\n"
     if os.environ.get("UPDATE_SNAPSHOTS"):
@@ -143,7 +144,7 @@ async def test_the_document_is_the_one_reviewed(client: httpx.AsyncClient) -> No
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
-async def test_the_document_can_be_looked_at(client: httpx.AsyncClient, path: str) -> None:
+async def test_documentation_pages_load_the_document(client: httpx.AsyncClient, path: str) -> None:
     assert "/openapi.json" in (await client.get(path)).text
 
 

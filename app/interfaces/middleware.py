@@ -1,0 +1,240 @@
+"""ASGI middleware: logging of requests, limits of request bodies, and protection against pages of other origins."""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Collection
+from http import HTTPStatus
+from ipaddress import ip_address
+from secrets import token_hex
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.application.context import request_id
+from app.domain.errors import TooLarge, Unavailable
+from app.interfaces.envelope import failure, refuse
+from app.interfaces.errors import INTERNAL, error_response
+from app.interfaces.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 1 << 20
+"""Maximum size of a request body, in bytes."""
+
+DRAIN_BYTES = 16 * MAX_BODY
+"""Maximum size of a request body that is read and discarded after it was refused, in bytes.
+
+Most clients send their whole request before they read the response. Without the draining they would see a broken
+connection instead of the 413.
+"""
+
+DRAIN_SECONDS = 10.0
+"""Maximum time to read and discard a refused request body, in seconds."""
+
+HEAD_KEY = "anker.head"
+"""Key of the scope that marks a GET which the client sent as HEAD."""
+
+_PLAIN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestLogMiddleware:
+    """Outermost middleware: log each request, and add the headers that every response has.
+
+    A stream is logged when it ends.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Bind the request's id, pass the request on, then log and count it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        name = _request_id(scope)
+        headers = [(b"x-request-id", name.encode()), (b"x-content-type-options", b"nosniff")]
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *headers]
+            await send(message)
+
+        method, started = scope["method"], time.perf_counter()
+        token = request_id.set(name)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "-")
+            milliseconds = round((time.perf_counter() - started) * 1000, 1)
+            self._metrics.count_request(method, route, status, milliseconds)
+            log.info("request", extra={"method": method, "route": route, "status": status, "ms": milliseconds})
+            request_id.reset(token)
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the client's id if it is short and plain, so that it cannot forge log lines; otherwise a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _PLAIN_ID.fullmatch(value):
+            return value.decode()
+    return token_hex(8)
+
+
+class BodyLimitMiddleware:
+    """Innermost middleware: limit request bodies, turn HEAD into GET, and report unexpected errors."""
+
+    def __init__(self, app: ASGIApp, *, max_body: int = MAX_BODY) -> None:
+        self._app = app
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; send an envelope whatever goes wrong."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = _LimitedBody(receive, self._max_body)
+        started = False
+
+        async def tracking_send(message: Message) -> None:
+            nonlocal started
+            if not started and body.abandoned:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            started = True
+            await send(message)
+
+        # Routes only handle GET. The scope is copied, because the server reads its own one to leave out the body.
+        inner = {**scope, "method": "GET", HEAD_KEY: True} if scope["method"] == "HEAD" else scope
+        try:
+            if _declared_length(scope) > self._max_body:
+                await error_response(await body.drain())(scope, receive, tracking_send)
+            else:
+                await self._app(inner, body.receive, tracking_send)
+        except ClientDisconnect:
+            log.debug("the client disconnected before its request was read")
+        except asyncio.CancelledError:
+            if started:
+                raise
+            # Only the server cancels requests, when it shuts down. Its own response would have no envelope.
+            error = Unavailable("the service is ending; ask again", retry_after=1)
+            await error_response(error)(scope, receive, tracking_send)
+        except Exception:  # the root of a request
+            log.exception("request failed unexpectedly")
+            # Once the response has started, the server closes the connection, so that the client sees it is incomplete.
+            if not started:
+                await failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL)(scope, receive, send)
+        finally:
+            scope["route"] = inner.get("route")  # for RequestLogMiddleware
+
+
+class _LimitedBody:
+    """A request body that is read up to a limit."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._size = 0
+        self._more = True
+        self.abandoned = False
+        """Whether the client was still sending when draining ended."""
+
+    async def receive(self) -> Message:
+        """Return the server's next message.
+
+        Raises:
+            TooLarge: The body exceeds the limit. The rest of it was discarded.
+        """
+        message = await self._read()
+        if self._size > self._limit:
+            raise await self.drain()
+        return message
+
+    async def drain(self) -> TooLarge:
+        """Read and discard the body for a while, then return the error to report."""
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._more and self._size < DRAIN_BYTES:
+                    await self._read()
+        except TimeoutError:
+            pass
+        self.abandoned = self._more
+        return TooLarge(f"the body is larger than {self._limit} bytes")
+
+    async def _read(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        self._more = message.get("more_body", False)
+        return message
+
+
+def _declared_length(scope: Scope) -> int:
+    """Return the request's Content-Length, or 0 without one."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value[:18])
+    return 0
+
+
+class OriginMiddleware:
+    """Refuse browsers that show a page of another origin, with 403; see docs/decisions/0006-origins.md.
+
+    Without a login, any web page that the operator has open could otherwise run commands here. While the service
+    listens on loopback only, a browser that uses a host name which resolves to it (DNS rebinding) is refused too.
+    WebSockets are treated alike, because a browser opens them to any origin. Other programs are never refused.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed: Collection[str], loopback_only: bool) -> None:
+        """Create the middleware.
+
+        Args:
+            app: The application that it protects.
+            allowed: Origins, such as `https://app.example`, whose pages may use the service.
+            loopback_only: Whether the service listens on loopback only.
+        """
+        self._app = app
+        self._allowed = frozenset(origin.rstrip("/") for origin in allowed)
+        self._allowed_hosts = frozenset(urlsplit(origin).hostname for origin in allowed)
+        self._loopback_only = loopback_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] in ("http", "websocket"):
+            problem = self._problem(Headers(scope=scope))
+            if problem is not None:
+                await refuse(failure(403, problem), scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _problem(self, headers: Headers) -> str | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self._loopback_only and _is_browser(headers) and not self._is_known_host(host):
+            return "this host name is not served here; name its origin in ALLOWED_ORIGINS"
+        if origin is None or origin in self._allowed or urlsplit(origin).netloc == host:
+            return None
+        return "pages of this origin may not use the service; name the origin in ALLOWED_ORIGINS"
+
+    def _is_known_host(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname
+        except ValueError:
+            return False
+        return name is None or name == "localhost" or name in self._allowed_hosts or _is_address(name)
+
+
+def _is_browser(headers: Headers) -> bool:
+    """Return whether a browser sent the request. A page cannot make its browser hide both headers."""
+    return "origin" in headers or headers.get("user-agent", "").startswith("Mozilla/")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
