@@ -231,7 +231,7 @@ async def test_what_a_browser_cannot_do_is_passed_on(house: House, failure: Brow
 
 
 async def test_a_stopped_call_stops_what_the_browser_does(house: House) -> None:
-    house.browser.may_answer.clear()
+    house.browser.may_return.clear()
     task = asyncio.create_task(house.call("navigate", '{"url": "slow.example"}'))
     while not house.browser.calls:
         await asyncio.sleep(0)

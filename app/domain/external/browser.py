@@ -1,4 +1,4 @@
-"""Ports: a session's browser, and whoever connects to it."""
+"""Ports: one session's browser, and the browsers of all sessions."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -6,44 +6,44 @@ from typing import Protocol
 from app.domain.models.browser import PageView, Point, ScriptResult
 
 Target = int | Point
-"""An interactive element by the index that the newest `PageView` gave it, or a point of the viewport."""
+"""An interactive element, by its number in the newest `PageView`, or a point of the viewport."""
 
 
 class Browser(Protocol):
-    """The browser in one session's sandbox. Every action answers the page as it is afterwards.
+    """The browser in one session's sandbox. Every action returns the page as it is afterwards.
 
-    Raises (every method):
-        BrowserFailure: it could not be done, with words that the model can act on (a stale index, no such option, no
-            browser in this sandbox).
-        SandboxUnavailable: the browser or its sandbox does not answer.
+    Every method raises:
+        BrowserFailure: The action is impossible; the message tells the model what to do (a stale number, no such
+            option, no browser in this sandbox).
+        SandboxUnavailable: The browser or its sandbox does not respond.
     """
 
     async def view(self) -> PageView:
-        """The page that is in front."""
+        """Return the page in front."""
         ...
 
     async def navigate(self, url: str) -> PageView:
-        """Open `url` in the tab that is in front; a page that never finishes loading is shown as far as it is."""
+        """Open `url` in the tab in front. A page that never finishes loading is returned as far as it has loaded."""
         ...
 
     async def restart(self, url: str) -> PageView:
-        """Start the browser anew, with `url` open."""
+        """Restart the browser and open `url`."""
         ...
 
     async def click(self, target: Target) -> PageView:
-        """Click."""
+        """Click `target`."""
         ...
 
     async def input(self, target: Target | None, text: str, *, press_enter: bool) -> PageView:
-        """Replace the text of an element (None: type where the focus is). A file input takes the path of a file."""
+        """Replace the text of `target`; None types where the focus is. A file field takes the path of a file."""
         ...
 
     async def move_mouse(self, point: Point) -> PageView:
-        """Move the pointer."""
+        """Move the pointer to `point`."""
         ...
 
     async def press_key(self, key: str) -> PageView:
-        """Press a key, or several at once: `Enter`, `Control+a`."""
+        """Press a key or a key combination, such as `Enter` or `Control+a`."""
         ...
 
     async def select_option(self, index: int, option: int) -> PageView:
@@ -59,27 +59,27 @@ class Browser(Protocol):
         ...
 
     async def console(self, max_lines: int | None) -> Sequence[str]:
-        """The newest lines of the page's console, errors that nobody caught among them."""
+        """Return the newest lines of the page's console, including uncaught errors."""
         ...
 
 
 class Browsers(Protocol):
-    """Connects to the browsers of sandboxes: one connection a session at most."""
+    """Connects to the browsers of sandboxes, with at most one connection per session."""
 
     async def open(self, session_id: str) -> Browser:
-        """The session's browser; its sandbox is started first when it has none.
+        """Return the session's browser; start the session's sandbox if it has none.
 
-        The first call on it connects, so that a browser that does not answer can still be restarted.
+        The first action connects, so that a browser that does not respond can still be restarted.
 
         Raises:
-            SandboxUnavailable: no sandbox can be had; says why.
+            SandboxUnavailable: No sandbox is available; the message says why.
         """
         ...
 
     async def release(self, session_id: str) -> None:
-        """Let go of the session's connection, if there is one; the browser goes on. Idempotent."""
+        """Close the session's connection, if there is one. The browser continues to run. Idempotent."""
         ...
 
     async def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         ...

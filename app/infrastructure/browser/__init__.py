@@ -1,1 +1,1 @@
-"""Browsers in sandboxes, driven over CDP with Playwright."""
+"""The browsers of sandboxes, driven over CDP with Playwright."""

@@ -1,130 +1,114 @@
-"""JavaScript that the model runs in a page, and the page's console."""
+"""A page's console, and scripts that the model runs in the page."""
 
+import json
 from collections.abc import Sequence
 from functools import cache
 
 from playwright.async_api import Page
 
 from app.domain.errors import BrowserFailure
-from app.infrastructure.browser.channel import Json, item, text
-from app.infrastructure.browser.failures import Hung
+from app.infrastructure.browser import cdp
+from app.infrastructure.browser.frames import read_script
 from app.infrastructure.browser.tab import Tab
-from app.infrastructure.browser.world import javascript
 
 RUN_SECONDS = 15.0
-"""For a script with everything that it awaits."""
+"""Time limit in seconds for a script, including everything that it awaits."""
 MARGIN_SECONDS = 1.0
+"""Time in seconds beyond its own limit after which Chromium is no longer waited for."""
 CONSOLE_SECONDS = 5.0
-MAX_VALUE = 10_000
+"""Time limit in seconds for reading the console."""
+MAX_VALUE_CHARS = 10_000
+"""Maximum length of a script's value as text."""
 MAX_LINES = 200
-MAX_LINE = 1_000
-_GROUP = "anker-script"
+"""Maximum number of console lines to return."""
+MAX_LINE_CHARS = 1_000
+"""Maximum length of a console line."""
+_OBJECT_GROUP = "anker-script"
 
 
 async def run_script(tab: Tab, javascript: str) -> str:
-    """The value of `javascript` in the page, promises awaited, as text; what it throws is a value too.
+    """Run `javascript` in the page and return its value, or what it throws, as text. Promises are awaited.
 
     Raises:
-        BrowserFailure: it does not come to an end; it was ended then.
+        BrowserFailure: The script exceeded the time limit and was stopped.
     """
-    question: Json = {
+    evaluation: cdp.Json = {
         "expression": javascript,
         "awaitPromise": True,
         "replMode": True,
         "userGesture": True,
         "includeCommandLineAPI": True,
-        "objectGroup": _GROUP,
+        "objectGroup": _OBJECT_GROUP,
         "timeout": int(RUN_SECONDS * 1000),
     }
     try:
-        answer = await _within_limit(tab, "Runtime.evaluate", question)
-        if text(answer, "result", "subtype") == "promise":
-            promise = text(answer, "result", "objectId")
-            answer = await _within_limit(tab, "Runtime.awaitPromise", {"promiseObjectId": promise})
-        return await _told(tab, answer)
+        answer = await _send_with_limit(tab, "Runtime.evaluate", evaluation)
+        if cdp.text(answer, "result", "subtype") == "promise":
+            promise = {"promiseObjectId": cdp.text(answer, "result", "objectId")}
+            answer = await _send_with_limit(tab, "Runtime.awaitPromise", promise)
+        return _shorten(await _value_as_text(tab, answer), MAX_VALUE_CHARS)
     finally:
-        await tab.channel.try_send("Runtime.releaseObjectGroup", {"objectGroup": _GROUP})
-
-
-async def _within_limit(tab: Tab, method: str, question: Json) -> Json:
-    """The answer of a command that runs until the script ends."""
-    ended = BrowserFailure(f"The script was ended: it took longer than {RUN_SECONDS:g} s.")
-    try:
-        return await tab.channel.send(method, question, seconds=RUN_SECONDS + MARGIN_SECONDS)
-    except Hung:
-        # What only waits for a promise must not be ended: the end would hit whatever the page runs next.
-        try:
-            await tab.channel.send("Runtime.evaluate", {"expression": "0"}, seconds=MARGIN_SECONDS)
-        except Hung:
-            await end_script(tab)
-        raise ended from None
-    except BrowserFailure as error:
-        if "Internal error" in str(error):  # how Chromium puts it that its own time limit was reached
-            raise ended from error
-        raise
-
-
-async def end_script(tab: Tab) -> None:
-    """End the JavaScript that runs in the page now."""
-    await tab.channel.try_send("Runtime.terminateExecution")
+        await tab.channel.try_send("Runtime.releaseObjectGroup", {"objectGroup": _OBJECT_GROUP})
 
 
 async def console_lines(tab: Tab, max_lines: int | None) -> Sequence[str]:
-    """What the page's console shows, then the errors that nobody caught; the newest of each are last."""
-    messages, errors = await tab.ending.within(_kept(tab.page), seconds=CONSOLE_SECONDS)
-    lines = [f"{kind}: {words}" for kind, words in messages] + [f"uncaught: {words}" for words in errors]
-    most = min(max_lines or MAX_LINES, MAX_LINES)
-    return [line if len(line) <= MAX_LINE else line[:MAX_LINE] + "…" for line in lines[-most:]]
+    """Return the newest lines of the page's console, followed by the uncaught errors."""
+    lines = await tab.lifetime.run(_recorded_lines(tab.page), seconds=CONSOLE_SECONDS)
+    return [_shorten(line, MAX_LINE_CHARS + 1) for line in lines[-min(max_lines or MAX_LINES, MAX_LINES) :]]
 
 
-async def _kept(page: Page) -> tuple[list[tuple[str, str]], list[str]]:
-    """Playwright's driver keeps the newest 200 of each for every page from the moment that it is connected."""
-    messages = [(each.type, each.text) for each in await page.console_messages(filter="all")]
-    return messages, [each.stack or each.message for each in await page.page_errors(filter="all")]
+async def _recorded_lines(page: Page) -> list[str]:
+    """Return what Playwright has recorded since it connected: at most 200 messages and 200 errors."""
+    messages = [f"{each.type}: {each.text}" for each in await page.console_messages(filter="all")]
+    return messages + [f"uncaught: {each.stack or each.message}" for each in await page.page_errors(filter="all")]
 
 
-async def _told(tab: Tab, answer: Json) -> str:
-    thrown = item(answer, "exceptionDetails")
-    result = item(answer, "result")
+async def _send_with_limit(tab: Tab, method: str, params: cdp.Json) -> cdp.Json:
+    """Send a command that returns when the script ends; stop a script that exceeds the time limit."""
+    stopped = BrowserFailure(f"The script was ended: it took longer than {RUN_SECONDS:g} s.")
+    try:
+        return await tab.channel.send(method, params, seconds=RUN_SECONDS + MARGIN_SECONDS)
+    except cdp.PageUnresponsive:
+        # A script that only waits for a promise must not be stopped: that would stop whatever the page runs next.
+        try:
+            await tab.channel.send("Runtime.evaluate", {"expression": "0"}, seconds=MARGIN_SECONDS)
+        except cdp.PageUnresponsive:
+            await tab.stop_script()
+        raise stopped from None
+    except BrowserFailure as error:
+        if "Internal error" in str(error):  # Chromium's message when its own time limit was exceeded
+            raise stopped from error
+        raise
+
+
+async def _value_as_text(tab: Tab, answer: cdp.Json) -> str:
+    thrown, result = cdp.item(answer, "exceptionDetails"), cdp.item(answer, "result")
     if thrown:
-        words = text(thrown, "exception", "description") or str(item(thrown, "exception").get("value", ""))
-        return f"Error: {_cut(words or text(thrown, 'text'))}"
-    kind = text(result, "type")
-    if kind == "string":
-        return _cut(text(result, "value"))
-    if kind == "undefined":
-        return "undefined"
-    handle = text(result, "objectId")
-    if not handle:
-        return _cut(text(result, "description") or _simple(result.get("value")))
-    told = await tab.channel.send(
-        "Runtime.callFunctionOn",
-        {
+        value = cdp.item(thrown, "exception").get("value", "")
+        return f"Error: {cdp.text(thrown, 'exception', 'description') or value or cdp.text(thrown, 'text')}"
+    description = cdp.text(result, "description")
+    handle = cdp.text(result, "objectId")
+    if handle:
+        call: cdp.Json = {
             "objectId": handle,
-            "functionDeclaration": _teller(),
-            "arguments": [{"value": MAX_VALUE}],
+            "functionDeclaration": _value_script(),
+            "arguments": [{"value": MAX_VALUE_CHARS}],
             "returnByValue": True,
-        },
-    )
-    if item(told, "exceptionDetails"):
-        return _cut(text(result, "description"))
-    return _cut(text(told, "result", "value"))
+        }
+        converted = await tab.channel.send("Runtime.callFunctionOn", call)
+        return description if cdp.item(converted, "exceptionDetails") else cdp.text(converted, "result", "value")
+    match result.get("value"):
+        case str(value):
+            return value
+        case value:
+            return "undefined" if cdp.text(result, "type") == "undefined" else description or json.dumps(value)
 
 
 @cache
-def _teller() -> str:
-    return javascript("value.js")
+def _value_script() -> str:
+    return read_script("value.js")
 
 
-def _simple(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case _:
-            return str(value)
-
-
-def _cut(words: str) -> str:
-    return words if len(words) < MAX_VALUE else words[: MAX_VALUE - 1] + "…"
+def _shorten(line: str, limit: int) -> str:
+    """Return `line`, or its first `limit` - 1 characters and an ellipsis if it is not shorter than `limit`."""
+    return line if len(line) < limit else line[: limit - 1] + "…"

@@ -1,155 +1,310 @@
-"""The frames of a page: which CDP session speaks to each, and the worlds in them."""
+"""The service's JavaScript inside a page: one isolated world per document, in every frame of a tab.
+
+The page's own code can neither see nor change an isolated world. A world exists as long as its document. It stores the
+numbers of the elements as references to the elements themselves, so a number never matches a different element.
+"""
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Frame, Page
 
 from app.domain.errors import BrowserFailure
-from app.infrastructure.browser.channel import Channel, Ending, Json, item, items, text
-from app.infrastructure.browser.failures import ContextGone
-from app.infrastructure.browser.world import PAGE_SCRIPT, Owner, World, javascript, make_world
+from app.infrastructure.browser import cdp
 
+MAIN_WORLD_SCRIPT = "page.js"
+"""Name of the only script that runs in the page's own world."""
+ISOLATED_WORLD_SCRIPTS = ("dom.js", "elements.js", "markdown.js", "blocks.js", "input.js")
+"""Names of the scripts of the isolated world, in the order in which they are joined."""
+WORLD_NAME = "anker"
+"""Name of the isolated world and of its object group, as debuggers show it."""
 ATTACH_SECONDS = 5.0
-ALIVE_SECONDS = 2.0
-"""For a frame to answer at all; the page around it is told without one that does not."""
-MOST_FRAMES = 30
-"""Frames of another process that are asked for their sessions."""
+"""Time limit in seconds for opening a CDP session with a frame."""
+FRAME_ALIVE_SECONDS = 2.0
+"""Time limit in seconds for a frame to respond; the page is read without a frame that does not."""
+MAX_REMOTE_FRAMES = 30
+"""Maximum number of frames to try to open a session with at a time."""
+
+# Chromium may reuse the id of an execution context for another document, so every call compares the world's token.
+_CALL_BY_VALUE = (
+    "async function (token, name, args) {"
+    " const world = globalThis.ankerWorld;"
+    " return world?.token === token ? world.run(name, args) : { gone: true }; }"
+)
+_CALL_FOR_HANDLE = (
+    "function (token, name, args) {"
+    " const world = globalThis.ankerWorld;"
+    " return world?.token === token ? world.api[name](...args) : null; }"
+)
+_ADD_SHADOW_ROOT = "function (token, host, root) { globalThis.ankerWorld?.api.addShadowRoot(host, root); }"
 
 
-class Frames:
-    """The worlds of one tab. Frames of another site run in a process of their own and have a session of their own."""
+@dataclass(frozen=True, slots=True)
+class FrameOwner:
+    """The element that contains a frame, as its key in the world of the document around the frame."""
+
+    world: "IsolatedWorld"
+    key: int
+
+
+class IsolatedWorld:
+    """The service's JavaScript in one document. Created by `create`; `owner` is None for a tab's main document."""
+
+    def __init__(self, channel: cdp.Channel, context_id: int, owner: FrameOwner | None) -> None:
+        self.channel = channel
+        self.owner = owner
+        self.token = secrets.token_hex(16)
+        """Secret id of the document."""
+        self._context_id = context_id
+        self._numbers: list[range] = []
+
+    @classmethod
+    async def create(cls, channel: cdp.Channel, frame_id: str, owner: FrameOwner | None) -> "IsolatedWorld":
+        """Create a world in the current document of a frame.
+
+        Raises:
+            DocumentGone: The frame no longer exists.
+        """
+        created = await channel.send("Page.createIsolatedWorld", {"frameId": frame_id, "worldName": WORLD_NAME})
+        world = cls(channel, int(cdp.number(created, "executionContextId")), owner)
+        await world._call_function(_world_source(), [{"value": world.token}])
+        return world
+
+    def set_owner(self, owner: FrameOwner | None) -> None:
+        """Record which element contains the document now."""
+        self.owner = owner
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether elements of this document have been numbered."""
+        return bool(self._numbers)
+
+    def add_numbers(self, numbers: range) -> None:
+        """Record that elements of this document got these numbers."""
+        self._numbers.append(numbers)
+
+    def has_element(self, index: int) -> bool:
+        """Return whether the number `index` was given in this document."""
+        return any(index in each for each in self._numbers)
+
+    async def call(self, name: str, *args: object, seconds: float | None = None) -> object:
+        """Call a function of the world's API and return its value.
+
+        Raises:
+            DocumentGone: The document, or the element that the call is about, is gone.
+            BrowserFailure: The function refused; its message says why.
+            TabGone: The tab is gone.
+            PageUnresponsive: The time limit passed.
+        """
+        result = await self._call_api(_CALL_BY_VALUE, name, args, by_value=True, seconds=seconds)
+        answer = cdp.item(result, "result", "value")
+        if answer.get("gone"):
+            raise cdp.DocumentGone
+        if refusal := cdp.text(answer, "refusal"):
+            raise BrowserFailure(refusal, status=int(cdp.number(answer, "status")))
+        return answer.get("value")
+
+    async def call_object(self, name: str, *args: object, seconds: float | None = None) -> cdp.Json:
+        """Call a function of the world's API that returns an object; raise as `call`."""
+        return cdp.item({"value": await self.call(name, *args, seconds=seconds)}, "value")
+
+    async def handle(self, name: str, *args: object) -> str:
+        """Call a function of the API; return the CDP handle of the object that it returns, empty if there is none."""
+        return cdp.text(await self._call_api(_CALL_FOR_HANDLE, name, args, by_value=False), "result", "objectId")
+
+    async def add_closed_shadow_roots(self, suspect_count: int) -> int:
+        """Give the world the closed shadow roots of the elements that may have one. Return how many were found."""
+        if not suspect_count:
+            return 0
+        found = await asyncio.gather(*(self._add_closed_shadow_roots(position) for position in range(suspect_count)))
+        await self.call("markExamined")
+        await self.release_handles()
+        return sum(found)
+
+    async def release_handles(self) -> None:
+        """Release every handle. Objects that a debugger holds are not garbage collected."""
+        await self.channel.try_send("Runtime.releaseObjectGroup", {"objectGroup": WORLD_NAME})
+
+    async def _add_closed_shadow_roots(self, suspect: int) -> int:
+        host = await self.handle("suspectElement", suspect)
+        if not host:
+            return 0
+        described = await self.channel.send("DOM.describeNode", {"objectId": host, "depth": 0, "pierce": True})
+        roots = [
+            each for each in cdp.items(described, "node", "shadowRoots") if cdp.text(each, "shadowRootType") == "closed"
+        ]
+        for root in roots:
+            node = {
+                "backendNodeId": int(cdp.number(root, "backendNodeId")),
+                "executionContextId": self._context_id,
+                "objectGroup": WORLD_NAME,
+            }
+            resolved = cdp.text(await self.channel.send("DOM.resolveNode", node), "object", "objectId")
+            await self._call_function(
+                _ADD_SHADOW_ROOT, [{"value": self.token}, {"objectId": host}, {"objectId": resolved}]
+            )
+        return len(roots)
+
+    async def _call_api(
+        self, function: str, name: str, args: tuple[object, ...], *, by_value: bool, seconds: float | None = None
+    ) -> cdp.Json:
+        answer = await self._call_function(
+            function,
+            [{"value": self.token}, {"value": name}, {"value": list(args)}],
+            seconds=seconds,
+            returnByValue=by_value,
+            awaitPromise=True,
+            objectGroup=WORLD_NAME,
+        )
+        if "exceptionDetails" in answer:
+            reason = cdp.text(answer, "exceptionDetails", "exception", "description").partition("\n")[0]
+            raise BrowserFailure(f"The page could not be inspected: {reason[:200]}")
+        return answer
+
+    async def _call_function(
+        self, function: str, arguments: list[cdp.Json], *, seconds: float | None = None, **options: object
+    ) -> cdp.Json:
+        call = {"functionDeclaration": function, "executionContextId": self._context_id, "arguments": arguments}
+        return await self.channel.send("Runtime.callFunctionOn", {**call, **options}, seconds=seconds)
+
+
+class FrameWorlds:
+    """The isolated worlds of one tab. A frame of another site has a process, and so a CDP session, of its own."""
 
     def __init__(
-        self, page: Page, channel: Channel, ending: Ending, file_wanted: Callable[[Channel, Json], None]
+        self,
+        page: Page,
+        channel: cdp.Channel,
+        lifetime: cdp.TargetLifetime,
+        on_file_chooser: Callable[[cdp.Channel, cdp.Json], None],
     ) -> None:
-        """`file_wanted` hears when a page asks for a file: the session, and the event that names the field."""
+        """`on_file_chooser` receives the channel and the event when the page asks for a file."""
         self._page = page
         self._channel = channel
-        self._ending = ending
-        self._file_wanted = file_wanted
-        self._main = ""
-        self._worlds: dict[str, World] = {}
-        self._remote: dict[Frame, Channel] = {}
-        self._channels: dict[str, Channel] = {}
+        self._lifetime = lifetime
+        self._on_file_chooser = on_file_chooser
+        self._main_id = ""
+        self._worlds: dict[str, IsolatedWorld] = {}
+        self._remote_frames: dict[Frame, cdp.Channel] = {}
+        self._remote_channels: dict[str, cdp.Channel] = {}
 
-    async def take_over(self, channel: Channel) -> None:
-        """Hear of what goes on in the documents of `channel`, and keep the desktop's dialogs from holding them up."""
-        channel.on("Page.fileChooserOpened", lambda event: self._file_wanted(channel, event))
+    async def prepare_channel(self, channel: cdp.Channel) -> None:
+        """Enable page events on `channel`, and keep native dialogs (file chooser, print) from blocking the page."""
+        channel.on("Page.fileChooserOpened", lambda event: self._on_file_chooser(channel, event))
         await channel.send("Page.enable", seconds=ATTACH_SECONDS)
         await channel.send("Page.setInterceptFileChooserDialog", {"enabled": True}, seconds=ATTACH_SECONDS)
-        script: Json = {"source": javascript(PAGE_SCRIPT), "runImmediately": True}
+        script = {"source": read_script(MAIN_WORLD_SCRIPT), "runImmediately": True}
         await channel.send("Page.addScriptToEvaluateOnNewDocument", script, seconds=ATTACH_SECONDS)
 
-    async def main(self) -> World:
-        """The world of the tab's outermost document."""
+    async def main(self) -> IsolatedWorld:
+        """Return the world of the tab's main document."""
         try:
-            return await self.world(await self.main_id(), self._channel, None)
-        except ContextGone:
-            self._main = ""
+            return await self._world(await self.main_id(), self._channel, None)
+        except cdp.DocumentGone:
+            self._main_id = ""
             raise
 
     async def main_id(self) -> str:
-        """The id of the tab's outermost frame."""
-        if not self._main:
+        """Return the id of the tab's main frame."""
+        if not self._main_id:
             tree = await self._channel.send("Page.getFrameTree")
-            self._main = text(tree, "frameTree", "frame", "id")
-        return self._main
+            self._main_id = cdp.text(tree, "frameTree", "frame", "id")
+        return self._main_id
 
-    async def world(self, frame_id: str, channel: Channel, owner: Owner | None) -> World:
-        """The world of the frame's present document, made when it has none that answers."""
+    def with_element(self, index: int) -> IsolatedWorld | None:
+        """Return the world in which the element number `index` was given."""
+        return next((each for each in self._worlds.values() if each.has_element(index)), None)
+
+    def child(self, world: IsolatedWorld, key: int) -> IsolatedWorld | None:
+        """Return the world inside the frame element `key` of `world`, as of the last reading."""
+        owner = FrameOwner(world, key)
+        return next((each for each in self._worlds.values() if each.owner == owner), None)
+
+    async def children(self, world: IsolatedWorld, keys: Sequence[int]) -> list[IsolatedWorld | None]:
+        """Return the worlds inside the frame elements `keys` of `world`; None for a frame that cannot be read."""
+        ids = await asyncio.gather(*(self._frame_id(world, key) for key in keys))
+        local = await self._local_ids(world.channel)
+        if any(each and each not in local and each not in self._remote_channels for each in ids):
+            await self._attach_remote_frames()
+        return [await self._child(FrameOwner(world, key), each, local) for key, each in zip(keys, ids, strict=True)]
+
+    async def _world(self, frame_id: str, channel: cdp.Channel, owner: FrameOwner | None) -> IsolatedWorld:
+        """Return the world of the frame's current document; create it if none responds."""
         known = self._worlds.get(frame_id)
         if known is not None and known.channel is channel:
             try:
-                await known.call("alive", seconds=ALIVE_SECONDS if owner else None)
-                known.owner = owner
-                return known
-            except ContextGone:
+                await known.call("isAlive", seconds=FRAME_ALIVE_SECONDS if owner else None)
+            except cdp.DocumentGone:
                 pass
-        made = await make_world(channel, frame_id, owner)
-        if frame_id == self._main:
-            self._worlds.clear()  # of the document before, and of its frames
-        self._worlds[frame_id] = made
-        return made
+            else:
+                known.set_owner(owner)
+                return known
+        created = await IsolatedWorld.create(channel, frame_id, owner)
+        if frame_id == self._main_id:
+            self._worlds.clear()  # they belong to the previous document
+        self._worlds[frame_id] = created
+        return created
 
-    def owner_of(self, index: int) -> World | None:
-        """The world whose element was given the number `index`."""
-        for world in self._worlds.values():
-            if any(index in span for span in world.numbers):
-                return world
-        return None
-
-    def child(self, owner: World, key: int) -> World | None:
-        """The world of the frame that the element `key` of `owner`'s document holds, as it was read last."""
-        for world in self._worlds.values():
-            if world.owner is not None and world.owner.world is owner and world.owner.key == key:
-                return world
-        return None
-
-    async def inside(self, owner: World, keys: Sequence[int]) -> list[World | None]:
-        """The worlds inside the frame elements `keys` of `owner`'s document; None where there is none to be had."""
-        ids = await self._frame_ids(owner, keys)
-        local = await self._local_ids(owner.channel)
-        if any(each and each not in local and each not in self._channels for each in ids):
-            await self._attach()
-        return [await self._inside(owner, key, each, local) for key, each in zip(keys, ids, strict=True)]
-
-    async def _inside(self, owner: World, key: int, frame_id: str, local: set[str]) -> World | None:
-        channel = self._channels.get(frame_id) or (owner.channel if frame_id in local else None)
+    async def _child(self, owner: FrameOwner, frame_id: str, local: set[str]) -> IsolatedWorld | None:
+        channel = self._remote_channels.get(frame_id) or (owner.world.channel if frame_id in local else None)
         if channel is None:
             return None
         try:
-            return await self.world(frame_id, channel, Owner(owner, key))
-        except BrowserFailure:
-            # A frame that is gone, or whose process hangs or has died, is left out: the page around it can be read.
-            self._forget(frame_id)
+            return await self._world(frame_id, channel, owner)
+        except BrowserFailure:  # the frame is gone, or its process hangs or died: the next reading attaches again
+            lost = self._remote_channels.pop(frame_id, None)
+            self._remote_frames = {frame: each for frame, each in self._remote_frames.items() if each is not lost}
             return None
 
-    def _forget(self, frame_id: str) -> None:
-        """The next reading asks for the frame's session again."""
-        lost = self._channels.pop(frame_id, None)
-        for frame in [frame for frame, channel in self._remote.items() if channel is lost]:
-            del self._remote[frame]
+    async def _frame_id(self, world: IsolatedWorld, key: int) -> str:
+        handle = await world.handle("frameByKey", key)
+        if not handle:
+            return ""
+        return cdp.text(await world.channel.send("DOM.describeNode", {"objectId": handle}), "node", "frameId")
 
-    async def _frame_ids(self, owner: World, keys: Sequence[int]) -> list[str]:
-        async def frame_id(handle: str) -> str:
-            if not handle:
-                return ""
-            return text(await owner.channel.send("DOM.describeNode", {"objectId": handle}), "node", "frameId")
-
-        return await asyncio.gather(*(frame_id(each) for each in await owner.members("frameElements", list(keys))))
-
-    async def _local_ids(self, channel: Channel) -> set[str]:
-        tree = await channel.send("Page.getFrameTree")
+    async def _local_ids(self, channel: cdp.Channel) -> set[str]:
+        """Return the ids of the frames in the process of `channel`."""
         found: set[str] = set()
-
-        def visit(node: Json) -> None:
-            found.add(text(node, "frame", "id"))
-            for each in items(node, "childFrames"):
-                visit(each)
-
-        visit(item(tree, "frameTree"))
+        nodes = [cdp.item(await channel.send("Page.getFrameTree"), "frameTree")]
+        while nodes:
+            node = nodes.pop()
+            found.add(cdp.text(node, "frame", "id"))
+            nodes.extend(cdp.items(node, "childFrames"))
         return found
 
-    async def _attach(self) -> None:
-        """Open a session with every frame that has a process of its own and none with us yet."""
-        frames = [each for each in self._page.frames if each not in self._remote][1 : MOST_FRAMES + 1]
-        for frame in [each for each in self._remote if each.is_detached()]:
-            del self._remote[frame]
-        await asyncio.gather(*(self._attach_one(frame) for frame in frames))
+    async def _attach_remote_frames(self) -> None:
+        """Open a CDP session with every frame that has a process of its own and no session yet."""
+        self._remote_frames = {frame: each for frame, each in self._remote_frames.items() if not frame.is_detached()}
+        frames = [each for each in self._page.frames if each not in self._remote_frames][1 : MAX_REMOTE_FRAMES + 1]
+        await asyncio.gather(*(self._attach_remote_frame(frame) for frame in frames))
 
-    async def _attach_one(self, frame: Frame) -> None:
+    async def _attach_remote_frame(self, frame: Frame) -> None:
         try:
             async with asyncio.timeout(ATTACH_SECONDS):
                 session = await self._page.context.new_cdp_session(frame)
         except (PlaywrightError, TimeoutError):
-            return  # it shares the process of the frame around it
-        channel = Channel(session, self._ending)
+            return  # the frame shares the process of the frame around it
+        channel = cdp.Channel(session, self._lifetime)
         try:
-            await self.take_over(channel)
+            await self.prepare_channel(channel)
             tree = await channel.send("Page.getFrameTree", seconds=ATTACH_SECONDS)
         except BrowserFailure:
             return
-        self._remote[frame] = channel
-        self._channels[text(tree, "frameTree", "frame", "id")] = channel
+        self._remote_frames[frame] = channel
+        self._remote_channels[cdp.text(tree, "frameTree", "frame", "id")] = channel
+
+
+def read_script(name: str) -> str:
+    """Return the text of one of the service's scripts."""
+    return (Path(__file__).parent / "javascript" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _world_source() -> str:
+    body = "\n".join(read_script(name) for name in ISOLATED_WORLD_SCRIPTS)
+    return f'function (token) {{ "use strict";\n{body}\nglobalThis.ankerWorld = {{ token, api, run }}; }}'

@@ -1,4 +1,4 @@
-"""One session's browser: one action at a time, each answered with the page as it is then."""
+"""One session's browser: one action at a time, each returning a snapshot of the page afterwards."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
@@ -9,245 +9,240 @@ from app.domain.errors import BrowserFailure, SandboxUnavailable
 from app.domain.external.browser import Target
 from app.domain.external.sandbox import Sandbox
 from app.domain.models.browser import PageView, Point, ScriptResult
-from app.infrastructure.browser import acting, console, navigating, uploads
-from app.infrastructure.browser.addresses import addresses, shown_url
+from app.infrastructure.browser import actions, cdp
 from app.infrastructure.browser.connection import Connection
-from app.infrastructure.browser.driver import Driver
-from app.infrastructure.browser.failures import Hung, TabGone
-from app.infrastructure.browser.keys import BrowserKey, parse_keys, window_key
-from app.infrastructure.browser.settle import settle
+from app.infrastructure.browser.console import console_lines, run_script
+from app.infrastructure.browser.driver import PlaywrightDriver
+from app.infrastructure.browser.model_input import WindowAction, candidate_urls, parse_keys, shown_url, window_action
+from app.infrastructure.browser.snapshot import take_snapshot
 from app.infrastructure.browser.tab import Tab
-from app.infrastructure.browser.viewing import free, view_page
 
 DOWNLOAD_SECONDS = 3.0
-"""That an action waits for a download that it set off."""
-BEGIN_SECONDS = 2.0
+"""Maximum time in seconds for which an action waits for a download that it started."""
+DOWNLOAD_START_SECONDS = 2.0
+"""Maximum time in seconds to wait until a download starts that Chromium announced."""
 ERROR_PAGE_SECONDS = 1.0
-STARTED_ANEW = "The browser was started anew: its tabs and what was typed into them are gone."
-CONNECTED_ANEW = "The connection to the browser broke and was made anew: numbers of elements from before do not hold."
-LOST = "The browser ended in the middle of it. It starts anew: use browser_view, then try again."
+"""Maximum time in seconds to wait until Chromium has loaded its own error page."""
+BROWSER_RESTARTED = "The browser was started anew: its tabs and what was typed into them are gone."
+RECONNECTED = "The connection to the browser broke and was made anew: numbers of elements from before do not hold."
+BROWSER_ENDED = "The browser ended during this action. It starts anew: use browser_view, then try again."
 
 Action = Callable[[Connection, Tab], Awaitable[None]]
 
 
 class SessionBrowser:
-    """The port `Browser`. Connects when it is used, and again when its browser or its sandbox is another."""
+    """Implements the port `Browser`. Connects on first use, and again when the browser or the sandbox is a new one."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: PlaywrightDriver) -> None:
         self._driver = driver
         self._lock = asyncio.Lock()
         self._connection: Connection | None = None
         self._sandbox: Sandbox | None = None
-        self._tidying: asyncio.Task[None] | None = None
+        self._cleanup: asyncio.Task[None] | None = None
         self.last_used = asyncio.get_running_loop().time()
+        """Time of the event loop's clock at which the last action ended."""
 
     @property
-    def busy(self) -> bool:
-        """Whether something is being done."""
+    def is_busy(self) -> bool:
+        """Whether an action is in progress."""
         return self._lock.locked()
 
-    def use(self, sandbox: Sandbox) -> None:
-        """From the next call on, drive the browser of `sandbox`."""
+    def use_sandbox(self, sandbox: Sandbox) -> None:
+        """Use the browser of `sandbox` from the next action on."""
         self._sandbox = sandbox
 
     async def view(self) -> PageView:
-        """See `Browser.view`."""
-        async with self._turn() as connection:
-            tab = await settle(connection.tabs, await connection.tabs.front())
-            return await _view(connection, tab, whole=True)
+        """Implement `Browser.view`."""
+        async with self._exclusive_connection() as connection:
+            tab = await connection.tabs.settle(await connection.tabs.front())
+            return await _snapshot(connection, tab, whole=True)
 
     async def navigate(self, url: str) -> PageView:
-        """See `Browser.navigate`."""
-        async with self._turn() as connection:
-            return await self._go(connection, url)
+        """Implement `Browser.navigate`."""
+        async with self._exclusive_connection() as connection:
+            tabs, urls = connection.tabs, candidate_urls(url, connection.home)
+            tab = await tabs.front()
+            if tab.redirects_endlessly:
+                tab = await tabs.replace(tab)
+            await connection.downloads.prepare()
+            try:
+                tab, is_download = await actions.open_url(tabs, tab, urls, connection.home)
+            except asyncio.CancelledError:
+                self._clean_up(tab.channel.try_send("Page.stopLoading"))
+                raise
+            except BrowserFailure:
+                # Chromium is still loading its own error page, which would interfere with the next action.
+                await tab.load.wait_until(lambda: not tab.load.is_loading, seconds=ERROR_PAGE_SECONDS)
+                raise
+            if is_download:
+                await connection.downloads.wait_for_start(seconds=DOWNLOAD_START_SECONDS)
+            return await _snapshot(connection, await tabs.settle(tab), whole=True)
 
     async def restart(self, url: str) -> PageView:
-        """See `Browser.restart`."""
+        """Implement `Browser.restart`."""
         async with self._lock:
-            sandbox = self._given()
-            addresses(url, sandbox.browser.home)  # what is no URL is no reason to lose all tabs
-            await self._let_go()
+            sandbox = self._current_sandbox()
+            candidate_urls(url, sandbox.browser.home)  # raises before the restart if it is not a URL
+            await self._disconnect()
             await sandbox.restart_browser()
         return await self.navigate(url)
 
     async def click(self, target: Target) -> PageView:
-        """See `Browser.click`."""
-        return await self._act(lambda _, tab: acting.click(tab, target))
+        """Implement `Browser.click`."""
+        return await self._act(lambda _, tab: actions.click(tab, target))
 
     async def input(self, target: Target | None, text: str, *, press_enter: bool) -> PageView:
-        """See `Browser.input`."""
+        """Implement `Browser.input`."""
 
-        async def do(connection: Connection, tab: Tab) -> None:
-            index = target if isinstance(target, int) else None
-            if not isinstance(target, Point) and await uploads.is_for_files(tab, index):
-                await uploads.upload(tab, index, text, connection.sandbox)
+        async def action(connection: Connection, tab: Tab) -> None:
+            if await actions.wants_file(tab, target):
+                await actions.upload(tab, target if isinstance(target, int) else None, text, connection.sandbox)
                 return
-            await acting.fill(tab, target, text)
+            await actions.fill(tab, target, text)
             if press_enter:
-                await acting.press(tab, "Enter")
+                await actions.press(tab, "Enter")
 
-        return await self._act(do)
+        return await self._act(action)
 
     async def move_mouse(self, point: Point) -> PageView:
-        """See `Browser.move_mouse`."""
-        return await self._act(lambda _, tab: acting.move_mouse(tab, point))
+        """Implement `Browser.move_mouse`."""
+        return await self._act(lambda _, tab: actions.move_mouse(tab, point))
 
     async def press_key(self, key: str) -> PageView:
-        """See `Browser.press_key`; what a key does in a browser's window (back, close the tab, …) is done as well."""
+        """Implement `Browser.press_key`, including the keys of the browser's window (back, close the tab, …)."""
         keys = parse_keys(key)
-        meaning = window_key(keys)
-        if meaning is None:
-            return await self._act(lambda _, tab: acting.press(tab, keys))
-        return await self._act(lambda connection, tab: _in_window(connection, tab, meaning))
+        action = window_action(keys)
+        if action is None:
+            return await self._act(lambda _, tab: actions.press(tab, keys))
+        return await self._act(lambda connection, tab: _act_in_window(connection, tab, action))
 
     async def select_option(self, index: int, option: int) -> PageView:
-        """See `Browser.select_option`."""
-        return await self._act(lambda _, tab: acting.choose(tab, index, option))
+        """Implement `Browser.select_option`."""
+        return await self._act(lambda _, tab: actions.choose_option(tab, index, option))
 
     async def scroll(self, *, down: bool, to_end: bool) -> PageView:
-        """See `Browser.scroll`."""
+        """Implement `Browser.scroll`."""
 
-        async def do(connection: Connection, tab: Tab) -> None:
-            if not await acting.scroll(tab, down=down, to_end=to_end):
-                connection.tabs.note(f"There is nothing further {'down' if down else 'up'}.")
+        async def action(_: Connection, tab: Tab) -> None:
+            if not await actions.scroll(tab, down=down, to_end=to_end):
+                tab.note(f"There is nothing further {'down' if down else 'up'}.")
 
-        return await self._act(do, scrolled=True)
+        return await self._act(action, scrolled=True)
 
     async def execute(self, javascript: str) -> ScriptResult:
-        """See `Browser.execute`."""
+        """Implement `Browser.execute`."""
         value = ""
 
-        async def do(_: Connection, tab: Tab) -> None:
+        async def action(_: Connection, tab: Tab) -> None:
             nonlocal value
             try:
-                value = await console.run_script(tab, javascript)
+                value = await run_script(tab, javascript)
             except asyncio.CancelledError:
-                self._tidy(console.end_script(tab))
+                self._clean_up(tab.stop_script())
                 raise
 
-        page = await self._act(do)
+        page = await self._act(action)
         return ScriptResult(value=value, page=page)
 
     async def console(self, max_lines: int | None) -> Sequence[str]:
-        """See `Browser.console`."""
-        async with self._turn() as connection:
-            return await console.console_lines(await connection.tabs.front(), max_lines)
+        """Implement `Browser.console`."""
+        async with self._exclusive_connection() as connection:
+            return await console_lines(await connection.tabs.front(), max_lines)
 
     async def release(self) -> None:
-        """Let go of the browser; it goes on. The next use connects again, without a word about it."""
+        """Close the connection. The browser continues to run; the next use connects again without a note."""
         async with self._lock:
-            await self._let_go()
-
-    async def _go(self, connection: Connection, url: str) -> PageView:
-        tabs, urls = connection.tabs, addresses(url, connection.home)
-        tab = await tabs.front()
-        if tab.is_restless:
-            tab = await tabs.replace(tab)
-        await connection.downloads.prepare()
-        try:
-            tab, is_download = await navigating.go(tabs, tab, urls, connection.home)
-        except asyncio.CancelledError:
-            self._tidy(tab.channel.try_send("Page.stopLoading"))
-            raise
-        except BrowserFailure:
-            # Chromium is still putting up its own page about it; what is done next must not meet that half way.
-            await tab.traffic.until(lambda: not tab.traffic.loading, seconds=ERROR_PAGE_SECONDS)
-            raise
-        if is_download:
-            await connection.downloads.begun(seconds=BEGIN_SECONDS)
-        return await _view(connection, await settle(tabs, tab), whole=True)
+            await self._disconnect()
 
     async def _act(self, action: Action, *, scrolled: bool = False) -> PageView:
-        async with self._turn() as connection:
+        """Run `action` on the tab in front, wait until the page has reacted, and return a snapshot."""
+        async with self._exclusive_connection() as connection:
             tabs = connection.tabs
             tab = await tabs.front()
             await connection.downloads.prepare()
-            await tab.traffic.count()
+            await tab.load.count_requests()
             try:
                 await action(connection, tab)
-                front = await settle(tabs, tab)
-            except Hung:
-                await free(tabs, tab)
+                front = await tabs.settle(tab)
+            except cdp.PageUnresponsive:
+                await tab.free()
                 front = tab
-            except TabGone:
-                if tabs.is_crashed(tab) or not await connection.answers():
+            except cdp.TabGone:
+                if tabs.is_crashed(tab) or not await connection.is_alive():
                     raise
-                front = await settle(tabs, await tabs.front())  # it closed itself, as it was asked to
+                front = await tabs.settle(await tabs.front())  # the action closed the tab
             finally:
-                self._tidy(tab.traffic.rest())
-            if tab.chooser is not None:
-                tabs.note("The page asks for a file: give its path with browser_input.")
-            return await _view(connection, front, whole=False, scrolled=scrolled)
+                self._clean_up(tab.load.stop_counting())
+            if tab.file_chooser is not None:
+                tab.note("The page asks for a file: give its path with browser_input.")
+            return await _snapshot(connection, front, whole=False, scrolled=scrolled)
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncGenerator[Connection]:
-        """One action at a time, on a connection that is alive when it begins."""
+    async def _exclusive_connection(self) -> AsyncGenerator[Connection]:
+        """Hold the lock for one action and provide a connection that was alive at its start."""
         async with self._lock:
-            if self._tidying is not None:
-                await asyncio.wait({self._tidying})
-            connection = await self._connected()
+            if self._cleanup is not None:
+                await asyncio.wait({self._cleanup})
+            connection = await self._connect()
             try:
                 yield connection
-            except BrowserFailure as error:
-                if isinstance(error, TabGone) and not await connection.answers():
-                    raise SandboxUnavailable(LOST) from error
-                raise
+            except cdp.TabGone as error:
+                if await connection.is_alive():
+                    raise
+                raise SandboxUnavailable(BROWSER_ENDED) from error
             finally:
                 self.last_used = asyncio.get_running_loop().time()
 
-    async def _connected(self) -> Connection:
-        sandbox = self._given()
-        before = self._connection
-        if before is not None and await before.serves(sandbox):
-            return before
-        await self._let_go()
+    async def _connect(self) -> Connection:
+        sandbox = self._current_sandbox()
+        previous = self._connection
+        if previous is not None and await previous.serves(sandbox):
+            return previous
+        await self._disconnect()
         connection = self._connection = await Connection.connect(self._driver, sandbox)
-        if before is not None:
-            same = connection.address == before.address and not sandbox.browser.shared
-            connection.tabs.note(CONNECTED_ANEW if same else STARTED_ANEW)
+        if previous is not None:
+            is_same_browser = connection.address == previous.address and not sandbox.browser.shared
+            connection.tabs.note(RECONNECTED if is_same_browser else BROWSER_RESTARTED)
         return connection
 
-    async def _let_go(self) -> None:
+    async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
 
-    def _given(self) -> Sandbox:
+    def _current_sandbox(self) -> Sandbox:
         if self._sandbox is None:
             raise SandboxUnavailable("The session has no sandbox.")
         return self._sandbox
 
-    def _tidy(self, work: Coroutine[object, object, None]) -> None:
-        """Do what need not be waited for; the next action begins after it."""
-        before = self._tidying
+    def _clean_up(self, work: Coroutine[object, object, None]) -> None:
+        """Run `work` in the background. The next action waits for it."""
+        previous = self._cleanup
 
         async def run() -> None:
-            if before is not None:
-                await asyncio.wait({before})
+            if previous is not None:
+                await asyncio.wait({previous})
             await work
 
-        self._tidying = asyncio.ensure_future(run())
+        self._cleanup = asyncio.create_task(run())
 
 
-async def _view(connection: Connection, tab: Tab, *, whole: bool, scrolled: bool = False) -> PageView:
-    if connection.downloads.active:
-        await connection.downloads.settle(seconds=DOWNLOAD_SECONDS)
-    view = await view_page(connection.tabs, tab, whole=whole, scrolled=scrolled)
-    if connection.downloads.active:  # one that began a moment later than an action takes
-        await connection.downloads.settle(seconds=DOWNLOAD_SECONDS)
-    return replace(view, url=shown_url(view.url, connection.home), notes=connection.tabs.drain())
+async def _snapshot(connection: Connection, tab: Tab, *, whole: bool, scrolled: bool = False) -> PageView:
+    await connection.downloads.wait_for_end(seconds=DOWNLOAD_SECONDS)
+    view = await take_snapshot(connection.snapshots, connection.tabs, tab, whole=whole, scrolled=scrolled)
+    await connection.downloads.wait_for_end(seconds=DOWNLOAD_SECONDS)  # of one that started after the action
+    return replace(view, url=shown_url(view.url, connection.home), notes=connection.tabs.take_notes())
 
 
-async def _in_window(connection: Connection, tab: Tab, key: BrowserKey) -> None:
-    tabs = connection.tabs
-    match key:
+async def _act_in_window(connection: Connection, tab: Tab, action: WindowAction) -> None:
+    match action:
         case "back" | "forward":
-            await navigating.back_or_forward(tab, -1 if key == "back" else 1)
+            await actions.go_through_history(tab, -1 if action == "back" else 1)
         case "reload":
-            await navigating.reload(tab)
+            await actions.reload(tab)
         case "close":
-            await tabs.close_front()
+            await connection.tabs.close_front()
         case "new":
-            await tabs.open()
+            await connection.tabs.open()
         case "next" | "previous":
-            tabs.turn(back=key == "previous")
+            connection.tabs.rotate(backward=action == "previous")

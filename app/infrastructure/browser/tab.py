@@ -1,79 +1,291 @@
-"""One tab: its CDP session, its frames, what it loads, and what was told of it last."""
+"""One tab: its CDP session, its frames, what it loads, and its screenshots."""
 
 import asyncio
-import contextlib
-from collections.abc import Sequence
+import base64
+import binascii
+import logging
+import time
+from collections.abc import Callable
 
-from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Page
 
-from app.infrastructure.browser.channel import Channel, Ending, Json, number
-from app.infrastructure.browser.excerpt import Line
-from app.infrastructure.browser.frames import Frames
-from app.infrastructure.browser.screenshot import Camera
-from app.infrastructure.browser.traffic import Traffic
+from app.domain.errors import BrowserFailure
+from app.infrastructure.browser import cdp
+from app.infrastructure.browser.frames import FrameWorlds
+
+log = logging.getLogger(__name__)
 
 ATTACH_SECONDS = 10.0
-CLOSE_SECONDS = 3.0
+"""Time limit in seconds for opening a CDP session with a tab."""
+
+QUIET_MS = 60
+"""Time in milliseconds without a change after which a document counts as settled."""
+MAX_UNQUIET_MS = 400
+"""Maximum time in milliseconds to wait for a document that never stops changing."""
+NETWORK_SECONDS = 1.5
+"""Maximum time in seconds to wait for requests that an action started."""
+COMMIT_SECONDS = 15.0
+"""Maximum time in seconds to wait for a server's first response to a navigation."""
+TEXT_SECONDS = 6.0
+"""Maximum time in seconds to wait for the text of a document after that."""
+RESOURCES_SECONDS = 3.0
+"""Maximum time in seconds to wait for images, scripts and frames after that."""
+MAX_SCRIPT_REDIRECTS = 5
+"""Maximum number of redirects by scripts to follow."""
+SETTLE_SECONDS = 25.0
+"""Time in seconds after which no further redirect is followed."""
+
+JPEG_QUALITY = 50
+"""Quality of screenshots, from 0 to 100."""
+MAX_SCREENSHOT_PIXELS = 1024
+"""Maximum width, and maximum height, of a screenshot in pixels."""
+SCREENCAST_SECONDS = 1.0
+"""Time limit in seconds for the first frame of a screencast."""
+STILL_SECONDS = 2.0
+"""Time limit in seconds for a still image."""
+
+_UNCOUNTED_REQUESTS = frozenset(
+    {"WebSocket", "EventSource", "Ping", "Media", "CSPViolationReport", "Preflight", "Prefetch"}
+)
+"""Types of requests that do not tell whether a page is ready."""
+_SAME_DOCUMENT = frozenset({"sameDocument", "historySameDocument"})
+
+
+class PageLoad:
+    """Follows what one tab loads: navigations always, requests only between `count_requests` and `stop_counting`."""
+
+    def __init__(self, channel: cdp.Channel, frames: FrameWorlds, note: Callable[[str], None]) -> None:
+        self._channel = channel
+        self._frames = frames
+        self._note = note
+        self._main_id = ""
+        self._requests: set[str] = set()
+        self._changes = cdp.ChangeSignal()
+        self._has_text = False
+        self.is_navigating = False
+        """Whether the tab is on the way to another document."""
+        self.is_loading = False
+        """Whether the current document, or something in it, is still loading."""
+        self.document_count = 0
+        """Number of documents so far."""
+        for event, handler in {
+            "Page.frameRequestedNavigation": self._on_navigation_requested,
+            "Page.frameStartedNavigating": self._on_navigation_started,
+            "Page.frameNavigated": self._on_navigated,
+            "Page.frameStartedLoading": self._on_loading_started,
+            "Page.frameStoppedLoading": self._on_loading_stopped,
+            "Page.domContentEventFired": self._on_text_complete,
+            "Network.requestWillBeSent": self._on_request,
+            "Network.loadingFinished": self._on_response,
+            "Network.loadingFailed": self._on_response,
+        }.items():
+            channel.on(event, handler)
+
+    def start(self, main_id: str) -> None:
+        """Follow the navigations of the main frame `main_id`."""
+        self._main_id = main_id
+
+    async def count_requests(self) -> None:
+        """Count requests from now on."""
+        self._requests.clear()
+        # The browser must not buffer response bodies for this session.
+        await self._channel.send("Network.enable", {"maxTotalBufferSize": 0, "maxResourceBufferSize": 0})
+
+    async def stop_counting(self) -> None:
+        """Stop counting requests: between actions, the events of a busy page would cost CPU for nothing."""
+        self._requests.clear()
+        if not self._channel.lifetime.end_reason:
+            await self._channel.try_send("Network.disable")
+
+    async def wait_until(self, condition: Callable[[], bool], *, seconds: float) -> bool:
+        """Wait until `condition` is true or the tab is gone. Return False if the time limit passes first."""
+        lifetime = self._channel.lifetime
+        return await self._changes.wait_until(lambda: condition() or bool(lifetime.end_reason), seconds=seconds)
+
+    def notify(self) -> None:
+        """Make waiters check again whether the tab is gone."""
+        self._changes.notify()
+
+    async def settle(self) -> None:
+        """Wait until the page has reacted to an action, for at most about `SETTLE_SECONDS`."""
+        end = time.monotonic() + SETTLE_SECONDS
+        for _ in range(MAX_SCRIPT_REDIRECTS):
+            await self._wait_for_load()
+            documents = self.document_count
+            try:
+                await self._wait_for_quiet()
+            except cdp.DocumentGone:
+                continue
+            except (cdp.TabGone, cdp.PageUnresponsive):
+                return  # reading the page reports what is wrong
+            if (self.document_count == documents and not self.is_navigating) or time.monotonic() > end:
+                return
+
+    async def _wait_for_load(self) -> None:
+        if self.is_navigating and not await self.wait_until(lambda: not self.is_navigating, seconds=COMMIT_SECONDS):
+            self._note(f"The page wanted to navigate, and its server did not answer within {COMMIT_SECONDS:g} s.")
+            await self._channel.try_send("Page.stopLoading")
+            return
+        documents = self.document_count
+
+        def is_done() -> bool:
+            return not self.is_loading or self.document_count != documents
+
+        if not is_done() and await self.wait_until(lambda: self._has_text or is_done(), seconds=TEXT_SECONDS):
+            await self.wait_until(is_done, seconds=RESOURCES_SECONDS)
+
+    async def _wait_for_quiet(self) -> None:
+        """Wait until neither the document changes nor a counted request is under way, within limits."""
+        end = time.monotonic() + NETWORK_SECONDS
+        world = await self._frames.main()
+        await world.call("waitForQuiet", QUIET_MS, MAX_UNQUIET_MS)
+        while self._requests and not self.is_navigating and (left := end - time.monotonic()) > 0:
+            await self.wait_until(lambda: not self._requests or self.is_navigating, seconds=left)
+            await world.call("waitForQuiet", QUIET_MS, MAX_UNQUIET_MS)
+
+    def _on_navigation_requested(self, event: cdp.Json) -> None:
+        if cdp.text(event, "frameId") == self._main_id and cdp.text(event, "disposition") == "currentTab":
+            self._set_navigating(True)
+
+    def _on_navigation_started(self, event: cdp.Json) -> None:
+        if cdp.text(event, "frameId") == self._main_id and cdp.text(event, "navigationType") not in _SAME_DOCUMENT:
+            self._set_navigating(True)
+
+    def _on_navigated(self, event: cdp.Json) -> None:
+        if not cdp.text(event, "frame", "parentId"):
+            self._main_id = cdp.text(event, "frame", "id")
+            self.document_count += 1
+            self._has_text = False
+            self._set_navigating(False)
+
+    def _on_loading_started(self, event: cdp.Json) -> None:
+        if cdp.text(event, "frameId") == self._main_id:
+            self.is_loading = True
+            self._changes.notify()
+
+    def _on_loading_stopped(self, event: cdp.Json) -> None:
+        if cdp.text(event, "frameId") == self._main_id:
+            self.is_loading = False
+            self._set_navigating(False)
+
+    def _on_text_complete(self, _: cdp.Json) -> None:
+        self._has_text = True
+        self._changes.notify()
+
+    def _on_request(self, event: cdp.Json) -> None:
+        is_data = cdp.text(cdp.item(event, "request"), "url").startswith("data:")
+        if cdp.text(event, "type") not in _UNCOUNTED_REQUESTS and not is_data:
+            self._requests.add(cdp.text(event, "requestId"))
+
+    def _on_response(self, event: cdp.Json) -> None:
+        self._requests.discard(cdp.text(event, "requestId"))
+        self._changes.notify()
+
+    def _set_navigating(self, is_navigating: bool) -> None:
+        self.is_navigating = is_navigating
+        self._changes.notify()
+
+
+class Camera:
+    """Takes screenshots of one tab."""
+
+    def __init__(self, channel: cdp.Channel) -> None:
+        self._channel = channel
+        self._frame: asyncio.Future[str] | None = None
+        channel.on("Page.screencastFrame", self._on_frame)
+
+    async def take(self) -> bytes | None:
+        """Return the viewport as a JPEG. Return None if none can be taken in time: an action must not fail for it.
+
+        The browser scales the frames of a screencast itself, and the first one costs half as much CPU as a still image.
+        A page that draws no frame gets a still image.
+        """
+        try:
+            return base64.b64decode(await self._first_frame() or await self._still()) or None
+        except (BrowserFailure, binascii.Error) as error:
+            log.info("no screenshot of the page: %s", error)
+            return None
+
+    async def _first_frame(self) -> str:
+        frame = self._frame = asyncio.get_running_loop().create_future()
+        size = {"maxWidth": MAX_SCREENSHOT_PIXELS, "maxHeight": MAX_SCREENSHOT_PIXELS}
+        try:
+            async with asyncio.timeout(SCREENCAST_SECONDS):
+                await self._channel.send("Page.startScreencast", {"format": "jpeg", "quality": JPEG_QUALITY, **size})
+                return await frame
+        except TimeoutError:
+            return ""
+        finally:
+            self._frame = None
+            await self._channel.try_send("Page.stopScreencast")
+
+    async def _still(self) -> str:
+        options = {"format": "jpeg", "quality": JPEG_QUALITY, "optimizeForSpeed": True}
+        return cdp.text(await self._channel.send("Page.captureScreenshot", options, seconds=STILL_SECONDS), "data")
+
+    def _on_frame(self, event: cdp.Json) -> None:
+        if self._frame is not None and not self._frame.done():
+            self._frame.set_result(cdp.text(event, "data"))
 
 
 class Tab:
-    """A tab that is driven. Made by `attach`."""
+    """A tab with an open CDP session. Created by `attach`."""
 
-    def __init__(self, page: Page, channel: Channel) -> None:
+    def __init__(self, page: Page, channel: cdp.Channel, note: Callable[[str], None]) -> None:
         self.page = page
         self.channel = channel
-        self.frames = Frames(page, channel, channel.ending, self._file_wanted)
-        self.traffic = Traffic(channel)
+        self.lifetime = channel.lifetime
+        self.frames = FrameWorlds(page, channel, channel.lifetime, self._on_file_chooser)
+        self.load = PageLoad(channel, self.frames, note)
         self.camera = Camera(channel)
-        self.chooser: tuple[Channel, int] | None = None
-        """The file field (by its backend node) for which the page asked for a file, and nobody gave one yet."""
-        self.told: Sequence[Line] = ()
-        """The lines of the last view that the model was given."""
-        self.told_of = ""
-        """The document that they are from."""
-        self.is_restless = False
-        """Its page goes on to another again and again, which may well come between when another is opened."""
-        self.numbered_at = 0
-        """How many documents there had been when elements were numbered last."""
-
-    @property
-    def ending(self) -> Ending:
-        """Ends with the tab."""
-        return self.channel.ending
+        self.note = note
+        """Adds a line to the notes of the next snapshot."""
+        self.file_chooser: tuple[cdp.Channel, int] | None = None
+        """Channel and backend node id of the file field that the page wants a file for; None if it wants none."""
+        self.redirects_endlessly = False
+        """Whether the page had to be stopped because it kept redirecting; it may interfere with a navigation."""
 
     @classmethod
-    async def attach(cls, page: Page, ending: Ending) -> "Tab":
-        """Begin to drive `page`.
+    async def attach(cls, page: Page, lifetime: cdp.TargetLifetime, note: Callable[[str], None]) -> "Tab":
+        """Open a CDP session with `page`.
 
         Raises:
-            TabGone, Hung: see there.
+            TabGone: The page was closed.
+            PageUnresponsive: The page did not respond in time.
         """
-        session = await ending.within(page.context.new_cdp_session(page), seconds=ATTACH_SECONDS)
-        tab = cls(page, Channel(session, ending))
-        await tab.frames.take_over(tab.channel)
-        await tab.focus(True)
-        tab.traffic.main_id = await tab.frames.main_id()
+        session = await lifetime.run(page.context.new_cdp_session(page), seconds=ATTACH_SECONDS)
+        tab = cls(page, cdp.Channel(session, lifetime), note)
+        await tab.frames.prepare_channel(tab.channel)
+        await tab.set_focused(True)
+        tab.load.start(await tab.frames.main_id())
         return tab
 
-    async def focus(self, focused: bool) -> None:
-        """Let the page believe that its window has the keyboard, whatever else is on the desktop."""
+    def clear_file_chooser(self) -> None:
+        """Forget that the page asked for a file."""
+        self.file_chooser = None
+
+    async def set_focused(self, focused: bool) -> None:
+        """Make the page behave as if its window had the keyboard, whatever else is on the desktop."""
         await self.channel.try_send("Emulation.setFocusEmulationEnabled", {"enabled": focused})
 
     async def bring_to_front(self) -> None:
         """Show the tab in its window."""
         await self.channel.try_send("Page.bringToFront")
 
-    def forget(self) -> None:
-        """The next view is told whole."""
-        self.told, self.told_of = (), ""
+    async def stop_redirects(self) -> None:
+        """Stop a page that keeps redirecting, so that it can be read."""
+        self.redirects_endlessly = True
+        await self.channel.try_send("Page.stopLoading")
+        self.note("The page goes on to another again and again; it was stopped to be read.")
 
-    def _file_wanted(self, channel: Channel, event: Json) -> None:
-        self.chooser = (channel, int(number(event, "backendNodeId")))
+    async def stop_script(self) -> None:
+        """Stop the JavaScript that runs in the page now."""
+        await self.channel.try_send("Runtime.terminateExecution")
 
+    async def free(self) -> None:
+        """Stop a script of the page that keeps it from responding."""
+        await self.stop_script()
+        self.note("A script of the page ran on and on, and was stopped.")
 
-async def close_page(page: Page) -> None:
-    """Close a page whatever state it is in."""
-    with contextlib.suppress(PlaywrightError, TimeoutError):
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await page.close()
+    def _on_file_chooser(self, channel: cdp.Channel, event: cdp.Json) -> None:
+        self.file_chooser = (channel, int(cdp.number(event, "backendNodeId")))

@@ -1,244 +1,348 @@
-"""The tabs of one browser: which is in front, what opens and closes, and what there is to tell about it."""
+"""The tabs of one browser: which one is in front, what opens and closes, and the dialogs of their pages."""
 
 import asyncio
 import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
-from playwright.async_api import BrowserContext, Page
+from playwright.async_api import BrowserContext, Dialog, Page
 from playwright.async_api import Error as PlaywrightError
 
 from app.domain.errors import BrowserFailure
-from app.infrastructure.browser.channel import Channel, Ending, Json, item, text
-from app.infrastructure.browser.dialogs import Dialogs
-from app.infrastructure.browser.failures import Hung, translated
-from app.infrastructure.browser.tab import Tab, close_page
+from app.infrastructure.browser import cdp
+from app.infrastructure.browser.tab import Tab
 
-MOST_TABS = 10
-MOST_NOTES = 12
+MAX_TABS = 10
+"""Maximum number of tabs; the oldest is closed when there are more."""
+MAX_NOTES = 12
+"""Maximum number of notes that one snapshot reports."""
 MAX_URL = 200
+"""Maximum length of a URL in a note."""
 OPEN_SECONDS = 10.0
+"""Time limit in seconds for opening a tab."""
+CLOSE_SECONDS = 3.0
+"""Time limit in seconds for closing a tab."""
 POPUP_SECONDS = 3.0
+"""Maximum time in seconds to wait for a tab that a page opens."""
+VISIBILITY_SECONDS = 1.0
+"""Time limit in seconds for a page to report whether it is visible."""
+
+MAX_DIALOGS = 30
+"""Number of dialogs within `DIALOG_WINDOW_SECONDS` at which a page is closed: it would never stop by itself."""
+DIALOG_WINDOW_SECONDS = 15.0
+"""Time in seconds over which the dialogs of a page are counted."""
+ACCEPT_SECONDS = 5.0
+"""Time limit in seconds for accepting a dialog."""
+MAX_MESSAGE = 300
+"""Maximum length of a dialog's message in a note."""
+
+
+class BackgroundTasks:
+    """Keeps references to tasks that nobody waits for, so that they are not garbage collected."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[object, object, None]) -> None:
+        """Run `work` in a task of its own."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Dialogs:
+    """Accepts every dialog (alert, confirm, prompt, beforeunload) at once, because a page is blocked until then.
+
+    The action that caused a dialog was intended, so the answer is yes; a prompt gets its default value.
+    """
+
+    def __init__(self, note: Callable[[str], None], close: Callable[[Page], None], tasks: BackgroundTasks) -> None:
+        """`note` receives a line about each dialog; `close` closes a page that opens dialogs without end."""
+        self._note = note
+        self._close = close
+        self._tasks = tasks
+        self._times: WeakKeyDictionary[Page, deque[float]] = WeakKeyDictionary()
+
+    def accept(self, dialog: Dialog) -> None:
+        """Accept `dialog`, or close its page if it opens dialogs without end."""
+        page = dialog.page
+        if page is not None and self._is_endless(page):
+            self._note("The page opened one dialog after another without end: its tab was closed.")
+            self._times.pop(page, None)
+            self._close(page)
+            return
+        self._note(_dialog_note(dialog))
+        self._tasks.start(_accept(dialog))
+
+    def _is_endless(self, page: Page) -> bool:
+        now = time.monotonic()
+        times = self._times.setdefault(page, deque(maxlen=MAX_DIALOGS))
+        times.append(now)
+        return len(times) == MAX_DIALOGS and now - times[0] < DIALOG_WINDOW_SECONDS
+
+
+@dataclass(eq=False, slots=True)
+class _OpenPage:
+    page: Page
+    lifetime: cdp.TargetLifetime
+    tab: Tab | None = None
+    """None until the page is used."""
+    is_crashed: bool = False
 
 
 class Tabs:
-    """All tabs, the newest in front. `notes` collects what happened since the last view."""
+    """All tabs of one browser context. The newest is in front. Collects notes for the next snapshot."""
 
     def __init__(self, context: BrowserContext) -> None:
         self._context = context
-        self._pages: list[Page] = []
-        self._tabs: dict[Page, Tab] = {}
-        self._endings: dict[Page, Ending] = {}
-        self._crashed: set[Page] = set()
+        self._pages: list[_OpenPage] = []
+        """Open pages; the last one is in front."""
+        self._front: Tab | None = None
+        """The tab that was used last."""
         self._targets: set[str] = set()
         self._opening: dict[str, str] = {}
-        self._closing: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
-        self._front: Page | None = None
-        self._making = 0
-        """Tabs that we are opening ourselves."""
-        self._dialogs = Dialogs(self.note, self._close_soon)
-        self.notes: list[str] = []
-        self.next_number = 1
-        """For the next element that is numbered. Numbers are not used again soon, so that an old one hits nothing."""
+        """URL by target id of the tabs that Chromium is opening and Playwright has not reported yet."""
+        self._own_openings = 0
+        """Number of tabs that the service itself is opening."""
+        self._changes = cdp.ChangeSignal()
+        self._tasks = BackgroundTasks()
+        self._dialogs = Dialogs(self.note, self._close_soon, self._tasks)
+        self._notes: list[str] = []
 
-    async def start(self, wire: Channel, context_id: str) -> None:
-        """Take over the tabs that there are; `wire` speaks to the browser as a whole."""
-        self._context.on("page", lambda page: self._opened(page))
-        self._context.on("dialog", lambda dialog: self._dialogs.opened(dialog))
+    async def start(self, browser_channel: cdp.Channel, context_id: str) -> None:
+        """Take over the existing tabs and follow new ones.
+
+        Args:
+            browser_channel: The channel to the browser as a whole.
+            context_id: Chromium's id of the browser context; empty for the default one.
+        """
+        self._context.on("page", lambda page: self._on_page(page))
+        self._context.on("dialog", lambda dialog: self._dialogs.accept(dialog))
         for page in self._context.pages:
-            self._adopt(page)
+            self._add(page)
         if (visible := await self._visible()) is not None:
-            self._raise(visible)
-        wire.on("Target.targetCreated", lambda event: self._target_created(event, context_id))
-        wire.on("Target.targetDestroyed", lambda event: self._target_destroyed(event))
-        await wire.send("Target.setDiscoverTargets", {"discover": True, "filter": [{"type": "page"}]})
-        self._opening.clear()  # those that there are already are told too
+            self._move_to_front(visible)
+        browser_channel.on("Target.targetCreated", lambda event: self._on_target_created(event, context_id))
+        browser_channel.on("Target.targetDestroyed", lambda event: self._on_target_destroyed(event))
+        await browser_channel.send("Target.setDiscoverTargets", {"discover": True, "filter": [{"type": "page"}]})
+        self._opening.clear()  # Chromium reports the existing tabs too
 
-    def note(self, words: str) -> None:
-        """Remember `words` for the next view."""
-        if len(self.notes) == MOST_NOTES:
-            self.notes.append("More happened than is told here.")
-        if len(self.notes) < MOST_NOTES and words not in self.notes[-1:]:
-            self.notes.append(words)
+    def note(self, line: str) -> None:
+        """Add a line to the notes of the next snapshot."""
+        if len(self._notes) == MAX_NOTES:
+            self._notes.append("More happened; the rest is left out.")
+        if len(self._notes) < MAX_NOTES and line not in self._notes[-1:]:
+            self._notes.append(line)
 
-    def drain(self) -> tuple[str, ...]:
-        """What there is to tell, once."""
-        told, self.notes = tuple(self.notes), []
-        return told
+    def take_notes(self) -> tuple[str, ...]:
+        """Return the notes collected since the last call."""
+        notes, self._notes = tuple(self._notes), []
+        return notes
 
     def end(self, reason: str) -> None:
-        """The browser is gone: whoever waits for a page waits no more."""
-        for ending in self._endings.values():
-            ending.end(reason)
-        self._changed.set()
+        """Fail every call in flight: the browser is gone."""
+        for each in self._pages:
+            each.lifetime.end(reason)
+        self._changes.notify()
 
     def has_target(self, target_id: str) -> bool:
-        """Whether one of our tabs has this id, which is also that of its outermost frame."""
+        """Return whether a tab has this target id, which is also the id of its main frame."""
         return target_id in self._targets
 
     def is_crashed(self, tab: Tab) -> bool:
-        """Whether the tab has crashed and was not cleared away yet."""
-        return tab.page in self._crashed
+        """Return whether the tab has crashed and is not closed yet."""
+        return any(each.is_crashed for each in self._pages if each.page is tab.page)
 
     async def front(self) -> Tab:
-        """The tab in front, ready to be driven; a blank one when there is none.
+        """Return the tab in front, ready for use; open a blank one if there is none.
 
         Raises:
-            TabGone, Hung: see there.
+            TabGone: The tab was closed.
+            PageUnresponsive: The tab did not respond in time.
         """
-        await self._bury_crashed()
-        page = self._pages[-1] if self._pages else await self._new_page()
-        tab = self._tabs.get(page) or await self._attach(page)
-        page = tab.page
-        if page is not self._front:
+        await self._close_crashed()
+        page = self._pages[-1] if self._pages else await self._open_blank()
+        tab = page.tab or await self._attach(page)
+        if tab is not self._front:
             if self._front is not None:
-                if (before := self._tabs.get(self._front)) is not None:
-                    await before.focus(False)
+                await self._front.set_focused(False)
                 await tab.bring_to_front()
-                await tab.focus(True)
-            tab.forget()
-            self._front = page
+                await tab.set_focused(True)
+            self._front = tab
         return tab
 
-    def changed(self, tab: Tab) -> bool:
-        """Whether `tab` is no longer the one in front."""
-        return not self._pages or self._pages[-1] is not tab.page
+    async def settle(self, tab: Tab) -> Tab:
+        """Wait until `tab`, and a tab that it opened, have reacted to an action. Return the tab in front then."""
+        await tab.load.settle()
+        await self._wait_for_popup()
+        if self._pages and self._pages[-1].tab is tab:
+            return tab
+        front = await self.front()
+        await front.load.settle()
+        return front
 
-    async def popped_up(self) -> None:
-        """Wait for a tab that is being opened; one whose server takes its time is noted instead."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(POPUP_SECONDS):
-                while self._opening:
-                    self._changed.clear()
-                    await self._changed.wait()
+    async def open(self) -> None:
+        """Open a blank tab in front."""
+        await self._open_blank()
+
+    def rotate(self, *, backward: bool) -> None:
+        """Bring the tab to the front that was in front longest ago, or (`backward`) the one just before."""
+        pages = self._pages
+        self._pages = pages[-1:] + pages[:-1] if backward else pages[1:] + pages[:1]
+
+    async def close_front(self) -> None:
+        """Close the tab in front. The one before it comes to the front."""
+        if self._pages:
+            await _close(self._pages[-1].page)
+
+    async def replace(self, tab: Tab) -> Tab:
+        """Close a tab that does not respond. Return a blank one in its place."""
+        self._remove(tab.page)
+        await self._open_blank()
+        await _close(tab.page)
+        return await self.front()
+
+    async def _open_blank(self) -> _OpenPage:
+        self._own_openings += 1
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                page = await self._context.new_page()
+        except TimeoutError:
+            raise BrowserFailure("The browser does not open a tab.") from None
+        except PlaywrightError as error:
+            raise cdp.translate(error) from error
+        finally:
+            self._own_openings -= 1
+        self._add(page)
+        return self._move_to_front(page)
+
+    async def _attach(self, page: _OpenPage) -> Tab:
+        """Open a CDP session with `page`, or with a blank tab in its place if it does not respond."""
+        try:
+            page.tab = await Tab.attach(page.page, page.lifetime, self.note)
+        except cdp.PageUnresponsive:
+            self.note(f"The tab with {page.page.url[:MAX_URL]} did not respond and was closed.")
+            self._close_soon(page.page)
+            page = await self._open_blank()
+            page.tab = await Tab.attach(page.page, page.lifetime, self.note)
+        return page.tab
+
+    async def _close_crashed(self) -> None:
+        for each in [each for each in self._pages if each.is_crashed]:
+            self._remove(each.page)
+            if not self._pages:
+                await self._open_blank()  # Chromium ends with its last tab
+            await _close(each.page)
+
+    async def _wait_for_popup(self) -> None:
+        """Wait for a tab that is being opened; note one whose server does not respond in time."""
+        await self._changes.wait_until(lambda: not self._opening, seconds=POPUP_SECONDS)
         for url in self._opening.values():
             self.note(f"A new tab is being opened, and its server has not answered yet: {url[:MAX_URL]}")
         self._opening.clear()
 
-    async def open(self) -> None:
-        """Open a blank tab in front."""
-        await self._new_page()
-
-    def turn(self, *, back: bool) -> None:
-        """Bring another tab to the front: the one that was there longest ago, or (`back`) the one just before."""
-        pages = self._pages
-        self._pages = pages[-1:] + pages[:-1] if back else pages[1:] + pages[:1]
-
-    async def close_front(self) -> None:
-        """Close the tab in front; the one that was there before it is in front then."""
-        if self._pages:
-            await close_page(self._pages[-1])
-
-    async def replace(self, tab: Tab) -> Tab:
-        """A blank tab instead of one that does not answer."""
-        self._forget(tab.page)
-        await self._new_page()
-        await close_page(tab.page)
-        return await self.front()
-
-    async def _new_page(self) -> Page:
-        self._making += 1
-        try:
-            with translated():
-                async with asyncio.timeout(OPEN_SECONDS):
-                    page = await self._context.new_page()
-        except TimeoutError:
-            raise BrowserFailure("The browser does not open a tab.") from None
-        finally:
-            self._making -= 1
-        self._adopt(page)
-        self._raise(page)
-        return page
-
-    async def _attach(self, page: Page) -> Tab:
-        """Begin to drive `page`, or a blank tab in its place when it hangs."""
-        try:
-            tab = await Tab.attach(page, self._endings[page])
-        except Hung:
-            self.note(f"The tab with {page.url[:MAX_URL]} did not respond and was closed.")
-            self._close_soon(page)
-            page = await self._new_page()
-            tab = await Tab.attach(page, self._endings[page])
-        self._tabs[page] = tab
-        return tab
-
-    async def _bury_crashed(self) -> None:
-        for page in [each for each in self._pages if each in self._crashed]:
-            self._forget(page)
-            if not self._pages:
-                await self._new_page()
-            await close_page(page)
-
-    def _adopt(self, page: Page) -> None:
-        if page in self._endings or page.is_closed():
-            return
-        self._pages.append(page)
-        self._endings[page] = Ending()
-        page.on("close", lambda gone: self._closed(gone))
-        page.on("crash", lambda broken: self._has_crashed(broken))
-
-    def _opened(self, page: Page) -> None:
-        self._opening.pop(next(iter(self._opening), ""), None)
-        self._adopt(page)
-        self._changed.set()
-        if not self._making:
-            self.note(f"A new tab was opened and is in front: {page.url[:MAX_URL]} (Control+w closes it)")
-        if len(self._pages) > MOST_TABS:
-            oldest = next(each for each in self._pages if each is not self._front)
-            self.note(f"There were more than {MOST_TABS} tabs: the oldest was closed ({oldest.url[:MAX_URL]}).")
-            self._close_soon(oldest)
-
-    def _closed(self, page: Page) -> None:
-        was_front = bool(self._pages) and self._pages[-1] is page
-        self._forget(page)
-        if was_front and self._pages:
-            self.note("The tab was closed; the one before it is in front again.")
-
-    def _has_crashed(self, page: Page) -> None:
-        self._crashed.add(page)
-        self.note(f"The tab with {page.url[:MAX_URL]} crashed and was closed.")
-        if (ending := self._endings.get(page)) is not None:
-            ending.end("The tab crashed. Another one is in front now: view it, or navigate again.")
-        self._changed.set()
-
-    def _forget(self, page: Page) -> None:
-        if page in self._pages:
-            self._pages.remove(page)
-        if (tab := self._tabs.pop(page, None)) is not None:
-            tab.traffic.stir()
-        if (ending := self._endings.pop(page, None)) is not None:
-            ending.end("The tab was closed.")
-        self._crashed.discard(page)
-        self._dialogs.forget(page)
-        self._changed.set()
-
-    def _raise(self, page: Page) -> None:
-        self._pages.remove(page)
-        self._pages.append(page)
-
-    def _close_soon(self, page: Page) -> None:
-        self._forget(page)
-        task = asyncio.ensure_future(close_page(page))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
     async def _visible(self) -> Page | None:
-        """The tab that a person sees, when there are several."""
+        """Return the tab that a person sees if there are several tabs."""
         if len(self._pages) < 2:
             return None
-        for page in list(reversed(self._pages)):
+        for page in [each.page for each in reversed(self._pages)]:
             with contextlib.suppress(PlaywrightError, TimeoutError):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(VISIBILITY_SECONDS):
                     if await page.evaluate("document.visibilityState") == "visible":
                         return page
         return None
 
-    def _target_created(self, event: Json, context_id: str) -> None:
-        info = item(event, "targetInfo")
-        if text(info, "type") == "page" and context_id in ("", text(info, "browserContextId")):
-            self._targets.add(text(info, "targetId"))
-            self._opening[text(info, "targetId")] = text(info, "url")
+    def _add(self, page: Page) -> None:
+        if page.is_closed() or self._find(page) is not None:
+            return
+        self._pages.append(_OpenPage(page, cdp.TargetLifetime()))
+        page.on("close", lambda closed: self._on_close(closed))
+        page.on("crash", lambda crashed: self._on_crash(crashed))
 
-    def _target_destroyed(self, event: Json) -> None:
-        self._targets.discard(text(event, "targetId"))
-        self._opening.pop(text(event, "targetId"), None)
-        self._changed.set()
+    def _find(self, page: Page) -> _OpenPage | None:
+        return next((each for each in self._pages if each.page is page), None)
+
+    def _move_to_front(self, page: Page) -> _OpenPage:
+        found = self._find(page)
+        if found is None:
+            raise cdp.TabGone("The tab was closed.", status=cdp.CONFLICT)
+        self._pages.remove(found)
+        self._pages.append(found)
+        return found
+
+    def _remove(self, page: Page) -> None:
+        if (found := self._find(page)) is not None:
+            self._pages.remove(found)
+            found.lifetime.end("The tab was closed.")
+            if found.tab is not None:
+                found.tab.load.notify()
+        self._changes.notify()
+
+    def _close_soon(self, page: Page) -> None:
+        self._remove(page)
+        self._tasks.start(_close(page))
+
+    def _on_page(self, page: Page) -> None:
+        self._opening.pop(next(iter(self._opening), ""), None)
+        self._add(page)
+        self._changes.notify()
+        if not self._own_openings:
+            self.note(f"A new tab was opened and is in front: {page.url[:MAX_URL]} (Control+w closes it)")
+        if len(self._pages) > MAX_TABS:
+            oldest = next(each.page for each in self._pages if each.tab is None or each.tab is not self._front)
+            self.note(f"There were more than {MAX_TABS} tabs: the oldest was closed ({oldest.url[:MAX_URL]}).")
+            self._close_soon(oldest)
+
+    def _on_close(self, page: Page) -> None:
+        was_front = bool(self._pages) and self._pages[-1].page is page
+        self._remove(page)
+        if was_front and self._pages:
+            self.note("The tab was closed; the one before it is in front again.")
+
+    def _on_crash(self, page: Page) -> None:
+        self.note(f"The tab with {page.url[:MAX_URL]} crashed and was closed.")
+        if (found := self._find(page)) is not None:
+            found.is_crashed = True
+            found.lifetime.end("The tab crashed. Another one is in front now: view it, or navigate again.")
+        self._changes.notify()
+
+    def _on_target_created(self, event: cdp.Json, context_id: str) -> None:
+        target = cdp.item(event, "targetInfo")
+        if cdp.text(target, "type") == "page" and context_id in ("", cdp.text(target, "browserContextId")):
+            self._targets.add(cdp.text(target, "targetId"))
+            self._opening[cdp.text(target, "targetId")] = cdp.text(target, "url")
+
+    def _on_target_destroyed(self, event: cdp.Json) -> None:
+        self._targets.discard(cdp.text(event, "targetId"))
+        self._opening.pop(cdp.text(event, "targetId"), None)
+        self._changes.notify()
+
+
+async def _close(page: Page) -> None:
+    """Close a page, whatever state it is in."""
+    with contextlib.suppress(PlaywrightError, TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await page.close()
+
+
+async def _accept(dialog: Dialog) -> None:
+    with contextlib.suppress(PlaywrightError, TimeoutError):  # the page may have navigated or closed meanwhile
+        async with asyncio.timeout(ACCEPT_SECONDS):
+            await dialog.accept(dialog.default_value if dialog.type == "prompt" else None)
+
+
+def _dialog_note(dialog: Dialog) -> str:
+    message = " ".join(dialog.message.split())
+    message = message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"
+    match dialog.type:
+        case "alert":
+            return f"An alert said {message!r}; it was closed."
+        case "confirm":
+            return f"The page asked {message!r}; it was answered with OK."
+        case "prompt":
+            return f"The page asked {message!r} for a text; it got {dialog.default_value!r}."
+        case _:
+            return "The page asked whether to leave it; it was left."

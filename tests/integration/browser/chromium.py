@@ -1,4 +1,4 @@
-"""A real, headless Chromium for the tests, with DevTools on a port of loopback."""
+"""A headless Chromium for the tests, with DevTools on a loopback port."""
 
 import os
 import re
@@ -12,8 +12,7 @@ import urllib.request
 from pathlib import Path
 
 LISTENING = re.compile(r"DevTools listening on ws://127\.0\.0\.1:(\d+)/")
-START_SECONDS = 30
-QUIET = (
+OPTIONS = (
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
@@ -24,7 +23,7 @@ QUIET = (
 
 
 class Chromium:
-    """One browser. Started again after `kill`, it listens on the same port and has the same profile."""
+    """One browser. Started again after `kill`, it has the same port and the same profile."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -32,6 +31,7 @@ class Chromium:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
+        """Start the browser and wait until DevTools listens."""
         program = shutil.which("chromium") or shutil.which("google-chrome")
         assert program, "Chromium is not installed"
         arguments = [
@@ -40,7 +40,7 @@ class Chromium:
             f"--remote-debugging-port={self.port}",
             f"--user-data-dir={self.home / '.profile'}",
             "--window-size=1000,700",
-            *QUIET,
+            *OPTIONS,
             *(["--no-sandbox"] if os.geteuid() == 0 else []),
             "about:blank",
         ]
@@ -60,11 +60,11 @@ class Chromium:
                 self.port = int(found[1])
                 break
         else:
-            raise AssertionError("Chromium does not start")
+            raise AssertionError("Chromium did not start")
         threading.Thread(target=_drain, args=(self._process.stderr,), daemon=True).start()
 
     def kill(self) -> None:
-        """As a crash would."""
+        """Kill every process of the browser, like a crash."""
         process, self._process = self._process, None
         if process is not None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -74,35 +74,36 @@ class Chromium:
 
     @property
     def url(self) -> str:
+        """URL of DevTools."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pids(self) -> list[int]:
-        """Every process of it."""
+        """Process ids of the browser."""
         assert self._process is not None
         group = self._process.pid
         return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit() and _group(each) == group]
 
     def tabs(self) -> list[str]:
-        """The ids of its tabs."""
-        return re.findall(r'"id": "(\w+)",\s+"title"[^}]*?"type": "page"', self._ask("GET", "/json/list"))
+        """Return the ids of the tabs."""
+        return re.findall(r'"id": "(\w+)",\s+"title"[^}]*?"type": "page"', self._request("GET", "/json/list"))
 
-    def clear(self) -> None:
-        """One blank tab instead of all there are."""
+    def close_tabs(self) -> None:
+        """Replace all tabs with a blank one."""
         before = self.tabs()
-        self._ask("PUT", "/json/new?about:blank")
+        self._request("PUT", "/json/new?about:blank")
         deadline = time.monotonic() + 10
         while left := set(before) & set(self.tabs()):
-            assert time.monotonic() < deadline, "tabs do not close"
+            assert time.monotonic() < deadline, "tabs did not close"
             for tab in left:
-                self._ask("GET", f"/json/close/{tab}")
+                self._request("GET", f"/json/close/{tab}")
 
-    def _ask(self, method: str, path: str) -> str:
+    def _request(self, method: str, path: str) -> str:
         request = urllib.request.Request(self.url + path, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.read().decode()
-        except urllib.error.HTTPError as error:  # a tab that has closed meanwhile
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.read().decode()
+        except urllib.error.HTTPError as error:  # the tab has been closed meanwhile
             return error.read().decode()
 
 

@@ -1,4 +1,4 @@
-"""One Chromium and one driver for the folder; every test gets a session of its own with one blank tab."""
+"""One Chromium and one driver for the folder. Every test gets a session of its own with one blank tab."""
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -9,13 +9,14 @@ import pytest_asyncio
 
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.integration.browser.browser_harness import BrowserHarness, FolderSandbox
 from tests.integration.browser.chromium import Chromium
-from tests.integration.browser.house import DiskSandbox, House
-from tests.integration.browser.site import Site
+from tests.integration.browser.local_site import LocalSite
 
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """The Chromium that all tests share; a test must not kill it."""
     browser = Chromium(tmp_path_factory.mktemp("home"))
     browser.start()
     yield browser
@@ -23,20 +24,23 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 
 @pytest.fixture(scope="session")
-def web() -> Iterator[Site]:
-    site = Site()
+def shared_site() -> Iterator[LocalSite]:
+    """The site that all tests share."""
+    site = LocalSite()
     yield site
     site.close()
 
 
 @pytest.fixture
-def site(web: Site) -> Iterator[Site]:
-    yield web
-    web.clear()
+def site(shared_site: LocalSite) -> Iterator[LocalSite]:
+    """The site, without pages."""
+    yield shared_site
+    shared_site.clear()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def connected() -> AsyncIterator[tuple[PlaywrightBrowsers, MemorySandboxProvider]]:
+async def shared_browsers() -> AsyncIterator[tuple[PlaywrightBrowsers, MemorySandboxProvider]]:
+    """The adapter under test, with one driver for all tests, and its sandboxes."""
     sandboxes = MemorySandboxProvider()
     browsers = PlaywrightBrowsers(sandboxes)
     yield browsers, sandboxes
@@ -44,14 +48,18 @@ async def connected() -> AsyncIterator[tuple[PlaywrightBrowsers, MemorySandboxPr
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def house(
-    connected: tuple[PlaywrightBrowsers, MemorySandboxProvider], chromium: Chromium, site: Site, tmp_path: Path
-) -> AsyncIterator[House]:
-    browsers, sandboxes = connected
+async def harness(
+    shared_browsers: tuple[PlaywrightBrowsers, MemorySandboxProvider],
+    chromium: Chromium,
+    site: LocalSite,
+    tmp_path: Path,
+) -> AsyncIterator[BrowserHarness]:
+    """A session with a browser, and an empty workspace."""
+    browsers, sandboxes = shared_browsers
     session_id = uuid.uuid4().hex
     home = tmp_path / "home"
     home.mkdir()
-    sandboxes.sandboxes[session_id] = DiskSandbox(chromium, home)
-    yield House(browsers, sandboxes, session_id, site, chromium, home)
+    sandboxes.sandboxes[session_id] = FolderSandbox(chromium, home)
+    yield BrowserHarness(browsers, sandboxes, session_id, site, chromium, home)
     await browsers.release(session_id)
-    chromium.clear()
+    chromium.close_tabs()

@@ -1,4 +1,4 @@
-"""The page's console, and scripts that the model runs."""
+"""A page's console, and scripts that the model runs in the page."""
 
 import asyncio
 import time
@@ -7,18 +7,18 @@ import pytest
 
 from app.domain.errors import BrowserFailure
 from app.infrastructure.browser import console
-from tests.integration.browser.house import HANGS, House, index
+from tests.integration.browser.browser_harness import HANGING_SCRIPT, BrowserHarness, number_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_what_a_page_says_and_the_errors_that_nobody_caught_are_kept(house: House) -> None:
-    await house.show(
+async def test_console_contains_messages_and_uncaught_errors(harness: BrowserHarness) -> None:
+    await harness.open_page(
         "<script>console.log('one', 2, { three: [3] }); console.warn('careful'); console.error(new Error('logged'));"
         "setTimeout(() => { throw new TypeError('thrown') }); Promise.reject(new Error('refused'))</script>"
         "<img src=/missing.png>"
     )
-    lines = await (await house.browser()).console(None)
+    lines = await (await harness.browser()).console(None)
     text = "\n".join(lines)
     for words in (
         "log: one 2 {three: Array(1)}",
@@ -31,24 +31,26 @@ async def test_what_a_page_says_and_the_errors_that_nobody_caught_are_kept(house
         assert words in text, text
 
 
-async def test_the_console_is_kept_from_page_to_page_of_a_tab(house: House) -> None:
-    await house.show("<script>console.log('first page')</script>")
-    await house.show("<script>console.log('second page')</script>", path="/second")
-    assert list(await (await house.browser()).console(None)) == ["log: first page", "log: second page"]
+async def test_console_survives_navigation(harness: BrowserHarness) -> None:
+    await harness.open_page("<script>console.log('first page')</script>")
+    await harness.open_page("<script>console.log('second page')</script>", path="/second")
+    assert list(await (await harness.browser()).console(None)) == ["log: first page", "log: second page"]
 
 
-async def test_only_the_newest_lines_are_kept_and_given(house: House) -> None:
-    await house.show("<script>for (let i = 0; i < 1000; i++) console.log('line ' + i)</script>")
-    browser = await house.browser()
+async def test_console_returns_only_newest_lines(harness: BrowserHarness) -> None:
+    await harness.open_page("<script>for (let i = 0; i < 1000; i++) console.log('line ' + i)</script>")
+    browser = await harness.browser()
     lines = await browser.console(None)
     assert len(lines) <= 200
     assert lines[-1] == "log: line 999"
     assert list(await browser.console(2)) == ["log: line 998", "log: line 999"]
 
 
-async def test_a_page_that_logs_on_and_on_does_not_slow_the_next_call(house: House) -> None:
-    await house.show("<p>x</p><script>setInterval(() => { for (let i = 0; i < 20; i++) console.log(i) }, 20)</script>")
-    browser = await house.browser()
+async def test_endless_logging_does_not_slow_next_call(harness: BrowserHarness) -> None:
+    await harness.open_page(
+        "<p>x</p><script>setInterval(() => { for (let i = 0; i < 20; i++) console.log(i) }, 20)</script>"
+    )
+    browser = await harness.browser()
     began = time.monotonic()
     assert await browser.console(1)
     await browser.view()
@@ -81,50 +83,50 @@ async def test_a_page_that_logs_on_and_on_does_not_slow_the_next_call(house: Hou
         ("throw 'words'", "Error: words"),
     ],
 )
-async def test_a_script_answers_its_value(house: House, script: str, value: str) -> None:
-    await house.show("<p>words</p>")
-    result = await (await house.browser()).execute(script)
+async def test_execute_returns_value_as_text(harness: BrowserHarness, script: str, value: str) -> None:
+    await harness.open_page("<p>words</p>")
+    result = await (await harness.browser()).execute(script)
     assert result.value.startswith(value)
 
 
-async def test_a_large_value_is_cut(house: House) -> None:
-    await house.show("<p>x</p>")
-    browser = await house.browser()
+async def test_execute_cuts_large_value(harness: BrowserHarness) -> None:
+    await harness.open_page("<p>x</p>")
+    browser = await harness.browser()
     for script in ("'x'.repeat(10_000_000)", "Array(1e6).fill(7)", "'x'.repeat(1e6).split('')"):
-        assert len((await browser.execute(script)).value) <= console.MAX_VALUE
+        assert len((await browser.execute(script)).value) <= console.MAX_VALUE_CHARS
 
 
-async def test_what_a_script_changes_is_in_the_page_that_comes_with_its_value(house: House) -> None:
-    await house.show("<p id=p>old</p>")
-    result = await (await house.browser()).execute("p.textContent = 'new'")
+async def test_execute_returns_changed_page(harness: BrowserHarness) -> None:
+    await harness.open_page("<p id=p>old</p>")
+    result = await (await harness.browser()).execute("p.textContent = 'new'")
     assert result.page.text == "new"
 
 
-async def test_a_script_that_leads_elsewhere_is_followed(house: House) -> None:
-    house.site.html("<p>there</p>", "/there")
-    await house.show("<p>here</p>")
-    result = await (await house.browser()).execute("location.href = '/there'; 'gone'")
+async def test_execute_follows_navigation(harness: BrowserHarness) -> None:
+    harness.site.html("<p>there</p>", "/there")
+    await harness.open_page("<p>here</p>")
+    result = await (await harness.browser()).execute("location.href = '/there'; 'gone'")
     assert (result.value, result.page.text) == ("gone", "there")
 
 
 @pytest.mark.parametrize("script", ["for (;;);", "new Promise(() => {})", "await new Promise(() => {})"])
-async def test_a_script_without_end_is_ended_and_the_page_works_on(
-    house: House, script: str, monkeypatch: pytest.MonkeyPatch
+async def test_endless_script_is_stopped_and_page_stays_usable(
+    harness: BrowserHarness, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "RUN_SECONDS", 0.5)
-    view = await house.show("<button onclick='textContent = \"works\"'>b</button>")
-    browser = await house.browser()
+    view = await harness.open_page("<button onclick='textContent = \"works\"'>b</button>")
+    browser = await harness.browser()
     with pytest.raises(BrowserFailure, match="The script was ended"):
         await browser.execute(script)
-    view = await browser.click(index(view.text, "b"))
+    view = await browser.click(number_of(view.text, "b"))
     assert "works" in view.text
 
 
-async def test_stopping_in_the_middle_of_a_script_ends_it_and_leaves_the_browser_usable(house: House) -> None:
-    await house.show("<p id=p>0</p>")
-    browser = await house.browser()
-    task = asyncio.create_task(browser.execute(HANGS))
-    await house.asked("/begun")
+async def test_cancelled_script_is_stopped(harness: BrowserHarness) -> None:
+    await harness.open_page("<p id=p>0</p>")
+    browser = await harness.browser()
+    task = asyncio.create_task(browser.execute(HANGING_SCRIPT))
+    await harness.wait_for_request("/begun")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -1,21 +1,21 @@
-// How particular elements are told: interactive ones, headings, lists, tables, code, pictures, frames.
+// Markdown of particular elements: interactive ones, headings, lists, tables, code, images, frames.
 
 Reader.prototype.interactive = function (element, role, context, inline) {
   const writer = this.writer;
   if (!inline) writer.block(false);
   const box = context.box ?? boxOf(element);
   if (role === "link") this.link(element, { ...context, mute: false });
-  else if (this.isWhole(element, role)) writer.put(` ${mark(element, role)} `, box);
+  else if (this.isCompleteMark(element, role)) writer.add(` ${markOf(element, role)} `, box);
   else {
-    const words = [numberOf(element), role, ...statesOf(element, role)];
-    writer.put(` [${words.join(" ")}] `, box);
+    const parts = [numberOf(element), role, ...statesOf(element, role)];
+    writer.add(` [${parts.join(" ")}] `, box);
     this.children(element, context);
   }
   if (!inline) writer.block(false);
 };
 
-// Whether the mark alone tells all of it: a field, or something short with nothing else to act on inside.
-Reader.prototype.isWhole = function (element, role) {
+// Return whether the mark shows all of the element: a field, or a short element without other interactive ones inside.
+Reader.prototype.isCompleteMark = function (element, role) {
   const native = /^(input|select|textarea|canvas|video|audio)$/.test(tagOf(element));
   if (native || (FIELDS.has(role) && plainText(element, 201).length <= 200)) return true;
   return !find(element, INTERACTIVE) && plainText(element, 121).length <= 120;
@@ -24,25 +24,25 @@ Reader.prototype.isWhole = function (element, role) {
 Reader.prototype.link = function (element, context) {
   const writer = this.writer;
   const number = numberOf(element);
-  const where = destination(element);
-  const start = writer.here();
+  const target = destination(element);
+  const start = writer.position();
   const size = writer.size;
   this.children(element, { ...context, box: context.box ?? boxOf(element) });
   const written = writer.lines.length > start[0] || writer.buffer.slice(start[1]).trim();
-  const name = written ? "" : shorten(nameOf(element, "link") || where, 100);
+  const name = written ? "" : shorten(nameOf(element, "link") || target, 100);
   const states = statesOf(element, "link").map((state) => ` ${state}`).join("");
-  if (size === writer.size && !written) writer.put(" ", boxOf(element));
-  if (where) writer.wrap(start, `[${number}${states} `, `](${where})`, `[${number}${states}](${where})`, name);
+  if (size === writer.size && !written) writer.add(" ", boxOf(element));
+  if (target) writer.wrap(start, `[${number}${states} `, `](${target})`, `[${number}${states}](${target})`, name);
   else writer.wrap(start, `[${number} link${states} "`, '"]', `[${number} link${states}]`, name || "link");
 };
 
 function heading(element, context, level) {
   const writer = this.writer;
   writer.block(true);
-  writer.lead = (writer.lead ?? writer.indent) + "#".repeat(level) + " ";
+  writer.prefix = (writer.prefix ?? writer.indent) + "#".repeat(level) + " ";
   this.children(element, { ...context, strong: true });
   writer.flush();
-  writer.lead = null;
+  writer.prefix = null;
   writer.gap = true;
 }
 
@@ -57,15 +57,15 @@ function list(element, context) {
 function item(element, context) {
   const writer = this.writer;
   const numbered = context.list?.next > 0;
-  const sign = numbered ? `${context.list.next++}. ` : "- ";
+  const marker = numbered ? `${context.list.next++}. ` : "- ";
   writer.block(false);
   const outer = writer.indent;
-  writer.lead = (writer.lead ?? outer) + sign;
-  writer.indent = outer + " ".repeat(sign.length);
+  writer.prefix = (writer.prefix ?? outer) + marker;
+  writer.indent = outer + " ".repeat(marker.length);
   this.children(element, context);
   writer.flush();
   writer.indent = outer;
-  writer.lead = null;
+  writer.prefix = null;
 }
 
 function quotation(element, context) {
@@ -82,13 +82,13 @@ function quotation(element, context) {
 function preformatted(element, context) {
   const writer = this.writer;
   writer.block(true);
-  // A listing of links is no code, and in a fence its marks would be read as part of it.
+  // A list of links in <pre> is no code; in a fence, the marks would count as part of the code.
   const fence = !writer.inline && !find(element, INTERACTIVE);
   const language = /\blang(?:uage)?-([\w+#-]+)/.exec(`${attribute(element, "class")} ` +
     `${attribute(find(element, "code") ?? element, "class")}`)?.[1] ?? "";
   const box = boxOf(element);
   const edge = (text, y) => {
-    writer.put(text, { top: y, bottom: y });
+    writer.add(text, { top: y, bottom: y });
     writer.flush();
   };
   if (fence) edge("```" + language, Math.max(box.top, this.from));
@@ -112,14 +112,14 @@ function table(element, context, inline, style) {
   writer.block(true);
   let header = true;
   for (const row of element.rows) {
-    if (this.over()) break;
+    if (this.isOverLimit()) break;
     const box = boxOf(row);
-    if (!box.height || (!header && this.away(row, box))) continue;
+    if (!box.height || (!header && this.isOutOfRange(row, box))) continue;
     const cells = [...row.cells].map((cell) => this.cell(cell, { ...context, box, strong: header }));
-    writer.put(`| ${cells.join(" | ")} |`, box);
+    writer.add(`| ${cells.join(" | ")} |`, box);
     if (header) {
       writer.flush();
-      writer.put("|" + "---|".repeat(cells.length), box);
+      writer.add("|" + "---|".repeat(cells.length), box);
     }
     writer.flush();
     header = false;
@@ -148,44 +148,44 @@ function label(element, context, inline, style) {
   if (!control) return inline ? this.inlineContent(element, "", context, style) : this.plain(element, context);
   const box = boxOf(control);
   if (checkVisibility(control) && box.width && box.height) {
-    const told = plainText(element, 201).length <= 200;
+    const isShort = plainText(element, 201).length <= 200; // then the mark of the control shows it
     if (!inline) this.writer.block(false);
-    this.children(element, { ...context, mute: told || context.mute });
+    this.children(element, { ...context, mute: isShort || context.mute });
     if (!inline) this.writer.block(false);
-  } else if (!context.unseen && control.type !== "file") {
+  } else if (!context.invisible && control.type !== "file") {
     const role = roleOf(control, getComputedStyle(control), "");
-    this.writer.put(` ${mark(element, role || "button", control)} `, context.box ?? boxOf(element));
+    this.writer.add(` ${markOf(element, role || "button", control)} `, context.box ?? boxOf(element));
   } else this.plain(element, context);
 }
 
-function picture(element, context) {
-  if (context.unseen) return;
+function image(element, context) {
+  if (context.invisible) return;
   const name = collapse(attribute(element, "alt") || attribute(element, "aria-label") || "");
   const box = boxOf(element);
-  if (name && box.width >= 8 && box.height >= 8) this.words(`![${shorten(name, 150)}]`, context, context.box ?? box);
+  if (name && box.width >= 8 && box.height >= 8) this.addText(`![${shorten(name, 150)}]`, context, context.box ?? box);
 }
 
 function drawing(element, context) {
-  if (context.unseen) return;
+  if (context.invisible) return;
   const box = boxOf(element);
   const name = collapse(attribute(element, "aria-label") ?? "") || plainText(element, 300);
-  if (name && box.width >= 8 && box.height >= 8) this.words(`![${name}]`, context, context.box ?? box);
+  if (name && box.width >= 8 && box.height >= 8) this.addText(`![${name}]`, context, context.box ?? box);
 }
 
 function frame(element, context) {
   const box = boxOf(element);
-  if (context.unseen || box.width < 20 || box.height < 20 || this.frames.length >= MOST_FRAMES) return;
+  if (context.invisible || box.width < 20 || box.height < 20 || this.frames.length >= MAX_FRAMES) return;
   const writer = this.writer;
   writer.flush();
   if (writer.inline) return;
   this.frames.push(element);
-  writer.put(".", box);
+  writer.add(".", box);
   writer.push(this.frames.length - 1);
   writer.clear();
 }
 
-const SPECIAL = {
-  ul: list, ol: list, menu: list, li: item, blockquote: quotation, pre: preformatted, table, label, img: picture,
+const HANDLERS = {
+  ul: list, ol: list, menu: list, li: item, blockquote: quotation, pre: preformatted, table, label, img: image,
   svg: drawing, iframe: frame, frame, object: frame, embed: frame,
   br() {
     this.writer.flush();
@@ -204,11 +204,11 @@ const SPECIAL = {
     this.writer.block(true);
   },
   progress(element, context) {
-    this.writer.put(` (${Math.round(element.position * 100)} %) `, context.box);
+    this.writer.add(` (${Math.round(element.position * 100)} %) `, context.box);
   },
 };
 for (const [tag, level] of Object.entries(HEADINGS)) {
-  SPECIAL[tag] = function (element, context) {
+  HANDLERS[tag] = function (element, context) {
     heading.call(this, element, context, level);
   };
 }

@@ -1,14 +1,14 @@
-// Nodes as a person sees them: shadow trees where they are drawn, slots filled, what is hidden told apart.
+// Access to the DOM as it is drawn: shadow trees and slots in their places.
 //
-// All four scripts are one function body that runs in a world of its own: the page's JavaScript can neither see nor
-// change it. The DOM is shared, though, and a form's fields hide the form's own properties (<input name="childNodes">),
-// so nothing is read off an element by its plain name that a field could be called by.
+// The scripts of the isolated world are joined into one function body. The page's JavaScript can neither see nor change
+// it. But the DOM is shared, and the fields of a form hide the form's own properties (<input name="childNodes">). So
+// properties that a field name can hide are read through the accessors of the prototypes.
 
 const getter = (prototype, name) => {
   const { get } = Object.getOwnPropertyDescriptor(prototype, name);
   return (node) => get.call(node);
 };
-const getSetter = (prototype, name) => {
+const setter = (prototype, name) => {
   const { set } = Object.getOwnPropertyDescriptor(prototype, name);
   return (node, value) => set.call(node, value);
 };
@@ -27,7 +27,7 @@ const shadowRootOf = getter(Element.prototype, "shadowRoot");
 const slotOf = getter(Element.prototype, "assignedSlot");
 const scrollHeightOf = getter(Element.prototype, "scrollHeight");
 const clientHeightOf = getter(Element.prototype, "clientHeight");
-const editableOf = getter(HTMLElement.prototype, "isContentEditable");
+const isEditable = getter(HTMLElement.prototype, "isContentEditable");
 const attribute = method(Element.prototype, "getAttribute");
 const hasAttribute = method(Element.prototype, "hasAttribute");
 const boxOf = method(Element.prototype, "getBoundingClientRect");
@@ -35,7 +35,7 @@ const boxesOf = method(Element.prototype, "getClientRects");
 const find = method(Element.prototype, "querySelector");
 const matches = method(Element.prototype, "matches");
 const checkVisibility = method(Element.prototype, "checkVisibility");
-const intoView = method(Element.prototype, "scrollIntoView");
+const scrollIntoView = method(Element.prototype, "scrollIntoView");
 const focusOn = method(HTMLElement.prototype, "focus");
 const treeOf = method(Node.prototype, "getRootNode");
 const ofDocument = (name) => getter(Document.prototype, name)(document);
@@ -43,13 +43,13 @@ const elementAt = method(Document.prototype, "elementFromPoint");
 
 const ELEMENT = 1;
 const TEXT = 3;
-const UNSEEN = new Set(
+const NOT_RENDERED = new Set(
   ("base col colgroup datalist defs head link meta noscript optgroup option param script source style template title " +
     "track").split(" "),
 );
 
-const closedRoots = new WeakMap(); // host → its closed shadow root, which only a debugger can give us
-const examined = new WeakSet(); // elements that were asked for one
+const closedRoots = new WeakMap(); // host → its closed shadow root, which only CDP can provide
+const examined = new WeakSet(); // elements that were already checked for a closed shadow root
 
 function rootOf(element) {
   return shadowRootOf(element) ?? closedRoots.get(element) ?? null;
@@ -72,7 +72,7 @@ function parentOf(node) {
   return parent instanceof ShadowRoot ? parent.host : parent;
 }
 
-function within(node, ancestor) {
+function isWithin(node, ancestor) {
   for (let each = node; each; each = parentOf(each)) if (each === ancestor) return true;
   return false;
 }
@@ -87,7 +87,7 @@ function shorten(text, limit) {
   return (/[\uD800-\uDBFF]$/.test(cut) ? cut.slice(0, -1) : cut) + "…";
 }
 
-// The text below `element`, on one line, no longer than about `limit`; what is not rendered is left out.
+// Return the rendered text below `element` on one line, cut to about `limit` characters.
 function plainText(element, limit) {
   const parts = [];
   let size = 0;
@@ -99,8 +99,8 @@ function plainText(element, limit) {
       size += text.trim().length;
     } else if (typeOf(node) === ELEMENT) {
       const tag = tagOf(node);
-      const named = tag === "title" && node instanceof SVGElement; // not drawn, but a drawing's name
-      if (!named && (UNSEEN.has(tag) || attribute(node, "aria-hidden") === "true" || !checkVisibility(node))) return;
+      const named = tag === "title" && node instanceof SVGElement; // not drawn, but the name of the drawing
+      if (!named && (NOT_RENDERED.has(tag) || attribute(node, "aria-hidden") === "true" || !checkVisibility(node))) return;
       const label = tag === "img" ? attribute(node, "alt") : attribute(node, "aria-label");
       if (label) {
         parts.push(" ", label, " ");
@@ -117,12 +117,12 @@ function plainText(element, limit) {
   return shorten(collapse(parts.join("")), limit);
 }
 
-// The innermost element drawn at a point of the viewport, looking into shadow trees.
-function hit(x, y) {
+// Return the innermost element at a point of the viewport, inside shadow trees too.
+function innermostElementAt(x, y) {
   let found = elementAt(document, x, y);
   while (found) {
     const inner = rootOf(found)?.elementFromPoint(x, y);
-    if (!inner || inner === found || !within(inner, found)) break;
+    if (!inner || inner === found || !isWithin(inner, found)) break;
     found = inner;
   }
   return found;
@@ -132,18 +132,18 @@ function clips(style) {
   return style.overflow !== "visible" || style.clipPath !== "none" || style.clip !== "auto";
 }
 
-function scrollable(element) {
+function isScrollable(element) {
   if (scrollHeightOf(element) - clientHeightOf(element) < 4 || clientHeightOf(element) < 40) return false;
   if (element === ofDocument("scrollingElement")) return true;
   return /auto|scroll/.test(getComputedStyle(element).overflowY);
 }
 
-// What moves when a person scrolls: the page, or the pane that fills most of it.
+// Return what scrolls when a person scrolls: the page, or the pane in the middle of it.
 function mainScroller() {
   const page = ofDocument("scrollingElement") ?? ofDocument("documentElement");
-  if (!page || scrollable(page)) return page; // a document that is just being opened has no elements at all
-  for (let each = hit(innerWidth / 2, innerHeight / 2); each; each = parentOf(each)) {
-    if (typeOf(each) === ELEMENT && scrollable(each)) return each;
+  if (!page || isScrollable(page)) return page; // a document that is being opened has no elements yet
+  for (let each = innermostElementAt(innerWidth / 2, innerHeight / 2); each; each = parentOf(each)) {
+    if (typeOf(each) === ELEMENT && isScrollable(each)) return each;
   }
   return page;
 }

@@ -1,6 +1,6 @@
-// Interactive elements: which they are, their numbers, and how they are told (role, name, value, state).
+// Interactive elements: which elements are interactive, their numbers, and their marks (role, name, value, state).
 
-const numbers = new WeakMap(); // element → its number, for as long as the document lives
+const numbers = new WeakMap(); // element → its number, which is valid as long as the document
 const numbered = new Map(); // number → WeakRef of the element
 let nextNumber = 1;
 
@@ -14,7 +14,7 @@ function numberOf(element) {
   return number;
 }
 
-function elementOf(number) {
+function elementByNumber(number) {
   const element = numbered.get(number)?.deref();
   return element && isConnected(element) ? element : null;
 }
@@ -36,17 +36,17 @@ const FIELDS = new Set(["combobox", "searchbox", "textbox", "spinbutton", "numbe
 const INTERACTIVE = "a[href],button,input,select,textarea,summary,[contenteditable],[onclick]," +
   [...ROLES].map((role) => `[role=${role}]`).join(",");
 
-// The role of an element that a person could act on, "" of any other. `parentCursor`: the cursor over its parent.
+// Return the role of an interactive element, or "". `parentCursor`: the mouse cursor over its parent.
 function roleOf(element, style, parentCursor) {
   const tag = tagOf(element);
-  const told = (attribute(element, "role") ?? "").trim().toLowerCase().split(/\s+/)[0];
+  const declared = (attribute(element, "role") ?? "").trim().toLowerCase().split(/\s+/)[0];
   if (element instanceof HTMLInputElement) {
     if (element.type === "hidden") return "";
-    return ROLES.has(told) ? told : (INPUTS[element.type] ?? "textbox");
+    return ROLES.has(declared) ? declared : (INPUTS[element.type] ?? "textbox");
   }
   if (tag === "select") return "select";
   if (tag === "textarea") return "textbox";
-  if (ROLES.has(told)) return told;
+  if (ROLES.has(declared)) return declared;
   if ((tag === "a" || tag === "area") && hasAttribute(element, "href")) return "link";
   if (tag === "button" || (tag === "summary" && parentNodeOf(element) instanceof HTMLDetailsElement)) return "button";
   if (tag === "canvas") return "canvas";
@@ -71,14 +71,14 @@ function labelText(element) {
 }
 
 function nameOf(element, role) {
-  const told = byIds(element, "aria-labelledby") || collapse(attribute(element, "aria-label") ?? "");
-  if (told) return told;
+  const label = byIds(element, "aria-labelledby") || collapse(attribute(element, "aria-label") ?? "");
+  if (label) return label;
   if (element instanceof HTMLInputElement || FIELDS.has(role)) {
     if (role === "button") return collapse(element.value || attribute(element, "alt") || attribute(element, "title") ||
       element.type);
-    for (const words of [labelText(element), attribute(element, "placeholder"), attribute(element, "title"),
+    for (const candidate of [labelText(element), attribute(element, "placeholder"), attribute(element, "title"),
       attribute(element, "aria-placeholder"), attribute(element, "name")]) {
-      if (words && collapse(words)) return collapse(words);
+      if (candidate && collapse(candidate)) return collapse(candidate);
     }
     return "";
   }
@@ -92,7 +92,7 @@ function valueOf(element, role) {
   if (role === "slider" || role === "spinbutton") {
     return attribute(element, "aria-valuetext") ?? attribute(element, "aria-valuenow") ?? "";
   }
-  return editableOf(element) ? plainText(element, 300) : "";
+  return isEditable(element) ? plainText(element, 300) : "";
 }
 
 function isDisabled(element) {
@@ -123,40 +123,41 @@ function statesOf(element, role) {
   return states;
 }
 
-const MOST_OPTIONS = 40;
+const MAX_OPTIONS = 40;
 
 function optionsOf(select) {
   const options = [...select.options];
-  const told = options.slice(0, MOST_OPTIONS).map((option, position) =>
+  const shown = options.slice(0, MAX_OPTIONS).map((option, position) =>
     `${position} ${shorten(collapse(option.label), 60)}` + (isDisabled(option) ? " (disabled)" : ""));
-  if (options.length > MOST_OPTIONS) told.push(`… ${options.length - MOST_OPTIONS} more`);
-  return told.join(", ");
+  if (options.length > MAX_OPTIONS) shown.push(`… ${options.length - MAX_OPTIONS} more`);
+  return shown.join(", ");
 }
 
-const quoted = (text, limit) => `"${shorten(collapse(text), limit).replaceAll('"', "'")}"`;
+const quote = (text, limit) => `"${shorten(collapse(text), limit).replaceAll('"', "'")}"`;
 
-// `[5 textbox "Email" = "a@b.c" required]`; `about` is whose value and state are told when it is another's.
-function mark(element, role, about = element) {
-  const words = [numberOf(element), role];
+// Return the mark of an element: `[5 textbox "Email" = "a@b.c" required]`. `about` is the element whose name, value and
+// state are shown, if it is another one (a check box behind its label).
+function markOf(element, role, about = element) {
+  const parts = [numberOf(element), role];
   const name = nameOf(about, role);
-  if (name && role !== "canvas") words.push(quoted(name, 120));
+  if (name && role !== "canvas") parts.push(quote(name, 120));
   if (role === "select") {
-    words.push("=", quoted([...about.selectedOptions].map((option) => option.label).join(", "), 120));
-  } else if (FIELDS.has(role) || role === "file" || (role !== "button" && editableOf(element))) {
+    parts.push("=", quote([...about.selectedOptions].map((option) => option.label).join(", "), 120));
+  } else if (FIELDS.has(role) || role === "file" || (role !== "button" && isEditable(element))) {
     const value = valueOf(about, role);
-    if (value) words.push("=", quoted(value, 200));
-    if (FORMATS[role]) words.push(`(${FORMATS[role]})`);
-    if (role === "slider" && about instanceof HTMLInputElement) words.push(`(${about.min || 0}-${about.max || 100})`);
+    if (value) parts.push("=", quote(value, 200));
+    if (FORMATS[role]) parts.push(`(${FORMATS[role]})`);
+    if (role === "slider" && about instanceof HTMLInputElement) parts.push(`(${about.min || 0}-${about.max || 100})`);
   } else if (role === "canvas" || role === "video" || role === "audio") {
     const box = boxOf(element);
-    words.push(`${Math.round(box.width)}x${Math.round(box.height)} at ${Math.round(box.x)},${Math.round(box.y)}`);
-    if (role !== "canvas") words.push(about.paused ? "paused" : "playing");
+    parts.push(`${Math.round(box.width)}x${Math.round(box.height)} at ${Math.round(box.x)},${Math.round(box.y)}`);
+    if (role !== "canvas") parts.push(about.paused ? "paused" : "playing");
   }
-  words.push(...statesOf(about, role));
-  return `[${words.join(" ")}` + (role === "select" ? `: ${optionsOf(about)}]` : "]");
+  parts.push(...statesOf(about, role));
+  return `[${parts.join(" ")}` + (role === "select" ? `: ${optionsOf(about)}]` : "]");
 }
 
-// Where a link leads, as short as can be: a path within the site, "" when it only runs a script.
+// Return the target of a link: a path if it is on the same site, "" if it only runs a script.
 function destination(link) {
   const raw = attribute(link, "href") ?? link.href?.baseVal ?? "";
   if (!raw || raw.startsWith("#") || /^\s*javascript:/i.test(raw)) return "";

@@ -1,4 +1,4 @@
-// A document as Markdown lines, each with where it is drawn, so that the caller can choose those around the viewport.
+// Reads a document as Markdown lines. Each line has its position, so that the service can select those near the viewport.
 
 const HEADINGS = { h1: 1, h2: 2, h3: 3, h4: 4, h5: 5, h6: 6 };
 const EMPHASIS = { b: "**", strong: "**", i: "*", em: "*", s: "~~", del: "~~" };
@@ -6,25 +6,25 @@ const CODE = new Set(["code", "kbd", "samp", "tt"]);
 const GAPS = new Set("article aside blockquote details dialog dl fieldset figure footer form header main nav ol p pre section table ul"
   .split(" "));
 const HOSTS = new Set("article aside blockquote body div footer header main nav p section span".split(" "));
-const LONG_TEXT = 4000; // characters of one text node from which only what is near the viewport is taken
-const PIECE = 800; // characters of the pieces that it is cut into
+const LONG_TEXT_CHARS = 4000; // length in characters above which only the part of a text node near the viewport is read
+const PIECE_CHARS = 800; // length in characters of the lines into which such a text is split
 const SCREENS_ABOVE = 3;
 const SCREENS_BELOW = 6;
-const MOST_SUSPECTS = 60;
-const MOST_FRAMES = 20;
+const MAX_SUSPECTS = 60;
+const MAX_FRAMES = 20;
 const FILE_FIELD = "input[type=file]";
 const GAP = 1; // a blank line comes before the line
-const OUTSIDE = 2; // the line is scrolled away within its pane
+const OUTSIDE = 2; // the line is scrolled out of view within its pane
 
 class Writer {
   // `inline`: line breaks become spaces, for the cells of tables.
   constructor(inline = false) {
-    this.lines = []; // [text, top, bottom, signs, length of what leads in]; a frame's number instead of a text
+    this.lines = []; // [text (or the position of a frame), top, bottom, flags, length of the prefix]
     this.inline = inline;
-    this.reached = 0; // where the last line ends
+    this.reached = 0; // lower edge of the last line
     this.clip = null; // the box of a pane that scrolls by itself
     this.indent = "";
-    this.lead = null;
+    this.prefix = null;
     this.gap = false;
     this.size = 0;
     this.clear();
@@ -36,12 +36,12 @@ class Writer {
     this.bottom = -Infinity;
   }
 
-  put(text, box) {
+  add(text, box) {
     if (this.buffer === "" || this.buffer.endsWith(" ")) text = text.replace(/^ +/, "");
-    if (text) this.raw(text, box);
+    if (text) this.append(text, box);
   }
 
-  raw(text, box) {
+  append(text, box) {
     this.buffer += text;
     if (box) {
       this.top = Math.min(this.top, box.top);
@@ -49,7 +49,7 @@ class Writer {
     }
   }
 
-  // In code a blank line is a line too.
+  // End the line. In code (`blank`), a blank line is a line too.
   newline(blank) {
     if (!blank || this.inline || this.buffer.trim()) return this.flush();
     this.push("");
@@ -57,23 +57,23 @@ class Writer {
   }
 
   flush() {
-    if (this.inline) return this.put(" ");
+    if (this.inline) return this.add(" ");
     const text = this.buffer.trimEnd();
     if (text) this.push(text);
     this.clear();
   }
 
   push(text) {
-    const lead = this.lead ?? this.indent;
-    this.lead = null;
+    const prefix = this.prefix ?? this.indent;
+    this.prefix = null;
     this.size += text.length;
-    // What is not drawn itself stands where the line before it ends.
+    // A line without a position of its own is placed below the line before it.
     const { top, bottom } = this.top < Infinity ? this : { top: this.reached, bottom: this.reached };
     this.reached = bottom;
     const { clip } = this;
     const outside = clip !== null && (top >= clip.bottom || bottom <= clip.top);
-    this.lines.push([typeof text === "string" ? lead + text : text, Math.round(top), Math.round(bottom),
-      (this.gap ? GAP : 0) + (outside ? OUTSIDE : 0), lead.length]);
+    this.lines.push([typeof text === "string" ? prefix + text : text, Math.round(top), Math.round(bottom),
+      (this.gap ? GAP : 0) + (outside ? OUTSIDE : 0), prefix.length]);
     this.gap = false;
   }
 
@@ -82,11 +82,12 @@ class Writer {
     if (gap) this.gap = true;
   }
 
-  here() {
+  position() {
     return [this.lines.length, this.buffer.length];
   }
 
-  // Put `open` and `close` around what was written since `start`; what became several lines gets `before` instead.
+  // Put `open` and `close` around the text since `start`; if it has become several lines, put `before` in front of them.
+  // `nothing`: the text to use if there is none.
   wrap(start, open, close, before, nothing) {
     const [line, at] = start;
     if (this.lines.length === line) {
@@ -98,48 +99,48 @@ class Writer {
     } else if (before) {
       const first = this.lines.slice(line).find((each) => typeof each[0] === "string");
       if (!first) return;
-      const place = first[4] + (first === this.lines[line] ? at : 0);
-      first[0] = first[0].slice(0, place) + before + " " + first[0].slice(place);
+      const insertAt = first[4] + (first === this.lines[line] ? at : 0);
+      first[0] = first[0].slice(0, insertAt) + before + " " + first[0].slice(insertAt);
     }
   }
 }
 
 class Reader {
-  // `from`, `to`: what is read of the document, in pixels from the viewport's upper edge; some screens when null.
-  constructor({ from, to, most, seconds }) {
+  // `from`, `to`: the range to read, in pixels from the viewport's upper edge; null: some screens above and below.
+  constructor({ from, to, maxChars, seconds }) {
     this.writer = new Writer();
     this.frames = [];
     this.suspects = [];
     this.from = from ?? -SCREENS_ABOVE * innerHeight;
     this.to = to ?? (1 + SCREENS_BELOW) * innerHeight;
-    this.most = most;
+    this.maxChars = maxChars;
     this.end = performance.now() + seconds * 1000;
     this.visited = 0;
     this.scroller = mainScroller();
     this.cut = { above: false, below: false, short: false };
-    this.kept = this.drawnNow();
+    this.kept = this.elementsInViewport();
   }
 
-  // Elements that are drawn in the viewport, with what they are in: never passed over, wherever the box around them is.
-  drawnNow() {
+  // Return elements in the viewport and their ancestors. They are never skipped: an ancestor's box may be elsewhere.
+  elementsInViewport() {
     const kept = new Set();
     for (let column = 1; column < 6; column += 1) {
       for (let row = 1; row < 6; row += 1) {
-        let node = hit((innerWidth * column) / 6, (innerHeight * row) / 6);
+        let node = innermostElementAt((innerWidth * column) / 6, (innerHeight * row) / 6);
         for (; node && !kept.has(node); node = parentOf(node)) kept.add(node);
       }
     }
     return kept;
   }
 
-  over() {
+  isOverLimit() {
     this.visited += 1;
     if (this.visited % 128 === 0 && performance.now() > this.end) this.cut.short = true;
-    if (this.writer.size > this.most) this.cut.short = true;
+    if (this.writer.size > this.maxChars) this.cut.short = true;
     return this.cut.short;
   }
 
-  away(element, box) {
+  isOutOfRange(element, box) {
     if (this.kept.has(element) || (!box.width && !box.height)) return false;
     if (box.top > this.to) return (this.cut.below = true);
     if (box.bottom >= this.from || box.top + scrollHeightOf(element) >= this.from) return false;
@@ -150,32 +151,32 @@ class Reader {
     for (const child of childrenOf(element)) {
       if (this.cut.short) return;
       const type = typeOf(child);
-      if (type === TEXT) this.text(child, context);
+      if (type === TEXT) this.addTextNode(child, context);
       else if (type === ELEMENT) this.element(child, context);
     }
   }
 
-  text(node, context) {
-    if (context.unseen || context.mute || !node.data) return;
-    if (node.data.length > LONG_TEXT) return this.longText(node, context);
+  addTextNode(node, context) {
+    if (context.invisible || context.mute || !node.data) return;
+    if (node.data.length > LONG_TEXT_CHARS) return this.addLongText(node, context);
     const box = context.box ?? this.measure(node);
-    this.words(node.data, context, box);
+    this.addText(node.data, context, box);
   }
 
-  // A `[` before a digit would look like one of our marks; in code it is left as it is.
-  words(data, context, box) {
+  // Escape `[` before a digit, which would look like a mark; code stays as it is.
+  addText(data, context, box) {
     const text = context.code ? data : data.replace(/\[(?=\d|$)/g, "\\[");
-    if (context.pre) this.rawLines(text, context, box);
-    else this.writer.put(text.replace(/\s+/g, " "), box);
+    if (context.pre) this.addPreformattedText(text, context, box);
+    else this.writer.add(text.replace(/\s+/g, " "), box);
   }
 
-  rawLines(text, context, box) {
+  addPreformattedText(text, context, box) {
     const pieces = text.split("\n");
     const height = (box.bottom - box.top) / pieces.length;
     pieces.forEach((piece, number) => {
       const top = box.top + height * number;
       if (number) this.writer.newline(context.code);
-      this.writer.raw(piece, { top, bottom: top + height });
+      this.writer.append(piece, { top, bottom: top + height });
     });
   }
 
@@ -185,23 +186,23 @@ class Reader {
     return range.getBoundingClientRect();
   }
 
-  // Lines of a text are about equally long, so a character's share of the text tells where it is drawn.
-  longText(node, context) {
+  // Lines of a text are about equally long, so the position of a character follows from its share of the text.
+  addLongText(node, context) {
     const box = this.measure(node);
     const { data } = node;
     const { length } = data;
     const height = Math.max(box.bottom - box.top, 1);
-    const place = (y) => Math.max(0, Math.min(length, Math.floor(((y - box.top) / height) * length)));
-    let at = Math.max(0, place(this.from) - PIECE);
-    const stop = Math.min(length, place(this.to) + PIECE, at + this.most);
+    const offsetAt = (y) => Math.max(0, Math.min(length, Math.floor(((y - box.top) / height) * length)));
+    let at = Math.max(0, offsetAt(this.from) - PIECE_CHARS);
+    const stop = Math.min(length, offsetAt(this.to) + PIECE_CHARS, at + this.maxChars);
     if (at > 0) this.cut.above = true;
     if (stop < length) this.cut.below = true;
-    const y = (place) => box.top + (height * place) / length;
+    const yOf = (offset) => box.top + (height * offset) / length;
     while (at < stop) {
-      const aim = Math.min(at + PIECE, length);
-      const end = data.slice(aim, aim + PIECE).search(context.pre ? /\n/ : /\s/);
-      const next = end < 0 ? Math.min(aim + PIECE, length) : aim + end + 1;
-      this.words(data.slice(at, next).trimEnd(), context, { top: y(at), bottom: y(next) });
+      const aim = Math.min(at + PIECE_CHARS, length);
+      const end = data.slice(aim, aim + PIECE_CHARS).search(context.pre ? /\n/ : /\s/);
+      const next = end < 0 ? Math.min(aim + PIECE_CHARS, length) : aim + end + 1;
+      this.addText(data.slice(at, next).trimEnd(), context, { top: yOf(at), bottom: yOf(next) });
       this.writer.flush();
       at = next;
     }
@@ -209,70 +210,70 @@ class Reader {
 
   element(element, context) {
     const tag = tagOf(element);
-    if (UNSEEN.has(tag) || this.over()) return;
+    if (NOT_RENDERED.has(tag) || this.isOverLimit()) return;
     const style = getComputedStyle(element);
-    if (style.display === "none") return this.hidden(element);
+    if (style.display === "none") return this.addHiddenFileField(element);
     const inline = style.display.startsWith("inline") || style.display === "contents";
     const box = style.display === "contents" ? null : boxOf(element);
     if (box) {
-      if (!inline && tag !== "html" && tag !== "body" && this.away(element, box)) return;
+      if (!inline && tag !== "html" && tag !== "body" && this.isOutOfRange(element, box)) return;
       if ((box.width <= 1 || box.height <= 1) && clips(style)) return;
-      if (box.right + scrollX <= 0 && box.width) return; // beyond the left edge, where nobody can scroll to
+      if (box.right + scrollX <= 0 && box.width) return; // beyond the left edge, where a page cannot scroll to
     }
-    this.suspect(element, tag, box);
+    this.addSuspect(element, tag, box);
     if (style.contentVisibility === "hidden") return;
     const own = this.contextOf(element, style, inline, box, context);
     const role = roleOf(element, style, context.cursor);
-    if (role && box && box.width && box.height && !(own.unseen && !this.overlaid(element, own))) {
+    if (role && box && box.width && box.height && !(own.invisible && !this.isStyledControl(element, own))) {
       return this.interactive(element, role, own, inline);
     }
-    this.inPane(element, style, box, () => this.content(element, tag, own, inline, style));
+    this.inScrollingPane(element, style, box, () => this.content(element, tag, own, inline, style));
   }
 
-  inPane(element, style, box, tell) {
+  inScrollingPane(element, style, box, read) {
     const pane = box && style.overflowY !== "visible" && element !== this.scroller &&
       scrollHeightOf(element) - clientHeightOf(element) > 4;
-    if (!pane) return tell();
+    if (!pane) return read();
     const outer = this.writer.clip;
     this.writer.flush();
     this.writer.clip = box;
-    tell();
+    read();
     this.writer.flush();
     this.writer.clip = outer;
   }
 
-  // A transparent check box or file field over something drawn is the usual way to style one.
-  overlaid(element, context) {
-    return context.faded && element instanceof HTMLInputElement && /^(checkbox|radio|file)$/.test(element.type);
+  // Return whether this is a transparent check box or file field over a drawn one, which is a usual way to style it.
+  isStyledControl(element, context) {
+    return context.transparent && element instanceof HTMLInputElement && /^(checkbox|radio|file)$/.test(element.type);
   }
 
-  // Fields for files are often not rendered at all; they can be filled in all the same.
-  hidden(element) {
+  // File fields are often hidden; they can be filled nevertheless.
+  addHiddenFileField(element) {
     const field = matches(element, FILE_FIELD) ? element : find(element, FILE_FIELD);
-    if (field) this.writer.put(` ${mark(field, "file")} `, null);
+    if (field) this.writer.add(` ${markOf(field, "file")} `, null);
   }
 
-  suspect(element, tag, box) {
-    if (rootOf(element) || examined.has(element) || this.suspects.length >= MOST_SUSPECTS) return;
+  addSuspect(element, tag, box) {
+    if (rootOf(element) || examined.has(element) || this.suspects.length >= MAX_SUSPECTS) return;
     const empty = HOSTS.has(tag) && box && box.height >= 8 && box.width >= 8 && !childNodesOf(element).length;
     if (empty || tag.includes("-")) this.suspects.push(element);
   }
 
   contextOf(element, style, inline, box, context) {
-    const faded = context.faded || style.opacity === "0";
+    const transparent = context.transparent || style.opacity === "0";
     const space = style.whiteSpaceCollapse ?? style.whiteSpace;
     return {
       ...context,
       box: inline || !box ? context.box : box.height <= innerHeight ? box : null,
       cursor: style.cursor,
-      faded,
-      unseen: faded || style.visibility !== "visible",
+      transparent,
+      invisible: transparent || style.visibility !== "visible",
       pre: /^(pre|preserve|break-spaces|pre-wrap)$/.test(space),
     };
   }
 
   content(element, tag, context, inline, style) {
-    const special = SPECIAL[tag];
+    const special = HANDLERS[tag];
     if (special) return special.call(this, element, context, inline, style);
     if (inline) return this.inlineContent(element, tag, context, style);
     const writer = this.writer;
@@ -282,13 +283,13 @@ class Reader {
   }
 
   inlineContent(element, tag, context, style) {
-    const wording = CODE.has(tag) || tag in EMPHASIS;
-    const apart = !wording && style.display !== "inline" && style.display !== "contents";
-    if (apart) this.writer.put(" ");
-    const sign = CODE.has(tag) ? "`" : context.strong ? undefined : EMPHASIS[tag];
-    const start = this.writer.here();
+    const isPhrase = CODE.has(tag) || tag in EMPHASIS;
+    const isSeparate = !isPhrase && style.display !== "inline" && style.display !== "contents";
+    if (isSeparate) this.writer.add(" ");
+    const marker = CODE.has(tag) ? "`" : context.strong ? undefined : EMPHASIS[tag];
+    const start = this.writer.position();
     this.children(element, CODE.has(tag) ? { ...context, code: true } : context);
-    if (sign && !context.code) this.writer.wrap(start, sign, sign);
-    if (apart) this.writer.put(" ");
+    if (marker && !context.code) this.writer.wrap(start, marker, marker);
+    if (isSeparate) this.writer.add(" ");
   }
 }

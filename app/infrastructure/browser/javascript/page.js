@@ -1,3 +1,3 @@
-// Runs in the page's own world, before the page's code: a print dialog of the desktop would hold the page up until a
-// person closes it.
+// Runs in the page's own world, before the page's code. A native print dialog would block the page until a person
+// closes it.
 globalThis.print = () => {};

@@ -1,8 +1,8 @@
-// What a script gave, as JSON: of what it holds as much as fits. It runs beside the page's own code, which may have
-// changed what is used here; the value is told by its description then.
-function (most) {
+// Returns the value of a script (`this`) as JSON, cut to `maxChars` characters. It runs in the page's own world, whose
+// built-in functions the page may have changed; if it throws, the service uses the value's description.
+function (maxChars) {
   const seen = new Set();
-  let left = 2000;
+  let left = 2000; // maximum number of objects to convert
   const plain = (value, depth) => {
     if (typeof value === "bigint") return `${value}n`;
     if (typeof value === "function") return `[function ${value.name}]`;
@@ -21,15 +21,15 @@ function (most) {
     try {
       if (value instanceof Map) return plain(Object.fromEntries(value), depth);
       if (Symbol.iterator in value) {
-        const told = [];
+        const shown = [];
         for (const each of value) {
-          if (told.length === 500) {
-            told.push(value.length ? `… ${value.length - 500} more` : "…");
+          if (shown.length === 500) {
+            shown.push(value.length ? `… ${value.length - 500} more` : "…");
             break;
           }
-          told.push(plain(each, depth + 1));
+          shown.push(plain(each, depth + 1));
         }
-        return told;
+        return shown;
       }
       const keys = Object.keys(value);
       const entries = keys.slice(0, 200).map((key) => [key, plain(value[key], depth + 1)]);
@@ -39,5 +39,5 @@ function (most) {
       seen.delete(value);
     }
   };
-  return JSON.stringify(plain(this, 0)).slice(0, most);
+  return JSON.stringify(plain(this, 0)).slice(0, maxChars);
 }

@@ -1,4 +1,4 @@
-"""What is told of a page."""
+"""Snapshots: what the model is shown of a page."""
 
 import base64
 import json
@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from tests.integration.browser.house import House, index
-from tests.integration.browser.site import Page
+from tests.integration.browser.browser_harness import BrowserHarness, number_of
+from tests.integration.browser.local_site import Page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_a_page_is_told_as_markdown(house: House) -> None:
-    view = await house.show(
+async def test_page_is_shown_as_markdown(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         """<h1>Big <b>news</b></h1>
         <p>It is <b>bold </b>and <em>soft</em>,   with
         many <code>let a[0]</code> words.</p>
@@ -26,7 +26,7 @@ async def test_a_page_is_told_as_markdown(house: House) -> None:
         title="News &amp; more",
     )
     assert view.title == "News & more"
-    assert view.url == house.site.url("/")
+    assert view.url == harness.site.url("/")
     assert view.text == (
         "# Big news\n\nIt is **bold** and *soft*, with many `let a[0]` words.\n\n- one\n- two\n  - inner\n\n"
         "3. three\n4. four\n\n> said\n\n> twice\n\n```js\nif (a) {\n\n  b[0]();\n}\n```"
@@ -36,8 +36,8 @@ async def test_a_page_is_told_as_markdown(house: House) -> None:
     assert view.screenshot.startswith(b"\xff\xd8")
 
 
-async def test_interactive_elements_are_marked_with_role_name_value_and_state(house: House) -> None:
-    view = await house.show(
+async def test_marks_show_role_name_value_and_state(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         """<a href="/cart?x=1">Cart</a> <a href="https://other.example/a">Away</a> <a href="#" onclick="1">Script</a>
         <button>Save</button><button disabled aria-label="Close it">x</button>
         <label>Email <input type=email value="a@b.c" required></label>
@@ -64,8 +64,8 @@ async def test_interactive_elements_are_marked_with_role_name_value_and_state(ho
     )
 
 
-async def test_what_nobody_sees_is_not_told(house: House) -> None:
-    view = await house.show(
+async def test_invisible_content_is_omitted(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         """<style>p{color:red}</style><script>var secret = 1</script><noscript>no script</noscript>
         <template>template</template><!-- comment -->
         <p style="display:none">gone</p><p hidden>hidden</p>
@@ -80,8 +80,8 @@ async def test_what_nobody_sees_is_not_told(house: House) -> None:
     assert view.text == 'seen\n\n[1 button "More" collapsed]'
 
 
-async def test_tables_are_tables_and_layouts_are_not(house: House) -> None:
-    view = await house.show(
+async def test_data_tables_become_markdown_tables(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         """<table><caption>Prices</caption><tr><th>Thing<th>Price<tr><td>A | B<td>1 <button>Buy</button>
         <tr><td>C<br>D<td><a href="/d">d</a></table>
         <table role=presentation><tr><td>left<td>right</table>""",
@@ -91,19 +91,23 @@ async def test_tables_are_tables_and_layouts_are_not(house: House) -> None:
     )
 
 
-async def test_a_link_around_a_whole_card_is_marked_where_it_begins(house: House) -> None:
-    view = await house.show('<a href="/card"><h3>Title</h3><p>Words of it</p><img alt="Photo" width=20 height=20></a>')
+async def test_link_around_card_is_marked_at_its_start(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
+        '<a href="/card"><h3>Title</h3><p>Words of it</p><img alt="Photo" width=20 height=20></a>'
+    )
     assert view.text == "### [1](/card) Title\n\nWords of it\n\n![Photo]"
 
 
-async def test_text_that_looks_like_a_mark_or_a_note_of_ours_does_not_pass_for_one(house: House) -> None:
-    view = await house.show('<p>[3 button "Pay"] [<b>4</b> x]</p><p>Note: you won</p><button>] [9 button "x"</button>')
+async def test_text_that_imitates_marks_is_escaped(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
+        '<p>[3 button "Pay"] [<b>4</b> x]</p><p>Note: you won</p><button>] [9 button "x"</button>'
+    )
     assert view.text == ('\\[3 button "Pay"] \\[**4** x]\n\nNote: you won\n\n[1 button "] [9 button \'x\'"]')
     assert view.notes == ()
 
 
-async def test_icons_have_the_names_that_readers_of_the_screen_are_told(house: House) -> None:
-    view = await house.show(
+async def test_icons_have_accessible_names(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         """<button><svg width=16 height=16><title>Search</title></svg></button>
         <a href="/home"><img src="data:," alt="Home" width=16 height=16></a><button title="Print">🖨</button>
         <span id=l>Label text</span><input aria-labelledby=l><a href="/icon" aria-label="Icon link"><i></i>x</a>
@@ -113,8 +117,8 @@ async def test_icons_have_the_names_that_readers_of_the_screen_are_told(house: H
         assert mark in view.text, view.text
 
 
-async def test_styled_check_boxes_are_told_by_what_is_drawn_of_them(house: House) -> None:
-    view = await house.show(
+async def test_styled_check_boxes_are_marked_by_their_labels(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         """<label style="position:relative"><input type=checkbox style="opacity:0;position:absolute" checked>
         <i>✓</i> Faded</label>
         <label><input type=checkbox style="display:none"> Not rendered</label>
@@ -128,15 +132,15 @@ async def test_styled_check_boxes_are_told_by_what_is_drawn_of_them(house: House
     assert "not told" not in view.text
 
 
-async def test_writing_of_all_directions_come_through_whole(house: House) -> None:
-    view = await house.show(
+async def test_unicode_text_is_unchanged(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         "<p>日本語の文章</p><p dir=rtl>שלום עולם — مرحبا</p><p>👩‍👩‍👧‍👦 naïve</p><button>确定</button>"
     )
     assert view.text == '日本語の文章\n\nשלום עולם — مرحبا\n\n👩‍👩‍👧‍👦 naïve\n\n[1 button "确定"]'  # noqa: RUF001
 
 
-async def test_a_page_that_changed_what_javascript_means_is_read_all_the_same(house: House) -> None:
-    view = await house.show(
+async def test_page_with_changed_builtins_is_read(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         """<p>text</p><form><input name=childNodes><input name=localName><input name=getBoundingClientRect>
         <input name=parentNode><button>Go</button></form><img name=body><img name=title><img name=querySelector>
         <script>
@@ -152,13 +156,13 @@ async def test_a_page_that_changed_what_javascript_means_is_read_all_the_same(ho
     assert view.title == "Hostile"
     assert view.text.startswith("text\n")
     assert 'button "Go"' in view.text
-    number = index(view.text, 'button "Go"')
-    await (await house.browser()).click(number)
-    assert house.site.asked[-1].startswith("/?childNodes=")
+    number = number_of(view.text, 'button "Go"')
+    await (await harness.browser()).click(number)
+    assert harness.site.requests[-1].startswith("/?childNodes=")
 
 
-async def test_shadow_trees_are_read_and_used_open_closed_and_nested(house: House) -> None:
-    view = await house.show(
+async def test_shadow_trees_are_read_and_usable(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         """<my-card><span slot=title>Slotted title</span>Default</my-card><div id=plain></div>
         <script>
         customElements.define("my-card", class extends HTMLElement { constructor() { super();
@@ -173,22 +177,22 @@ async def test_shadow_trees_are_read_and_used_open_closed_and_nested(house: Hous
     )
     assert "## Slotted title\n\nDefault" in view.text
     assert "inmost" in view.text
-    browser = await house.browser()
-    view = await browser.click(index(view.text, "open"))
-    view = await browser.click(index(view.text, "closed"))
-    view = await browser.input(index(view.text, '"In"'), "words", press_enter=False)
+    browser = await harness.browser()
+    view = await browser.click(number_of(view.text, "open"))
+    view = await browser.click(number_of(view.text, "closed"))
+    view = await browser.input(number_of(view.text, '"In"'), "words", press_enter=False)
     assert 'button "o2"' in view.text
     assert 'button "c2"' in view.text
     assert '"In" = "words"' in view.text
 
 
-async def test_a_long_page_is_told_around_the_viewport_with_how_much_more_there_is(house: House) -> None:
-    view = await house.show("".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(400)))
+async def test_long_page_is_shown_around_viewport(harness: BrowserHarness) -> None:
+    view = await harness.open_page("".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(400)))
     assert "paragraph 0 " in view.text
     assert "paragraph 300 " not in view.text
     assert len(view.text) < 10_000
     assert view.unshown.endswith("screens below")
-    browser = await house.browser()
+    browser = await harness.browser()
     await browser.scroll(down=True, to_end=True)
     view = await browser.view()
     assert "paragraph 399 " in view.text
@@ -199,8 +203,8 @@ async def test_a_long_page_is_told_around_the_viewport_with_how_much_more_there_
     assert "screens above" in view.unshown
 
 
-async def test_what_lies_over_a_long_page_is_told_wherever_it_stands_in_it(house: House) -> None:
-    view = await house.show(
+async def test_overlay_on_long_page_is_shown(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         "".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(400))
         + "<div style='height:0'><div style='position:fixed;inset:20% 20%;background:#fff'>"
         + "We use cookies <button>Accept</button></div></div>"
@@ -209,20 +213,20 @@ async def test_what_lies_over_a_long_page_is_told_wherever_it_stands_in_it(house
     assert 'button "Accept"' in view.text
 
 
-async def test_a_pane_that_scrolls_within_the_window_counts_as_the_page(house: House) -> None:
-    view = await house.show(
+async def test_main_scrolling_pane_counts_as_page(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         "<style>body{margin:0;height:100vh;overflow:hidden}main{height:100%;overflow:auto}</style><main>"
         + "".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(400))
     )
     assert view.unshown.endswith("screens below")
-    browser = await house.browser()
+    browser = await harness.browser()
     view = await browser.scroll(down=True, to_end=True)
     assert "paragraph 399 " in view.text
 
 
-async def test_what_a_side_pane_hides_leaves_room_for_the_page(house: House) -> None:
+async def test_hidden_part_of_side_pane_leaves_room_for_page(harness: BrowserHarness) -> None:
     aside = "".join(f"<li><a href='/entry/{n}'>entry {n} of the contents</a>" for n in range(500))
-    view = await house.show(
+    view = await harness.open_page(
         "<style>aside{position:fixed;width:300px;height:100vh;overflow:auto}main{margin-left:320px}</style>"
         f"<aside><ul>{aside}</ul></aside><main>" + "".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(100))
     )
@@ -231,10 +235,10 @@ async def test_what_a_side_pane_hides_leaves_room_for_the_page(house: House) -> 
     assert "paragraph 30 " in view.text
 
 
-async def test_five_megabytes_of_text_are_told_in_part_and_in_time(house: House) -> None:
-    house.site.pages["/big"] = Page(("".join(f"line {n} of many\n" for n in range(300_000))).encode(), "text/plain")
-    browser = await house.browser()
-    view = await browser.navigate(house.site.url("/big"))
+async def test_five_megabytes_of_text_are_shown_in_part(harness: BrowserHarness) -> None:
+    harness.site.pages["/big"] = Page(("".join(f"line {n} of many\n" for n in range(300_000))).encode(), "text/plain")
+    browser = await harness.browser()
+    view = await browser.navigate(harness.site.url("/big"))
     assert "line 0 of many" in view.text
     assert len(view.text) < 10_000
     await browser.scroll(down=True, to_end=True)
@@ -244,16 +248,16 @@ async def test_five_megabytes_of_text_are_told_in_part_and_in_time(house: House)
     assert "line 299999 of many" in view.text
 
 
-async def test_one_endless_line_of_text_is_told_in_part(house: House) -> None:
-    view = await house.show(f"<p>start {'abcdefghi ' * 100_000}</p>")
+async def test_very_long_line_is_shown_in_part(harness: BrowserHarness) -> None:
+    view = await harness.open_page(f"<p>start {'abcdefghi ' * 100_000}</p>")
     assert "start abcdefghi" in view.text
     assert len(view.text) < 10_000
 
 
-async def test_a_hundred_thousand_nodes_are_looked_at_in_time(house: House) -> None:
+async def test_hundred_thousand_nodes_are_read_in_time(harness: BrowserHarness) -> None:
     body = "<ul id=u></ul><script>u.innerHTML = '<li><span>entry</span> <a href=/x>link</a>'.repeat(35000)</script>"
-    browser = await house.browser()
-    url = house.site.html(body)
+    browser = await harness.browser()
+    url = harness.site.html(body)
     await browser.navigate(url)
     began = time.monotonic()
     view = await browser.view()
@@ -263,7 +267,7 @@ async def test_a_hundred_thousand_nodes_are_looked_at_in_time(house: House) -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "body", "told", "noted"),
+    ("kind", "body", "text", "note"),
     [
         ("application/json", b'{"a": [1, 2]}', '{"a": [1, 2]}', ""),
         ("text/plain; charset=utf-8", "plain täxt".encode(), "plain täxt", ""),
@@ -273,61 +277,61 @@ async def test_a_hundred_thousand_nodes_are_looked_at_in_time(house: House) -> N
          b"\x02\x02D\x01\x00;", "", "This is no page but a file of type image/gif"),
     ],
 )  # fmt: skip
-async def test_what_is_no_html_is_told_for_what_it_is(
-    house: House, kind: str, body: bytes, told: str, noted: str
+async def test_other_content_types_are_shown_or_noted(
+    harness: BrowserHarness, kind: str, body: bytes, text: str, note: str
 ) -> None:
-    house.site.pages["/file"] = Page(body, kind)
-    view = await (await house.browser()).navigate(house.site.url("/file"))
-    assert told in view.text
-    assert noted in " ".join(view.notes)
+    harness.site.pages["/file"] = Page(body, kind)
+    view = await (await harness.browser()).navigate(harness.site.url("/file"))
+    assert text in view.text
+    assert note in " ".join(view.notes)
 
 
-LOOK = """const blob = await (await fetch("data:image/jpeg;base64,{screenshot}")).blob();
+INSPECT_SCRIPT = """const blob = await (await fetch("data:image/jpeg;base64,{screenshot}")).blob();
 const image = await createImageBitmap(blob);
 const drawing = new OffscreenCanvas(image.width, image.height).getContext("2d");
 drawing.drawImage(image, 0, 0);
 [image.width, image.height, ...drawing.getImageData(image.width / 2, image.height / 2, 1, 1).data.slice(0, 3)]"""
 
 
-async def test_the_screenshot_is_small_and_shows_the_page_as_it_is_after_the_action(house: House) -> None:
-    view = await house.show(
+async def test_screenshot_is_small_and_shows_page_after_action(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         "<style>body{background:rgb(0,0,255)}</style>"
         "<button onclick='document.body.style.background = \"rgb(255,0,0)\"'>red</button>"
     )
-    browser = await house.browser()
-    for action in (browser.click(index(view.text, "red")), browser.press_key("Shift"), browser.view()):
+    browser = await harness.browser()
+    for action in (browser.click(number_of(view.text, "red")), browser.press_key("Shift"), browser.view()):
         view = await action
         assert view.screenshot is not None
         assert len(view.screenshot) < 80_000
-        look = LOOK.format(screenshot=base64.b64encode(view.screenshot).decode())
-        width, height, red, _, blue = json.loads((await browser.execute(look)).value)
+        script = INSPECT_SCRIPT.format(screenshot=base64.b64encode(view.screenshot).decode())
+        width, height, red, _, blue = json.loads((await browser.execute(script)).value)
         assert width <= 1024
         assert 0 < height <= 1024
         assert (red > 200, blue < 50) == (True, True)
 
 
-async def test_an_empty_page_is_empty(house: House) -> None:
-    view = await (await house.browser()).navigate("about:blank")
+async def test_blank_page_has_empty_snapshot(harness: BrowserHarness) -> None:
+    view = await (await harness.browser()).navigate("about:blank")
     assert (view.url, view.title, view.text) == ("about:blank", "", "")
 
 
-async def test_a_page_that_never_rests_is_told_all_the_same(house: House) -> None:
+async def test_page_that_changes_constantly_is_shown(harness: BrowserHarness) -> None:
     began = time.monotonic()
-    view = await house.show(
+    view = await harness.open_page(
         "<p id=p>0</p><button>b</button><script>setInterval(() => p.textContent = +p.textContent + 1, 5)</script>"
     )
-    view = await (await house.browser()).click(index(view.text, "b"))
+    view = await (await harness.browser()).click(number_of(view.text, "b"))
     assert 'button "b" focused' in view.text
     assert time.monotonic() - began < 5
 
 
-async def test_after_an_action_only_what_changed_on_a_large_page_is_told(house: House) -> None:
+async def test_snapshot_after_action_on_large_page_shows_changes(harness: BrowserHarness) -> None:
     filler = "".join(f"<p>paragraph {n} {'word ' * 10}</p>" for n in range(60))
-    view = await house.show(
+    view = await harness.open_page(
         f"<button onclick='count.textContent++'>more</button><p id=count>0</p>{filler}<button>other</button>"
     )
-    browser = await house.browser()
-    view = await browser.click(index(view.text, "more"))
+    browser = await harness.browser()
+    view = await browser.click(number_of(view.text, "more"))
     assert view.partial
     assert view.text == '- [1 button "more"]\n- 0\n+ [1 button "more" focused]\n+ 1'
     view = await browser.view()
@@ -335,18 +339,18 @@ async def test_after_an_action_only_what_changed_on_a_large_page_is_told(house: 
     assert "paragraph 5 " in view.text
 
 
-async def test_an_action_that_changed_nothing_says_no_more(house: House) -> None:
-    view = await house.show("".join(f"<p>paragraph {n} {'word ' * 10}</p>" for n in range(60)))
-    view = await (await house.browser()).press_key("Shift")
+async def test_snapshot_after_action_without_changes_is_empty(harness: BrowserHarness) -> None:
+    view = await harness.open_page("".join(f"<p>paragraph {n} {'word ' * 10}</p>" for n in range(60)))
+    view = await (await harness.browser()).press_key("Shift")
     assert (view.partial, view.text) == (True, "")
 
 
-async def test_numbers_stay_with_their_elements_and_are_not_given_again(house: House) -> None:
-    view = await house.show(
+async def test_numbers_stay_with_elements_and_are_not_reused(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
         "<button onclick='this.remove(); document.body.append(Object.assign("
         'document.createElement("button"), { textContent: "new" }))\'>old</button><button>stays</button>'
     )
-    old, stays = index(view.text, "old"), index(view.text, "stays")
-    view = await (await house.browser()).click(old)
-    assert index(view.text, "stays") == stays
-    assert index(view.text, "new") not in (old, stays)
+    old, stays = number_of(view.text, "old"), number_of(view.text, "stays")
+    view = await (await harness.browser()).click(old)
+    assert number_of(view.text, "stays") == stays
+    assert number_of(view.text, "new") not in (old, stays)

@@ -1,16 +1,19 @@
-"""A web site on loopback whose pages the tests write. `localhost` and `127.0.0.1` are two sites to a browser."""
+"""A web site on loopback whose pages the tests define. A browser treats `localhost` and `127.0.0.1` as two sites."""
 
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
+MAX_RESPONSE_SECONDS = 60
+"""Time in seconds after which a response that never ends is abandoned."""
+
+Responder = Callable[[BaseHTTPRequestHandler], None]
 
 
 @dataclass
 class Page:
-    """What is served under a path."""
+    """A response with a fixed body."""
 
     body: bytes
     kind: str = "text/html; charset=utf-8"
@@ -18,24 +21,26 @@ class Page:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Site:
-    """Serves `pages` by path; a function in their place writes the answer itself. Paths nobody wrote are a 404."""
+class LocalSite:
+    """Serves `pages` by path; a function instead of a page writes the response itself. Other paths are 404."""
 
     def __init__(self) -> None:
-        self.pages: dict[str, Page | Answer] = {}
-        self.asked: list[str] = []
+        self.pages: dict[str, Page | Responder] = {}
+        self.requests: list[str] = []
+        """Requested paths with their queries, in order."""
         self.uploads: list[bytes] = []
-        self.over = threading.Event()
-        """Set at the end of a test: answers that never end wait for it."""
+        """Bodies of POST requests."""
+        self.released = threading.Event()
+        """Set at the end of a test; responses that never end wait for it."""
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                site.answer(self)
+                site.respond(self)
 
             def do_POST(self) -> None:
                 site.uploads.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-                site.answer(self)
+                site.respond(self)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -46,28 +51,32 @@ class Site:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def url(self, path: str = "/", *, host: str = "127.0.0.1") -> str:
+        """Return the URL of `path`."""
         return f"http://{host}:{self.port}{path}"
 
-    def html(self, body: str, path: str = "/", *, title: str = "Test", **rest: object) -> str:
-        """Put a page under `path`; answers its URL."""
+    def html(self, body: str, path: str = "/", *, title: str = "Test", **options: object) -> str:
+        """Serve an HTML page under `path` and return its URL; `options` are those of `Page`."""
         text = f"<!doctype html><html><head><title>{title}</title></head><body>{body}</body></html>"
-        self.pages[path] = Page(text.encode(), **rest)  # type: ignore[arg-type]
+        self.pages[path] = Page(text.encode(), **options)  # type: ignore[arg-type]
         return self.url(path)
 
     def clear(self) -> None:
-        self.over.set()
-        self.over = threading.Event()
+        """End all responses and forget all pages and requests."""
+        self.released.set()
+        self.released = threading.Event()
         self.pages.clear()
-        self.asked.clear()
+        self.requests.clear()
         self.uploads.clear()
 
     def close(self) -> None:
-        self.over.set()
+        """Stop the server."""
+        self.released.set()
         self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        self.asked.append(request.path)
+    def respond(self, request: BaseHTTPRequestHandler) -> None:
+        """Write the response to `request`."""
+        self.requests.append(request.path)
         page = self.pages.get(request.path.partition("?")[0], Page(b"<title>404</title>not here", status=404))
         try:
             if not isinstance(page, Page):
@@ -81,22 +90,23 @@ class Site:
             request.end_headers()
             request.wfile.write(page.body)
         except OSError:
-            pass  # the browser went away
+            pass  # the browser closed the connection
 
-    def never(self, first: bytes = b"", kind: str = "text/html; charset=utf-8") -> Answer:
-        """An answer that begins with `first` and does not end; with nothing at first, not even headers come."""
+    def endless(self, first: bytes = b"", kind: str = "text/html; charset=utf-8") -> Responder:
+        """Return a responder that sends `first` and never ends; if `first` is empty, it sends not even headers."""
 
-        def answer(request: BaseHTTPRequestHandler) -> None:
-            over = self.over
+        def respond(request: BaseHTTPRequestHandler) -> None:
+            released = self.released
             if first:
                 request.send_response(200)
                 request.send_header("Content-Type", kind)
                 request.end_headers()
                 request.wfile.write(first)
                 request.wfile.flush()
-            over.wait(60)
+            released.wait(MAX_RESPONSE_SECONDS)
 
-        return answer
+        return respond
 
     def redirect(self, to: str) -> Page:
+        """Return a redirect to the URL `to`."""
         return Page(b"", status=302, headers={"Location": to})

@@ -1,0 +1,342 @@
+"""Actions on a page: navigation, mouse, keyboard, form fields and file uploads.
+
+The script `input.js` decides whether an element can be used; it refuses with the message that the model reads.
+"""
+
+from app.domain.errors import BrowserFailure, SandboxFailure
+from app.domain.external.browser import Target
+from app.domain.external.sandbox import Sandbox
+from app.domain.models.browser import Point
+from app.infrastructure.browser import cdp
+from app.infrastructure.browser.frames import FrameOwner, IsolatedWorld
+from app.infrastructure.browser.model_input import shown_path, shown_url, workspace_path
+from app.infrastructure.browser.tab import Tab
+from app.infrastructure.browser.tabs import Tabs
+
+NAVIGATE_SECONDS = 20.0
+"""Time limit in seconds for a server's first response to a navigation."""
+HISTORY_SECONDS = 15.0
+"""Time limit in seconds for going back or forward, and for a reload."""
+HISTORY_START_SECONDS = 0.5
+"""Time in seconds within which a navigation through the history starts, unless it stays in the same document."""
+ALIVE_SECONDS = 2.0
+"""Time limit in seconds for a page to respond after a navigation failed."""
+MAX_NETWORK_RETRIES = 3
+"""Maximum number of retries after the machine's network changed during a navigation."""
+MAX_TYPED_CHARS = 100
+"""Maximum length of a text that is typed key by key; of a longer one only the last character is."""
+TYPE_SECONDS = 10.0
+"""Time limit in seconds for typing a text."""
+MAX_FRAME_DEPTH = 4
+"""Maximum depth of nested frames in which to look for the focus, or for what scrolls."""
+
+_TRY_OTHER_SCHEME = (
+    "ERR_CONNECTION",
+    "ERR_SSL_PROTOCOL_ERROR",
+    "ERR_EMPTY_RESPONSE",
+    "ERR_TIMED_OUT",
+    "ERR_ADDRESS_UNREACHABLE",
+    "ERR_INVALID_HTTP_RESPONSE",
+)
+"""Parts of Chromium's network errors after which the next candidate URL is tried."""
+
+
+async def open_url(tabs: Tabs, tab: Tab, urls: tuple[str, ...], home: str) -> tuple[Tab, bool]:
+    """Open the first of `urls` whose server responds.
+
+    Args:
+        tabs: All tabs of the browser.
+        tab: The tab in front.
+        urls: The candidates, in order.
+        home: The absolute path of the workspace.
+
+    Returns:
+        The tab with the page (a new one if `tab` did not respond), and whether a download came instead of a page.
+
+    Raises:
+        BrowserFailure: No server responded; the message is about the last URL.
+    """
+    tab, answer = await _navigate(tabs, tab, url := urls[0])
+    for candidate in urls[1:]:
+        if not any(each in cdp.text(answer, "errorText") for each in _TRY_OTHER_SCHEME):
+            break
+        tab, answer = await _navigate(tabs, tab, url := candidate)
+    error = cdp.text(answer, "errorText")
+    if answer.get("isDownload"):
+        return tab, True
+    if "ERR_ABORTED" in error:
+        tabs.note("The server answered with nothing to show: the page is the one before.")
+    elif error:
+        raise cdp.net_failure(error, shown_url(url, home))
+    return tab, False
+
+
+async def go_through_history(tab: Tab, step: int) -> None:
+    """Go `step` pages forward, or back if it is negative.
+
+    Raises:
+        BrowserFailure: There is no such page.
+    """
+    history = await tab.channel.send("Page.getNavigationHistory")
+    position = int(cdp.number(history, "currentIndex")) + step
+    entries = cdp.items(history, "entries")
+    if not 0 <= position < len(entries):
+        raise BrowserFailure(f"There is no page to go {'back' if step < 0 else 'forward'} to.", status=cdp.CONFLICT)
+    documents = tab.load.document_count
+    entry = {"entryId": int(cdp.number(entries[position], "id"))}
+    await tab.channel.send("Page.navigateToHistoryEntry", entry, seconds=HISTORY_SECONDS)
+    # The command returns before the navigation starts. Within one document only the URL changes.
+    await tab.load.wait_until(
+        lambda: tab.load.is_navigating or tab.load.document_count > documents, seconds=HISTORY_START_SECONDS
+    )
+
+
+async def reload(tab: Tab) -> None:
+    """Load the page again."""
+    documents = tab.load.document_count
+    await tab.channel.send("Page.reload", seconds=HISTORY_SECONDS)
+    await tab.load.wait_until(lambda: tab.load.document_count > documents, seconds=HISTORY_SECONDS)
+
+
+async def click(tab: Tab, target: Target) -> None:
+    """Click an element or a point.
+
+    Raises:
+        BrowserFailure: It cannot be clicked; says why.
+    """
+    if isinstance(target, Point):
+        await _check_in_viewport(tab, target)
+        point = target
+    else:
+        point = await _locate(tab, target, for_click=True)
+    tab.clear_file_chooser()
+    await tab.lifetime.run(tab.page.mouse.click(point.x, point.y))
+
+
+async def move_mouse(tab: Tab, point: Point) -> None:
+    """Move the pointer to `point`."""
+    await _check_in_viewport(tab, point)
+    await tab.lifetime.run(tab.page.mouse.move(point.x, point.y))
+
+
+async def press(tab: Tab, keys: str) -> None:
+    """Press a key or a key combination in Playwright's notation.
+
+    Raises:
+        BrowserFailure: There is no such key.
+    """
+    try:
+        await tab.lifetime.run(tab.page.keyboard.press(keys))
+    except BrowserFailure as error:
+        if "unknown key" not in str(error).lower():
+            raise
+        if len(keys) > 1:
+            raise BrowserFailure(f"There is no key {keys!r}. Keys are named as in Enter, ArrowDown, a, F5.") from error
+        await tab.lifetime.run(tab.page.keyboard.insert_text(keys))  # a letter that is not on this keyboard
+
+
+async def fill(tab: Tab, target: Target | None, value: str) -> None:
+    """Replace the text of an element, or of what is at a point. With None, type where the focus is.
+
+    Raises:
+        BrowserFailure: Nothing can be typed there; says what to do instead.
+    """
+    if isinstance(target, int):
+        await _fill_element(tab, target, value)
+        return
+    if target is not None:
+        await click(tab, target)
+    replace = target is not None
+    focus = await _call_in_focused_frame(tab, "prepareFocus", replace)
+    await _type(tab, value, multiline=focus.get("multiline") is not False, replace=replace)
+
+
+async def choose_option(tab: Tab, index: int, option: int) -> None:
+    """Choose option number `option` of a select box; in one that takes several, toggle the option.
+
+    Raises:
+        BrowserFailure: There is no such option, or it cannot be chosen.
+    """
+    await _call_on_element(tab, index, "chooseOption", option)
+
+
+async def scroll(tab: Tab, *, down: bool, to_end: bool) -> bool:
+    """Scroll by almost a screen, or to the end. Return whether anything moved."""
+    return cdp.number(await _call_in_focused_frame(tab, "scroll", down, to_end), "moved") != 0
+
+
+async def wants_file(tab: Tab, target: Target | None) -> bool:
+    """Return whether text for `target` is a path: it is a file field, or the page has just asked for a file."""
+    if isinstance(target, Point):
+        return False
+    if target is None:
+        return tab.file_chooser is not None
+    kind = cdp.text(await _call_on_element(tab, target, "fieldKind"), "kind")
+    return kind == "file" or (kind == "other" and tab.file_chooser is not None)
+
+
+async def upload(tab: Tab, index: int | None, paths: str, sandbox: Sandbox) -> None:
+    """Give files to the file field `index`, or to the field for which the page asked for a file.
+
+    Args:
+        tab: The tab in front.
+        index: The number of the element.
+        paths: The paths of the files, one per line.
+        sandbox: The sandbox that has the files.
+
+    Raises:
+        BrowserFailure: There is no such file or no such field.
+        SandboxUnavailable: The sandbox did not respond.
+    """
+    home = sandbox.browser.home
+    files = [workspace_path(line, home) for line in paths.splitlines() if line.strip()]
+    if not files:
+        raise BrowserFailure("Give the path of the file.")
+    for file in files:
+        await _check_file(sandbox, file, shown_path(file, home))
+    channel, field = await _file_field(tab, index)
+    try:
+        await channel.send("DOM.setFileInputFiles", {"files": files, **field})
+    except BrowserFailure as error:
+        if "multiple" in str(error).lower():
+            raise BrowserFailure("This field takes one file only.", status=cdp.CONFLICT) from error
+        raise
+    tab.clear_file_chooser()
+
+
+async def _navigate(tabs: Tabs, tab: Tab, url: str) -> tuple[Tab, cdp.Json]:
+    """Navigate and return the tab and Chromium's result. Retry if the machine's network changed meanwhile."""
+    tab, answer = await _navigate_once(tabs, tab, url)
+    for _ in range(MAX_NETWORK_RETRIES):
+        if "ERR_NETWORK_CHANGED" not in cdp.text(answer, "errorText"):
+            break
+        tab, answer = await _navigate_once(tabs, tab, url)
+    return tab, answer
+
+
+async def _navigate_once(tabs: Tabs, tab: Tab, url: str) -> tuple[Tab, cdp.Json]:
+    try:
+        return tab, await tab.channel.send("Page.navigate", {"url": url}, seconds=NAVIGATE_SECONDS)
+    except cdp.PageUnresponsive:
+        await tab.channel.try_send("Page.stopLoading")
+        if await _is_alive(tab):
+            raise BrowserFailure(f"{url} did not answer within {NAVIGATE_SECONDS:g} s.") from None
+    tabs.note("The page before did not respond any more: its tab was closed.")
+    tab = await tabs.replace(tab)
+    return tab, await tab.channel.send("Page.navigate", {"url": url}, seconds=NAVIGATE_SECONDS)
+
+
+async def _is_alive(tab: Tab) -> bool:
+    try:
+        await (await tab.frames.main()).call("isAlive", seconds=ALIVE_SECONDS)
+    except BrowserFailure as error:
+        return not isinstance(error, cdp.PageUnresponsive | cdp.TabGone)
+    return True
+
+
+async def _fill_element(tab: Tab, index: int, value: str) -> None:
+    field = await _call_on_element(tab, index, "setValue", value)
+    if field.get("isSet"):
+        return
+    await _locate(tab, index, for_click=False)  # refuses an element that is covered or not visible
+    await _call_on_element(tab, index, "focusAndSelect")
+    await _type(tab, value, multiline=field.get("multiline") is True, replace=True)
+
+
+async def _type(tab: Tab, value: str, *, multiline: bool, replace: bool) -> None:
+    """Type over the selection. Line breaks are inserted as text, because Enter would submit a form."""
+    value = value.replace("\r\n", "\n") if multiline else " ".join(value.splitlines())
+    keyboard = tab.page.keyboard
+    if not value:
+        if replace:
+            await tab.lifetime.run(keyboard.press("Delete"))
+        return
+    if len(value) <= MAX_TYPED_CHARS and "\n" not in value and "\t" not in value:
+        await tab.lifetime.run(keyboard.type(value), seconds=TYPE_SECONDS)
+        return
+    # A page that follows keystrokes (suggestions, a character counter) needs at least one.
+    last = value[-1] if value[-1].isprintable() else ""
+    await tab.lifetime.run(keyboard.insert_text(value[: len(value) - len(last)]), seconds=TYPE_SECONDS)
+    if last:
+        await tab.lifetime.run(keyboard.type(last))
+
+
+async def _locate(tab: Tab, index: int, *, for_click: bool) -> Point:
+    """Scroll an element into view. Return a point of it, in the viewport, that nothing covers."""
+    world = _world_of(tab, index)
+    owners: list[FrameOwner] = []
+    """The frame elements around the element's document, the innermost first."""
+    while (owner := (owners[-1].world if owners else world).owner) is not None:
+        owners.append(owner)
+    try:
+        for owner in reversed(owners):
+            await owner.world.call("scrollFrameIntoView", owner.key)
+        point = await world.call_object("locate", index, for_click)
+        for owner in owners:
+            x, y = cdp.number(point, "x"), cdp.number(point, "y")
+            point = await owner.world.call_object("pointThroughFrame", owner.key, x, y, index)
+    except cdp.DocumentGone:
+        raise cdp.no_element(index) from None
+    return Point(x=cdp.number(point, "x"), y=cdp.number(point, "y"))
+
+
+async def _check_in_viewport(tab: Tab, point: Point) -> None:
+    size = await (await tab.frames.main()).call_object("viewportSize")
+    width, height = cdp.number(size, "width"), cdp.number(size, "height")
+    if not (0 <= point.x < width and 0 <= point.y < height):
+        raise BrowserFailure(
+            f"({point.x:g}, {point.y:g}) is outside the viewport, which is {width:g} x {height:g} pixels."
+        )
+
+
+def _world_of(tab: Tab, index: int) -> IsolatedWorld:
+    world = tab.frames.with_element(index)
+    if world is None:
+        raise cdp.no_element(index)
+    return world
+
+
+async def _call_on_element(tab: Tab, index: int, name: str, *args: object) -> cdp.Json:
+    """Call a function of the script on an element; raise `no_element` if the element or its document is gone."""
+    try:
+        return await _world_of(tab, index).call_object(name, index, *args)
+    except cdp.DocumentGone:
+        raise cdp.no_element(index) from None
+
+
+async def _call_in_focused_frame(tab: Tab, name: str, *args: object) -> cdp.Json:
+    """Call a function of the script in the main document; where it returns a frame's key, call it in that frame."""
+    world = await tab.frames.main()
+    for _ in range(MAX_FRAME_DEPTH):
+        answer = await world.call_object(name, *args)
+        if "frame" not in answer:
+            return answer
+        inner = tab.frames.child(world, int(cdp.number(answer, "frame")))
+        if inner is None:
+            break
+        world = inner
+    return {}
+
+
+async def _file_field(tab: Tab, index: int | None) -> tuple[cdp.Channel, cdp.Json]:
+    """Return the channel of the field's document, and the field as CDP identifies it."""
+    if index is not None and cdp.text(await _call_on_element(tab, index, "fieldKind"), "kind") == "file":
+        world = _world_of(tab, index)
+        handle = await world.handle("elementByNumber", index)
+        if not handle:
+            raise cdp.no_element(index)
+        return world.channel, {"objectId": handle}
+    if tab.file_chooser is None:
+        raise BrowserFailure("The page does not ask for a file.", status=cdp.CONFLICT)
+    channel, node = tab.file_chooser
+    return channel, {"backendNodeId": node}
+
+
+async def _check_file(sandbox: Sandbox, path: str, shown: str) -> None:
+    """Raise BrowserFailure if there is no such file: Chromium accepts a path that does not exist."""
+    try:
+        await sandbox.file_read(path, start=0, end=1, sudo=False)
+    except SandboxFailure as error:
+        if error.status == cdp.NOT_FOUND or "folder" in str(error):
+            raise BrowserFailure(f"There is no file {shown}.", status=cdp.NOT_FOUND) from error
+        # any other failure means that the file exists and is not text
