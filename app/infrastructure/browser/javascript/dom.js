@@ -100,7 +100,8 @@ function plainText(element, limit) {
     } else if (typeOf(node) === ELEMENT) {
       const tag = tagOf(node);
       const named = tag === "title" && node instanceof SVGElement; // not drawn, but the name of the drawing
-      if (!named && (NOT_RENDERED.has(tag) || attribute(node, "aria-hidden") === "true" || !checkVisibility(node))) return;
+      const hidden = NOT_RENDERED.has(tag) || attribute(node, "aria-hidden") === "true" || !checkVisibility(node);
+      if (hidden && !named) return;
       const label = tag === "img" ? attribute(node, "alt") : attribute(node, "aria-label");
       if (label) {
         parts.push(" ", label, " ");

@@ -164,7 +164,8 @@ const api = {
     nextNumber = Math.max(nextNumber, options.next);
     const reader = new Reader(options);
     const root = ofDocument("documentElement");
-    if (root) reader.element(root, { box: null, cursor: "", transparent: false, invisible: false, mute: false, pre: false });
+    const context = { box: null, cursor: "", transparent: false, invisible: false, mute: false, pre: false };
+    if (root) reader.element(root, context);
     reader.writer.flush();
     ({ suspects } = reader);
     const { scroller } = reader;

@@ -1,10 +1,13 @@
-// Reads a document as Markdown lines. Each line has its position, so that the service can select those near the viewport.
+// Reads a document as Markdown lines. Each line has its position, so that the service can select those near the
+// viewport.
 
 const HEADINGS = { h1: 1, h2: 2, h3: 3, h4: 4, h5: 5, h6: 6 };
 const EMPHASIS = { b: "**", strong: "**", i: "*", em: "*", s: "~~", del: "~~" };
 const CODE = new Set(["code", "kbd", "samp", "tt"]);
-const GAPS = new Set("article aside blockquote details dialog dl fieldset figure footer form header main nav ol p pre section table ul"
-  .split(" "));
+const GAPS = new Set(
+  ("article aside blockquote details dialog dl fieldset figure footer form header main nav ol p pre section table " +
+    "ul").split(" "),
+);
 const HOSTS = new Set("article aside blockquote body div footer header main nav p section span".split(" "));
 const LONG_TEXT_CHARS = 4000; // length in characters above which only the part of a text node near the viewport is read
 const PIECE_CHARS = 800; // length in characters of the lines into which such a text is split
@@ -86,7 +89,7 @@ class Writer {
     return [this.lines.length, this.buffer.length];
   }
 
-  // Put `open` and `close` around the text since `start`; if it has become several lines, put `before` in front of them.
+  // Put `open` and `close` around the text since `start`. If it has become several lines, put `before` in front of them.
   // `nothing`: the text to use if there is none.
   wrap(start, open, close, before, nothing) {
     const [line, at] = start;
