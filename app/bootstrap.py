@@ -43,8 +43,9 @@ from app.infrastructure.persistence.write_requests import OnCommitted
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.sandbox.detect import choose_provider, has_chromium
-from app.infrastructure.sandbox.docker.egress import parse_egress
-from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
+from app.infrastructure.sandbox.docker.container_spec import DockerOptions
+from app.infrastructure.sandbox.docker.network.egress import parse_egress
+from app.infrastructure.sandbox.docker.provider import DockerSandboxes
 from app.infrastructure.sandbox.local import LocalSandboxes
 from app.infrastructure.sandbox.privacy import hide_process
 from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSandboxes
@@ -195,7 +196,7 @@ async def _docker_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, s
         sudo=settings.sandbox_sudo,
         runtime=settings.sandbox_runtime,
     )
-    docker = DockerSandboxes(options, installation=store.installation, known=store.sessions.last_event_numbers)
+    docker = DockerSandboxes(options, installation=store.installation, existing=store.sessions.last_event_numbers)
     await docker.start()
     return docker, f"Docker containers of {settings.sandbox_image}"
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.infrastructure.sandbox.docker.engine import Engine
-from app.infrastructure.sandbox.docker.spec import PORT, Reach
+from app.infrastructure.sandbox.docker.container_spec import NameResolution
+from app.infrastructure.sandbox.docker.engine import DockerEngine
+from app.infrastructure.sandbox.docker.engine_objects import SANDBOX_PORT
 from bench.containers import Corner, docker, inspect
 from bench.harness import CannotRun
 
@@ -32,7 +33,7 @@ class Status:
     async def ready(self) -> set[str]:
         """The parts that can be used; none while nobody answers."""
         try:
-            reader, writer = await asyncio.open_connection(self._address, PORT)
+            reader, writer = await asyncio.open_connection(self._address, SANDBOX_PORT)
         except OSError:
             return set()
         try:
@@ -64,7 +65,7 @@ class Status:
 class BareRun:
     """Starts sandboxes with the command line of Docker."""
 
-    def __init__(self, place: Corner, engine: Engine, folder: Path) -> None:
+    def __init__(self, place: Corner, engine: DockerEngine, folder: Path) -> None:
         """`folder` is for the profile of the system calls, which the command line takes as a file."""
         self._place = place
         self._engine = engine
@@ -72,13 +73,13 @@ class BareRun:
 
     async def start(self, number: int) -> tuple[str, Status]:
         """Return at its first answer; its name, and how to ask it."""
-        name, token = f"{self._place.prefix}-bare-{number}", f"bare-{number}"
-        config = self._place.recipe.sandbox(token=token, volume=name, labels={"anker.bench": "bare"}, reach=Reach())
+        name, labels = f"{self._place.prefix}-bare-{number}", {"anker.bench": "bare"}
+        config = self._place.spec.sandbox(volume=name, labels=labels, resolution=NameResolution())
         command = ["run", "--detach", "--name", name, *self._flags(config), self._place.image]
         await asyncio.to_thread(docker, *command)
         container = await self._engine.container(name)
         assert container is not None
-        status = Status(container.address(self._place.network), token)
+        status = Status(container.address(self._place.network), container.token)
         await status.until("shell")
         return name, status
 

@@ -11,13 +11,9 @@ from typing import Any
 
 import orjson
 
-from app.infrastructure.sandbox.docker.egress import Egress
-from app.infrastructure.sandbox.docker.engine import Engine
-from app.infrastructure.sandbox.docker.guard import Guard
-from app.infrastructure.sandbox.docker.names import Names
-from app.infrastructure.sandbox.docker.network import SandboxNetwork
-from app.infrastructure.sandbox.docker.provider import DockerOptions, DockerSandboxes
-from app.infrastructure.sandbox.docker.spec import Recipe, parse_size
+from app.infrastructure.sandbox.docker.container_spec import ContainerSpec, DockerOptions, ObjectNames
+from app.infrastructure.sandbox.docker.network.egress import Egress
+from app.infrastructure.sandbox.docker.provider import DockerSandboxes
 from app.settings import Settings
 from bench.harness import CannotRun
 
@@ -44,31 +40,25 @@ class Corner:
         return f"{self.prefix}-network"
 
     @property
-    def names(self) -> Names:
-        """How this installation's objects are called."""
-        return Names(self.prefix, self.prefix)
+    def names(self) -> ObjectNames:
+        """The names of this installation's objects."""
+        return ObjectNames(self.prefix, self.prefix)
 
     @property
-    def recipe(self) -> Recipe:
-        """How the provider makes its containers."""
-        return Recipe(
-            image=self.image,
-            network=self.network,
-            memory=parse_size(MEMORY),
-            cpus=CPUS,
-            sudo=False,
-            runtime="",
-            ttl_seconds=TTL_MINUTES * 60,
-            exec_seconds=EXEC_SECONDS,
-        )
+    def spec(self) -> ContainerSpec:
+        """How the provider configures its containers."""
+        return ContainerSpec(self._options())
 
     def sandboxes(self, known: set[str], *, pool_size: int = 0) -> DockerSandboxes:
-        """The provider; `known` are the sessions that there are."""
+        """Return the provider, for which the sessions `known` exist."""
 
         async def existing(asked: Sequence[str]) -> set[str]:
             return known.intersection(asked)
 
-        options = DockerOptions(
+        return DockerSandboxes(self._options(pool_size), installation=self.prefix, existing=existing)
+
+    def _options(self, pool_size: int = 0) -> DockerOptions:
+        return DockerOptions(
             image=self.image,
             name_prefix=self.prefix,
             network=self.network,
@@ -79,7 +69,6 @@ class Corner:
             egress=EGRESS,
             exec_seconds=EXEC_SECONDS,
         )
-        return DockerSandboxes(options, installation=self.prefix, known=existing)
 
     def settings(self) -> dict[str, str]:
         """The settings that make the service put its sandboxes here."""
@@ -103,15 +92,12 @@ class Corner:
             if names:
                 docker(kind, "rm", *(["--force"] if kind != "network" else []), *names)
             if names and kind == "network":
-                asyncio.run(self._retire())
+                asyncio.run(self._remove_rules())
 
-    async def _retire(self) -> None:
-        engine = Engine()
-        network = SandboxNetwork(engine, self.names, name=self.network, egress=str(EGRESS))
-        guard = Guard(engine, self.names, self.recipe, network, EGRESS)
-        await guard.retire(self.network)
-        await guard.close()
-        engine.close()
+    async def _remove_rules(self) -> None:
+        sandboxes = self.sandboxes(set())
+        await sandboxes.firewall.remove_rules(self.network)
+        await sandboxes.close()
 
 
 @contextmanager

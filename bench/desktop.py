@@ -102,7 +102,7 @@ def _rows(seen: dict[str, list[Seen]]) -> Iterable[Row]:
 
 def _sandbox(place: Corner, session: str) -> tuple[str, str, str]:
     """The session's container, its address, and its token."""
-    name = place.names.of(session)
+    name = place.names.of_session(session)
     inspected = inspect(name)
     return name, inspected["NetworkSettings"]["Networks"][place.network]["IPAddress"], token_of(inspected)
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from app.infrastructure.sandbox.docker.engine import Engine
-from app.infrastructure.sandbox.docker.names import is_waiting
+from app.infrastructure.sandbox.docker.container_spec import is_pooled
+from app.infrastructure.sandbox.docker.engine import DockerEngine
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
 from bench.bare_run import BareRun, Status, options_of
 from bench.containers import Corner, corner, docker, inspect, token_of
@@ -111,7 +111,7 @@ def _milliseconds(seconds: list[float]) -> float:
 
 async def _measure(bench: Bench, place: Corner, times: Times) -> None:
     known = {f"{kind}-{number}" for kind in ("cold", "warm") for number in range(100)}
-    engine = Engine()
+    engine = DockerEngine()
     bare = BareRun(place, engine, bench.folder)
     began = time.perf_counter()
     async with place.sandboxes(known) as sandboxes:
@@ -134,7 +134,7 @@ async def _measure(bench: Bench, place: Corner, times: Times) -> None:
 
 async def _cold(sandboxes: DockerSandboxes, place: Corner, session: str, times: Times) -> dict[str, object]:
     """Start one from nothing; answers the options of its container."""
-    name = place.names.of(session)
+    name = place.names.of_session(session)
     began = time.perf_counter()
     async with Ticker() as ticker:
         await sandboxes.acquire(session)
@@ -170,14 +170,14 @@ async def _parts(status: Status, began: float, found: dict[str, list[float]]) ->
 async def _running(sandboxes: DockerSandboxes, place: Corner, times_over: int, times: Times) -> None:
     """Ask again and again for one that runs, and look at its memory meanwhile."""
     await sandboxes.acquire("warm-0")
-    await _status(place, place.names.of("warm-0")).until("browser")
+    await _status(place, place.names.of_session("warm-0")).until("browser")
     for _ in range(times_over):
         await asyncio.sleep(_FRESH_SECONDS)
         for seconds in (times.verified, times.running):
             began = time.perf_counter()
             await sandboxes.acquire("warm-0")
             seconds.append(time.perf_counter() - began)
-    used = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", place.names.of("warm-0"))
+    used = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", place.names.of_session("warm-0"))
     found = re.match(r"([\d.]+)MiB", used)
     if found is None:
         raise CannotRun(f"docker stats told {used!r}")
@@ -185,20 +185,20 @@ async def _running(sandboxes: DockerSandboxes, place: Corner, times_over: int, t
     await sandboxes.destroy("warm-0")
 
 
-async def _engine_alone(engine: Engine, bare: BareRun, times_over: int, times: Times) -> None:
+async def _engine_alone(engine: DockerEngine, bare: BareRun, times_over: int, times: Times) -> None:
     """Time what an adoption asks of the engine, with nothing else going on."""
     name, _ = await bare.start(99)
     for number in range(times_over):
         began = time.perf_counter()
         await engine.container(f"{name}-{number}")
-        await engine.claim_volume(f"{name}-{number}", {})
-        await engine.rename(name, f"{name}-{number}")
+        await engine.get_or_create_volume(f"{name}-{number}", {})
+        await engine.rename_container(name, f"{name}-{number}")
         times.engine.append(time.perf_counter() - began)
         name = f"{name}-{number}"
     _remove(name)
 
 
-async def _adopt(sandboxes: DockerSandboxes, place: Corner, engine: Engine, session: str, times: Times) -> None:
+async def _adopt(sandboxes: DockerSandboxes, place: Corner, engine: DockerEngine, session: str, times: Times) -> None:
     """Have a waiting sandbox, which has settled, become the session's."""
     waiting = await _waiting(place, engine)
     status = _status(place, waiting)
@@ -213,12 +213,12 @@ async def _adopt(sandboxes: DockerSandboxes, place: Corner, engine: Engine, sess
     await sandboxes.destroy(session)
 
 
-async def _waiting(place: Corner, engine: Engine) -> str:
+async def _waiting(place: Corner, engine: DockerEngine) -> str:
     """The name of the container that waits, once there is one."""
     async with asyncio.timeout(_SECONDS):
         while True:
-            for each in await engine.containers(place.names.mine):
-                if each.runs and is_waiting(each.name, each.labels):
+            for each in await engine.containers(place.names.ownership):
+                if each.running and is_pooled(each):
                     return each.name
             await asyncio.sleep(0.1)
 

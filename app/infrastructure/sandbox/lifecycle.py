@@ -258,10 +258,11 @@ class SessionSandbox(Generic[R]):
         running = self._running
         if running is not None and await self._backend.is_alive(running):
             return running.sandbox
-        if self._start is not None and self._is_starting:
+        if (start := self._start) is not None and not start.done():
             # The start may only have to look up an instance that runs already.
-            done, _ = await asyncio.wait({self._start}, timeout=FIND_SECONDS)
-            return self._running.sandbox if done and self._running else None
+            await asyncio.wait({start}, timeout=FIND_SECONDS)
+            succeeded = start.done() and not start.cancelled() and start.exception() is None
+            return start.result() if succeeded else None
         async with self._lock:
             found = await self._backend.find(self.session_id, self._running)
             await self._replace(found)

@@ -1,1 +1,1 @@
-"""Sandboxes as containers of a Docker engine: one a session, its workspace a volume that outlives it."""
+"""Docker sandboxes: one container per session, with a workspace volume that outlives the container."""

@@ -1,4 +1,4 @@
-"""The Docker engine, asked in threads of our own: the SDK blocks and is untyped. Nothing of it leaves this module."""
+"""Asynchronous client of the Docker engine. It calls the blocking, untyped Docker SDK in threads of its own."""
 
 import asyncio
 import logging
@@ -6,214 +6,262 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Protocol, TypeVar, cast
+from typing import Any
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.docker import facts, failures
-from app.infrastructure.sandbox.docker.facts import Container, JsonObject, Network, Volume
+from app.infrastructure.sandbox.docker.engine_objects import (
+    EngineContainer,
+    EngineNetwork,
+    EngineVolume,
+    JsonObject,
+    inspected_container,
+    integer,
+    items,
+    listed_container,
+    parse_network,
+    parse_volume,
+    text,
+)
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+MAX_THREADS = 12
+"""Maximum number of simultaneous calls to the engine."""
 
-THREADS = 12
-QUICK_SECONDS = 10.0
-"""For what the engine looks up. Creating and removing may wait for its disk, starting for a loaded machine."""
-SLOW_SECONDS = 90.0
+QUERY_SECONDS = 10.0
+"""Timeout of a call that only reads."""
+
+CHANGE_SECONDS = 90.0
+"""Timeout of a call that changes something: creating waits for the engine's disk, starting for a loaded machine."""
+
 PING_SECONDS = 3.0
-MARGIN_SECONDS = 1.0
-"""What a thread may take beyond the time-out of its call."""
+"""Timeout of a call that checks availability."""
+
+THREAD_MARGIN_SECONDS = 1.0
+"""Time that a thread may take beyond the timeout of its call."""
+
+NOT_RUNNING = "The Docker engine does not answer. Start it; sandboxes can be had again as soon as it runs."
+NO_PERMISSION = "The Docker engine's socket is closed to this service: run it as a user who may use Docker."
+IMAGE_MISSING = "The sandbox's image (SANDBOX_IMAGE) is not on this machine: ./run.sh builds it, or pull it."
+UNKNOWN_REFUSAL = "The Docker engine refused for a reason that the service's log has."
+
+_KNOWN_REFUSALS = (
+    ("no space left", "The disk of the Docker engine is full."),
+    ("unknown runtime", "SANDBOX_RUNTIME: the Docker engine has no such runtime."),
+    ("invalid runtime", "SANDBOX_RUNTIME: the Docker engine has no such runtime."),
+    ("range of cpus", "SANDBOX_CPUS: the machine has fewer processors."),
+    ("minimum memory limit", "SANDBOX_MEMORY: too little."),
+    ("invalid container name", "SANDBOX_NAME_PREFIX: not a name that Docker takes."),
+    ("seccomp", "The Docker engine cannot filter system calls (seccomp), which sandboxes need."),
+    ("address pool", "The Docker engine has no addresses left for SANDBOX_NETWORK: remove networks that nobody uses."),
+    ("no available ipv4 addresses", "SANDBOX_NETWORK has no addresses left."),
+    ("cannot allocate memory", "The machine has no memory left for another sandbox."),
+)
+"""Parts of engine error messages, in lower case, and the text that an operator gets instead."""
 
 
-class _Api(Protocol):
-    """What is used of `docker.APIClient`."""
-
-    def ping(self) -> bool: ...
-    def close(self) -> None: ...
-    def inspect_image(self, image: str) -> JsonObject: ...
-    def inspect_container(self, container: str) -> JsonObject: ...
-    def containers(self, *, all: bool, filters: JsonObject) -> list[JsonObject]: ...
-    def create_container_from_config(self, config: JsonObject, name: str) -> JsonObject: ...
-    def start(self, container: str) -> None: ...
-    def stop(self, container: str, timeout: int) -> None: ...
-    def unpause(self, container: str) -> None: ...
-    def rename(self, container: str, name: str) -> None: ...
-    def remove_container(self, container: str, *, force: bool) -> None: ...
-    def wait(self, container: str) -> JsonObject: ...
-    def logs(self, container: str, *, tail: int) -> bytes: ...
-    def volumes(self, *, filters: JsonObject) -> JsonObject: ...
-    def create_volume(self, name: str, *, labels: Mapping[str, str]) -> JsonObject: ...
-    def inspect_volume(self, name: str) -> JsonObject: ...
-    def remove_volume(self, name: str) -> None: ...
-    def networks(self, *, filters: JsonObject) -> list[JsonObject]: ...
-    def inspect_network(self, net_id: str) -> JsonObject: ...
-    def create_network(
-        self, name: str, driver: str, options: Mapping[str, str], *, labels: Mapping[str, str], check_duplicate: bool
-    ) -> JsonObject: ...
-    def remove_network(self, net_id: str) -> None: ...
-    def connect_container_to_network(self, container: str, net_id: str, *, aliases: list[str]) -> None: ...
-    def disconnect_container_from_network(self, container: str, net_id: str) -> None: ...
+class EngineUnavailable(SandboxUnavailable):
+    """The engine does not respond."""
 
 
-class Engine:
-    """The engine at `DOCKER_HOST`, or at its usual socket. Connects when it is first asked, and again when it was away.
+class ObjectNotFound(SandboxUnavailable):
+    """The engine has no such container, volume or network."""
 
-    Raises (every method):
-        SandboxUnavailable: one of `failures`.
+
+class ObjectConflict(SandboxUnavailable):
+    """The name is taken, or the object is in use or being removed."""
+
+
+class ImageMissing(SandboxUnavailable):
+    """The sandbox image is not on the engine's machine."""
+
+
+class EngineRefused(SandboxUnavailable):
+    """The engine rejected the request. Only the log has the engine's own message: it may contain paths."""
+
+
+class DockerEngine:
+    """The engine at `DOCKER_HOST`, or at the default socket. Connects on first use and again after a lost connection.
+
+    Every method raises `SandboxUnavailable`, as one of the classes above.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        """`environment`: where `DOCKER_HOST` and its like are looked up; this process's when None."""
+        """Create the client without connecting.
+
+        Args:
+            environment: The variables that say where the engine is (`DOCKER_HOST`); those of this process when None.
+        """
         self._environment = dict(os.environ if environment is None else environment)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
-        self._clients: dict[float, _Api] = {}
-        self.absences = 0
-        """How often it did not answer: what it kept for others in its memory may be gone since."""
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="docker")
+        self._clients: dict[float, Any] = {}
+        self.outages = 0
+        """Number of calls that the engine did not respond to. After one, its firewall rules may be gone."""
 
     async def ping(self) -> None:
-        """Return when it answers."""
-        await self._ask(lambda api: api.ping(), seconds=PING_SECONDS)
+        """Return if the engine responds."""
+        await self._query(lambda client: client.ping(), seconds=PING_SECONDS)
 
     async def has_image(self, image: str) -> bool:
-        """Whether `image` is there."""
+        """Return whether the engine has `image`."""
         try:
-            await self._ask(lambda api: api.inspect_image(image), seconds=PING_SECONDS)
-        except (failures.ImageMissing, failures.Missing):
+            await self._query(lambda client: client.inspect_image(image), seconds=PING_SECONDS)
+        except (ImageMissing, ObjectNotFound):
             return False
         return True
 
-    async def container(self, name_or_id: str) -> Container | None:
-        """The container; None when there is none."""
-        found = await self._find(lambda api: api.inspect_container(name_or_id))
-        return facts.inspected(found) if found else None
+    async def container(self, name_or_id: str) -> EngineContainer | None:
+        """Return the container, or None if it does not exist."""
+        found = await self._inspect(lambda client: client.inspect_container(name_or_id))
+        return None if found is None else inspected_container(found)
 
-    async def containers(self, labels: Mapping[str, str]) -> list[Container]:
-        """The containers with these labels, ended ones too."""
-        found = await self._ask(lambda api: api.containers(all=True, filters=_filters(labels)))
-        return [facts.listed(each) for each in found]
+    async def containers(self, labels: Mapping[str, str]) -> list[EngineContainer]:
+        """Return all containers that have `labels`, including those that have ended."""
+        found = await self._query(lambda client: client.containers(all=True, filters=_filters(labels)))
+        return [listed_container(each) for each in items(found)]
 
-    async def create(self, name: str, config: JsonObject) -> str:
-        """Make a container; answers its id. `Taken`: there is one of this name."""
-        made = await self._do(lambda api: api.create_container_from_config(config, name))
-        return facts.text(made, "Id")
+    async def create_container(self, name: str, config: JsonObject) -> str:
+        """Create a container and return its id.
 
-    async def start(self, name_or_id: str) -> None:
-        """Start a container; nothing when it runs."""
-        await self._do(lambda api: api.start(name_or_id))
+        Raises:
+            ObjectConflict: The name is taken.
+        """
+        return text(await self._change(lambda client: client.create_container_from_config(config, name)), "Id")
 
-    async def stop(self, name_or_id: str, *, grace: int) -> None:
-        """End a container in order, or after `grace` seconds without; nothing when there is none or it has ended."""
-        await self._drop(lambda api: api.stop(name_or_id, grace))
+    async def start_container(self, name_or_id: str) -> None:
+        """Start a container. Do nothing if it is running."""
+        await self._change(lambda client: client.start(name_or_id))
 
-    async def unpause(self, name_or_id: str) -> None:
-        """Let a paused container go on."""
-        await self._do(lambda api: api.unpause(name_or_id))
+    async def stop_container(self, name_or_id: str, *, grace: int) -> None:
+        """Stop a container and kill it after `grace` seconds. Do nothing if it has ended or does not exist."""
+        await self._change_if_exists(lambda client: client.stop(name_or_id, grace))
 
-    async def rename(self, name_or_id: str, name: str) -> None:
-        """Give a container another name. `Taken`: there is one of this name."""
-        await self._do(lambda api: api.rename(name_or_id, name))
+    async def unpause_container(self, name_or_id: str) -> None:
+        """Resume a paused container."""
+        await self._change(lambda client: client.unpause(name_or_id))
 
-    async def remove(self, name_or_id: str) -> None:
-        """Kill and remove a container; nothing when there is none, or it is being removed. Its volumes stay."""
-        with suppress(failures.Taken):
-            await self._drop(lambda api: api.remove_container(name_or_id, force=True))
+    async def rename_container(self, name_or_id: str, name: str) -> None:
+        """Rename a container.
 
-    async def wait(self, name_or_id: str) -> int:
-        """Wait for a container's end; answers its exit status."""
-        ended = await self._do(lambda api: api.wait(name_or_id))
-        status = ended.get("StatusCode")
-        return status if isinstance(status, int) else -1
+        Raises:
+            ObjectConflict: The name is taken.
+        """
+        await self._change(lambda client: client.rename(name_or_id, name))
 
-    async def last_words(self, name_or_id: str, lines: int = 20) -> str:
-        """The end of a container's log."""
-        return (await self._ask(lambda api: api.logs(name_or_id, tail=lines))).decode("utf-8", "replace").strip()
+    async def remove_container(self, name_or_id: str) -> None:
+        """Kill and remove a container but keep its volumes. Do nothing if it does not exist or is being removed."""
+        with suppress(ObjectConflict):
+            await self._change_if_exists(lambda client: client.remove_container(name_or_id, force=True))
 
-    async def volume(self, name: str) -> Volume | None:
-        """The volume; None when there is none."""
-        found = await self._find(lambda api: api.inspect_volume(name))
-        return facts.volume(found) if found else None
+    async def wait_for_exit(self, name_or_id: str) -> int:
+        """Wait until a container ends and return its exit status."""
+        return integer(await self._change(lambda client: client.wait(name_or_id)), "StatusCode")
 
-    async def volumes(self, labels: Mapping[str, str]) -> list[Volume]:
-        """The volumes with these labels."""
-        found = await self._ask(lambda api: api.volumes(filters=_filters(labels)))
-        return [facts.volume(each) for each in facts.objects(found.get("Volumes"))]
+    async def log_tail(self, name_or_id: str, lines: int = 20) -> str:
+        """Return the last `lines` lines of a container's log."""
+        output: bytes = await self._query(lambda client: client.logs(name_or_id, tail=lines))
+        return output.decode("utf-8", "replace").strip()
 
-    async def claim_volume(self, name: str, labels: Mapping[str, str]) -> Volume:
-        """The volume of this name: a new one with `labels`, or the one that there is, with its own."""
-        return facts.volume(await self._do(lambda api: api.create_volume(name, labels=labels)))
+    async def volume(self, name: str) -> EngineVolume | None:
+        """Return the volume, or None if it does not exist."""
+        found = await self._inspect(lambda client: client.inspect_volume(name))
+        return None if found is None else parse_volume(found)
+
+    async def volumes(self, labels: Mapping[str, str]) -> list[EngineVolume]:
+        """Return all volumes that have `labels`."""
+        found = await self._query(lambda client: client.volumes(filters=_filters(labels)))
+        return [parse_volume(each) for each in items(found, "Volumes")]
+
+    async def get_or_create_volume(self, name: str, labels: Mapping[str, str]) -> EngineVolume:
+        """Create a volume with `labels`, or return the existing one with its own labels."""
+        return parse_volume(await self._change(lambda client: client.create_volume(name, labels=labels)))
 
     async def remove_volume(self, name: str) -> None:
-        """Remove a volume; nothing when there is none. `Taken`: a container has it."""
-        await self._drop(lambda api: api.remove_volume(name))
+        """Remove a volume. Do nothing if it does not exist.
 
-    async def network(self, name_or_id: str) -> Network | None:
-        """The network; None when there is none."""
-        found = await self._find(lambda api: api.inspect_network(name_or_id))
-        return facts.network(found) if found else None
+        Raises:
+            ObjectConflict: A container uses it.
+        """
+        await self._change_if_exists(lambda client: client.remove_volume(name))
 
-    async def networks(self, labels: Mapping[str, str]) -> list[Network]:
-        """The networks with these labels; with none, all of them."""
-        found = await self._ask(lambda api: api.networks(filters=_filters(labels)))
-        return [facts.network(each) for each in found]
+    async def network(self, name_or_id: str) -> EngineNetwork | None:
+        """Return the network, or None if it does not exist."""
+        found = await self._inspect(lambda client: client.inspect_network(name_or_id))
+        return None if found is None else parse_network(found)
+
+    async def networks(self, labels: Mapping[str, str]) -> list[EngineNetwork]:
+        """Return all networks that have `labels`."""
+        found = await self._query(lambda client: client.networks(filters=_filters(labels)))
+        return [parse_network(each) for each in items(found)]
 
     async def create_network(self, name: str, options: Mapping[str, str], labels: Mapping[str, str]) -> None:
-        """Make a bridge network. `Taken`: there is one of this name, or with this bridge."""
-        await self._do(lambda api: api.create_network(name, "bridge", options, labels=labels, check_duplicate=True))
+        """Create a bridge network.
+
+        Raises:
+            ObjectConflict: The name or the bridge is taken.
+        """
+        await self._change(
+            lambda client: client.create_network(name, "bridge", options, labels=labels, check_duplicate=True)
+        )
 
     async def remove_network(self, name_or_id: str) -> None:
-        """Remove a network; nothing when there is none. `Taken`: a container is in it."""
-        await self._drop(lambda api: api.remove_network(name_or_id))
+        """Remove a network. Do nothing if it does not exist.
+
+        Raises:
+            ObjectConflict: A container is connected to it.
+        """
+        await self._change_if_exists(lambda client: client.remove_network(name_or_id))
 
     async def connect(self, container: str, network: str, aliases: Sequence[str]) -> None:
-        """Put a container into a network, where its siblings may also call it by `aliases`."""
-        await self._do(lambda api: api.connect_container_to_network(container, network, aliases=list(aliases)))
+        """Connect a container to a network, where the other containers can also call it by `aliases`."""
+        await self._change(
+            lambda client: client.connect_container_to_network(container, network, aliases=list(aliases))
+        )
 
     async def disconnect(self, container: str, network: str) -> None:
-        """Take a container out of a network."""
-        await self._drop(lambda api: api.disconnect_container_from_network(container, network))
+        """Disconnect a container from a network."""
+        await self._change_if_exists(lambda client: client.disconnect_container_from_network(container, network))
 
     def close(self) -> None:
-        """Close the connections. Calls that hang end by their own time-outs."""
+        """Close the connections. Calls that hang end by their own timeouts."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for client in self._clients.values():
             client.close()
 
-    async def _find(self, call: Callable[[_Api], T]) -> T | None:
+    async def _inspect(self, call: Callable[[Any], Any]) -> object | None:
         try:
-            return await self._ask(call)
-        except failures.Missing:
+            return await self._query(call)
+        except ObjectNotFound:
             return None
 
-    async def _drop(self, call: Callable[[_Api], object]) -> None:
-        try:
-            await self._do(call)
-        except failures.Missing:
-            return
+    async def _change_if_exists(self, call: Callable[[Any], Any]) -> None:
+        with suppress(ObjectNotFound):
+            await self._change(call)
 
-    async def _do(self, call: Callable[[_Api], T]) -> T:
-        """For what changes something: a caller that is cancelled waits for the outcome, or could not clear up."""
-        asking = asyncio.ensure_future(self._ask(call, seconds=SLOW_SECONDS))
+    async def _change(self, call: Callable[[Any], Any]) -> Any:
+        """Run a call that changes something. A cancelled caller waits for its end, so that it can undo the change."""
+        running = asyncio.ensure_future(self._query(call, seconds=CHANGE_SECONDS))
         try:
-            return await asyncio.shield(asking)
+            return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait({asking})
-            if not asking.cancelled():
-                asking.exception()  # seen: nobody is told of it any more
+            await asyncio.wait({running})
+            if not running.cancelled():
+                running.exception()  # retrieved, so that asyncio does not log it
             raise
 
-    async def _ask(self, call: Callable[[_Api], T], *, seconds: float | None = None) -> T:
-        loop, seconds = asyncio.get_running_loop(), seconds or QUICK_SECONDS
+    async def _query(self, call: Callable[[Any], Any], *, seconds: float | None = None) -> Any:
+        loop, seconds = asyncio.get_running_loop(), seconds or QUERY_SECONDS
         try:
-            async with asyncio.timeout(seconds + MARGIN_SECONDS):
+            async with asyncio.timeout(seconds + THREAD_MARGIN_SECONDS):
                 return await loop.run_in_executor(self._threads, self._call, call, seconds)
         except TimeoutError:
-            self.absences += 1
-            raise failures.EngineAway(failures.AWAY) from None
-        except failures.EngineAway:
-            self.absences += 1
+            self.outages += 1
+            raise EngineUnavailable(NOT_RUNNING) from None
+        except EngineUnavailable:
+            self.outages += 1
             raise
 
-    def _call(self, call: Callable[[_Api], T], seconds: float) -> T:
+    def _call(self, call: Callable[[Any], Any], seconds: float) -> Any:
         from docker import errors
         from requests.exceptions import ConnectionError as ConnectionFailed
         from requests.exceptions import RequestException
@@ -223,34 +271,43 @@ class Engine:
                 try:
                     return call(client)
                 except ConnectionFailed:
-                    # The engine was restarted and this is what is left of a connection to the one before. What was
-                    # asked is asked once more: should it have been done all the same, its name tells.
+                    # The engine was restarted and closed this connection. Repeat the call on a new one: if the engine
+                    # had carried it out, the repetition fails with a conflict of names.
                     self._clients.pop(seconds, None)
             client = self._clients[seconds] = _connect(self._environment, seconds)
             return call(client)
         except errors.ImageNotFound as error:
-            raise failures.ImageMissing(failures.NO_IMAGE) from error
+            raise ImageMissing(IMAGE_MISSING) from error
         except errors.APIError as error:
-            raise _refusal(error.status_code, error.explanation) from error
+            raise parse_refusal(error.status_code, error.explanation) from error
         except (errors.DockerException, RequestException, OSError) as error:
-            closed = "PermissionError" in str(error)
-            raise failures.EngineAway(failures.NOT_ALLOWED if closed else failures.AWAY) from error
+            no_permission = "PermissionError" in str(error)
+            raise EngineUnavailable(NO_PERMISSION if no_permission else NOT_RUNNING) from error
 
 
-def _connect(environment: Mapping[str, str], seconds: float) -> _Api:
+def parse_refusal(status: object, explanation: object) -> SandboxUnavailable:
+    """Return the exception for an error response of the engine.
+
+    Args:
+        status: The HTTP status code.
+        explanation: The engine's message.
+    """
+    message = str(explanation or "").lower()
+    known = next((meaning for part, meaning in _KNOWN_REFUSALS if part in message), None)
+    if known is None and status == 404:
+        return ObjectNotFound("The Docker engine has no such object any more.")
+    if known is None and status in (403, 409):
+        return ObjectConflict("The Docker engine says that this is in use.")
+    log.warning("the Docker engine refused a request: %s", explanation)
+    return EngineRefused(known or UNKNOWN_REFUSAL)
+
+
+def _connect(environment: Mapping[str, str], seconds: float) -> Any:
     from docker import APIClient
     from docker.utils import kwargs_from_env
 
     options = kwargs_from_env(dict(environment))
-    return cast("_Api", APIClient(version="auto", timeout=int(seconds), max_pool_size=THREADS, **options))
-
-
-def _refusal(status: object, explanation: object) -> SandboxUnavailable:
-    said = str(explanation or "")
-    failure = failures.refusal(status if isinstance(status, int) else 0, said)
-    if isinstance(failure, failures.Refused):
-        log.warning("the Docker engine refused: %s", said)
-    return failure
+    return APIClient(version="auto", timeout=int(seconds), max_pool_size=MAX_THREADS, **options)
 
 
 def _filters(labels: Mapping[str, str]) -> JsonObject:

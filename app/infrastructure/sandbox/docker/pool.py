@@ -1,113 +1,139 @@
-"""Sandboxes that wait for sessions: `SANDBOX_POOL_SIZE` of them, made one at a time behind everybody else."""
+"""A pool of `SANDBOX_POOL_SIZE` running sandboxes without a session, created one at a time in the background."""
 
 import asyncio
 import logging
 import secrets
 from collections import deque
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.docker.guard import Guard
-from app.infrastructure.sandbox.docker.launch import Launcher
-from app.infrastructure.sandbox.docker.ledger import Ledger
-from app.infrastructure.sandbox.docker.life import Life
-from app.infrastructure.sandbox.docker.names import VOLUME, Names
+from app.infrastructure.sandbox.docker.container_spec import VOLUME_LABEL, ObjectNames
+from app.infrastructure.sandbox.docker.containers import ContainerLauncher, ContainerRepository, RunningContainer
+from app.infrastructure.sandbox.docker.engine import DockerEngine
+from app.infrastructure.sandbox.docker.network.firewall import Firewall
 
 log = logging.getLogger(__name__)
 
 
-class Pool:
-    """The waiting sandboxes of this process: nobody else adopts them, and they end themselves some time after it."""
+class SandboxPool:
+    """The pooled sandboxes of this process. No other process adopts them; without renewals they end themselves."""
 
-    def __init__(self, names: Names, ledger: Ledger, guard: Guard, launcher: Launcher, *, size: int) -> None:
+    def __init__(
+        self,
+        names: ObjectNames,
+        repository: ContainerRepository,
+        firewall: Firewall,
+        launcher: ContainerLauncher,
+        *,
+        size: int,
+    ) -> None:
+        """Keep `size` sandboxes ready once `start` is called."""
         self.maker = secrets.token_hex(8)
-        """Names this process, on the containers that it has made."""
+        """Identifies this process on the containers that it created."""
         self._names = names
-        self._ledger = ledger
-        self._guard = guard
+        self._repository = repository
+        self._firewall = firewall
         self._launcher = launcher
         self._size = size
-        self._waiting: deque[Life] = deque()
-        self._made_ids: set[str] = set()
-        self._wanted = asyncio.Event()
+        self._ready: deque[RunningContainer] = deque()
+        self._created_ids: set[str] = set()
+        self._refill = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
 
     @property
-    def made(self) -> Collection[str]:
-        """The ids of the containers that this process has made and not thrown away: the pool looks after them."""
-        return self._made_ids
+    def created_ids(self) -> Collection[str]:
+        """Ids of the containers that this pool created and did not discard, adopted ones included."""
+        return self._created_ids
+
+    @property
+    def ready_ids(self) -> list[str]:
+        """Ids of the containers that can be taken."""
+        return [running.container.id for running in self._ready]
 
     def start(self) -> None:
-        """Begin to make them."""
+        """Begin to fill the pool."""
         if self._size and self._filler is None:
-            self._wanted.set()
+            self._refill.set()
             self._filler = asyncio.create_task(self._fill_forever(), name="sandbox pool")
 
-    async def take(self) -> Life | None:
-        """One that answers, or None at once; another is made behind."""
-        while self._waiting:
-            life = self._waiting.popleft()
-            self._wanted.set()
-            if await self._launcher.has(life):
-                return life
-            await self.discard(life)
+    async def take(self) -> RunningContainer | None:
+        """Return a sandbox that responds, or None if there is none. The pool is refilled in the background."""
+        while self._ready:
+            running = self._ready.popleft()
+            self._refill.set()
+            if await self._launcher.is_alive(running):
+                return running
+            await self.discard(running)
         return None
 
-    def give_back(self, life: Life) -> None:
-        """It was not needed after all."""
-        self._waiting.append(life)
+    def put_back(self, running: RunningContainer) -> None:
+        """Return a sandbox that was taken but not adopted."""
+        self._ready.append(running)
 
-    async def discard(self, life: Life) -> None:
-        """Remove one that is of no use."""
-        await life.close()
-        self._made_ids.discard(life.container.id)
+    async def discard(self, running: RunningContainer) -> None:
+        """Remove a sandbox that was not adopted."""
+        await running.close()
+        self._created_ids.discard(running.container.id)
         try:
-            await self._ledger.destroy_waiting(life.container.labels[VOLUME])
+            await self._repository.destroy_pooled(running.container.labels[VOLUME_LABEL])
         except SandboxUnavailable as error:
-            log.warning("a waiting sandbox could not be removed now: %s", error)
+            log.warning("could not remove a pooled sandbox: %s", error)
 
-    async def tend(self) -> None:
-        """Tell those that wait that they are wanted, throw away those that do not answer, and make up for them."""
-        for life in list(self._waiting):
+    async def maintain(self) -> None:
+        """Renew the idle timers of the sandboxes, discard those that do not respond, and replace them."""
+        for running in list(self._ready):
             try:
-                await life.renew()
+                await running.renew()
             except SandboxUnavailable:
-                if life in self._waiting:
-                    self._waiting.remove(life)
-                    await self.discard(life)
-        self._wanted.set()
+                if running in self._ready:
+                    self._ready.remove(running)
+                    await self.discard(running)
+        self._refill.set()
 
     async def close(self) -> None:
-        """Stop making them and remove those that there are."""
+        """Stop filling the pool and remove its sandboxes."""
         if self._filler is not None:
             self._filler.cancel()
             await asyncio.wait({self._filler})
             self._filler = None
-        waiting, self._waiting = list(self._waiting), deque()
-        await asyncio.gather(*(self.discard(life) for life in waiting))
+        ready, self._ready = list(self._ready), deque()
+        await asyncio.gather(*(self.discard(running) for running in ready))
 
     async def _fill_forever(self) -> None:
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
+            await self._refill.wait()
+            self._refill.clear()
             try:
-                while len(self._waiting) < self._size:
-                    self._waiting.append(await self._made())
+                while len(self._ready) < self._size:
+                    self._ready.append(await self._create())
             except SandboxUnavailable as error:
-                # Sessions are told the same when they ask; the reaper's next round has it tried again.
-                log.warning("no sandbox could be made to wait: %s", error)
+                # Sessions get the same error when they need a sandbox. The reaper's next round starts another attempt.
+                log.warning("could not create a pooled sandbox: %s", error)
             except Exception:
-                log.exception("the pool of sandboxes has stumbled")
+                log.exception("filling the sandbox pool failed")
 
-    async def _made(self) -> Life:
-        await self._guard.ensure()
-        async with self._launcher.gate:
-            name = self._names.waiting()
+    async def _create(self) -> RunningContainer:
+        await self._firewall.ensure()
+        async with self._launcher.start_limit:
+            name = self._names.new_pool_name()
             try:
-                await self._ledger.create_waiting(name, self.maker, self._guard.reach)
-                life = await self._launcher.launch(name)
+                await self._repository.create_pooled(name, self.maker, self._firewall.name_resolution)
+                running = await self._launcher.launch(name)
             except BaseException:
-                await self._ledger.destroy_waiting(name)
+                await self._repository.destroy_pooled(name)
                 raise
-            self._made_ids.add(life.container.id)
-            return life
+            self._created_ids.add(running.container.id)
+            return running
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerComponents:
+    """The parts of a provider that its sessions and its reaper share."""
+
+    engine: DockerEngine
+    names: ObjectNames
+    firewall: Firewall
+    repository: ContainerRepository
+    launcher: ContainerLauncher
+    pool: SandboxPool

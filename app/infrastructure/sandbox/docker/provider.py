@@ -1,73 +1,159 @@
-"""`SANDBOX_PROVIDER=docker`: every session a container of its own. The engine's objects are the only records."""
+"""`SANDBOX_PROVIDER=docker`: every session gets a container of its own. Only the engine records which one."""
 
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
-from app.infrastructure.sandbox.docker import failures
-from app.infrastructure.sandbox.docker.egress import Egress
-from app.infrastructure.sandbox.docker.engine import Engine
-from app.infrastructure.sandbox.docker.guard import Guard
-from app.infrastructure.sandbox.docker.launch import Launcher
-from app.infrastructure.sandbox.docker.ledger import Ledger
-from app.infrastructure.sandbox.docker.names import Names
-from app.infrastructure.sandbox.docker.network import SandboxNetwork
-from app.infrastructure.sandbox.docker.pool import Pool
-from app.infrastructure.sandbox.docker.reaper import Known, Reaper
-from app.infrastructure.sandbox.docker.slot import Site, Slot
-from app.infrastructure.sandbox.docker.spec import Recipe, parse_size
+from app.infrastructure.sandbox.docker.container_spec import ContainerSpec, DockerOptions, ObjectNames
+from app.infrastructure.sandbox.docker.containers import ContainerLauncher, ContainerRepository, RunningContainer
+from app.infrastructure.sandbox.docker.engine import IMAGE_MISSING, DockerEngine, ObjectConflict, ObjectNotFound
+from app.infrastructure.sandbox.docker.engine_objects import EngineContainer
+from app.infrastructure.sandbox.docker.network.firewall import Firewall
+from app.infrastructure.sandbox.docker.pool import DockerComponents, SandboxPool
+from app.infrastructure.sandbox.docker.reaper import ExistingSessions, Reaper
+from app.infrastructure.sandbox.lifecycle import SessionSandboxProvider
 
 log = logging.getLogger(__name__)
 
-STARTS_AT_ONCE = 4
 REAP_SECONDS = 60.0
+"""Time between two rounds of the reaper."""
+
 CLOSE_SECONDS = 8.0
+"""Time in which `close` removes the pool before it leaves the rest to end itself."""
+
 CHECK_SECONDS = 8.0
-ENTER_SECONDS = 10.0
+"""Time in which `check` waits for the firewall."""
+
+JOIN_SECONDS = 10.0
+"""Time in which `start` waits until this service's container has joined the network."""
+
+CREATE_ATTEMPTS = 40
+"""Maximum number of attempts to create a container that other processes create and remove at the same time."""
+
+RETRY_SECONDS = 0.1
+"""Time between two of these attempts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerOptions:
-    """What an operator decides about sandboxes: the settings of the same names."""
+class DockerBackend:
+    """Starts, finds and removes the container of a session. Whether one exists is looked up in the engine each time."""
 
-    image: str
-    name_prefix: str
-    network: str
-    ttl_minutes: float = 30
-    pool_size: int = 0
-    memory: str = "1g"
-    cpus: float = 1
-    egress: Egress = "open"
-    sudo: bool = False
-    runtime: str = ""
-    exec_seconds: float = 10.0
+    def __init__(self, components: DockerComponents) -> None:
+        """Use the provider's parts."""
+        self._engine = components.engine
+        self._names = components.names
+        self._firewall = components.firewall
+        self._repository = components.repository
+        self._launcher = components.launcher
+        self._pool = components.pool
 
-    def recipe(self) -> Recipe:
-        """How a container is made.
+    async def is_alive(self, known: RunningContainer) -> bool:
+        """Return whether the sandbox responded just now, or does so when asked."""
+        return known.is_fresh or await self._launcher.is_alive(known)
+
+    async def find(self, session_id: str, known: RunningContainer | None) -> RunningContainer | None:
+        """Return the session's sandbox if its container runs and responds.
 
         Raises:
-            ValueError: `memory` is no size.
+            SandboxUnavailable: The engine is unavailable, or the firewall is not in place.
         """
-        return Recipe(
-            image=self.image,
-            network=self.network,
-            memory=parse_size(self.memory),
-            cpus=self.cpus,
-            sudo=self.sudo,
-            runtime=self.runtime,
-            ttl_seconds=self.ttl_minutes * 60,
-            exec_seconds=self.exec_seconds,
+        # The firewall comes first: if SANDBOX_EGRESS has changed, it removes the sandboxes that were started before.
+        await self._firewall.ensure()
+        running = await self._resume(session_id, await self._repository.find(session_id), known)
+        if running is None and known is not None:
+            # It has ended without us. That also happens when the engine is restarted, which drops the rules.
+            self._firewall.invalidate()
+        return running
+
+    async def start(self, session_id: str, known: RunningContainer | None) -> RunningContainer:
+        """Return the session's sandbox: the running one, else one from the pool, else a new one.
+
+        Raises:
+            SandboxUnavailable: None can be started.
+        """
+        if known is not None and known.is_fresh:
+            return known
+        if (running := await self.find(session_id, known)) is not None:
+            return running
+        await self._firewall.ensure()
+        return await self._adopt(session_id) or await self._create(session_id)
+
+    async def stop(self, session_id: str, instance_id: str) -> None:
+        """Stop and remove the container `instance_id`. The workspace stays."""
+        await self._repository.stop(instance_id)
+
+    async def destroy(self, session_id: str) -> None:
+        """Remove the session's container and workspace."""
+        await self._repository.destroy(session_id)
+
+    async def _resume(
+        self, session_id: str, found: EngineContainer | None, known: RunningContainer | None
+    ) -> RunningContainer | None:
+        """Return a connection to the container that exists if it can go on. Remove it if it runs but cannot."""
+        if found is not None and found.state == "paused":
+            await self._engine.unpause_container(found.id)
+        elif found is None or not found.running:
+            return None
+        if not self._launcher.in_network(found):
+            log.warning("replacing the sandbox of session %s: it is in another network", session_id)
+            await self._engine.remove_container(found.id)
+            return None
+        same = known is not None and known.instance_id == found.id
+        running = known if known is not None and same else self._launcher.connect(found)
+        if await self._launcher.wait_until_ready(running) and await running.try_renew():
+            return running
+        log.warning("replacing the sandbox of session %s: it runs but does not respond", session_id)
+        if running is not known:
+            await running.close()
+        await self._engine.remove_container(found.id)
+        return None
+
+    async def _adopt(self, session_id: str) -> RunningContainer | None:
+        """Return a sandbox of the pool, if there is one and the session has no workspace yet."""
+        while (running := await self._pool.take()) is not None:
+            adoption = await self._repository.adopt(running.container, session_id)
+            if adoption == "adopted":
+                return running
+            if adoption == "not needed":
+                self._pool.put_back(running)
+                return None
+            await self._pool.discard(running)
+        return None
+
+    async def _create(self, session_id: str) -> RunningContainer:
+        async with self._launcher.start_limit:
+            for _ in range(CREATE_ATTEMPTS):
+                found = await self._repository.find(session_id)
+                try:
+                    if found is not None and found.ended:
+                        await self._remove_ended(session_id, found)
+                        found = None
+                    if found is None:
+                        await self._repository.create(session_id, self._firewall.name_resolution)
+                    return await self._launcher.launch(self._names.of_session(session_id))
+                except ObjectConflict:
+                    await asyncio.sleep(RETRY_SECONDS)
+                except ObjectNotFound:
+                    # Somebody has removed the container or the network.
+                    self._firewall.invalidate()
+                    await self._firewall.ensure()
+        raise SandboxUnavailable("The session's sandbox could not be started: its container comes and goes.")
+
+    async def _remove_ended(self, session_id: str, ended: EngineContainer) -> None:
+        log.warning(
+            "replacing the sandbox of session %s, which has ended (exit status %d%s)",
+            session_id,
+            ended.exit_code,
+            ", out of memory" if ended.out_of_memory else "",
         )
+        await self._engine.remove_container(ended.id)
 
 
-class DockerSandboxes:
-    """`SandboxProvider`: a container and a volume a session, found again by whoever asks the engine next.
+class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
+    """`SandboxProvider` with a container and a volume per session, which every process finds in the engine.
 
-    Started with `start` or `async with`. `close` ends what waits in the pool; sessions' sandboxes go on, and end
-    themselves when no service comes back for them.
+    Start it with `start` or `async with`. `close` removes the pool. The sandboxes of sessions keep running, and end
+    themselves if no service uses them for long.
     """
 
     def __init__(
@@ -75,114 +161,87 @@ class DockerSandboxes:
         options: DockerOptions,
         *,
         installation: str,
-        known: Known,
+        existing: ExistingSessions,
         environment: Mapping[str, str] | None = None,
         reap_seconds: float = REAP_SECONDS,
-        starts_at_once: int = STARTS_AT_ONCE,
     ) -> None:
-        """`installation` names all processes that share one store, and nobody else; `known` answers which of
-        some sessions exist, or raises an `AnkerError`; `environment` says where the engine is (`DOCKER_HOST`): this
-        process's when None.
+        """Create the provider without contacting the engine.
+
+        Args:
+            options: The operator's settings.
+            installation: Identifies all processes that share one store.
+            existing: Returns those of the given session ids that exist, or raises an `AnkerError`.
+            environment: The variables that say where the engine is (`DOCKER_HOST`); those of this process when None.
+            reap_seconds: Time between two rounds of the reaper.
 
         Raises:
-            ValueError: `options.memory` is no size.
+            ValueError: `options.memory` is not a size.
         """
-        self._image = options.image
-        self._names = names = Names(options.name_prefix, installation)
-        self._engine = engine = Engine(environment)
-        self._site = site = _site(engine, names, options, starts_at_once)
-        self._slots: dict[str, Slot] = {}
-        self._reaper = Reaper(
-            site, names, self._slots, network=options.network, known=known, ttl_seconds=options.ttl_minutes * 60
+        names, spec = ObjectNames(options.name_prefix, installation), ContainerSpec(options)
+        engine = DockerEngine(environment)
+        firewall = Firewall(engine, names, spec, network=options.network, egress=options.egress)
+        repository = ContainerRepository(engine, names, spec)
+        launcher = ContainerLauncher(engine, firewall, exec_seconds=options.exec_seconds)
+        pool = SandboxPool(names, repository, firewall, launcher, size=options.pool_size)
+        components = DockerComponents(
+            engine=engine, names=names, firewall=firewall, repository=repository, launcher=launcher, pool=pool
         )
+        super().__init__(DockerBackend(components), key=names.of_session)
+        self.firewall = firewall
+        self.pool = pool
+        self._image = options.image
+        self._engine = engine
+        self._docker_reaper = Reaper(components, self.sessions, existing, ttl_seconds=options.ttl_minutes * 60)
         self._reap_seconds = reap_seconds
-        self._reaping: asyncio.Task[None] | None = None
-        self._round = asyncio.Lock()
-        self._removals: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._reap_lock = asyncio.Lock()
 
     async def start(self) -> None:
-        """Begin to set up the network, to clear up and to fill the pool, all in the background; never raises.
+        """Begin to set up the network, to reap and to fill the pool, in the background. Never raises.
 
-        Whether the engine is there shows at `check`, and at the first sandbox: it may be started later. A service that
-        is itself a container enters the network first: an engine may move the ports that it publishes to that network,
-        which cuts what is connected to them.
+        The engine may be started later: `check` and the first sandbox show whether it is available. A service that
+        runs in a container joins the network first, because an engine may move the container's published ports to that
+        network, which breaks open connections.
         """
         try:
-            async with asyncio.timeout(ENTER_SECONDS):
-                await self._site.guard.enter()
+            async with asyncio.timeout(JOIN_SECONDS):
+                await self.firewall.join_network()
         except (TimeoutError, SandboxUnavailable) as error:
-            log.warning("the sandboxes' network cannot be entered yet: %s", error)
-        self._reaping = asyncio.create_task(self._reap_forever(), name="sandbox reaper")
-        self._site.pool.start()
+            log.warning("this service cannot join the sandboxes' network yet: %s", error)
+        self.start_reaper(self._reap_seconds)
+        self.pool.start()
 
     async def __aenter__(self) -> "DockerSandboxes":
+        """Start the provider."""
         await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Close the provider."""
         await self.close()
 
-    def warm(self, session_id: str) -> None:
-        """Begin to start the session's sandbox in the background; a failure is logged and shows at `acquire`."""
-        if not self._closed:
-            self._slot(session_id).begin()
-
-    async def acquire(self, session_id: str) -> HttpSandbox:
-        """The session's sandbox, ready; the same one for all who ask at once, in whichever process.
-
-        Raises:
-            SandboxUnavailable: none can be had, it was destroyed meanwhile, or this provider is closed.
-        """
-        if self._closed:
-            raise SandboxUnavailable("The service is shutting down.")
-        return await self._slot(session_id).acquire()
-
-    async def find(self, session_id: str) -> HttpSandbox | None:
-        """The session's sandbox if its container runs.
-
-        Raises:
-            SandboxUnavailable: the engine does not tell.
-        """
-        return None if self._closed else await self._slot(session_id).find()
-
-    async def destroy(self, session_id: str) -> None:
-        """End the session's sandbox and delete its files; goes on to its end even when the caller is cancelled.
-
-        What the engine does not do now, because it is away, the reaper does later.
-        """
-        removal = asyncio.create_task(self._destroy(session_id), name=f"sandbox removal {session_id}")
-        self._removals.add(removal)
-        removal.add_done_callback(self._removals.discard)
-        await asyncio.shield(removal)
-
     async def reap(self) -> None:
-        """One round of looking after everything, now.
+        """Refresh the firewall, remove what no session needs, and maintain the pool, once.
 
         Raises:
-            SandboxUnavailable: the engine is away.
+            SandboxUnavailable: The engine is unavailable.
         """
-        async with self._round:
-            await self._reaped()
-
-    async def _reaped(self) -> None:
-        try:
-            await self._site.guard.refresh()
-        except SandboxUnavailable as error:
-            log.warning("the sandboxes' network is not guarded now: %s", error)
-        await self._reaper.round()
-        for name in [name for name, slot in self._slots.items() if slot.empty]:
-            del self._slots[name]
-        await self._site.pool.tend()
+        async with self._reap_lock:
+            try:
+                await self.firewall.refresh()
+            except SandboxUnavailable as error:
+                log.warning("the firewall of the sandboxes' network is not in place: %s", error)
+            await self._docker_reaper.run_round()
+            self.drop_empty_sessions()
+            await self.pool.maintain()
 
     async def check(self) -> str | None:
-        """Why no sandbox could be started now; None when one could."""
+        """Return why no sandbox could be started now, or None."""
         try:
             await self._engine.ping()
             if not await self._engine.has_image(self._image):
-                return failures.NO_IMAGE
+                return IMAGE_MISSING
             async with asyncio.timeout(CHECK_SECONDS):
-                await self._site.guard.ensure()
+                await self.firewall.ensure()
         except TimeoutError:
             return "The Docker engine takes long to set up the sandboxes' network."
         except SandboxUnavailable as error:
@@ -190,60 +249,15 @@ class DockerSandboxes:
         return None
 
     async def close(self) -> None:
-        """End the pool, and whatever is under way; sessions' sandboxes go on. Idempotent."""
-        if self._closed:
+        """Remove the pool and cancel work in progress. The sandboxes of sessions keep running. Idempotent."""
+        if self.is_closed:
             return
-        self._closed = True
-        if self._reaping is not None:
-            self._reaping.cancel()
-            await asyncio.wait({self._reaping})
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await asyncio.gather(*(slot.end() for slot in self._slots.values()), *self._removals)
-                await self._site.pool.close()
+                await super().close()
+                await self.pool.close()
         except TimeoutError:
-            log.warning("the Docker engine is slow: some waiting sandboxes were left to end themselves")
-        await self._site.guard.close()
-        await self._reaper.close()
-        self._slots.clear()
+            log.warning("the Docker engine is slow: some pooled sandboxes were left to end themselves")
+        await self.firewall.close()
+        await self._docker_reaper.close()
         self._engine.close()
-
-    async def _destroy(self, session_id: str) -> None:
-        slot = self._slot(session_id)
-        try:
-            await slot.destroy()
-        except SandboxUnavailable as error:
-            log.warning("the sandbox of session %s will be removed later: %s", session_id, error)
-        name = self._names.of(session_id)
-        if slot.empty and self._slots.get(name) is slot:
-            del self._slots[name]
-
-    async def _reap_forever(self) -> None:
-        while True:
-            try:
-                await self.reap()
-            except SandboxUnavailable as error:
-                log.warning("sandboxes are not looked after now: %s", error)
-            except Exception:
-                log.exception("the sandbox reaper has stumbled")
-            await asyncio.sleep(self._reap_seconds)
-
-    def _slot(self, session_id: str) -> Slot:
-        name = self._names.of(session_id)
-        slot = self._slots.get(name)
-        if slot is None:
-            slot = self._slots[name] = Slot(session_id, name, self._site)
-        return slot
-
-
-def _site(engine: Engine, names: Names, options: DockerOptions, starts_at_once: int) -> Site:
-    """The parts that all slots share."""
-    recipe, network = options.recipe(), options.network
-    bridge = SandboxNetwork(engine, names, name=network, egress=str(options.egress))
-    guard = Guard(engine, names, recipe, bridge, options.egress)
-    ledger = Ledger(engine, names, recipe)
-    launcher = Launcher(
-        engine, guard, network=network, exec_seconds=options.exec_seconds, starts_at_once=starts_at_once
-    )
-    pool = Pool(names, ledger, guard, launcher, size=options.pool_size)
-    return Site(engine=engine, ledger=ledger, guard=guard, launcher=launcher, pool=pool)

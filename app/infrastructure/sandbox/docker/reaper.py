@@ -1,6 +1,6 @@
-"""Looks through all that carries this installation's label, and removes what belongs to nobody or has had its time.
+"""Removes this installation's containers, volumes and networks that no session needs any more.
 
-What other installations or other people have made is not even looked at.
+Objects without this installation's label are never touched.
 """
 
 import asyncio
@@ -11,210 +11,227 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from app.domain.errors import AnkerError, SandboxUnavailable
-from app.infrastructure.sandbox.docker import failures
-from app.infrastructure.sandbox.docker.facts import Container, Volume
-from app.infrastructure.sandbox.docker.life import Life
-from app.infrastructure.sandbox.docker.names import MAKER, ROLE, SESSION, VOLUME, Names, is_waiting
-from app.infrastructure.sandbox.docker.slot import Site, Slot
+from app.infrastructure.sandbox.docker.container_spec import (
+    MAKER_LABEL,
+    ROLE_LABEL,
+    SESSION_LABEL,
+    VOLUME_LABEL,
+    is_pooled,
+)
+from app.infrastructure.sandbox.docker.containers import RunningContainer
+from app.infrastructure.sandbox.docker.engine import EngineUnavailable
+from app.infrastructure.sandbox.docker.engine_objects import EngineContainer, EngineVolume
+from app.infrastructure.sandbox.docker.pool import DockerComponents
+from app.infrastructure.sandbox.lifecycle import SessionSandbox
 
 log = logging.getLogger(__name__)
 
 YOUNG_SECONDS = 120.0
-"""Somebody may still be busy with what is younger."""
-ABANDONED_SECONDS = 180.0
-"""A waiting sandbox is told every minute that it is wanted; one that heard nothing for so long has lost its maker."""
-LOOKS_AT_ONCE = 8
+"""Age up to which an object may still be in use by the process that created it."""
 
-Known = Callable[[Sequence[str]], Awaitable[Collection[str]]]
-"""Those of some ids of sessions that there is a session for."""
+ABANDONED_SECONDS = 180.0
+"""Idle time after which a pooled sandbox has lost its maker, which renews its idle timer every minute."""
+
+MAX_CONCURRENT_CHECKS = 8
+"""Maximum number of containers that are checked at the same time."""
+
+ExistingSessions = Callable[[Sequence[str]], Awaitable[Collection[str]]]
+"""Returns those of the given session ids that exist."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Sessions:
-    """The sessions that exist, of those that something is there of; `names` are those of their containers."""
+class _Owners:
+    """The existing sessions among those that own the objects under review."""
 
-    ids: frozenset[str]
+    session_ids: frozenset[str]
     names: frozenset[str]
+    """The names of their containers and volumes."""
 
-    def has(self, name: str, labels: Mapping[str, str]) -> bool:
-        """Whether an object of this name and with these labels is one of theirs."""
-        return name in self.names or labels.get(SESSION) in self.ids
+    def include(self, item: EngineContainer | EngineVolume) -> bool:
+        return item.name in self.names or item.labels.get(SESSION_LABEL) in self.session_ids
 
 
 class Reaper:
-    """Removes containers, volumes and networks of this installation, one round at a time."""
+    """Removes unneeded objects, one round at a time."""
 
     def __init__(
         self,
-        site: Site,
-        names: Names,
-        slots: Mapping[str, Slot],
+        components: DockerComponents,
+        sessions: Mapping[str, SessionSandbox[RunningContainer]],
+        existing: ExistingSessions,
         *,
-        network: str,
-        known: Known,
         ttl_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`slots` are this process's, by the container's name."""
-        self._engine = site.engine
-        self._ledger = site.ledger
-        self._launcher = site.launcher
-        self._guard = site.guard
-        self._pool = site.pool
-        self._names = names
-        self._slots = slots
-        self._network = network
-        self._known = known
-        self._ttl_seconds = ttl_seconds
-        self._clock = clock
-        self._probes: dict[str, Life] = {}
-        self._silent: dict[str, float] = {}
+        """Prepare the first round.
 
-    async def round(self) -> None:
-        """Look through everything once.
+        Args:
+            components: The provider's parts.
+            sessions: The provider's sessions by the name of their container.
+            existing: Tells which sessions exist; may raise an `AnkerError`.
+            ttl_seconds: Idle time after which a sandbox is stopped.
+        """
+        self._engine = components.engine
+        self._names = components.names
+        self._repository = components.repository
+        self._launcher = components.launcher
+        self._firewall = components.firewall
+        self._pool = components.pool
+        self._sessions = sessions
+        self._existing = existing
+        self._ttl_seconds = ttl_seconds
+        self._connections: dict[str, RunningContainer] = {}
+        self._silent_since: dict[str, float] = {}
+
+    async def run_round(self) -> None:
+        """Review every object of this installation once.
 
         Raises:
-            SandboxUnavailable: the engine is away; what is left is seen to by the next round.
+            SandboxUnavailable: The engine is unavailable. The next round does the rest.
         """
-        containers = await self._engine.containers(self._names.mine)
-        volumes = await self._engine.volumes(self._names.mine)
-        # Asked last: a session that has one of these and still exists is among them.
-        sessions = await self._sessions([*containers, *volumes])
-        await self._forget({container.id for container in containers})
-        at_once = asyncio.Semaphore(LOOKS_AT_ONCE)
+        containers = await self._engine.containers(self._names.ownership)
+        volumes = await self._engine.volumes(self._names.ownership)
+        # Ask for the sessions after listing: a session created meanwhile must count as existing.
+        owners = await self._find_owners([*containers, *volumes])
+        await self._close_connections(keep={container.id for container in containers})
+        limit = asyncio.Semaphore(MAX_CONCURRENT_CHECKS)
 
-        async def look(container: Container) -> None:
-            async with at_once:
-                await self._tolerantly(self._see_to(container, sessions))
+        async def review(container: EngineContainer) -> None:
+            async with limit:
+                await self._log_failure(self._review_container(container, owners))
 
-        await asyncio.gather(*(look(container) for container in containers))
-        for volume in _pointers_first(volumes):
-            await self._tolerantly(self._see_to_volume(volume, volumes, containers, sessions))
-        await self._see_to_networks()
+        await asyncio.gather(*(review(container) for container in containers))
+        # Pointer volumes first: the workspaces that they point to are in use until then.
+        for volume in sorted(volumes, key=_is_pool_volume):
+            await self._log_failure(self._review_volume(volume, volumes, containers, owners))
+        await self._remove_unused_networks()
 
     async def close(self) -> None:
-        """Close what was opened to look."""
-        await self._forget(())
+        """Close the connections to sandboxes."""
+        await self._close_connections(keep=())
 
-    async def _see_to(self, container: Container, sessions: _Sessions | None) -> None:
-        if container.labels.get(ROLE) == "guard":
-            if _age(container.created) > YOUNG_SECONDS:
-                await self._engine.remove(container.id)
-        elif is_waiting(container.name, container.labels):
-            await self._see_to_waiting(container)
-        elif sessions is not None and not sessions.has(container.name, container.labels):
-            log.info("removing the sandbox of a session that is no more: %s", container.name)
-            slot = self._slots.get(container.name)
-            await (slot.destroy() if slot else self._engine.remove(container.id))
-        elif container.runs:
-            await self._see_to_idle(container)
-        elif container.ended or (container.state == "created" and _age(container.created) > YOUNG_SECONDS):
-            await self._bury(container)
+    async def _review_container(self, container: EngineContainer, owners: _Owners | None) -> None:
+        if container.labels.get(ROLE_LABEL) == "guard":
+            if not _is_young(container.created):
+                await self._engine.remove_container(container.id)
+        elif is_pooled(container):
+            await self._review_pooled(container)
+        elif owners is not None and not owners.include(container):
+            log.info("removing the sandbox %s: its session does not exist any more", container.name)
+            session = self._sessions.get(container.name)
+            await (session.destroy() if session else self._engine.remove_container(container.id))
+        elif container.running:
+            await self._stop_if_idle(container)
+        elif container.ended or (container.state == "created" and not _is_young(container.created)):
+            await self._remove_ended(container)
 
-    async def _see_to_waiting(self, container: Container) -> None:
-        if container.id in self._pool.made:
+    async def _review_pooled(self, container: EngineContainer) -> None:
+        if container.id in self._pool.created_ids:
             return
-        young = _age(container.created) < YOUNG_SECONDS
-        if container.labels.get(MAKER) != self._pool.maker:
-            # Another process of this installation may wait with it; then it is not silent for long.
-            if container.runs and not await self._is_idle(container, ABANDONED_SECONDS):
+        young = _is_young(container.created)
+        if container.labels.get(MAKER_LABEL) != self._pool.maker:
+            # Another process of this installation may still renew it.
+            if container.running and not await self._is_idle(container, ABANDONED_SECONDS):
                 return
             young = young and not container.ended
         if not young:
-            log.info("removing a waiting sandbox that nobody waits with any more: %s", container.name)
-            await self._ledger.destroy_waiting(container.name)
+            log.info("removing the pooled sandbox %s: the process that created it is gone", container.name)
+            await self._repository.destroy_pooled(container.name)
 
-    async def _see_to_idle(self, container: Container) -> None:
-        async def still() -> bool:
+    async def _stop_if_idle(self, container: EngineContainer) -> None:
+        async def is_idle() -> bool:
             return await self._is_idle(container, self._ttl_seconds)
 
-        if not await still():
+        if not await is_idle():
             return
-        slot = self._slots.get(container.name)
-        if slot is None:
-            await self._ledger.remove(container)
-        elif not await slot.rest(container, still=still):
+        session = self._sessions.get(container.name)
+        if session is None:
+            await self._repository.stop(container.id)
+        elif not await session.stop_if_idle(container.id, is_idle):
             return
-        log.info("ended an idle sandbox, its files stay: %s", container.name)
+        log.info("stopped the idle sandbox %s, its files stay", container.name)
 
-    async def _bury(self, container: Container) -> None:
-        log.info("removing a sandbox that has ended, its files stay: %s", container.name)
-        if (slot := self._slots.get(container.name)) is not None:
-            if slot.container_id != container.id:
-                return  # a new one is being made in its place
-            await slot.forget()
-        await self._engine.remove(container.id)
-        # It may have ended because the engine was started anew.
-        self._guard.doubt()
+    async def _remove_ended(self, container: EngineContainer) -> None:
+        log.info("removing the sandbox %s, which has ended, its files stay", container.name)
+        if (session := self._sessions.get(container.name)) is not None:
+            if session.running is None or session.running.instance_id != container.id:
+                return  # a new one is being created in its place
+            await session.forget(container.id)
+        await self._engine.remove_container(container.id)
+        # It may have ended because the engine was restarted.
+        self._firewall.invalidate()
 
-    async def _see_to_volume(
-        self, volume: Volume, volumes: list[Volume], containers: list[Container], sessions: _Sessions | None
+    async def _review_volume(
+        self,
+        volume: EngineVolume,
+        volumes: Sequence[EngineVolume],
+        containers: Sequence[EngineContainer],
+        owners: _Owners | None,
     ) -> None:
-        if volume.labels.get(ROLE) == "pool":
-            wanted = {each.labels.get(VOLUME) for each in volumes} | {
-                name for each in containers for name in each.volumes
-            }
-            if volume.name in wanted or _age(volume.created) < YOUNG_SECONDS:
+        if _is_pool_volume(volume):
+            used = {each.labels.get(VOLUME_LABEL) for each in volumes}
+            used |= {name for each in containers for name in each.volumes}
+            if volume.name in used or _is_young(volume.created):
                 return
-        elif sessions is None or sessions.has(volume.name, volume.labels):
+        elif owners is None or owners.include(volume):
             return
-        log.info("removing the files of a session that is no more: %s", volume.name)
-        await self._ledger.destroy_volume(volume)
+        log.info("removing the files in the volume %s: its session does not exist any more", volume.name)
+        await self._repository.destroy_volume(volume)
 
-    async def _see_to_networks(self) -> None:
-        for listed in await self._engine.networks(self._names.mine):
-            if listed.name == self._network:
+    async def _remove_unused_networks(self) -> None:
+        for listed in await self._engine.networks(self._names.ownership):
+            if listed.name == self._firewall.network.name:
                 continue
             network = await self._engine.network(listed.id)
             if network is not None and not network.members:
-                log.info("removing a network that is not used any more: %s", network.name)
-                await self._tolerantly(self._engine.remove_network(network.id))
-                await self._guard.retire(network.name)
+                log.info("removing the network %s, which is not used any more", network.name)
+                await self._log_failure(self._engine.remove_network(network.id))
+                await self._firewall.remove_rules(network.name)
 
-    async def _is_idle(self, container: Container, seconds: float) -> bool:
-        """Whether nobody has used it for `seconds`, as it says itself; one that says nothing is idle while it does."""
-        probe = self._probes.get(container.id)
-        if probe is None:
-            whole = await self._engine.container(container.id)
-            if whole is None or not whole.address(self._network):
+    async def _is_idle(self, container: EngineContainer, seconds: float) -> bool:
+        """Return whether the sandbox says that nobody used it for `seconds`, or has not responded for as long."""
+        connection = self._connections.get(container.id)
+        if connection is None:
+            inspected = await self._engine.container(container.id)
+            if inspected is None or not self._launcher.in_network(inspected):
                 return False
-            probe = self._probes[container.id] = self._launcher.attach(whole)
+            connection = self._connections[container.id] = self._launcher.connect(inspected)
         try:
-            idle = await probe.idle_seconds()
+            idle = await connection.fetch_idle_seconds()
         except SandboxUnavailable:
-            return self._clock() - self._silent.setdefault(container.id, self._clock()) >= seconds
-        self._silent.pop(container.id, None)
+            return time.monotonic() - self._silent_since.setdefault(container.id, time.monotonic()) >= seconds
+        self._silent_since.pop(container.id, None)
         return idle is not None and idle >= seconds
 
-    async def _sessions(self, objects: Sequence[Container | Volume]) -> _Sessions | None:
-        """Those sessions of the objects that exist; None when that cannot be known, and none may be taken for gone."""
-        asked = {session_id for each in objects for session_id in self._names.sessions(each.name, each.labels)}
+    async def _find_owners(self, objects: Sequence[EngineContainer | EngineVolume]) -> _Owners | None:
+        """Return the existing sessions that own `objects`, or None if the store cannot tell: then remove none."""
+        candidates = {
+            session_id for each in objects for session_id in self._names.candidate_sessions(each.name, each.labels)
+        }
         try:
-            ids = frozenset(await self._known(sorted(asked)) if asked else ())
+            ids = frozenset(await self._existing(sorted(candidates)) if candidates else ())
         except AnkerError as error:
-            log.warning("which sessions exist is not known, so no sandbox is removed for want of one: %s", error)
+            log.warning("removing no sandboxes now: the store cannot tell which sessions exist: %s", error)
             return None
-        return _Sessions(ids, frozenset(self._names.of(session_id) for session_id in ids))
+        return _Owners(ids, frozenset(self._names.of_session(session_id) for session_id in ids))
 
-    async def _forget(self, kept: Collection[str]) -> None:
-        for container_id in [each for each in self._probes if each not in kept]:
-            self._silent.pop(container_id, None)
-            await self._probes.pop(container_id).close()
+    async def _close_connections(self, *, keep: Collection[str]) -> None:
+        for container_id in [each for each in self._connections if each not in keep]:
+            self._silent_since.pop(container_id, None)
+            await self._connections.pop(container_id).close()
 
-    async def _tolerantly(self, removal: Awaitable[None]) -> None:
-        """One thing that cannot be removed now must not keep the others."""
+    async def _log_failure(self, removal: Awaitable[None]) -> None:
+        """Log a failure that concerns one object, so that the others are reviewed nevertheless."""
         try:
             await removal
-        except failures.EngineAway:
+        except EngineUnavailable:
             raise
         except SandboxUnavailable as error:
-            log.warning("not everything could be cleared up: %s", error)
+            log.warning("the sandbox reaper could not remove everything: %s", error)
 
 
-def _age(created: datetime) -> float:
-    return (datetime.now(UTC) - created).total_seconds()
+def _is_pool_volume(volume: EngineVolume) -> bool:
+    return volume.labels.get(ROLE_LABEL) == "pool"
 
 
-def _pointers_first(volumes: list[Volume]) -> list[Volume]:
-    """Those that others depend on come last."""
-    return sorted(volumes, key=lambda volume: volume.labels.get(ROLE) == "pool")
+def _is_young(created: datetime) -> bool:
+    return (datetime.now(UTC) - created).total_seconds() <= YOUNG_SECONDS

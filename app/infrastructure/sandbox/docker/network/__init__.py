@@ -1,0 +1,1 @@
+"""The sandboxes' Docker network and the host firewall rules that restrict it."""
