@@ -10,7 +10,7 @@ import pytest_asyncio
 from app.domain.external.sandbox import Sandbox, SandboxProvider
 from app.infrastructure.sandbox.local import LocalSandboxes
 from tests.fakes.memory_sandbox import MemorySandboxProvider
-from tests.integration.docker.site import make_sure_of_engine_and_image, site
+from tests.integration.docker.engine_sandbox import engine_sandbox, prepare_engine_and_image
 
 _numbers = itertools.count()
 
@@ -54,9 +54,9 @@ async def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         yield bench
         await bench.provider.close()
     elif request.param == "docker":
-        make_sure_of_engine_and_image()
-        async with site() as here, here.provider(exec_seconds=0.3) as provider:
-            yield Bench(provider, here.session)
+        prepare_engine_and_image()
+        async with engine_sandbox() as engine, engine.provider(exec_seconds=0.3) as provider:
+            yield Bench(provider, engine.new_session)
     else:
         async with LocalSandboxes(tmp_path_factory.mktemp("data"), exec_seconds=0.3) as provider:
             yield Bench(provider, lambda: f"s{next(_numbers)}")

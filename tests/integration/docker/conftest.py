@@ -1,4 +1,4 @@
-"""Tests on a real Docker engine with the real image. They share a site, and a running service where they can."""
+"""Tests on a real Docker engine with the real image. They share a provider and a running sandbox where they can."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -7,42 +7,42 @@ import pytest_asyncio
 
 from app.domain.external.sandbox import Sandbox
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
-from tests.integration.docker.site import Site, make_sure_of_engine_and_image, site
-from tests.integration.docker.world import World, world
+from tests.integration.docker.engine_sandbox import EngineSandbox, engine_sandbox, prepare_engine_and_image
+from tests.integration.docker.external_network import ExternalNetwork, external_network
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[None]:
-    make_sure_of_engine_and_image()
+def docker_ready() -> Iterator[None]:
+    prepare_engine_and_image()
     yield
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def here(engine: None) -> AsyncIterator[Site]:
-    """The test run's own place on the engine."""
-    async with site() as made:
+async def engine(docker_ready: None) -> AsyncIterator[EngineSandbox]:
+    """The part of the engine that this test run uses."""
+    async with engine_sandbox() as made:
         yield made
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def service(here: Site) -> AsyncIterator[DockerSandboxes]:
-    """A service that goes on through the whole run."""
-    async with here.provider() as provider:
+async def provider(engine: EngineSandbox) -> AsyncIterator[DockerSandboxes]:
+    """A provider that stays open for the whole run."""
+    async with engine.provider() as provider:
         assert await provider.check() is None
         yield provider
 
 
 @pytest.fixture(scope="session")
-def beyond(engine: None) -> Iterator[World]:
-    """The world beyond this machine."""
-    with world() as made:
+def external(docker_ready: None) -> Iterator[ExternalNetwork]:
+    """Servers outside the sandboxes' network."""
+    with external_network() as made:
         yield made
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def box(here: Site, service: DockerSandboxes) -> AsyncIterator[Sandbox]:
-    """A sandbox with open egress that the tests share: none of them ends it."""
-    session = here.session()
-    sandbox = await service.acquire(session)
+async def sandbox(engine: EngineSandbox, provider: DockerSandboxes) -> AsyncIterator[Sandbox]:
+    """A sandbox with open egress that the tests share. No test stops it."""
+    session = engine.new_session()
+    sandbox = await provider.acquire(session)
     yield sandbox
-    assert (await service.acquire(session)).instance_id == sandbox.instance_id
+    assert (await provider.acquire(session)).instance_id == sandbox.instance_id

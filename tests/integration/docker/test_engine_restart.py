@@ -1,4 +1,4 @@
-"""The engine is started anew under a service that goes on. Everybody's containers end with it, so it is done on demand:
+"""A restart of the engine under a running service. It ends everybody's containers, so it runs on demand only:
 
 ANKER_RESTART_ENGINE='systemctl restart docker' pytest tests/integration/docker/test_engine_restart.py
 """
@@ -9,9 +9,9 @@ import subprocess
 import pytest
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.docker import life
-from tests.integration.docker.site import run, site
-from tests.integration.docker.world import World, answers
+from app.infrastructure.sandbox import lifecycle
+from tests.integration.docker.engine_sandbox import engine_sandbox, read, run, write
+from tests.integration.docker.external_network import ExternalNetwork, responds
 from tests.support.eventually import eventually
 
 COMMAND = os.environ.get("ANKER_RESTART_ENGINE", "")
@@ -22,32 +22,32 @@ pytestmark = [
 ]
 
 
-async def test_after_a_restart_of_the_engine_sandboxes_come_back_with_their_files_and_behind_their_rules(
-    engine: None, beyond: World, monkeypatch: pytest.MonkeyPatch
+async def test_restart_of_engine_restores_sandboxes_with_files_and_firewall(
+    docker_ready: None, external: ExternalNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(life, "FRESH_SECONDS", 0.0)
-    async with site() as here, here.provider(pool_size=1) as service:
-        session, untouched = here.session(), here.session()
-        first = await service.acquire(session)
-        await service.acquire(untouched)
-        await first.file_write("kept.txt", "still here", append=False, sudo=False)
+    monkeypatch.setattr(lifecycle, "FRESH_SECONDS", 0.0)
+    async with engine_sandbox() as engine, engine.provider(pool_size=1) as provider:
+        session, unused = engine.new_session(), engine.new_session()
+        first = await provider.acquire(session)
+        await provider.acquire(unused)
+        await write(first, "kept.txt", "still here")
         subprocess.run(COMMAND, shell=True, check=True)
 
-        async def well() -> bool:
-            return await service.check() is None
+        async def is_available() -> bool:
+            return await provider.check() is None
 
-        await eventually(well, seconds=60)
+        await eventually(is_available, seconds=60)
         with pytest.raises(SandboxUnavailable):
             await run(first, "true")
-        second = await service.acquire(session)
+        second = await provider.acquire(session)
         assert second.instance_id != first.instance_id
-        assert await run(second, "cat kept.txt") == (0, "still here")
-        assert answers(beyond.private) and answers(beyond.metadata)
-        for place in (beyond.private, beyond.metadata):
-            assert (await run(second, f"curl -s --max-time 5 http://{place}/"))[0] == 7
-        assert (await run(second, f"curl -s --max-time 5 http://{beyond.allowed}/"))[0] == 0
-        await service.reap()
-        assert here.container(untouched) is None and here.name(untouched) in here.volumes()
-        await eventually(lambda: service._site.pool._waiting)
-        for each in (session, untouched):
-            await service.destroy(each)
+        assert await read(second, "kept.txt") == "still here"
+        assert responds(external.private) and responds(external.metadata)
+        for address in (external.private, external.metadata):
+            assert (await run(second, f"curl -s --max-time 5 http://{address}/"))[0] == 7
+        assert (await run(second, f"curl -s --max-time 5 http://{external.allowed}/"))[0] == 0
+        await provider.reap()
+        assert not engine.has_container(unused) and engine.has_volume(unused)
+        await eventually(lambda: provider.pool.ready_ids)
+        for each in (session, unused):
+            await provider.destroy(each)

@@ -1,4 +1,4 @@
-"""The sandbox's image, run as the service runs it: what is in it, what it starts, what it keeps out."""
+"""The sandbox image, run with the options that the provider uses: its processes, its tools and its restrictions."""
 
 import base64
 import contextlib
@@ -11,14 +11,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from playwright.async_api import async_playwright
+from playwright.async_api import Page, async_playwright
 
-ROOT = Path(__file__).parents[3]
-IMAGE = os.environ.get("SANDBOX_IMAGE", "simpleyyt/anker-sandbox")
+from tests.integration.docker.engine_sandbox import IMAGE, ROOT
+from tests.support.eventually import wait_until
+
 SECCOMP = ROOT / "app/infrastructure/sandbox/docker/seccomp.json"
 TOKEN = "the-token-of-this-test"
 
@@ -45,8 +45,8 @@ def docker(*arguments: str, check: bool = True) -> str:
     return done.stdout.strip()
 
 
-class Container:
-    """One sandbox with a workspace of its own, spoken to over its port."""
+class ImageContainer:
+    """A container of the image with a workspace of its own, and a client of its API."""
 
     def __init__(self, *options: str) -> None:
         self.name = f"anker-image-test-{secrets.token_hex(4)}"
@@ -59,8 +59,8 @@ class Container:
         found = json.loads(docker("inspect", self.name))[0]
         self.address = f"{found['NetworkSettings']['IPAddress']}:8080"
 
-    def again(self, *options: str) -> None:
-        """Another container with the same workspace."""
+    def recreate(self, *options: str) -> None:
+        """Replace the container by a new one with the same workspace."""
         docker("rm", "-f", self.name)
         self._run(*options)
 
@@ -68,7 +68,7 @@ class Container:
         docker("rm", "-f", self.name, check=False)
         docker("volume", "rm", "-f", self.name, check=False)
 
-    def ask(self, path: str, body: dict | None = None, token: str = TOKEN, seconds: float = 120) -> dict:
+    def request(self, path: str, body: dict | None = None, token: str = TOKEN, seconds: float = 120) -> dict:
         request = urllib.request.Request(
             f"http://{self.address}{path}",
             data=None if body is None else json.dumps(body).encode(),
@@ -77,8 +77,8 @@ class Container:
         deadline = time.monotonic() + 20
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=seconds) as answer:
-                    return json.load(answer)
+                with urllib.request.urlopen(request, timeout=seconds) as response:
+                    return json.load(response)
             except urllib.error.HTTPError as refused:
                 return json.load(refused) | {"status": refused.code}
             except ConnectionError:
@@ -87,29 +87,33 @@ class Container:
                 assert isinstance(error.reason, ConnectionError) and time.monotonic() < deadline, error
 
     def run(self, command: str, shell: str = "a") -> str:
-        """What `command` wrote; it must end well."""
-        data = self.ask("/api/v1/shell/exec", {"id": shell, "exec_dir": "", "command": command})["data"]
+        """Run `command`, which must succeed; return its output."""
+        data = self.request("/api/v1/shell/exec", {"id": shell, "exec_dir": "", "command": command})["data"]
         assert data["status"] == "completed" and data["returncode"] == 0, data["output"]
         return data["output"]
 
     def python(self, program: str) -> str:
-        """What a Python program wrote."""
+        """Run a Python program; return its output."""
         encoded = base64.b64encode(program.encode()).decode()
         return self.run(f"python3 -c \"import base64; exec(base64.b64decode('{encoded}'))\"")
 
     def status(self) -> dict:
-        return self.ask("/api/v1/status")["data"]
+        return self.request("/api/v1/status")["data"]
 
-    def ready(self) -> None:
-        deadline = time.monotonic() + 30
-        while not all(self.status()[part]["ready"] for part in ("shell", "browser", "desktop")):
-            assert time.monotonic() < deadline, (self.status(), docker("logs", self.name))
-            time.sleep(0.02)
+    def wait_until_ready(self) -> None:
+        wait_until(lambda: all(self.status()[part]["ready"] for part in ("shell", "browser", "desktop")))
+
+    def state(self) -> dict:
+        return json.loads(docker("inspect", self.name))[0]["State"]
+
+    def process_arguments(self) -> set[str]:
+        """Return every command-line argument of every process."""
+        return set(self.run("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | sort -u").split())
 
 
 @contextlib.contextmanager
-def container(*options: str) -> Iterator[Container]:
-    made = Container(*options)
+def image_container(*options: str) -> Iterator[ImageContainer]:
+    made = ImageContainer(*options)
     try:
         yield made
     finally:
@@ -117,29 +121,42 @@ def container(*options: str) -> Iterator[Container]:
 
 
 @pytest.fixture(scope="module")
-def box(engine) -> Iterator[Container]:
-    """One that the tests share; none of them leaves anything behind that matters to another."""
-    with container(*HARDENED) as made:
-        made.ready()
+def shared(docker_ready) -> Iterator[ImageContainer]:
+    """A container for all tests that leave it ready for the next one."""
+    with image_container(*HARDENED) as made:
+        made.wait_until_ready()
         yield made
 
 
 @pytest.fixture
-def own(engine) -> Iterator[Container]:
-    with container(*HARDENED) as made:
+def container(docker_ready) -> Iterator[ImageContainer]:
+    """A container that the test may stop."""
+    with image_container(*HARDENED) as made:
         yield made
 
 
-# What it starts
+@contextlib.asynccontextmanager
+async def browser_page(container: ImageContainer) -> AsyncIterator[Page]:
+    """Yield a new page of the container's browser."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.connect_over_cdp(
+            f"http://{container.address}/cdp", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+        page = await browser.contexts[0].new_page()
+        yield page
+        await page.close()
 
 
-def test_the_first_process_is_our_program_and_all_runs_as_the_user(box):
-    assert box.run("cat /proc/1/cmdline | tr '\\0' ' '") == "/opt/anker/bin/python -I -m sandbox "
-    assert set(box.run("ps -eo user= | sort -u").split()) == {"ubuntu"}
-    assert box.run("id -u; id -g; echo $HOME; pwd") == "1000\n1000\n/home/ubuntu\n/home/ubuntu\n"
+# Processes
 
 
-def test_nothing_but_the_one_port_listens_beyond_loopback(box):
+def test_first_process_is_the_sandbox_program_and_all_run_as_user(shared):
+    assert shared.run("cat /proc/1/cmdline | tr '\\0' ' '") == "/opt/anker/bin/python -I -m sandbox "
+    assert set(shared.run("ps -eo user= | sort -u").split()) == {"ubuntu"}
+    assert shared.run("id -u; id -g; echo $HOME; pwd") == "1000\n1000\n/home/ubuntu\n/home/ubuntu\n"
+
+
+def test_only_port_8080_listens_beyond_loopback(shared):
     program = """
 import glob
 for name in ("tcp", "tcp6", "udp", "udp6"):
@@ -149,13 +166,13 @@ for name in ("tcp", "tcp6", "udp", "udp6"):
         if state in ("0A", "07") and not (name == "tcp" and address.endswith("7F")) and address != "0100007F":
             print(name, address, int(port, 16))
 """
-    assert box.python(program) == "tcp 00000000 8080\n"
+    assert shared.python(program) == "tcp 00000000 8080\n"
 
 
-async def test_chromium_keeps_its_own_sandbox(box):
-    arguments = box.run("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c -- --type=renderer")
-    assert int(arguments) >= 1
-    assert "--no-sandbox" not in box.run("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | sort -u").split()
+async def test_chromium_runs_with_its_own_sandbox(shared):
+    renderers = shared.run("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c -- --type=renderer")
+    assert int(renderers) >= 1
+    assert "--no-sandbox" not in shared.process_arguments()
     program = """
 import os
 own = os.readlink("/proc/self/ns/user")
@@ -169,38 +186,29 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
     except (FileNotFoundError, ProcessLookupError):
         continue
 """
-    # Another user namespace, another process namespace, a filter of its own beside ours, and no rights.
-    assert set(box.python(program).splitlines()) == {"True True 2 True 0"}
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.connect_over_cdp(
-            f"http://{box.address}/cdp", headers={"Authorization": f"Bearer {TOKEN}"}
-        )
-        page = await browser.contexts[0].new_page()
+    # Own user and process namespaces, a second seccomp filter, and no capabilities.
+    assert set(shared.python(program).splitlines()) == {"True True 2 True 0"}
+    async with browser_page(shared) as page:
         await page.goto("chrome://sandbox")
-        words = await page.inner_text("body")
-        await page.close()
-    assert "You are adequately sandboxed." in words, words
+        text = await page.inner_text("body")
+    assert "You are adequately sandboxed." in text, text
 
 
-def test_where_chromium_may_not_make_its_own_sandbox_it_runs_without_and_says_so(engine):
-    # The engine's own profile allows no user namespaces.
+def test_chromium_without_user_namespaces_runs_unsandboxed_with_warning(docker_ready):
+    # The engine's default profile allows no user namespaces.
     options = [option for option in HARDENED if not option.startswith("seccomp=")]
     del options[options.index("--security-opt", options.index("no-new-privileges"))]
-    with container(*options) as made:
-        made.ready()
-        assert "--no-sandbox" in made.run("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | sort -u").split()
+    with image_container(*options) as made:
+        made.wait_until_ready()
+        assert "--no-sandbox" in made.process_arguments()
         log = subprocess.run(["docker", "logs", made.name], capture_output=True, text=True)
         assert "does not let Chromium make its own sandbox" in log.stderr
 
 
-async def test_every_script_and_emoji_is_drawn(box):
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.connect_over_cdp(
-            f"http://{box.address}/cdp", headers={"Authorization": f"Bearer {TOKEN}"}
-        )
-        page = await browser.contexts[0].new_page()
+async def test_fonts_cover_common_scripts_and_emoji(shared):
+    async with browser_page(shared) as page:
         await page.goto("about:blank")
-        # A glyph that is missing is drawn as the same box as one that nobody has.
+        # A missing glyph looks like that of the first character, which no font has.
         drawn = await page.evaluate(
             """letters => letters.map(letter => {
                 const canvas = document.createElement('canvas');
@@ -212,77 +220,71 @@ async def test_every_script_and_emoji_is_drawn(box):
             })""",
             ["\U000f1234", "漢", "字", "か", "한", "😀", "🚀", "ß", "Ж", "Ω"],
         )
-        await page.close()
     assert len(set(drawn)) == len(drawn)
 
 
-def test_the_desktop_is_seen_through_the_port_and_is_filled_by_the_browser(box):
-    deadline = time.monotonic() + 20
-    while True:
-        frame = Viewer(box.address).frame()
+def test_desktop_shows_the_browser_in_full_size(shared):
+    def shows_white_page() -> bool:
+        frame = VncViewer(shared.address).frame()
         assert len(frame) == 1280 * 800 * 4
-        if frame.count(b"\xff\xff\xff") > 1280 * 800 * 0.5:
-            break  # a white page fills the screen
-        assert time.monotonic() < deadline
+        return frame.count(b"\xff\xff\xff") > 1280 * 800 * 0.5
+
+    wait_until(shows_white_page)
 
 
 @pytest.mark.parametrize("victim", ["Xvnc", "jwm", "chromium"])
-def test_what_is_killed_comes_back(own, victim):
-    own.ready()
-    before = own.run(f"pgrep -x -o {victim}")
-    own.run(f"pkill -KILL -x -o {victim}")
-    deadline = time.monotonic() + 20
-    while own.run(f"pgrep -x -o {victim} || true") in ("", before):
-        assert time.monotonic() < deadline
-    own.ready()
+def test_killed_process_is_restarted(shared, victim):
+    shared.wait_until_ready()
+    before = shared.run(f"pgrep -x -o {victim}")
+    shared.run(f"pkill -KILL -x -o {victim}")
+    wait_until(lambda: shared.run(f"pgrep -x -o {victim} || true") not in ("", before))
+    shared.wait_until_ready()
 
 
-def test_a_restart_of_the_browser_leaves_no_process_of_the_old_one(own):
-    own.ready()
-    before = set(own.run("pgrep -x chromium").split())
-    assert own.ask("/api/v1/browser/restart", {})["success"]
-    assert own.status()["browser"]["ready"]
-    assert before & set(own.run("pgrep -x chromium").split()) == set()
+def test_browser_restart_leaves_no_old_process(shared):
+    shared.wait_until_ready()
+    before = set(shared.run("pgrep -x chromium").split())
+    assert shared.request("/api/v1/browser/restart", {})["success"]
+    assert shared.status()["browser"]["ready"]
+    assert before & set(shared.run("pgrep -x chromium").split()) == set()
 
 
-# What a first process owes
+# Duties of the first process
 
 
-def test_thousands_of_orphans_are_collected_faster_than_the_limit_of_processes_is_reached(own):
-    assert own.run("for n in $(seq 4000); do (true &); done; echo done") == "done\n"
-    deadline = time.monotonic() + 10
-    while int(own.run("ps -eo stat= | grep -c ^Z || true")) > 0:
-        assert time.monotonic() < deadline
+def test_orphaned_processes_are_reaped_before_the_process_limit(shared):
+    assert shared.run("for n in $(seq 4000); do (true &); done; echo done") == "done\n"
+    wait_until(lambda: int(shared.run("ps -eo stat= | grep -c ^Z || true")) == 0)
 
 
-def test_sigterm_ends_it_in_less_than_two_seconds_and_in_order(own):
-    own.ready()
-    own.run("(trap '' TERM; sleep 900) & disown")
-    began = time.monotonic()
-    docker("stop", "--time", "10", own.name)
-    assert time.monotonic() - began < 2
-    state = json.loads(docker("inspect", own.name))[0]["State"]
+def test_sigterm_ends_container_within_two_seconds_with_status_0(container):
+    container.wait_until_ready()
+    container.run("(trap '' TERM; sleep 900) & disown")
+    started = time.monotonic()
+    docker("stop", "--time", "10", container.name)
+    assert time.monotonic() - started < 2
+    state = container.state()
     assert state["ExitCode"] == 0 and not state["OOMKilled"]
 
 
-def test_an_unused_one_ends_itself_and_one_that_is_only_looked_at_counts_as_unused(engine):
-    with container(*HARDENED, "-e", "SANDBOX_IDLE_SECONDS=2") as made:
+def test_idle_container_ends_itself_despite_status_requests(docker_ready):
+    with image_container(*HARDENED, "-e", "SANDBOX_IDLE_SECONDS=2") as made:
         made.run("true")
-        deadline = time.monotonic() + 20
-        while json.loads(docker("inspect", made.name))[0]["State"]["Running"]:
-            assert time.monotonic() < deadline
+        status = urllib.request.Request(
+            f"http://{made.address}/api/v1/status", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+
+        def has_ended() -> bool:
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(
-                    urllib.request.Request(
-                        f"http://{made.address}/api/v1/status", headers={"Authorization": f"Bearer {TOKEN}"}
-                    ),
-                    timeout=1,
-                )
-        assert json.loads(docker("inspect", made.name))[0]["State"]["ExitCode"] == 0
+                urllib.request.urlopen(status, timeout=1)
+            return not made.state()["Running"]
+
+        wait_until(has_ended)
+        assert made.state()["ExitCode"] == 0
 
 
-def test_the_token_is_known_to_nobody_inside_but_the_first_process(box):
-    box.run("sleep 100 & disown")
+def test_token_is_known_to_the_first_process_only(shared):
+    shared.run("sleep 100 & disown")
     program = """
 import os
 for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -294,55 +296,59 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
     except (FileNotFoundError, ProcessLookupError):
         continue
 """
-    closed = box.python(program)
+    closed = shared.python(program)
     assert "known" not in closed and "closed 1\n" in closed
-    assert box.run("cat /proc/1/environ 2>&1 || true") == "cat: /proc/1/environ: Permission denied\n"
-    assert box.run("grep -c the-token /proc/1/cmdline || true") == "0\n"
+    assert shared.run("cat /proc/1/environ 2>&1 || true") == "cat: /proc/1/environ: Permission denied\n"
+    assert shared.run("grep -c the-token /proc/1/cmdline || true") == "0\n"
 
 
-# What can be done in it
+# Tools
 
 
-def test_the_root_is_read_only_and_our_program_out_of_reach(box):
+def test_root_file_system_and_sandbox_program_are_read_only(shared):
     for path in ("/opt/anker/x", "/opt/anker/lib/python3.11/site-packages/x", "/usr/local/bin/x", "/etc/x", "/x"):
-        assert "Read-only file system" in box.run(f"touch {path} 2>&1 || true")
-    assert box.run("find /opt/anker /usr /etc -xdev -writable ! -type l 2>/dev/null | head -3") == ""
-    # What lies in the workspace is not imported by the program.
-    assert box.run("cd ~ && ls /opt/anker/lib/python3.11/site-packages/sandbox/__pycache__ | grep -c main") != "0\n"
+        assert "Read-only file system" in shared.run(f"touch {path} 2>&1 || true")
+    assert shared.run("find /opt/anker /usr /etc -xdev -writable ! -type l 2>/dev/null | head -3") == ""
+    # The program is compiled, because Python cannot write its cache at run time.
+    assert shared.run("ls /opt/anker/lib/python3.11/site-packages/sandbox/__pycache__ | grep -c main") != "0\n"
 
 
-def test_python_packages_are_installed_into_the_workspace_and_found(box):
-    box.run("pip install --quiet httpie==3.2.4")
-    assert box.run("command -v http; http --version") == "/home/ubuntu/.local/bin/http\n3.2.4\n"
-    box.run("python3 -m venv ~/venv && ~/venv/bin/pip install --quiet six && ~/venv/bin/python -c 'import six'")
+def test_pip_installs_into_the_workspace(shared):
+    shared.run("pip install --quiet httpie==3.2.4")
+    assert shared.run("command -v http; http --version") == "/home/ubuntu/.local/bin/http\n3.2.4\n"
+    shared.run("python3 -m venv ~/venv && ~/venv/bin/pip install --quiet six && ~/venv/bin/python -c 'import six'")
 
 
-def test_node_packages_are_installed_into_the_workspace_and_found(box):
-    box.run("npm install --silent --global cowsay@1.6.0")
-    assert box.run("command -v cowsay") == "/home/ubuntu/.local/bin/cowsay\n"
-    assert "< moo >" in box.run("cowsay moo")
-    assert int(box.run("node --version").lstrip("v").split(".")[0]) >= 22
+def test_npm_installs_into_the_workspace(shared):
+    shared.run("npm install --silent --global cowsay@1.6.0")
+    assert shared.run("command -v cowsay") == "/home/ubuntu/.local/bin/cowsay\n"
+    assert "< moo >" in shared.run("cowsay moo")
+    assert int(shared.run("node --version").lstrip("v").split(".")[0]) >= 22
 
 
-def test_what_has_to_be_compiled_is_compiled(box):
-    box.run("pip install --quiet --no-binary :all: --no-build-isolation setproctitle 2>/dev/null; true")
-    box.run("printf 'int main(){return 0;}' >~/x.c && gcc ~/x.c -o ~/x && ~/x && g++ -x c++ ~/x.c -o ~/y && ~/y")
-    box.run("mkdir -p ~/addon && cd ~/addon && npm init --yes >/dev/null && npm install --silent --build-from-source "
-            "--foreground-scripts bufferutil@4.1.0; npm rebuild --build-from-source --silent")  # fmt: skip
+def test_native_packages_can_be_compiled(shared):
+    shared.run("pip install --quiet --no-binary :all: --no-build-isolation setproctitle 2>/dev/null; true")
+    shared.run("printf 'int main(){return 0;}' >~/x.c && gcc ~/x.c -o ~/x && ~/x && g++ -x c++ ~/x.c -o ~/y && ~/y")
+    shared.run(
+        "mkdir -p ~/addon && cd ~/addon && npm init --yes >/dev/null && npm install --silent --build-from-source "
+        "--foreground-scripts bufferutil@4.1.0; npm rebuild --build-from-source --silent"
+    )
 
 
-def test_the_usual_tools_are_there(box):
+def test_common_tools_are_installed(shared):
     tools = (
         "bash curl wget git jq rg less ps file xz zip unzip tar gzip make gcc python python3 pip node npm npx ssh ping"
     )
-    assert box.run(f"for tool in {tools}; do command -v $tool >/dev/null || echo missing $tool; done") == ""
-    box.run("git init -q ~/repository && cd ~/repository && git -c user.name=a -c user.email=a@b commit -qm x "
-            "--allow-empty && git log --oneline | grep -q x")  # fmt: skip
-    assert "1 received" in box.run("ping -c 1 -W 2 127.0.0.1")
-    assert "lo" in box.run("node -e 'console.log(Object.keys(os.networkInterfaces()).join())'")
+    assert shared.run(f"for tool in {tools}; do command -v $tool >/dev/null || echo missing $tool; done") == ""
+    shared.run(
+        "git init -q ~/repository && cd ~/repository && git -c user.name=a -c user.email=a@b commit -qm x "
+        "--allow-empty && git log --oneline | grep -q x"
+    )
+    assert "1 received" in shared.run("ping -c 1 -W 2 127.0.0.1")
+    assert "lo" in shared.run("node -e 'console.log(Object.keys(os.networkInterfaces()).join())'")
 
 
-def test_threads_processes_and_their_ways_to_talk_work(box):
+def test_threads_processes_and_ipc_work(shared):
     program = """
 import asyncio, multiprocessing, os, shutil, socket, sqlite3, subprocess, tempfile, threading
 with multiprocessing.Pool(2) as pool:
@@ -364,57 +370,53 @@ assert subprocess.run(["true"]).returncode == 0
 os.mkfifo("/tmp/fifo"); os.memfd_create("x"); os.pidfd_open(os.getpid()); os.sched_getaffinity(0)
 print("fine")
 """
-    assert box.python(program) == "fine\n"
+    assert shared.python(program) == "fine\n"
 
 
-def test_with_sudo_files_of_root_are_read_and_written_and_without_it_they_are_not(engine, box):
-    with container(*WITH_ROOT) as made:
-        answer = made.ask("/api/v1/file/write", {"file": "/etc/of-root", "content": "hello\n", "sudo": True})
-        assert answer["success"], answer
+def test_files_of_root_need_sudo(docker_ready, shared):
+    with image_container(*WITH_ROOT) as made:
+        written = made.request("/api/v1/file/write", {"file": "/etc/of-root", "content": "hello\n", "sudo": True})
+        assert written["success"], written
         assert made.run("stat -c '%U %a' /etc/of-root; sudo -n id -u") == "root 644\n0\n"
         made.run("sudo -n chmod 600 /etc/of-root")
-        refused = made.ask("/api/v1/file/read", {"file": "/etc/of-root"})
+        refused = made.request("/api/v1/file/read", {"file": "/etc/of-root"})
         assert refused["status"] == 400 and "permission denied" in refused["message"]
-        asked = {"file": "/etc/of-root", "sudo": True}
-        assert made.ask("/api/v1/file/read", asked)["data"]["content"] == "hello\n"
-        done = made.ask("/api/v1/file/replace", {**asked, "old_str": "hello", "new_str": "bye"})
-        assert done["data"]["replaced_count"] == 1
-        assert made.ask("/api/v1/file/search", {**asked, "regex": "b.e"})["data"]["matches"] == ["bye"]
-        missing = made.ask("/api/v1/file/read", {"file": "/root/none", "sudo": True})
+        file = {"file": "/etc/of-root", "sudo": True}
+        assert made.request("/api/v1/file/read", file)["data"]["content"] == "hello\n"
+        replaced = made.request("/api/v1/file/replace", {**file, "old_str": "hello", "new_str": "bye"})
+        assert replaced["data"]["replaced_count"] == 1
+        assert made.request("/api/v1/file/search", {**file, "regex": "b.e"})["data"]["matches"] == ["bye"]
+        missing = made.request("/api/v1/file/read", {"file": "/root/none", "sudo": True})
         assert missing["status"] == 404 and missing["message"] == "no such file: /root/none"
-        made.ready()  # the browser keeps its sandbox here too
-        assert "--no-sandbox" not in made.run("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | sort -u").split()
-    refused = box.ask("/api/v1/file/read", {"file": "/etc/shadow", "sudo": True})
+        made.wait_until_ready()  # with sudo, the browser keeps its own sandbox too
+        assert "--no-sandbox" not in made.process_arguments()
+    refused = shared.request("/api/v1/file/read", {"file": "/etc/shadow", "sudo": True})
     assert refused["status"] == 400 and "there is no sudo" in refused["message"]
-    assert "sudo: " in box.run("sudo -n true 2>&1 || true")
+    assert "sudo: " in shared.run("sudo -n true 2>&1 || true")
 
 
-async def test_logins_outlive_the_container(own):
-    own.ready()
+async def test_cookies_survive_the_container(container):
+    container.wait_until_ready()
 
     async def cookie(code: str) -> str:
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.connect_over_cdp(
-                f"http://{own.address}/cdp", headers={"Authorization": f"Bearer {TOKEN}"}
-            )
-            page = await browser.contexts[0].new_page()
+        async with browser_page(container) as page:
             await page.route("**", lambda route: route.fulfill(body="<title>x</title>", content_type="text/html"))
             await page.goto("http://site.example/")
             return await page.evaluate(code)
 
     await cookie("document.cookie = 'login=yes; max-age=99999'")
-    docker("stop", own.name)
-    own.again(*HARDENED)
-    own.ready()
+    docker("stop", container.name)
+    container.recreate(*HARDENED)
+    container.wait_until_ready()
     assert await cookie("document.cookie") == "login=yes"
 
 
-# What it keeps out (the rest is in test_escapes)
+# Restrictions (more in test_escapes.py)
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
-def test_a_user_namespace_opens_no_further_door(box):
-    """Chromium's sandbox needs user namespaces, so every program has them: what a hostile one would do in its own."""
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the system call numbers are those of x86-64")
+def test_own_user_namespace_gives_access_to_no_further_system_call(shared):
+    """Chromium needs user namespaces, so every program can create one. It must not gain anything else by that."""
     program = """
 import ctypes, errno, os, socket
 libc = ctypes.CDLL(None, use_errno=True)
@@ -448,14 +450,14 @@ plain = socket.socket()
 for level, option in ((0, 64), (0, 65), (41, 64), (0, 96), (0, 128), (1 << 32, 64)):
     print("setsockopt", level, option, call(54, plain.fileno(), ctypes.c_long(level), option, b"x" * 200, 200))
 """
-    lines = box.python(program).splitlines()
-    assert "user open" in lines and "caps True" in lines, "the doors were not tried with rights of one's own"
+    lines = shared.python(program).splitlines()
+    assert "user open" in lines and "caps True" in lines, "tried without a user namespace"
     allowed = {"user open", "caps True"}
     assert [line for line in lines if line not in allowed and line.split()[-1] not in ("EPERM", "ENOSYS")] == []
 
 
-class Viewer:
-    """A plain WebSocket and just enough RFB for one whole frame, on a blocking socket."""
+class VncViewer:
+    """A blocking VNC client over a WebSocket that can read one frame."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.partition(":")
@@ -510,6 +512,6 @@ class Viewer:
         data = b""
         while len(data) < count:
             part = self._socket.recv(count - len(data))
-            assert part, "the desktop hung up"
+            assert part, "the desktop closed the connection"
             data += part
         return data

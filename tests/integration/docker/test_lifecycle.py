@@ -1,4 +1,4 @@
-"""A sandbox through its lives: found again, lost, idle, destroyed. The engine, its containers and volumes are real."""
+"""The lifecycle of a session's sandbox on a real engine: found again, lost, idle, destroyed."""
 
 import asyncio
 import time
@@ -6,217 +6,226 @@ import time
 import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
+from app.infrastructure.sandbox.docker import container_spec
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
-from tests.integration.docker.site import Site, run, site
+from tests.integration.docker.engine_sandbox import EngineSandbox, engine_sandbox, read, run, write
 from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_after_a_restart_of_the_service_files_and_processes_are_still_there(here: Site) -> None:
-    session = here.session()
-    async with here.provider() as before:
+async def test_restarted_service_finds_sandbox_with_files_and_processes(engine: EngineSandbox) -> None:
+    session = engine.new_session()
+    async with engine.provider() as before:
         first = await before.acquire(session)
-        await first.file_write("kept.txt", "still here", append=False, sudo=False)
+        await write(first, "kept.txt", "still here")
         await first.shell_exec("main", "", "sleep 1001 & echo $!")
         await first.shell_exec("main", "", "word=remembered")
-    async with here.provider() as after:
+    async with engine.provider() as after:
         found = await after.find(session)
-        assert found is not None and found.instance_id == first.instance_id == here.inspect(session)["Id"]
+        assert found is not None and found.instance_id == first.instance_id == engine.inspect(session)["Id"]
         again = await after.acquire(session)
         assert again.instance_id == first.instance_id
-        assert (await again.file_read("kept.txt", start=None, end=None, sudo=False)).content == "still here"
+        assert await read(again, "kept.txt") == "still here"
         assert (await run(again, "pgrep -f 'sleep 1001' >/dev/null && echo $word")) == (0, "remembered\n")
         await after.destroy(session)
 
 
-@pytest.mark.parametrize("how", ["kill", "remove_container"])
-async def test_a_sandbox_that_was_killed_or_removed_comes_back_with_its_files(
-    here: Site, service: DockerSandboxes, how: str
+@pytest.mark.parametrize("how", ["kill", "remove"])
+async def test_killed_or_removed_container_is_replaced_with_its_files(
+    engine: EngineSandbox, provider: DockerSandboxes, how: str
 ) -> None:
-    session = here.session()
-    first = await service.acquire(session)
-    await first.file_write("kept.txt", "still here", append=False, sudo=False)
+    session = engine.new_session()
+    first = await provider.acquire(session)
+    await write(first, "kept.txt", "still here")
     call = asyncio.create_task(first.shell_exec("main", "", "sleep 1002"))
-    await eventually(lambda: "sleep 1002" in str(here.api.top(here.name(session))["Processes"]))
+    await eventually(lambda: "sleep 1002" in str(engine.api.top(engine.name(session))["Processes"]))
     if how == "kill":
-        here.api.kill(here.name(session))
+        engine.api.kill(engine.name(session))
     else:
-        here.api.remove_container(here.name(session), force=True)
+        engine.api.remove_container(engine.name(session), force=True)
     with pytest.raises(SandboxUnavailable):
         await call
-    assert await service.find(session) is None
-    second = await service.acquire(session)
+    assert await provider.find(session) is None
+    second = await provider.acquire(session)
     assert second.instance_id != first.instance_id
-    assert (await second.file_read("kept.txt", start=None, end=None, sudo=False)).content == "still here"
+    assert await read(second, "kept.txt") == "still here"
     assert (await run(second, "pgrep -f 'sleep 1002'"))[0] == 1
-    await service.destroy(session)
-    assert here.container(session) is None and here.name(session) not in here.volumes()
+    await provider.destroy(session)
+    assert not engine.has_container(session) and not engine.has_volume(session)
 
 
-async def test_a_paused_sandbox_goes_on_where_it_was(here: Site, service: DockerSandboxes) -> None:
-    session = here.session()
-    first = await service.acquire(session)
-    here.api.pause(here.name(session))
-    async with here.provider() as other:
+async def test_paused_sandbox_is_resumed(engine: EngineSandbox, provider: DockerSandboxes) -> None:
+    session = engine.new_session()
+    first = await provider.acquire(session)
+    engine.api.pause(engine.name(session))
+    async with engine.provider() as other:
         found = await other.acquire(session)
         assert found.instance_id == first.instance_id
         assert await run(found, "echo on") == (0, "on\n")
-    await service.destroy(session)
+    await provider.destroy(session)
 
 
-async def test_another_sandbox_at_the_same_address_is_never_taken_for_ones_own(
-    here: Site, service: DockerSandboxes
+async def test_sandbox_that_gets_the_address_of_another_is_not_mistaken_for_it(
+    engine: EngineSandbox, provider: DockerSandboxes
 ) -> None:
-    mine, other = here.session(), here.session()
-    lost = await service.acquire(mine)
-    address = here.address(mine)
-    here.api.remove_container(here.name(mine), force=True)
-    # The engine gives the address that became free to the next one.
-    async with here.provider() as elsewhere:
+    mine, other = engine.new_session(), engine.new_session()
+    lost = await provider.acquire(mine)
+    address = engine.address(mine)
+    engine.api.remove_container(engine.name(mine), force=True)
+    # The engine gives the address to the next container.
+    async with engine.provider() as elsewhere:
         theirs = await elsewhere.acquire(other)
-        assert here.address(other) == address
-        await theirs.file_write("theirs.txt", "x", append=False, sudo=False)
+        assert engine.address(other) == address
+        await write(theirs, "theirs.txt", "x")
         with pytest.raises(SandboxUnavailable):
-            await lost.file_read("theirs.txt", start=None, end=None, sudo=False)
-        new = await service.acquire(mine)
+            await read(lost, "theirs.txt")
+        new = await provider.acquire(mine)
         assert new.instance_id not in (lost.instance_id, theirs.instance_id)
         with pytest.raises(SandboxFailure, match="no such file"):
-            await new.file_read("theirs.txt", start=None, end=None, sudo=False)
+            await read(new, "theirs.txt")
         await elsewhere.destroy(other)
-    await service.destroy(mine)
+    await provider.destroy(mine)
 
 
-async def test_an_idle_sandbox_ends_and_its_files_stay(engine: None) -> None:
-    # In a place of its own: the other sandboxes rest for longer than a moment.
-    async with site() as here, here.provider(ttl_minutes=2 / 60, exec_seconds=0.2) as service:
-        session = here.session()
-        first = await service.acquire(session)
-        await first.file_write("kept.txt", "still here", append=False, sudo=False)
+async def test_idle_sandbox_is_stopped_and_its_files_stay(docker_ready: None) -> None:
+    # Uses another part of the engine, because the reaper would also stop the sandboxes of other tests.
+    async with engine_sandbox() as engine, engine.provider(ttl_minutes=1 / 60, exec_seconds=0.2) as provider:
+        session = engine.new_session()
+        first = await provider.acquire(session)
+        await write(first, "kept.txt", "still here")
         await first.shell_exec("main", "", "sleep 1003")
-        waiting = asyncio.create_task(first.shell_wait("main", 3))
+        call = asyncio.create_task(first.shell_wait("main", 2))
         started = time.monotonic()
-        while not waiting.done():
-            # Being asked how it is does not count as use, a call under way does.
-            await service.reap()
+        while not call.done():
+            # The call counts as use; asking for the status does not.
+            await provider.reap()
             await first.status()
-            assert here.container(session) is not None
+            assert engine.has_container(session)
             await asyncio.sleep(0.2)
-        assert time.monotonic() - started > 2
+        assert time.monotonic() - started > 1.5
 
-        async def ended() -> bool:
-            await service.reap()
-            return here.container(session) is None
+        async def is_stopped() -> bool:
+            await provider.reap()
+            return not engine.has_container(session)
 
-        await eventually(ended)
-        assert here.name(session) in here.volumes()
-        assert await service.find(session) is None
-        second = await service.acquire(session)
+        await eventually(is_stopped)
+        assert engine.has_volume(session)
+        assert await provider.find(session) is None
+        second = await provider.acquire(session)
         assert second.instance_id != first.instance_id
-        assert (await second.file_read("kept.txt", start=None, end=None, sudo=False)).content == "still here"
-        await service.destroy(session)
+        assert await read(second, "kept.txt") == "still here"
+        await provider.destroy(session)
 
 
-async def test_a_sandbox_ends_itself_when_no_service_looks_after_it(
-    engine: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.infrastructure.sandbox.docker.spec.IDLE_MARGIN_SECONDS", 1.0)
-    async with site() as here:
-        session = here.session()
-        async with here.provider(ttl_minutes=1 / 60) as service:
-            await service.acquire(session)
-        await eventually(lambda: here.inspect(session)["State"]["Status"] == "exited")
-        assert here.inspect(session)["State"]["ExitCode"] == 0
-        async with here.provider() as service:
-            await service.reap()
-            assert here.container(session) is None and here.name(session) in here.volumes()
-            await service.destroy(session)
-        assert here.name(session) not in here.volumes()
+async def test_sandbox_ends_itself_when_no_service_runs(docker_ready: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container_spec, "IDLE_MARGIN_SECONDS", 1.0)
+    async with engine_sandbox() as engine:
+        session = engine.new_session()
+        async with engine.provider(ttl_minutes=1 / 60) as provider:
+            await provider.acquire(session)
+        await eventually(lambda: engine.inspect(session)["State"]["Status"] == "exited")
+        assert engine.inspect(session)["State"]["ExitCode"] == 0
+        async with engine.provider() as provider:
+            await provider.reap()
+            assert not engine.has_container(session) and engine.has_volume(session)
+            await provider.destroy(session)
+        assert not engine.has_volume(session)
 
 
-async def test_destroying_leaves_nothing_even_while_it_starts_and_when_the_caller_gives_up(
-    here: Site, service: DockerSandboxes
-) -> None:
-    session = here.session()
-    waiting = asyncio.create_task(service.acquire(session))
-    await eventually(lambda: here.container(session), interval=0.005)
-    await asyncio.gather(service.destroy(session), service.destroy(session))
+async def test_destroy_during_start_removes_everything(engine: EngineSandbox, provider: DockerSandboxes) -> None:
+    session = engine.new_session()
+    start = asyncio.create_task(provider.acquire(session))
+    await eventually(lambda: engine.has_container(session))
+    await asyncio.gather(provider.destroy(session), provider.destroy(session))
     with pytest.raises(SandboxUnavailable, match="ended while it started"):
-        await waiting
-    assert here.container(session) is None and here.name(session) not in here.volumes()
+        await start
+    assert not engine.has_container(session) and not engine.has_volume(session)
+    await provider.destroy("never existed")
 
-    await service.acquire(session)
-    caller = asyncio.create_task(service.destroy(session))
+
+async def test_destroy_with_cancelled_caller_removes_everything(
+    engine: EngineSandbox, provider: DockerSandboxes
+) -> None:
+    session = engine.new_session()
+    await provider.acquire(session)
+    caller = asyncio.create_task(provider.destroy(session))
     await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    await eventually(lambda: here.container(session) is None and here.name(session) not in here.volumes())
-    await service.destroy(session)
-    await service.destroy("never existed")
+    await eventually(lambda: not engine.has_container(session) and not engine.has_volume(session))
 
 
-async def test_two_services_that_ask_at_once_get_one_sandbox(here: Site, service: DockerSandboxes) -> None:
-    session = here.session()
-    async with here.provider() as other:
+async def test_concurrent_acquires_in_two_processes_return_one_sandbox(
+    engine: EngineSandbox, provider: DockerSandboxes
+) -> None:
+    session = engine.new_session()
+    async with engine.provider() as other:
         assert await other.check() is None
-        got = await asyncio.gather(*(each.acquire(session) for each in (service, other) for _ in range(5)))
-        assert {sandbox.instance_id for sandbox in got} == {here.inspect(session)["Id"]}
-        # What one of them does the other sees.
-        await got[0].shell_exec("main", "", "echo one > one.txt")
-        assert await run(got[-1], "cat one.txt") == (0, "one\n")
+        acquired = await asyncio.gather(*(each.acquire(session) for each in (provider, other) for _ in range(5)))
+        assert {sandbox.instance_id for sandbox in acquired} == {engine.inspect(session)["Id"]}
+        await acquired[0].shell_exec("main", "", "echo one > one.txt")
+        assert await run(acquired[-1], "cat one.txt") == (0, "one\n")
         await other.destroy(session)
     with pytest.raises(SandboxUnavailable):
-        await run(got[0], "cat one.txt")
-    new = await service.acquire(session)
-    assert new.instance_id != got[0].instance_id
-    await service.destroy(session)
+        await run(acquired[0], "cat one.txt")
+    new = await provider.acquire(session)
+    assert new.instance_id != acquired[0].instance_id
+    await provider.destroy(session)
 
 
-async def test_twenty_that_start_at_once_all_get_theirs_and_leave_nothing(here: Site, service: DockerSandboxes) -> None:
-    sessions = [here.session() for _ in range(20)]
-    got = await asyncio.gather(*(service.acquire(session) for session in sessions))
-    assert len({sandbox.instance_id for sandbox in got}) == 20
-    said = await asyncio.gather(*(run(sandbox, f"echo {n}") for n, sandbox in enumerate(got)))
-    assert said == [(0, f"{n}\n") for n in range(20)]
-    await asyncio.gather(*(service.destroy(session) for session in sessions))
-    names = {here.name(session) for session in sessions}
-    assert not names & {*here.containers(), *here.volumes()}
-
-
-async def test_a_sandbox_that_dies_at_its_start_is_removed_and_its_last_words_are_logged(
-    here: Site, caplog: pytest.LogCaptureFixture
+async def test_more_sandboxes_than_may_start_at_once_all_start(
+    engine: EngineSandbox, provider: DockerSandboxes
 ) -> None:
-    session = here.session()
-    async with here.provider(exec_seconds=1e6) as service:
-        with pytest.raises(SandboxUnavailable, match="did not start") as caught:
-            await service.acquire(session)
-    assert "SANDBOX_EXEC_SECONDS" not in str(caught.value)
+    sessions = [engine.new_session() for _ in range(10)]
+    acquired = await asyncio.gather(*(provider.acquire(session) for session in sessions))
+    assert len({sandbox.instance_id for sandbox in acquired}) == len(sessions)
+    outputs = await asyncio.gather(*(run(sandbox, f"echo {n}") for n, sandbox in enumerate(acquired)))
+    assert outputs == [(0, f"{n}\n") for n in range(len(sessions))]
+    await asyncio.gather(*(provider.destroy(session) for session in sessions))
+    names = {engine.name(session) for session in sessions}
+    assert not names & {*engine.containers(), *engine.volumes()}
+
+
+async def test_sandbox_that_exits_at_start_is_removed_and_its_output_logged(
+    engine: EngineSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = engine.new_session()
+    async with engine.provider(exec_seconds=1e6) as provider:
+        with pytest.raises(SandboxUnavailable, match="did not start") as raised:
+            await provider.acquire(session)
+    assert "SANDBOX_EXEC_SECONDS" not in str(raised.value)
     assert "SANDBOX_EXEC_SECONDS" in caplog.text
-    assert here.container(session) is None
+    assert not engine.has_container(session)
 
 
-async def test_what_the_engine_cannot_do_is_told_in_words_and_leaves_no_container(here: Site) -> None:
-    for changes, words in (
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
         ({"image": "anker-test/no-such-image"}, "SANDBOX_IMAGE"),
         ({"runtime": "no-such-runtime"}, "SANDBOX_RUNTIME"),
         ({"cpus": 4096}, "SANDBOX_CPUS"),
-    ):
-        session = here.session()
-        async with here.provider(**changes) as service:
-            with pytest.raises(SandboxUnavailable, match=words):
-                await service.acquire(session)
-            if "image" in changes:
-                assert "SANDBOX_IMAGE" in (await service.check() or "")
-        assert here.container(session) is None
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_option_that_the_engine_refuses_is_named_and_leaves_no_container(
+    engine: EngineSandbox, changes: dict[str, object], setting: str
+) -> None:
+    session = engine.new_session()
+    async with engine.provider(**changes) as provider:
+        with pytest.raises(SandboxUnavailable, match=setting):
+            await provider.acquire(session)
+        if setting == "SANDBOX_IMAGE":
+            assert setting in (await provider.check() or "")
+    assert not engine.has_container(session)
 
 
-async def test_a_closed_service_gives_no_sandbox(here: Site) -> None:
-    service = here.provider()
-    async with service:
+async def test_closed_provider_returns_no_sandbox(engine: EngineSandbox) -> None:
+    async with engine.provider() as provider:
         pass
     with pytest.raises(SandboxUnavailable, match="shutting down"):
-        await service.acquire(here.session())
-    service.warm(here.session())
-    assert await service.find(here.session()) is None
-    await service.close()
+        await provider.acquire(engine.new_session())
+    provider.warm(engine.new_session())
+    assert await provider.find(engine.new_session()) is None
+    await provider.close()

@@ -1,4 +1,4 @@
-"""What belongs to nobody is removed, what belongs to somebody else never is."""
+"""The reaper removes objects that no session needs, and never touches the objects of others."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -7,149 +7,148 @@ import pytest
 from docker.errors import NotFound
 
 from app.domain.errors import StoreUnavailable
+from app.infrastructure.sandbox.docker import reaper
+from app.infrastructure.sandbox.docker.network.egress import bridge_name
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
-from tests.integration.docker.site import IMAGE, Site, guard_of
+from tests.integration.docker.engine_sandbox import IMAGE, EngineSandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 @contextmanager
-def objects(here: Site, name: str, labels: dict[str, str]) -> Iterator[str]:
-    """A container that ends at once, and a volume, of this name and with these labels; answers the container's id."""
-    here.api.create_volume(name, labels=labels)
-    made = here.api.create_container(IMAGE, entrypoint=["/bin/true"], name=name, labels=labels)["Id"]
-    here.api.start(made)
-    here.api.wait(made)
+def container_and_volume(engine: EngineSandbox, name: str, labels: dict[str, str]) -> Iterator[None]:
+    """Create a container that ends at once, and a volume, with this name and these labels."""
+    engine.api.create_volume(name, labels=labels)
+    made = engine.api.create_container(IMAGE, entrypoint=["/bin/true"], name=name, labels=labels)["Id"]
+    engine.api.start(made)
+    engine.api.wait(made)
     try:
-        yield made
+        yield
     finally:
         with suppress(NotFound):
-            here.api.remove_container(made, force=True)
+            engine.api.remove_container(made, force=True)
         with suppress(NotFound):
-            here.api.remove_volume(name)
+            engine.api.remove_volume(name)
 
 
-def is_there(here: Site, name: str) -> tuple[bool, bool]:
-    """Whether there is a container of this name, and a volume."""
-    containers = here.api.containers(all=True, filters={"name": f"^/{name}$"})
-    volumes = here.api.volumes({"name": name})["Volumes"] or []
+def existing(engine: EngineSandbox, name: str) -> tuple[bool, bool]:
+    """Return whether a container and a volume of this name exist, whoever owns them."""
+    containers = engine.api.containers(all=True, filters={"name": f"^/{name}$"})
+    volumes = engine.api.volumes({"name": name})["Volumes"] or []
     return bool(containers), any(each["Name"] == name for each in volumes)
 
 
-async def test_the_sandboxes_of_sessions_that_are_no_more_are_removed_and_no_others(
-    here: Site, service: DockerSandboxes
+async def test_sandbox_of_deleted_session_is_removed_and_others_stay(
+    engine: EngineSandbox, provider: DockerSandboxes
 ) -> None:
-    kept, gone, rested = here.session(), here.session(), here.session()
-    for session in (kept, gone, rested):
-        await service.acquire(session)
-    async with here.provider() as other:
-        await other.acquire(rested)
-    here.api.kill(here.name(rested))
-    here.sessions.discard(gone)
-    await service.reap()
-    assert is_there(here, here.name(gone)) == (False, False)
-    assert is_there(here, here.name(kept)) == (True, True) and here.inspect(kept)["State"]["Running"]
-    # One that has ended is only its files.
-    assert is_there(here, here.name(rested)) == (False, True)
-    for session in (kept, rested):
-        await service.destroy(session)
+    kept, deleted, ended = engine.new_session(), engine.new_session(), engine.new_session()
+    for session in (kept, deleted, ended):
+        await provider.acquire(session)
+    engine.api.kill(engine.name(ended))
+    engine.sessions.discard(deleted)
+    await provider.reap()
+    assert existing(engine, engine.name(deleted)) == (False, False)
+    assert existing(engine, engine.name(kept)) == (True, True) and engine.inspect(kept)["State"]["Running"]
+    # Only the files of a sandbox that has ended are kept.
+    assert existing(engine, engine.name(ended)) == (False, True)
+    for session in (kept, ended):
+        await provider.destroy(session)
 
 
-async def test_the_store_is_asked_only_for_sessions_that_something_is_there_of(here: Site) -> None:
+async def test_store_is_asked_only_for_sessions_with_objects(engine: EngineSandbox) -> None:
     asked: list[str] = []
 
-    async def known(these: Sequence[str]) -> list[str]:
-        asked.extend(these)
-        return list(these)
+    async def record(session_ids: Sequence[str]) -> list[str]:
+        asked.extend(session_ids)
+        return list(session_ids)
 
-    made, adopted, untouched = here.session(), here.session(), here.session()
-    pointer = {"anker.installation": here.installation, "anker.session": adopted, "anker.volume": "elsewhere"}
-    async with here.provider(known=known) as service:
-        await service.acquire(made)
-        here.api.create_volume(here.name(adopted), labels=pointer)
+    created, adopted, unused = engine.new_session(), engine.new_session(), engine.new_session()
+    pointer = {"anker.installation": engine.installation, "anker.session": adopted, "anker.volume": "elsewhere"}
+    async with engine.provider(existing=record) as provider:
+        await provider.acquire(created)
+        engine.api.create_volume(engine.name(adopted), labels=pointer)
         asked.clear()
-        await service.reap()
-        assert {made, adopted} <= set(asked) and untouched not in asked
-        assert is_there(here, here.name(made)) == (True, True)
-        await service.destroy(made)
-        here.api.remove_volume(here.name(adopted))
+        await provider.reap()
+        assert {created, adopted} <= set(asked) and unused not in asked
+        assert existing(engine, engine.name(created)) == (True, True)
+        await provider.destroy(created)
+        engine.api.remove_volume(engine.name(adopted))
 
 
-async def test_nothing_is_removed_while_nobody_can_tell_which_sessions_exist(here: Site) -> None:
-    async def unknown(asked: Sequence[str]) -> list[str]:
+async def test_nothing_is_removed_while_store_is_unavailable(engine: EngineSandbox) -> None:
+    async def fail(session_ids: Sequence[str]) -> list[str]:
         raise StoreUnavailable("the store is away")
 
-    session = here.session()
-    async with here.provider(known=unknown) as service:
-        await service.acquire(session)
-        here.sessions.discard(session)
-        await service.reap()
-        assert is_there(here, here.name(session)) == (True, True)
-        await service.destroy(session)
+    session = engine.new_session()
+    async with engine.provider(existing=fail) as provider:
+        await provider.acquire(session)
+        engine.sessions.discard(session)
+        await provider.reap()
+        assert existing(engine, engine.name(session)) == (True, True)
+        await provider.destroy(session)
 
 
-async def test_what_others_have_made_is_not_touched_even_where_it_is_called_like_ours(
-    here: Site, service: DockerSandboxes
-) -> None:
-    name = here.name("0123456789abcdef")
+async def test_objects_of_others_are_kept_even_with_our_names(engine: EngineSandbox, provider: DockerSandboxes) -> None:
+    name = engine.name("0123456789abcdef")
     for labels in ({}, {"anker.installation": "another", "anker.session": "0123456789abcdef", "anker.role": "sandbox"}):
-        with objects(here, name, labels):
-            await service.reap()
-            assert is_there(here, name) == (True, True)
-    here.api.create_network(f"{here.network}-other", labels={"anker.installation": "another"})
+        with container_and_volume(engine, name, labels):
+            await provider.reap()
+            assert existing(engine, name) == (True, True)
+    engine.api.create_network(f"{engine.network}-other", labels={"anker.installation": "another"})
     try:
-        await service.reap()
-        assert here.api.networks(names=[f"{here.network}-other"])
+        await provider.reap()
+        assert engine.api.networks(names=[f"{engine.network}-other"])
     finally:
-        here.api.remove_network(f"{here.network}-other")
+        engine.api.remove_network(f"{engine.network}-other")
 
 
-async def test_what_a_killed_service_left_half_done_is_cleared_up(
-    here: Site, service: DockerSandboxes, monkeypatch: pytest.MonkeyPatch
+async def test_remains_of_killed_process_are_removed_once_old(
+    engine: EngineSandbox, provider: DockerSandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = {"anker.installation": here.installation}
-    session = here.session()
-    helper, waiting = f"{here.prefix}-guard-x", f"{here.prefix}-pool-x"
-    orphan = here.api.create_volume(f"{here.prefix}-pool-y", labels={**ours, "anker.role": "pool"})["Name"]
-    target = here.api.create_volume(f"{here.prefix}-pool-z", labels={**ours, "anker.role": "pool"})["Name"]
+    ours = {"anker.installation": engine.installation}
+    session = engine.new_session()
+    helper, pooled = f"{engine.prefix}-guard-x", f"{engine.prefix}-pool-x"
+    orphan = engine.api.create_volume(f"{engine.prefix}-pool-y", labels={**ours, "anker.role": "pool"})["Name"]
+    target = engine.api.create_volume(f"{engine.prefix}-pool-z", labels={**ours, "anker.role": "pool"})["Name"]
     pointer = {**ours, "anker.role": "sandbox", "anker.session": session, "anker.volume": target}
-    here.api.create_volume(here.name(session), labels=pointer)
-    pool = {**ours, "anker.role": "pool", "anker.volume": waiting, "anker.maker": "dead", "anker.session": ""}
-    with objects(here, helper, {**ours, "anker.role": "guard"}), objects(here, waiting, pool):
-        await service.reap()
-        # Somebody may still be busy with what is so young; a waiting sandbox that has ended is nobody's.
-        assert is_there(here, helper)[0] and {orphan, target} <= set(here.volumes())
-        assert is_there(here, waiting) == (False, False)
-        monkeypatch.setattr("app.infrastructure.sandbox.docker.reaper.YOUNG_SECONDS", 0.0)
-        await service.reap()
-        assert not is_there(here, helper)[0] and orphan not in here.volumes()
-        # The one that a session points to stays as long as the session.
-        assert {target, here.name(session)} <= set(here.volumes())
-        here.sessions.discard(session)
-        await service.reap()
-        assert not {target, here.name(session)} & set(here.volumes())
+    engine.api.create_volume(engine.name(session), labels=pointer)
+    pool_labels = {**ours, "anker.role": "pool", "anker.volume": pooled, "anker.maker": "dead", "anker.session": ""}
+    with (
+        container_and_volume(engine, helper, {**ours, "anker.role": "guard"}),
+        container_and_volume(engine, pooled, pool_labels),
+    ):
+        await provider.reap()
+        # Young objects may still be in use, except for a pooled sandbox that has ended.
+        assert existing(engine, helper)[0] and {orphan, target} <= set(engine.volumes())
+        assert existing(engine, pooled) == (False, False)
+        monkeypatch.setattr(reaper, "YOUNG_SECONDS", 0.0)
+        await provider.reap()
+        assert not existing(engine, helper)[0] and orphan not in engine.volumes()
+        # The workspace that a session points to stays as long as the session.
+        assert {target, engine.name(session)} <= set(engine.volumes())
+        engine.sessions.discard(session)
+        await provider.reap()
+        assert not {target, engine.name(session)} & set(engine.volumes())
 
 
-async def test_a_network_that_is_not_used_any_more_goes_with_its_rules(here: Site) -> None:
-    name = f"{here.network}-old"
-    async with here.provider(network=name) as old:
+async def test_unused_network_is_removed_with_its_rules(engine: EngineSandbox) -> None:
+    name = f"{engine.network}-old"
+    async with engine.provider(network=name) as old:
         assert await old.check() is None
-        bridge = guard_of(old)._network.bridge
-    async with here.provider() as new:
+    async with engine.provider() as new:
         await new.reap()
-    assert name not in here.networks()
-    saved = here.saved_rules()
-    assert bridge not in saved and here.bridge in saved
+    assert name not in engine.networks()
+    saved = engine.saved_rules()
+    assert bridge_name(name) not in saved and engine.bridge in saved
 
 
-async def test_the_rules_of_a_network_that_somebody_removed_by_hand_go_too(here: Site) -> None:
-    name = f"{here.network}-byhand"
-    async with here.provider(network=name) as other:
+async def test_rules_of_network_removed_by_hand_are_removed(engine: EngineSandbox) -> None:
+    name = f"{engine.network}-byhand"
+    async with engine.provider(network=name) as other:
         assert await other.check() is None
-        bridge = guard_of(other)._network.bridge
-    assert bridge in here.saved_rules()
-    here.api.remove_network(name)
-    async with here.provider() as service:
-        assert await service.check() is None
-    saved = here.saved_rules()
-    assert bridge not in saved and here.bridge in saved
+    assert bridge_name(name) in engine.saved_rules()
+    engine.api.remove_network(name)
+    async with engine.provider() as provider:
+        assert await provider.check() is None
+    saved = engine.saved_rules()
+    assert bridge_name(name) not in saved and engine.bridge in saved

@@ -1,8 +1,8 @@
-"""The real service as a process, with Docker sandboxes and a scripted model over real HTTP."""
+"""The service as a process, with Docker sandboxes and a scripted model over real HTTP."""
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.fakes.scripted_openai import Call, Reply, ScriptedOpenAI
-from tests.support.containers import cleared, docker, inspect, named, run
+from tests.support.containers import cleared, inspect, named, run
+from tests.support.eventually import eventually
 from tests.support.service import ROOT, ApiClient, ChatStream, ServiceProcess
 from tests.support.sse import SseFrame
 
@@ -18,55 +19,46 @@ KEY = "sk-very-secret-key-0123456789"
 
 
 @dataclass
-class Yard:
-    """A service, and what of the engine's is its own."""
+class DockerService:
+    """A service process, its scripted model, and its objects on the engine."""
 
-    service: ServiceProcess
+    process: ServiceProcess
     client: ApiClient
     model: ScriptedOpenAI
     prefix: str
 
     async def containers(self) -> list[str]:
-        """The names of the sandboxes that there are; the guard's helpers come and go."""
+        """Return the names of the sandbox containers, without the short-lived firewall helpers."""
         return [name for name in (await named(self.prefix))["container"] if "-guard-" not in name]
 
     async def volumes(self) -> list[str]:
         return (await named(self.prefix))["volume"]
 
-    def name(self, session: str) -> str:
-        """What a session's container is called."""
+    def container_name(self, session: str) -> str:
         return f"{self.prefix}-{session}"
 
     async def container(self, session: str) -> dict[str, Any]:
-        return await inspect(self.name(session))
+        """Return what the engine says about a session's container."""
+        return await inspect(self.container_name(session))
 
-    async def start_again(self) -> None:
-        """The service dies without a chance to tidy up, and is started again."""
-        await self.service.kill()
+    async def kill_and_restart(self) -> None:
+        await self.process.kill()
         await self.client.close()
-        self.client = await self.service.start()
+        self.client = await self.process.start()
 
-    async def called(self, chat: ChatStream, function: str, count: int = 1) -> dict[str, Any]:
-        """The data of the stream's `count`-th ended call of `function`, waiting for it."""
-        async with asyncio.timeout(60):
-            while True:
-                ended = [
-                    item.data
-                    for item in chat.frames
-                    if item.event == "tool" and item.data["function"] == function and item.data["status"] == "called"
-                ]
-                if len(ended) >= count:
-                    return ended[count - 1]
-                assert not chat.ended.is_set(), chat.event_types
-                await asyncio.sleep(0.02)
 
-    def called_in(self, seen: list[SseFrame], function: str) -> dict[str, Any]:
-        """The data of the first ended call of `function` in a stream that is over."""
-        return next(
-            item.data
-            for item in seen
-            if item.event == "tool" and item.data["function"] == function and item.data["status"] == "called"
-        )
+def completed_calls(frames: Sequence[SseFrame], function: str = "") -> list[dict[str, Any]]:
+    """Return the data of the completed tool calls, of `function` only if it is given."""
+    calls = [each.data for each in frames if each.event == "tool" and each.data["status"] == "called"]
+    return [each for each in calls if function in ("", each["function"])]
+
+
+async def wait_for_completed_call(chat: ChatStream, function: str) -> None:
+    def is_completed() -> bool:
+        assert not chat.ended.is_set(), chat.event_types
+        return bool(completed_calls(chat.frames, function))
+
+    await eventually(is_completed, seconds=60)
 
 
 def plan(*steps: str) -> Reply:
@@ -88,13 +80,13 @@ def complete() -> Reply:
 
 @pytest.fixture(scope="module")
 def images() -> None:
-    """An engine, and the sandboxes' image made of the files that are here."""
+    """Start the engine and build the sandbox image if they are missing."""
 
-    async def ready() -> None:
+    async def prepare() -> None:
         await run(str(ROOT / "scripts" / "engine.sh"))
         await run(str(ROOT / "scripts" / "image.sh"))
 
-    asyncio.run(ready())
+    asyncio.run(prepare())
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +96,9 @@ def model() -> Iterator[ScriptedOpenAI]:
 
 
 @pytest.fixture
-async def yard(images: None, model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[Yard]:
+async def service(images: None, model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[DockerService]:
     async with cleared(f"sess-{uuid.uuid4().hex[:6]}") as prefix:
-        service = ServiceProcess(
+        process = ServiceProcess(
             tmp_path / "data",
             API_KEY=KEY,
             API_BASE=model.url,
@@ -117,29 +109,18 @@ async def yard(images: None, model: ScriptedOpenAI, tmp_path: Path) -> AsyncIter
             LOG_LEVEL="DEBUG",
         )
         try:
-            yard = Yard(service, await service.start(), model, prefix)
-            yield yard
-            tokens = [_token(await inspect(name)) for name in await yard.containers()]
-            await yard.client.close()
+            service = DockerService(process, await process.start(), model, prefix)
+            yield service
+            tokens = [_token(await inspect(name)) for name in await service.containers()]
+            await service.client.close()
         finally:
-            await service.stop()
-        log = service.log.read_text()
+            await process.stop()
+        log = process.log.read_text()
         for secret in (KEY, *tokens):
             assert secret not in log
         assert "Traceback" not in log, log[-4000:]
 
 
 def _token(container: dict[str, Any]) -> str:
-    variables = dict(line.split("=", 1) for line in container["Config"]["Env"])
     assert KEY not in str(container)
-    return variables["SANDBOX_TOKEN"]
-
-
-async def kill(name: str) -> None:
-    """As when it ran out of memory."""
-    await docker("kill", name)
-
-
-async def remove(name: str) -> None:
-    """As somebody who tidies up the wrong thing."""
-    await docker("rm", "--force", name)
+    return dict(line.split("=", 1) for line in container["Config"]["Env"])["SANDBOX_TOKEN"]

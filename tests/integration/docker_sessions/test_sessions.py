@@ -1,26 +1,37 @@
-"""Whole sessions on Docker: the agent's computer from its first use to its end, and what may befall it in between."""
+"""Whole sessions with Docker sandboxes, from the first use of a sandbox to its removal, and its failures in between."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from app.domain.prompts.executing import SANDBOX_REPLACED
 from tests.fakes.scripted_openai import Asked, Reply
-from tests.integration.docker_sessions.conftest import Yard, calling, complete, kill, plan, remove, shell
+from tests.integration.docker_sessions.conftest import (
+    DockerService,
+    calling,
+    complete,
+    completed_calls,
+    plan,
+    shell,
+    wait_for_completed_call,
+)
+from tests.support.containers import docker
 from tests.support.invariants import check_log, check_requests
+
+SESSIONS = 20
+"""Number of concurrent sessions, five times as many as may start a sandbox at the same time."""
 
 PAGE = "<title>Hello</title><h1>A page</h1><a href='#there'>A link</a><input aria-label='Name'>"
 
 
-def told(asked: Asked) -> str:
-    """What the newest tool call was answered."""
+def last_tool_result(asked: Asked) -> str:
+    """Return the result of the newest tool call in a request to the model."""
     return next(message["content"] for message in reversed(asked.messages) if message["role"] == "tool")
 
 
-async def test_a_task_uses_shell_files_and_browser_and_its_screenshots_can_be_fetched(yard: Yard) -> None:
-    yard.model.reset(
+async def test_run_with_shell_files_and_browser_succeeds_and_serves_screenshots(service: DockerService) -> None:
+    service.model.reset(
         [
             plan(),
             shell('id -un; pwd; echo "$PAGE" > page.html; touch made.txt; ls'),
@@ -33,36 +44,36 @@ async def test_a_task_uses_shell_files_and_browser_and_its_screenshots_can_be_fe
             Reply(text="Done."),
         ]
     )
-    session = await yard.client.create_session()
-    seen = await yard.client.send_and_read(session, "Do it")
-    assert [item.event for item in seen][-2:] == ["message", "done"]
-    called = [item.data for item in seen if item.event == "tool" and item.data["status"] == "called"]
+    session = await service.client.create_session()
+    frames = await service.client.send_and_read(session, "Do it")
+    assert [item.event for item in frames][-2:] == ["message", "done"]
+    called = completed_calls(frames)
     assert all(data["result"]["success"] for data in called), called
     assert called[0]["result"]["data"]["output"].split()[:2] == ["ubuntu", "/home/ubuntu"]
     assert called[2]["name"] == "browser"
     assert called[2]["result"]["data"]["title"] == "Hello"
     assert called[4]["content"]["console"] == "Ada"
     assert called[5]["result"]["data"]["title"] == "Hello"
-    screenshot = await yard.client.http.get(called[2]["content"]["screenshot"])
+    screenshot = await service.client.http.get(called[2]["content"]["screenshot"])
     assert screenshot.headers["content-type"] == "image/jpeg"
     assert screenshot.content[:2] == b"\xff\xd8"
     assert 1_000 < len(screenshot.content) < 200_000
-    check_log((await yard.client.get_session(session))["events"])
-    check_requests(yard.model.asked)
+    check_log((await service.client.get_session(session))["events"])
+    check_requests(service.model.asked)
 
 
-async def test_a_question_that_needs_no_tools_starts_no_container(yard: Yard) -> None:
-    yard.model.reset([Reply(calls=plan().calls[:0], text='{"title": "T", "message": "Paris.", "steps": []}')])
-    seen = await yard.client.send_and_read(await yard.client.create_session(), "What is the capital of France?")
-    assert [item.event for item in seen] == ["title", "message", "done"]
-    assert await yard.containers() == []
+async def test_run_without_tools_starts_no_container(service: DockerService) -> None:
+    service.model.reset([Reply(calls=plan().calls[:0], text='{"title": "T", "message": "Paris.", "steps": []}')])
+    frames = await service.client.send_and_read(await service.client.create_session(), "What is the capital of France?")
+    assert [item.event for item in frames] == ["title", "message", "done"]
+    assert await service.containers() == []
 
 
-@pytest.mark.parametrize("end", [kill, remove], ids=["docker kill", "docker rm -f"])
-async def test_a_container_that_is_gone_in_the_middle_of_a_run_is_replaced_with_its_files_and_the_model_is_told(
-    yard: Yard, end: Callable[[str], Awaitable[None]]
+@pytest.mark.parametrize("command", [["kill"], ["rm", "--force"]], ids=["docker kill", "docker rm"])
+async def test_lost_container_is_replaced_with_its_files_and_the_model_is_informed(
+    service: DockerService, command: list[str]
 ) -> None:
-    yard.model.reset(
+    service.model.reset(
         [
             plan(),
             shell("echo kept > ~/kept.txt"),
@@ -73,80 +84,79 @@ async def test_a_container_that_is_gone_in_the_middle_of_a_run_is_replaced_with_
             Reply(text="Done."),
         ]
     )
-    session = await yard.client.create_session()
-    chat = await yard.client.send_message(session, "Do it")
-    await yard.called(chat, "shell_exec")
+    session = await service.client.create_session()
+    chat = await service.client.send_message(session, "Do it")
+    await wait_for_completed_call(chat, "shell_exec")
     await chat.wait_for("tool", args={"id": "main", "exec_dir": "~", "command": "sleep 300"})
-    await end(yard.name(session))
-    seen = await chat.read_all(60)
-    called = [item.data for item in seen if item.event == "tool" and item.data["status"] == "called"]
+    await docker(*command, service.container_name(session))
+    frames = await chat.read_all(60)
+    called = completed_calls(frames)
     assert [data["result"]["success"] for data in called] == [True, False, True, True]
     assert called[2]["result"]["data"]["output"] == "kept\n"
-    executing = [asked for asked in yard.model.asked if asked.kind == "executing"]
-    assert "Failed: " in told(executing[2])
-    assert told(executing[3]).startswith(SANDBOX_REPLACED)
-    assert not told(executing[4]).startswith(SANDBOX_REPLACED)
-    assert seen[-1].event == "done"
+    executing = [asked for asked in service.model.asked if asked.kind == "executing"]
+    assert "Failed: " in last_tool_result(executing[2])
+    assert last_tool_result(executing[3]).startswith(SANDBOX_REPLACED)
+    assert not last_tool_result(executing[4]).startswith(SANDBOX_REPLACED)
+    assert frames[-1].event == "done"
 
 
-async def test_a_service_that_was_killed_finds_its_sandbox_again_with_what_runs_in_it(yard: Yard) -> None:
-    yard.model.reset([plan(), shell("sleep 1000 & echo started"), complete(), Reply(text="Done.")])
-    session = await yard.client.create_session()
-    await yard.client.send_and_read(session, "Start something")
-    before = await yard.container(session)
-    await yard.start_again()
-    yard.model.reset([plan(), shell("pgrep -c -x sleep"), complete(), Reply(text="Done.")])
-    seen = await yard.client.send_and_read(session, "Is it still there?")
-    output = next(item.data["result"]["data"]["output"] for item in seen if item.data.get("status") == "called")
-    assert int(output) >= 1
-    assert (await yard.container(session))["Id"] == before["Id"]
-    assert not told(yard.model.asked[2]).startswith(SANDBOX_REPLACED)
+async def test_killed_service_finds_its_sandbox_with_running_processes(service: DockerService) -> None:
+    service.model.reset([plan(), shell("sleep 1000 & echo started"), complete(), Reply(text="Done.")])
+    session = await service.client.create_session()
+    await service.client.send_and_read(session, "Start something")
+    before = await service.container(session)
+    await service.kill_and_restart()
+    service.model.reset([plan(), shell("pgrep -c -x sleep"), complete(), Reply(text="Done.")])
+    frames = await service.client.send_and_read(session, "Is it still there?")
+    assert int(completed_calls(frames)[0]["result"]["data"]["output"]) >= 1
+    assert (await service.container(session))["Id"] == before["Id"]
+    assert not last_tool_result(service.model.asked[2]).startswith(SANDBOX_REPLACED)
 
 
-async def test_stop_ends_a_browser_that_waits_for_a_page_and_leaves_it_usable(yard: Yard) -> None:
+async def test_stop_interrupts_browser_call_and_browser_stays_usable(service: DockerService) -> None:
     hang = "new Promise(() => {})"
-    yard.model.reset(
+    service.model.reset(
         [plan(), calling("browser_navigate", url="about:blank"), calling("browser_console_exec", javascript=hang)]
     )
-    session = await yard.client.create_session()
-    chat = await yard.client.send_message(session, "Wait")
+    session = await service.client.create_session()
+    chat = await service.client.send_message(session, "Wait")
     await chat.wait_for("tool", seconds=60, function="browser_console_exec", status="calling")
-    began = time.monotonic()
-    assert (await yard.client.stop_run(session)).status_code == 200
-    assert time.monotonic() - began < 1
+    started = time.monotonic()
+    assert (await service.client.stop_run(session)).status_code == 200
+    assert time.monotonic() - started < 1
     assert (await chat.read_all())[-1].event == "done"
-    yard.model.reset([plan(), calling("browser_view"), complete(), Reply(text="Done.")])
-    seen = await yard.client.send_and_read(session, "Look")
-    assert yard.called_in(seen, "browser_view")["result"]["success"]
-    check_log((await yard.client.get_session(session))["events"])
+    service.model.reset([plan(), calling("browser_view"), complete(), Reply(text="Done.")])
+    frames = await service.client.send_and_read(session, "Look")
+    assert completed_calls(frames, "browser_view")[0]["result"]["success"]
+    check_log((await service.client.get_session(session))["events"])
 
 
-@pytest.mark.parametrize("when", ["while it starts", "while it works"])
-async def test_deleting_a_session_leaves_neither_container_nor_volume(yard: Yard, when: str) -> None:
-    yard.model.reset([plan(), shell("echo started"), shell("sleep 300")])
-    session = await yard.client.create_session()
-    chat = await yard.client.send_message(session, "Work")
+@pytest.mark.parametrize("when", ["during start", "during work"])
+async def test_delete_session_removes_container_and_volume(service: DockerService, when: str) -> None:
+    service.model.reset([plan(), shell("echo started"), shell("sleep 300")])
+    session = await service.client.create_session()
+    chat = await service.client.send_message(session, "Work")
     await chat.wait_for("tool", seconds=60, status="calling")
-    if when == "while it works":
-        await yard.called(chat, "shell_exec")
-        assert await yard.containers() == [yard.name(session)]
-    answer = await yard.client.http.delete(f"/api/v1/sessions/{session}")
-    assert answer.status_code == 200
-    assert await yard.containers() == []
-    assert await yard.volumes() == []
-    assert (await yard.client.http.delete(f"/api/v1/sessions/{session}")).status_code == 404
+    if when == "during work":
+        await wait_for_completed_call(chat, "shell_exec")
+        assert await service.containers() == [service.container_name(session)]
+    response = await service.client.http.delete(f"/api/v1/sessions/{session}")
+    assert response.status_code == 200
+    assert await service.containers() == []
+    assert await service.volumes() == []
+    assert (await service.client.http.delete(f"/api/v1/sessions/{session}")).status_code == 404
 
 
-async def test_the_file_view_starts_a_container_and_the_shell_view_does_not(yard: Yard) -> None:
-    session = await yard.client.create_session()
+async def test_file_view_starts_container_and_shell_view_does_not(service: DockerService) -> None:
+    session = await service.client.create_session()
     path = f"/api/v1/sessions/{session}"
-    assert (await yard.client.http.post(f"{path}/shell", json={"session_id": "main"})).status_code == 404
-    assert await yard.containers() == []
-    assert (await yard.client.http.post(f"{path}/file", json={"file": "~/none.txt"})).status_code == 404
-    assert await yard.containers() == [yard.name(session)]
+    assert (await service.client.http.post(f"{path}/shell", json={"session_id": "main"})).status_code == 404
+    assert await service.containers() == []
+    assert (await service.client.http.post(f"{path}/file", json={"file": "~/none.txt"})).status_code == 404
+    assert await service.containers() == [service.container_name(session)]
 
 
-async def test_twenty_sessions_at_once_all_get_a_computer_of_their_own(yard: Yard) -> None:
+async def test_concurrent_sessions_get_separate_sandboxes(service: DockerService) -> None:
     def script(asked: Asked) -> Reply:
         if asked.kind == "planning":
             return plan()
@@ -154,25 +164,25 @@ async def test_twenty_sessions_at_once_all_get_a_computer_of_their_own(yard: Yar
             return Reply(text="Done.")
         return complete() if asked.messages[-1]["role"] == "tool" else shell("hostname -i; cat /etc/hostname")
 
-    yard.model.reset(script)
-    sessions = [await yard.client.create_session() for _ in range(20)]
-    chats = [await yard.client.send_message(session, "Where are you?") for session in sessions]
+    service.model.reset(script)
+    sessions = [await service.client.create_session() for _ in range(SESSIONS)]
+    chats = [await service.client.send_message(session, "Where are you?") for session in sessions]
     addresses = set()
     for chat in chats:
-        seen = await chat.read_all(240)
-        assert seen[-1].event == "done"
-        called = yard.called_in(seen, "shell_exec")
+        frames = await chat.read_all(240)
+        assert frames[-1].event == "done"
+        called = completed_calls(frames, "shell_exec")[0]
         assert called["result"]["success"], called
         addresses.add(called["result"]["data"]["output"].split()[0])
-    assert len(addresses) == 20
-    gone = await asyncio.gather(*(yard.client.http.delete(f"/api/v1/sessions/{session}") for session in sessions))
-    assert {answer.status_code for answer in gone} == {200}
-    assert await yard.containers() == []
-    assert await yard.volumes() == []
+    assert len(addresses) == SESSIONS
+    deleted = await asyncio.gather(*(service.client.http.delete(f"/api/v1/sessions/{session}") for session in sessions))
+    assert {response.status_code for response in deleted} == {200}
+    assert await service.containers() == []
+    assert await service.volumes() == []
 
 
-async def test_a_sandbox_knows_no_secret_of_the_service(yard: Yard) -> None:
-    yard.model.reset(
+async def test_sandbox_contains_no_secret_of_the_service(service: DockerService) -> None:
+    service.model.reset(
         [
             plan(),
             shell("env; cat /proc/1/environ; cat /proc/*/environ 2>&1 | tr '\\0' '\\n'"),
@@ -180,10 +190,10 @@ async def test_a_sandbox_knows_no_secret_of_the_service(yard: Yard) -> None:
             Reply(text="Done."),
         ]
     )
-    session = await yard.client.create_session()
-    seen = await yard.client.send_and_read(session, "Look around")
-    output = yard.called_in(seen, "shell_exec")["result"]["data"]["output"]
-    variables = dict(line.split("=", 1) for line in (await yard.container(session))["Config"]["Env"])
+    session = await service.client.create_session()
+    frames = await service.client.send_and_read(session, "Look around")
+    output = completed_calls(frames, "shell_exec")[0]["result"]["data"]["output"]
+    variables = dict(line.split("=", 1) for line in (await service.container(session))["Config"]["Env"])
     assert "HOME=/home/ubuntu" in output
     assert "sk-" not in output
     assert variables["SANDBOX_TOKEN"] not in output

@@ -1,4 +1,4 @@
-"""A small world beyond this machine, in a network namespace: web servers at public, private and metadata addresses."""
+"""Web servers at public, private and metadata addresses, in a network namespace outside the sandboxes' network."""
 
 import os
 import secrets
@@ -17,10 +17,10 @@ SERVER = """
 import http.server, sys, urllib.parse
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        to = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query).get("to")
-        self.send_response(302 if to else 200)
-        if to:
-            self.send_header("Location", to[0])
+        target = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query).get("to")
+        self.send_response(302 if target else 200)
+        if target:
+            self.send_header("Location", target[0])
         self.end_headers()
         self.wfile.write(f"this is {self.connection.getsockname()[0]}".encode())
     def log_message(self, *args):
@@ -34,33 +34,35 @@ METADATA = "169.254.169.254"
 
 
 @dataclass(frozen=True)
-class World:
-    """Addresses of the world; `host` is this machine's own in the world's network."""
+class ExternalNetwork:
+    """Addresses in the external network. Every address but `host` has a web server on port 80."""
 
     host: str
+    """The address of this machine."""
     allowed: str
-    forbidden: str
-    """Public like `allowed`; a list may leave it out."""
+    """A public address."""
+    unlisted: str
+    """Another public address, which an egress list may leave out."""
     private: str
     metadata: str = METADATA
 
     def redirect(self, target: str) -> str:
-        """A page of `allowed` that sends whoever opens it to `target`."""
+        """Return the URL of a page of `allowed` that redirects to `target`."""
         return f"http://{self.allowed}/?to={quote(target)}"
 
 
-def answers(address: str) -> bool:
-    """Whether this machine gets an answer from there: a test that cannot reach it shows nothing about a sandbox."""
+def responds(address: str) -> bool:
+    """Return whether this machine reaches the server at `address`. If not, a test there proves nothing."""
     try:
-        with urllib.request.urlopen(f"http://{address}/", timeout=5) as answer:
-            return answer.read().startswith(b"this is")
+        with urllib.request.urlopen(f"http://{address}/", timeout=5) as response:
+            return response.read().startswith(b"this is")
     except (OSError, urllib.error.URLError):
         return False
 
 
 @contextmanager
-def world() -> Iterator[World]:
-    """Make it, and remove it at the end."""
+def external_network() -> Iterator[ExternalNetwork]:
+    """Create the network and its servers; remove them at the end."""
     if os.geteuid() != 0:
         pytest.skip("needs root to make network namespaces")
     number = secrets.randbelow(16)
@@ -68,27 +70,29 @@ def world() -> Iterator[World]:
     outer, inner = f"{name}o"[:15], f"{name}i"[:15]
     public = [f"203.0.113.{128 + 8 * number + n}" for n in (1, 2, 3)]
     private = [f"10.213.{number}.{n}" for n in (1, 2)]
-    within = ["netns", "exec", name, "ip"]
+    inside = ["netns", "exec", name, "ip"]
     try:
         _ip("netns", "add", name)
         _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
         for address in (f"{public[0]}/29", f"{private[0]}/24"):
             _ip("addr", "add", address, "dev", outer)
         for address in (f"{public[1]}/29", f"{public[2]}/29", f"{private[1]}/24", f"{METADATA}/32"):
-            _ip(*within, "addr", "add", address, "dev", inner)
+            _ip(*inside, "addr", "add", address, "dev", inner)
         _ip("link", "set", outer, "up")
         for device in (inner, "lo"):
-            _ip(*within, "link", "set", device, "up")
-        _ip(*within, "route", "add", "default", "via", public[0])
+            _ip(*inside, "link", "set", device, "up")
+        _ip(*inside, "route", "add", "default", "via", public[0])
         _ip("route", "replace", f"{METADATA}/32", "dev", outer)
         server = subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True
         )
         try:
             assert server.stdout is not None and server.stdout.readline() == "listening\n"
-            made = World(public[0], public[1], public[2], private[1])
-            assert all(answers(each) for each in (made.allowed, made.forbidden, made.private, made.metadata))
-            yield made
+            network = ExternalNetwork(public[0], public[1], public[2], private[1])
+            assert all(
+                responds(each) for each in (network.allowed, network.unlisted, network.private, network.metadata)
+            )
+            yield network
         finally:
             server.kill()
             server.communicate()
