@@ -1,4 +1,4 @@
-"""The service's own image, built once, and containers of it that are run as its users run them."""
+"""The service's own image, built once, and containers of it, run as users run them."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ SOCKET = ("--volume", "/var/run/docker.sock:/var/run/docker.sock")
 
 @pytest.fixture(scope="session")
 def image() -> str:
-    """The image, made of the files that are here now; the engine remembers each layer whose files have not changed."""
+    """The name of the image, built from the current files. The engine caches the layers of unchanged files."""
 
     async def build() -> None:
         await run(str(ROOT / "scripts" / "engine.sh"))
@@ -31,7 +31,7 @@ def image() -> str:
 
 
 @dataclass
-class Backend:
+class BackendContainer:
     """A container of the service."""
 
     name: str
@@ -39,11 +39,11 @@ class Backend:
 
     @property
     def client(self) -> ApiClient:
-        """A frontend, on the published port."""
+        """A new client of the published port."""
         return ApiClient(f"http://127.0.0.1:{self.port}")
 
-    async def ready(self, path: str = "/ready", seconds: float = 30) -> ApiClient:
-        """A client, once the service and all that it depends on can be used."""
+    async def wait_until_ready(self, path: str = "/ready", seconds: float = 30) -> ApiClient:
+        """Return a client once `path` returns 200."""
         client = self.client
         deadline = time.monotonic() + seconds
         while True:
@@ -51,7 +51,7 @@ class Backend:
                 if (await client.http.get(path)).status_code == 200:
                     return client
             except httpx.TransportError:
-                pass  # it does not listen yet, or enters the network of its sandboxes just now
+                pass  # it does not listen yet, or is joining the sandboxes' network
             assert time.monotonic() < deadline, await self.logs()
             assert (await self.state())["Running"], await self.logs()
             await asyncio.sleep(0.05)
@@ -63,18 +63,19 @@ class Backend:
         return (await inspect(self.name))["NetworkSettings"]["Networks"][network]["IPAddress"]
 
     async def execute(self, *command: str) -> str:
+        """Run a command in the container and return its output."""
         return await docker("exec", self.name, *command)
 
-    async def status(self) -> dict[str, str]:
-        """What the kernel says of the first process, whose child the service is."""
+    async def first_process_status(self) -> dict[str, str]:
+        """Return the kernel's status of the first process, whose child the service is."""
         lines = (await self.execute("cat", "/proc/1/status")).splitlines()
         return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
 
     async def stop(self) -> float:
-        """`docker stop`; the seconds it took."""
-        began = time.monotonic()
+        """Stop the container with `docker stop` and return how many seconds that took."""
+        started = time.monotonic()
         await docker("stop", self.name)
-        return time.monotonic() - began
+        return time.monotonic() - started
 
     async def logs(self) -> str:
         process = await asyncio.create_subprocess_exec(
@@ -83,36 +84,38 @@ class Backend:
         return (await process.communicate())[0].decode()
 
 
-class Yard:
-    """Where a test's containers are; everything in it begins with `prefix`."""
+class BackendRunner:
+    """Runs containers of the service. The names of all their objects begin with `prefix`."""
 
     def __init__(self, image: str, prefix: str) -> None:
         self.image = image
         self.prefix = prefix
         self._count = 0
 
-    async def run(self, *options: str, publish: bool = True, settings: dict[str, str] | None = None) -> Backend:
-        """`docker run`, with a data volume of the test's own unless `options` say otherwise."""
+    async def run(
+        self, *options: str, publish: bool = True, settings: dict[str, str] | None = None
+    ) -> BackendContainer:
+        """Run a container with the data volume of this test, unless `options` have another one."""
         self._count += 1
-        backend = Backend(f"{self.prefix}-backend-{self._count}", free_port())
+        backend = BackendContainer(f"{self.prefix}-backend-{self._count}", free_port())
         if publish:
             options = ("--publish", f"{backend.port}:8000", *options)
         if not any(":/data" in option for option in options):
             options = ("--volume", f"{self.prefix}-data:/data", *options)
-        own = {
+        environment = {
             "SANDBOX_NAME_PREFIX": self.prefix,
             "SANDBOX_NETWORK": f"{self.prefix}-network",
             "SANDBOX_IMAGE": SANDBOX_IMAGE,
             **(settings or {}),
         }
-        flags = [part for name, value in own.items() for part in ("--env", f"{name}={value}")]
-        # The settings as somebody has them who copied the example, whatever they say about a container's inside.
+        flags = [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
+        # A user copies the example, whose settings are for a service outside a container.
         example = ("--env-file", str(ROOT / ".env.example"))
         await docker("run", "--detach", "--name", backend.name, *example, *flags, *options, self.image)
         return backend
 
 
 @pytest.fixture
-async def yard(image: str) -> AsyncIterator[Yard]:
+async def runner(image: str) -> AsyncIterator[BackendRunner]:
     async with cleared(f"backend-{uuid.uuid4().hex[:6]}") as prefix:
-        yield Yard(image, prefix)
+        yield BackendRunner(image, prefix)

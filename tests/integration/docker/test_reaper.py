@@ -1,5 +1,6 @@
 """The reaper removes objects that no session needs, and never touches the objects of others."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -42,8 +43,7 @@ async def test_sandbox_of_deleted_session_is_removed_and_others_stay(
     engine: EngineSandbox, provider: DockerSandboxes
 ) -> None:
     kept, deleted, ended = engine.new_session(), engine.new_session(), engine.new_session()
-    for session in (kept, deleted, ended):
-        await provider.acquire(session)
+    await asyncio.gather(*(provider.acquire(session) for session in (kept, deleted, ended)))
     engine.api.kill(engine.name(ended))
     engine.sessions.discard(deleted)
     await provider.reap()
