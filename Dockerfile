@@ -1,9 +1,9 @@
-# The service in a container. From the repository's root, after `docker build -t anker .`:
+# The image of the service. From the repository's root, after `docker build -t anker .`:
 #
 #   docker run -p 8000:8000 --env-file .env -v /var/run/docker.sock:/var/run/docker.sock -v anker-data:/data anker
 #
-# Every session's sandbox is a container of its own, beside this one: that is what the engine's socket is for. Whoever
-# may use that socket is as good as root on the machine; see docs/operations.md.
+# The service needs the engine's socket to run each session's sandbox as another container. Access to that socket is
+# equivalent to root on the machine; see docs/operations.md.
 FROM debian:bookworm-slim AS packages
 
 RUN apt-get update \
@@ -13,7 +13,7 @@ RUN apt-get update \
 
 COPY constraints.txt requirements.txt /build/
 COPY sandbox/requirements.txt /build/sandbox/
-# Nothing is installed later, so pip goes. The node that drives the browsers comes with its symbols.
+# Remove pip, because nothing is installed later, and the debug symbols of the Node that drives the browsers.
 RUN python3 -m venv /opt/anker \
     && /opt/anker/bin/pip install --no-cache-dir --disable-pip-version-check --no-compile -r /build/requirements.txt \
     && /opt/anker/bin/pip uninstall --yes --quiet pip setuptools \
@@ -24,18 +24,18 @@ RUN python3 -m venv /opt/anker \
 
 FROM debian:bookworm-slim
 
-# libatomic1 is for that node; tini hears signals from the first moment on, and buries what nobody waits for.
+# That Node needs libatomic1. tini forwards signals from the start on, and reaps orphaned processes.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         ca-certificates libatomic1 python3 tini \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* \
     && useradd --uid 1000 --user-group --create-home --shell /usr/sbin/nologin anker \
-    # Also for other users than that one (`--user 1234`): they are in the group root when nothing else is said.
+    # Other users (`--user 1234`) can write too: they are in the group root by default.
     && install --directory --owner anker --group root --mode 770 /data
 
 COPY --from=packages /opt/anker /opt/anker
 COPY scripts/entrypoint.sh /opt/anker/bin/entrypoint
-# The sandbox's program too: without an engine, the demo model's sandboxes are processes in this container.
+# The sandbox program is included because, without an engine, the demo's sandboxes are processes in this container.
 COPY sandbox /opt/anker/lib/python3.11/site-packages/sandbox
 COPY app /opt/anker/lib/python3.11/site-packages/app
 RUN python3 -m compileall -q /opt/anker/lib/python3.11/site-packages/sandbox /opt/anker/lib/python3.11/site-packages/app
@@ -47,7 +47,7 @@ ENV LANG=C.UTF-8 \
     PORT=8000 \
     DATA_DIR=/data
 
-# The `./data` of an `--env-file .env` is /data here.
+# With this working directory, the `./data` of an `--env-file .env` means /data.
 WORKDIR /
 VOLUME /data
 EXPOSE 8000

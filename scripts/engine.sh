@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Gives the tests a Docker engine and the base image of ours, on a machine that may have neither. Run it, or source it
-# and call `ensure_engine` and `ensure_base_image`; each does nothing when it is done already.
-# Where an engine answers and images can be pulled, all of it comes down to one `docker pull`.
+# Starts a Docker engine and provides the base image of our images, on a machine that may have neither.
+# Run it, or source it and call `ensure_engine` and `ensure_base_image`. Both are idempotent.
+# With a running engine and access to a registry, it only runs `docker pull`.
 
 BASE_IMAGE=debian:bookworm-slim
 ENGINE_LOG=${ENGINE_LOG:-/var/log/anker-dockerd.log}
@@ -9,16 +9,16 @@ _ENGINE_SECONDS=60
 _PULL_SECONDS=120
 _BUNDLE=/etc/ssl/certs/ca-certificates.crt
 
-_engine_fails() {
+_fail() {
     echo "$1" >&2
     return 1
 }
 
-_answers() {
+_engine_responds() {
     docker version >/dev/null 2>&1
 }
 
-# install_missing COMMAND=PACKAGE…: installs, in one go, the Debian packages whose command is not there.
+# install_missing COMMAND=PACKAGE…: install the Debian packages whose command is missing.
 install_missing() {
     local pair packages=()
     for pair in "$@"; do
@@ -28,13 +28,13 @@ install_missing() {
         return
     fi
     if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
-        _engine_fails "Missing: ${packages[*]}. Install them, or run this as root where there is apt."
+        _fail "Missing: ${packages[*]}. Install them, or run this as root on a system with apt."
         return
     fi
     echo "Installing ${packages[*]} …" >&2
-    # Services are not to be started by the installation: there may be no init to do it, and we start our own.
+    # The installation must not start services: there may be no init system, and we start the engine ourselves.
     if ! { apt-get -qq update && _install "${packages[@]}"; } >/dev/null; then
-        _engine_fails "Could not install ${packages[*]}."
+        _fail "Could not install ${packages[*]}."
     fi
 }
 
@@ -42,27 +42,27 @@ _install() {
     DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@"
 }
 
-# A Docker engine that answers: the one that is there, or one that is started here, once.
+# Return when an engine responds; start one if none does.
 ensure_engine() {
     local lock
-    if command -v docker >/dev/null && _answers; then
+    if command -v docker >/dev/null && _engine_responds; then
         return
     fi
     install_missing docker=docker.io dockerd=docker.io iptables=iptables || return
     exec {lock}>"${TMPDIR:-/tmp}/.anker-engine.lock"
-    flock "$lock" # two test runs at once start one engine
+    flock "$lock" # concurrent test runs start one engine
     _start_engine "$lock"
     local status=$?
     exec {lock}>&-
     return $status
 }
 
-# Engines that ended badly leave a stale pid file or a dying child: the next try succeeds, so there are a few.
+# Retry: an engine that crashed leaves a stale pid file or a dying child, and only a later attempt succeeds.
 _start_engine() {
     local lock=$1 deadline=$((SECONDS + _ENGINE_SECONDS)) engine=
-    while ! _answers; do
+    while ! _engine_responds; do
         if [ $SECONDS -ge $deadline ]; then
-            _engine_fails "The Docker engine does not answer; its last words are in $ENGINE_LOG."
+            _fail "The Docker engine does not respond. See its log: $ENGINE_LOG"
             return
         fi
         if [ -z "$engine" ] || ! kill -0 "$engine" 2>/dev/null; then
@@ -75,7 +75,7 @@ _start_engine() {
     done
 }
 
-# The image that ours begin with: there already, pulled, or made here from this machine's own package sources.
+# Provide the base image: use the existing one, pull it, or build it from this machine's package sources.
 ensure_base_image() {
     local lock status
     if docker image inspect "$BASE_IMAGE" >/dev/null 2>&1; then
@@ -87,20 +87,20 @@ ensure_base_image() {
     install_missing mmdebstrap=mmdebstrap || return
     exec {lock}>"${TMPDIR:-/tmp}/.anker-base-image.lock"
     flock "$lock"
-    docker image inspect "$BASE_IMAGE" >/dev/null 2>&1 || _make_base_image
+    docker image inspect "$BASE_IMAGE" >/dev/null 2>&1 || _build_base_image
     status=$?
     exec {lock}>&-
     return $status
 }
 
-_make_base_image() (
+_build_base_image() (
     set -o pipefail
     sources=$(_debian_sources) || exit
     folder=$(mktemp -d) || exit
     trap 'rm -rf "$folder"' EXIT
-    _certificates "$folder/tree" || exit
-    echo "$BASE_IMAGE cannot be pulled: making it with mmdebstrap (about a minute) …" >&2
-    # `docker import` keeps no environment: what the machine needs to be trusted is told to node and Python here.
+    _copy_certificates "$folder/tree" || exit
+    echo "Could not pull $BASE_IMAGE. Building it with mmdebstrap (about a minute) …" >&2
+    # `docker import` keeps no environment, so set the variables by which Node and Python trust the CA certificates.
     mmdebstrap --quiet --variant=minbase --include=ca-certificates \
         --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/doc/*' \
@@ -111,11 +111,11 @@ _make_base_image() (
         bookworm - "$sources" 2>"$folder/log" |
         docker import --change 'CMD ["bash"]' --change "ENV NODE_EXTRA_CA_CERTS=$_BUNDLE REQUESTS_CA_BUNDLE=$_BUNDLE" \
             - "$BASE_IMAGE" >/dev/null || {
-        _engine_fails "$BASE_IMAGE could not be made: $(grep -v '^$' "$folder/log" | tail -n 1)"
+        _fail "Could not build $BASE_IMAGE: $(grep -v '^$' "$folder/log" | tail -n 1)"
     }
 )
 
-# This machine's own package sources, so that no server has to be named.
+# Print the file with this machine's package sources, so that this script need not name a server.
 _debian_sources() {
     local file
     for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do
@@ -124,11 +124,11 @@ _debian_sources() {
             return
         fi
     done
-    _engine_fails "$BASE_IMAGE cannot be pulled, and this machine has no Debian package sources to make it from."
+    _fail "Could not pull $BASE_IMAGE, and this machine has no Debian package sources to build it from."
 }
 
-# _certificates TREE: what the image needs to trust the servers that this machine trusts, below TREE.
-_certificates() {
+# _copy_certificates TREE: copy the CA certificates of this machine to TREE, so that the image trusts the same servers.
+_copy_certificates() {
     local tree=$1
     mkdir -p "$tree/usr/local/share/ca-certificates" "$tree/etc"
     cp /usr/local/share/ca-certificates/*.crt "$tree/usr/local/share/ca-certificates/" 2>/dev/null

@@ -1,17 +1,17 @@
 #!/bin/sh
-# The first process of the service's container: makes it the user `anker`, in the group that may use the engine's
-# socket, and then the service. Started with `--user`, it changes nothing about users.
+# Entrypoint of the service's container: changes to the user `anker`, with the group of the engine's socket if it is
+# needed, and executes the service. With `docker run --user` it keeps that user.
 set -eu
 
-# The first process of a container hears only what it asks for.
+# The first process of a container gets only the signals that it handles.
 trap 'exit 0' INT TERM
 
-# What it becomes; ended by SIGTERM, as it is by `docker stop`, the service has done nothing wrong.
+# Status 143 (ended by SIGTERM, as by `docker stop`) counts as success.
 set -- tini -s -e 143 -- "$@"
 
-# Whether this container has a network of its own: every interface but loopback then ends in another one's. With the
-# host's network (`--network host`) there are real ones.
-own_network() {
+# Succeed if this container has its own network: then the peer of every interface but loopback is another interface.
+# With `--network host` there are physical interfaces.
+has_own_network() {
     local interface
     for interface in /sys/class/net/*; do
         [ "${interface##*/}" = lo ] && continue
@@ -19,10 +19,10 @@ own_network() {
     done
 }
 
-# A `.env` that was written for a service outside a container says loopback, where nobody could reach one inside.
+# A `.env` for a service outside a container may set HOST to loopback, where clients could not reach this container.
 case ${HOST:-} in
 '' | localhost | 127.* | ::1)
-    if own_network; then
+    if has_own_network; then
         export HOST=0.0.0.0
     fi
     ;;
@@ -32,7 +32,7 @@ if [ "$(id -u)" != 0 ]; then
     exec "$@"
 fi
 
-# Docker makes a folder of the host that is not there yet, and makes it root's.
+# If a mounted folder of the host does not exist, Docker creates it for root.
 data=${DATA_DIR:-/data}
 mkdir -p "$data"
 if [ "$(stat -c %u "$data")" = 0 ]; then
@@ -43,7 +43,7 @@ groups=--clear-groups
 socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
 socket=${socket#unix://}
 case ${SANDBOX_PROVIDER:-} in
-local | remote) ;; # what runs as this user must not be able to use the engine, or has no need to
+local | remote) ;; # local sandboxes run as this user and must not use the engine; remote ones do not need it
 *)
     if [ -S "$socket" ]; then
         groups=--groups=$(stat -c %g "$socket")

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Builds the sandbox's image, SANDBOX_IMAGE, when it is missing or was made of other files than those that are here.
-#   scripts/image.sh          build it if need be
-#   scripts/image.sh --check  only say, by the exit status, whether it is up to date
-# Run it, or source it and call `ensure_image`. Needs a Docker engine that answers (scripts/engine.sh can start one).
+# Builds the sandbox image SANDBOX_IMAGE if it is missing or was built from other files than the current ones.
+#   scripts/image.sh          build it if necessary
+#   scripts/image.sh --check  do not build; succeed if it is up to date
+# Run it, or source it and call `ensure_image`. It needs a running Docker engine (scripts/engine.sh can start one).
 
-_OUR_IMAGE=simpleyyt/anker-sandbox
-SANDBOX_IMAGE=${SANDBOX_IMAGE:-$_OUR_IMAGE}
+_DEFAULT_IMAGE=simpleyyt/anker-sandbox
+SANDBOX_IMAGE=${SANDBOX_IMAGE:-$_DEFAULT_IMAGE}
 _SOURCES_LABEL=anker.sources
 _NAME_LABEL=anker.built-as
 _IMAGE_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# What the image is made of, as one word. Everything that the Dockerfile copies must be named here.
+# Print a hash of the files that the image is built from. It must cover everything that the Dockerfile copies.
 _image_sources() (
     cd "$_IMAGE_ROOT" || exit
     find sandbox constraints.txt .dockerignore -type f \
@@ -18,14 +18,14 @@ _image_sources() (
         sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-16
 )
 
-# An image of another name that was not built under it here is the operator's own, maybe made from ours and with our
-# labels: it is left as it is.
+# _image_is_current SOURCES: succeed if the image was built from SOURCES, or if it belongs to the operator: its name is
+# not the default, and it was not built under this name by this script (it may inherit the labels of our image).
 _image_is_current() {
     local labels
     labels=$(docker image inspect "$SANDBOX_IMAGE" 2>/dev/null --format \
         "{{index .Config.Labels \"$_NAME_LABEL\"}} {{index .Config.Labels \"$_SOURCES_LABEL\"}}") || return 1
     [ "${labels#* }" = "$1" ] || {
-        [ "${labels%% *}" != "$SANDBOX_IMAGE" ] && [ "$SANDBOX_IMAGE" != "$_OUR_IMAGE" ]
+        [ "${labels%% *}" != "$SANDBOX_IMAGE" ] && [ "$SANDBOX_IMAGE" != "$_DEFAULT_IMAGE" ]
     }
 }
 
@@ -38,24 +38,24 @@ ensure_image() {
     if [ "${1:-}" = --check ]; then
         return 1
     fi
-    echo "Building the sandbox's image $SANDBOX_IMAGE (the first time takes some minutes) …" >&2
+    echo "Building the sandbox image $SANDBOX_IMAGE (takes some minutes the first time) …" >&2
     log=$(mktemp)
     if ! _build "$sources" "$log"; then
-        echo "The image $SANDBOX_IMAGE could not be built: $(grep -v '^ *$' "$log" | tail -n 1)" >&2
+        echo "Could not build the image $SANDBOX_IMAGE: $(grep -v '^ *$' "$log" | tail -n 1)" >&2
         rm -f "$log"
         return 1
     fi
     rm -f "$log"
 }
 
-# _build SOURCES LOG: the build itself, its whole output in LOG.
+# _build SOURCES LOG: build the image; write all output to LOG and the progress to stderr.
 _build() (
     set -o pipefail
     docker build --label "$_SOURCES_LABEL=$1" --label "$_NAME_LABEL=$SANDBOX_IMAGE" -t "$SANDBOX_IMAGE" \
         -f "$_IMAGE_ROOT/sandbox/Dockerfile" "$_IMAGE_ROOT" 2>&1 | tee "$2" | _progress >&2
 )
 
-# The steps only: what they print is for when one of them fails.
+# Print the steps of the build only. Their output matters when one of them fails.
 _progress() {
     sed -nu -E 's/^(Step [0-9]+\/[0-9]+ : [^#]{1,100}).*/  \1/p; s/^#[0-9]+ (\[[^]]*[0-9]+\/[0-9]+\] .{1,100}).*/  \1/p'
 }

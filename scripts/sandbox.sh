@@ -1,6 +1,6 @@
-# Sourced by run.sh and dev.sh: has the sandbox's image ready where the service is going to use Docker.
+# Sourced by run.sh and dev.sh: builds the sandbox image if the service will use Docker.
 
-# setting NAME DEFAULT: a setting's value as the service will see it: the environment's, else the one in .env.
+# setting NAME DEFAULT: print a setting as the service will read it, from the environment or from .env.
 setting() {
     local value=${!1:-}
     if [ -z "$value" ] && [ -f .env ]; then
@@ -9,7 +9,7 @@ setting() {
     echo "${value:-$2}"
 }
 
-# Builds the image once. Where that fails the service starts all the same, and says what it lacks.
+# Build the image if necessary. If that fails, the service starts nevertheless, and /ready reports the missing image.
 prepare_sandbox_image() {
     case $(setting SANDBOX_PROVIDER auto) in
     auto | docker) ;;
@@ -17,7 +17,7 @@ prepare_sandbox_image() {
     esac
     if docker version >/dev/null 2>&1; then
         SANDBOX_IMAGE=$(setting SANDBOX_IMAGE simpleyyt/anker-sandbox) _build_sandbox_image ||
-            echo "The sandbox's image could not be built: no sandbox can be started until it is there." >&2
+            echo "Could not build the sandbox image: no sandbox can start until it exists." >&2
     fi
 }
 
