@@ -1,4 +1,4 @@
-"""The LLM port in memory: a test writes down what the model says, and looks at what it was asked."""
+"""The LLM port in memory: a test scripts the replies and inspects the requests."""
 
 import asyncio
 import inspect
@@ -11,101 +11,131 @@ import orjson
 from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
 from app.domain.models.message import Message, ToolCall, Transcript, Usage
 
-Kind = Literal["planning", "executing", "final"]
+RequestKind = Literal["planning", "executing", "answering"]
 
 
 @dataclass(frozen=True)
-class Question:
-    """One request, with the messages as they were at that moment."""
+class RecordedRequest:
+    """A request with the messages as they were when it was made."""
 
     messages: tuple[Message, ...]
     tools: frozenset[str]
     transcript: Transcript
 
     @property
-    def kind(self) -> Kind:
-        """What the service wants, told by the functions on offer."""
+    def kind(self) -> RequestKind:
+        """What the request asks for, according to the offered functions."""
         if "create_plan" in self.tools:
             return "planning"
-        return "executing" if "complete_step" in self.tools else "final"
+        return "executing" if "complete_step" in self.tools else "answering"
 
 
-Turn = ModelReply | BaseException
-Entry = Turn | Callable[[Question], Turn | Awaitable[Turn]]
-"""A reply, an exception to raise, or a function (plain or async) that gives one of them."""
+Outcome = ModelReply | BaseException
+"""A reply, or an exception to raise."""
+
+Respond = Callable[[RecordedRequest], Outcome | Awaitable[Outcome]]
+"""A plain or async function that returns the outcome of a request."""
 
 
-def calling(*calls: tuple[str, dict[str, Any] | str], text: str = "", ids: Sequence[str] | None = None) -> ModelReply:
-    """A reply that calls functions; arguments as an object, or as text when they are to be broken."""
-    made = tuple(
+def calls(*wanted: tuple[str, dict[str, Any] | str], text: str = "", ids: Sequence[str] | None = None) -> ModelReply:
+    """Return a reply that calls functions.
+
+    Args:
+        wanted: Name and arguments of each call. Arguments that are a string are used unchanged, even if invalid.
+        text: The text of the reply.
+        ids: The IDs of the calls; `call_0`, `call_1`, … by default.
+    """
+    tool_calls = tuple(
         ToolCall(
-            id=ids[n] if ids is not None else f"call_{n}",
+            id=ids[number] if ids is not None else f"call_{number}",
             name=name,
-            arguments=values if isinstance(values, str) else orjson.dumps(values).decode(),
+            arguments=arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode(),
         )
-        for n, (name, values) in enumerate(calls)
+        for number, (name, arguments) in enumerate(wanted)
     )
-    return ModelReply(content=text, tool_calls=made, finish="tool_calls", usage=Usage(calls=1))
+    return ModelReply(content=text, tool_calls=tool_calls, finish="tool_calls", usage=Usage(calls=1))
 
 
-def saying(text: str) -> ModelReply:
-    """A reply in plain text."""
+def says(text: str) -> ModelReply:
+    """Return a reply of text only."""
     return ModelReply(content=text, usage=Usage(calls=1))
+
+
+def creates_plan(*descriptions: str, message: str = "M") -> ModelReply:
+    """Return a reply that plans a step for each description; without any, it answers with `message` at once."""
+    steps = [{"id": str(number), "description": text} for number, text in enumerate(descriptions, start=1)]
+    return calls(("create_plan", {"title": "T", "message": message, "goal": "G", "steps": steps}))
+
+
+def runs_command(command: str) -> ModelReply:
+    """Return a reply that runs a shell command."""
+    return calls(("shell_exec", {"id": "a", "exec_dir": "~", "command": command}))
+
+
+def completes_step(**more: Any) -> ModelReply:
+    """Return a reply that completes the current step."""
+    return calls(("complete_step", {"success": True, "result": "r", **more}))
 
 
 @dataclass
 class ScriptedLLM:
-    """Plays `script`: a list, used up in order, or one function for every request.
+    """Replies from `script`: a list that is used up in order, or one function for all requests."""
 
-    `asked` holds the questions. While `gate` is set to an event, a call waits for it, as one under way does; `started`
-    is set whenever a call has begun. `cancelled` counts the calls that were cancelled.
-    """
-
-    script: Sequence[Entry] | Callable[[Question], Turn | Awaitable[Turn]] = ()
-    piece: int = 8
-    """Characters that the listener hears at a time."""
+    script: Sequence[Outcome | Respond] | Respond = ()
+    chunk_size: int = 8
+    """Number of characters that the listener receives at once."""
     gate: asyncio.Event | None = None
-    asked: list[Question] = field(default_factory=list)
+    """If set, every call waits for this event before it replies."""
+    requests: list[RecordedRequest] = field(default_factory=list)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by every call when it starts."""
     cancelled: int = 0
+    """Number of calls that were cancelled."""
     closed: bool = False
 
     async def complete(self, request: ModelRequest, *, listener: ReplyListener | None = None) -> ModelReply:
-        """The next turn of the script; AssertionError when it is over."""
-        question = Question(
+        """Return the next reply of the script, or raise its exception."""
+        recorded = RecordedRequest(
             tuple(request.transcript.since(0)), frozenset(spec.name for spec in request.tools), request.transcript
         )
-        self.asked.append(question)
+        self.requests.append(recorded)
         self.started.set()
         try:
             if self.gate is not None:
                 await self.gate.wait()
-            turn = await self._turn(question)
+            outcome = await self._next_outcome(recorded)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        if isinstance(turn, BaseException):
-            raise turn
+        if isinstance(outcome, BaseException):
+            raise outcome
         if listener is not None:
-            for start in range(0, len(turn.content), self.piece):
-                listener.text(turn.content[start : start + self.piece])
-            for call in turn.tool_calls:
-                for start in range(0, len(call.arguments), self.piece):
-                    listener.arguments(call.name, call.arguments[start : start + self.piece])
-        return turn
+            self._feed_listener(outcome, listener)
+        return outcome
 
     async def close(self) -> None:
-        """Note that it was closed."""
+        """Record that the model was closed."""
         self.closed = True
 
-    async def _turn(self, question: Question) -> Turn:
+    def _feed_listener(self, reply: ModelReply, listener: ReplyListener) -> None:
+        for text in _chunks(reply.content, self.chunk_size):
+            listener.text(text)
+        for call in reply.tool_calls:
+            for text in _chunks(call.arguments, self.chunk_size):
+                listener.arguments(call.name, text)
+
+    async def _next_outcome(self, request: RecordedRequest) -> Outcome:
         if callable(self.script):
-            entry: Entry = self.script
+            entry: Outcome | Respond = self.script
         else:
-            number = len(self.asked) - 1
-            assert number < len(self.script), f"the script is over; asked: {question.messages[-1:]}"
+            number = len(self.requests) - 1
+            assert number < len(self.script), f"the script has ended; last message: {request.messages[-1:]}"
             entry = self.script[number]
         if isinstance(entry, ModelReply | BaseException):
             return entry
-        turn = entry(question)
-        return await turn if inspect.isawaitable(turn) else turn
+        outcome = entry(request)
+        return await outcome if inspect.isawaitable(outcome) else outcome
+
+
+def _chunks(text: str, size: int) -> list[str]:
+    return [text[start : start + size] for start in range(0, len(text), size)]

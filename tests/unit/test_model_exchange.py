@@ -1,4 +1,4 @@
-"""Reading what models send: ids, broken arguments, JSON in prose."""
+"""Reading what models send: call IDs, invalid arguments, and calls written as text."""
 
 import json
 
@@ -23,7 +23,7 @@ PLAN = {"title": "T", "message": "M", "goal": "G", "steps": [{"id": 1, "descript
         json.dumps({"create_plan": PLAN}),
     ],
 )
-def test_plain_json_is_understood_in_every_usual_wrapping(content: str) -> None:
+def test_plan_written_as_json_text_is_parsed_in_every_usual_wrapping(content: str) -> None:
     parsed = parse_text_call(CreatePlanInput, content, "create_plan")
     assert parsed is not None
     assert (parsed.title, parsed.message, parsed.goal) == ("T", "M", "G")
@@ -31,24 +31,24 @@ def test_plain_json_is_understood_in_every_usual_wrapping(content: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "hello", "{", "[]", "{}", '{"steps": []}', "null", '{"arguments": 3}'])
-def test_what_is_no_plan_is_not_taken_for_one(content: str) -> None:
+def test_text_that_is_not_a_plan_is_not_parsed(content: str) -> None:
     assert parse_text_call(CreatePlanInput, content, "create_plan") is None
 
 
-def test_a_plan_may_write_its_steps_as_plain_strings() -> None:
+def test_plan_with_steps_as_strings_is_accepted() -> None:
     parsed = CreatePlanInput.model_validate({"message": "M", "steps": ["one", "two"]})
     assert [step.description for step in parsed.steps] == ["one", "two"]
 
 
-def test_a_step_result_is_understood_as_plain_json() -> None:
+def test_step_completion_written_as_json_text_is_parsed() -> None:
     parsed = parse_text_call(CompleteStepInput, '{"success": true, "result": "r"}', "complete_step")
     assert parsed is not None
     assert parsed.success
 
 
-def test_missing_and_repeated_call_ids_become_distinct_and_good_ones_are_kept() -> None:
+def test_missing_and_repeated_call_ids_are_replaced_and_unique_ones_are_kept() -> None:
     taken = {"a"}
-    calls = [ToolCall(id=i, name="n", arguments="{}") for i in ("a", "b", "", "", "b")]
+    calls = [ToolCall(id=call_id, name="n", arguments="{}") for call_id in ("a", "b", "", "", "b")]
     ids = [call.id for call in with_distinct_call_ids(calls, taken)]
     assert ids[1] == "b"
     assert len(set(ids)) == 5
@@ -57,10 +57,10 @@ def test_missing_and_repeated_call_ids_become_distinct_and_good_ones_are_kept() 
 
 
 @pytest.mark.parametrize("arguments", ["{", "", "[1]", "null", '"x"'])
-def test_arguments_that_are_no_object_are_kept_as_an_empty_one(arguments: str) -> None:
+def test_arguments_that_are_not_an_object_are_stored_as_an_empty_object(arguments: str) -> None:
     assert storable(ToolCall(id="1", name="n", arguments=arguments)).arguments == "{}"
 
 
-def test_sound_arguments_are_kept_to_the_letter() -> None:
+def test_valid_arguments_are_stored_unchanged() -> None:
     call = ToolCall(id="1", name="n", arguments='{ "a":1 }')
     assert storable(call) == call

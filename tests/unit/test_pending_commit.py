@@ -1,11 +1,10 @@
-"""A change on its way into a event_log that is away for a while."""
+"""A pending commit is retried while the store is unavailable, and a cancelled run does not wait for the store."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from app.application.services.run_worker import PlanActWorker
 from app.domain.errors import LeaseLost, StaleCheckpoint, StoreUnavailable
 from app.domain.external.llm import ModelReply
 from app.domain.external.run_queue import Attempt
@@ -14,37 +13,28 @@ from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
 from app.domain.services.agents import checkpointer
 from app.domain.services.agents.checkpointer import PendingCommit
-from app.domain.services.flows.plan_act import CRASHED, FlowDependencies
-from app.domain.services.tools.registry import EXECUTING
-from app.infrastructure.streams.memory.feed import MemoryFeed
-from tests.fakes.fake_search import FakeSearch
-from tests.fakes.memory_browser import MemoryBrowsers
-from tests.fakes.memory_sandbox import MemorySandboxProvider
-from tests.fakes.memory_screenshots import MemoryScreenshotKeeper
+from app.domain.services.flows.plan_act import CRASHED
 from tests.fakes.memory_store import MemoryStore
-from tests.fakes.scripted_llm import Question, ScriptedLLM, calling
+from tests.fakes.scripted_llm import RecordedRequest, ScriptedLLM, creates_plan, runs_command
+from tests.support.agent_runs import make_worker
 
-CHANGE = Commit(timestamp=1, checkpoint=Checkpoint(revision="b"), expected_revision="")
-AWAY = StoreUnavailable("away")
-PLAN = calling(
-    ("create_plan", {"title": "T", "message": "M", "goal": "G", "steps": [{"id": "1", "description": "one"}]})
-)
-WORK = calling(("shell_exec", {"id": "a", "exec_dir": "~", "command": "work"}))
+COMMIT = Commit(timestamp=1, checkpoint=Checkpoint(revision="b"), expected_revision="")
+UNAVAILABLE = StoreUnavailable("away")
 
 
-class Store(MemoryStore):
-    """Fails with what `fails` says of a change. `gate`: no write gets further before it is open."""
+class FailingStore(MemoryStore):
+    """A store whose commits can be delayed with `gate` and fail with the error that `error_for` returns."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fails: Callable[[Commit], Exception | None] = lambda _: None
+        self.error_for: Callable[[Commit], Exception | None] = lambda _: None
         self.gate = asyncio.Event()
         self.gate.set()
-        self.tries = 0
+        self.attempts = 0
 
     async def commit(self, session_id: str, change: Commit) -> Sequence[EventRecord]:
-        self.tries += 1
-        error = self.fails(change)
+        self.attempts += 1
+        error = self.error_for(change)
         await self.gate.wait()
         if error is not None:
             raise error
@@ -52,78 +42,74 @@ class Store(MemoryStore):
 
 
 @pytest.fixture
-async def store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+async def store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FailingStore]:
     monkeypatch.setattr(checkpointer, "_RETRY_SECONDS", 0.001)
-    store = Store()
+    store = FailingStore()
     await store.create("s", owner="", at=1)
     async with asyncio.timeout(20):
         yield store
 
 
-async def test_it_is_tried_until_it_is_stored(store: Store) -> None:
-    store.fails = lambda _: AWAY if store.tries < 5 else None
-    await PendingCommit(store, "s", CHANGE).wait()
-    assert store.tries == 5
-    assert await store.load_checkpoint("s") == CHANGE.checkpoint
+async def test_commit_is_retried_until_the_store_is_available(store: FailingStore) -> None:
+    store.error_for = lambda _: UNAVAILABLE if store.attempts < 5 else None
+    await PendingCommit(store, "s", COMMIT).wait()
+    assert store.attempts == 5
+    assert await store.load_checkpoint("s") == COMMIT.checkpoint
 
 
 @pytest.mark.parametrize("final", [LeaseLost("lost"), StaleCheckpoint("elsewhere")])
-async def test_what_no_time_mends_is_not_tried_again(store: Store, final: Exception) -> None:
-    store.fails = lambda _: AWAY if store.tries < 3 else final
+async def test_commit_is_not_retried_after_an_error_that_a_retry_cannot_fix(
+    store: FailingStore, final: Exception
+) -> None:
+    store.error_for = lambda _: UNAVAILABLE if store.attempts < 3 else final
     with pytest.raises(type(final)):
-        await PendingCommit(store, "s", CHANGE).wait()
-    assert store.tries == 3
+        await PendingCommit(store, "s", COMMIT).wait()
+    assert store.attempts == 3
 
 
-async def test_whoever_is_in_a_hurry_hears_of_the_next_failure(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_retrying_raises_the_next_failure(store: FailingStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpointer, "_RETRY_SECONDS", 3600)
-    store.fails = lambda _: AWAY
-    change = PendingCommit(store, "s", CHANGE)
-    while not store.tries:
+    store.error_for = lambda _: UNAVAILABLE
+    pending = PendingCommit(store, "s", COMMIT)
+    while not store.attempts:
         await asyncio.sleep(0)
-    change.stop_retrying()
+    pending.stop_retrying()
     with pytest.raises(StoreUnavailable):
-        await change.wait()
-    assert store.tries <= 2
+        await pending.wait()
+    assert store.attempts <= 2
 
 
-async def test_a_try_that_is_under_way_when_the_run_is_cut_short_is_waited_for(store: Store) -> None:
+async def test_cancelled_wait_ends_only_after_the_attempt_in_flight(store: FailingStore) -> None:
     store.gate.clear()
-    finishing = asyncio.create_task(PendingCommit(store, "s", CHANGE).wait())
-    while not store.tries:
+    waiting = asyncio.create_task(PendingCommit(store, "s", COMMIT).wait())
+    while not store.attempts:
         await asyncio.sleep(0)
     for _ in range(3):
-        finishing.cancel()
+        waiting.cancel()
         await asyncio.sleep(0)
-    assert not finishing.done()
+    assert not waiting.done()
     store.gate.set()
-    await asyncio.wait([finishing])
-    assert finishing.cancelled()
-    assert await store.load_checkpoint("s") == CHANGE.checkpoint
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert await store.load_checkpoint("s") == COMMIT.checkpoint
 
 
-async def test_a_run_that_waits_for_the_store_is_cut_short_at_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+async def test_cancelled_run_with_an_unstored_commit_ends_at_once(
+    store: FailingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpointer, "_RETRY_SECONDS", 3600)
-    store.fails = lambda change: AWAY if any(isinstance(event, ToolCalledEvent) for event in change.events) else None
+    store.error_for = lambda commit: (
+        UNAVAILABLE if any(isinstance(event, ToolCalledEvent) for event in commit.events) else None
+    )
 
-    async def thinks_on(_: Question) -> ModelReply:
+    async def never_reply(_: RecordedRequest) -> ModelReply:
         await asyncio.Event().wait()
         raise AssertionError
 
-    model = ScriptedLLM([PLAN, WORK, thinks_on])
-    dependencies = FlowDependencies(event_log=store, feed=MemoryFeed(), model=model, tools=EXECUTING)
-    worker = PlanActWorker(
-        dependencies=dependencies,
-        sandboxes=MemorySandboxProvider(),
-        browsers=MemoryBrowsers(),
-        screenshots=MemoryScreenshotKeeper(),
-        engine=FakeSearch(),
-    )
+    model = ScriptedLLM([creates_plan("one"), runs_command("work"), never_reply])
     await store.append_user_message("s", "do it", at=1, key=None)
-    attempt = asyncio.create_task(worker.work("s", Attempt(reason=CRASHED)))
-    while len(model.asked) < 3:  # what the call came to waits for the store, and the model is asked meanwhile
+    attempt = asyncio.create_task(make_worker(store, model).work("s", Attempt(reason=CRASHED)))
+    while len(model.requests) < 3:  # The result of the call waits for the store while the model is asked.
         await asyncio.sleep(0)
     attempt.cancel()
     await asyncio.wait([attempt])

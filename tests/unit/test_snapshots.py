@@ -1,4 +1,4 @@
-"""What the model is told, word for word: a change must be meant. UPDATE_SNAPSHOTS=1 writes them anew."""
+"""Everything that the model reads, compared with stored snapshots. `UPDATE_SNAPSHOTS=1` writes new ones."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PLAN = Plan(goal="a report", steps=(FIRST, SECOND, Step(id="3", description="Che
 CALL = ToolCall(id="c", name="shell_exec", arguments='{"command":"uname"}')
 
 
-def snapshots() -> dict[str, str]:
+def render_prompts() -> dict[str, str]:
     tools = [CREATE_PLAN, *(tool.spec for tool in EXECUTING.values())]
     return {
         "planning_system.txt": planning.SYSTEM,
@@ -40,16 +40,16 @@ def snapshots() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(snapshots()))
-def test_the_model_is_told_exactly_this(name: str) -> None:
-    path, text = FOLDER / name, snapshots()[name] + "\n"
+@pytest.mark.parametrize("name", sorted(render_prompts()))
+def test_prompt_equals_its_snapshot(name: str) -> None:
+    path, text = FOLDER / name, render_prompts()[name] + "\n"
     if os.environ.get("UPDATE_SNAPSHOTS"):
         path.write_text(text)
-    assert text == path.read_text(), f"{name} changed; if that is meant, run with UPDATE_SNAPSHOTS=1"
+    assert text == path.read_text(), f"{name} changed; if this is intended, run with UPDATE_SNAPSHOTS=1"
 
 
-def test_what_stands_before_every_conversation_is_short() -> None:
-    told = len(executing.SYSTEM) + sum(
+def test_executor_prompt_and_tool_specifications_stay_below_7500_characters() -> None:
+    length = len(executing.SYSTEM) + sum(
         len(json.dumps(tool.spec.parameters)) + len(tool.spec.description) for tool in EXECUTING.values()
     )
-    assert told < 7_500
+    assert length < 7_500
