@@ -8,7 +8,6 @@ from app.domain.models.plan import Plan, Step
 from app.domain.models.run import Checkpoint
 from app.domain.models.tool import OpenCall
 from app.domain.repositories.event_log import Commit
-from app.domain.services.tools.registry import EXECUTING
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryStore
 from tests.support.agent_runs import make_worker
@@ -72,15 +71,14 @@ async def test_stop_loads_the_checkpoint_once_and_kills_everything_in_the_sandbo
     assert loads == 1
 
 
-async def test_stop_ends_the_run_when_killing_a_call_fails_unexpectedly(
+async def test_stop_ends_the_run_when_killing_fails_unexpectedly(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(args: object, sandbox: object) -> None:
+    async def fail_unexpectedly() -> None:
         raise RuntimeError("bug")
 
     sandboxes = MemorySandboxProvider()
-    await sandboxes.acquire("s")
-    monkeypatch.setattr(type(EXECUTING["shell_exec"]), "abort", lambda self, args, sandbox: broken(args, sandbox))
+    monkeypatch.setattr(await sandboxes.acquire("s"), "kill_all", fail_unexpectedly)
     await make_worker(store, sandboxes=sandboxes).finish_stopped("s", up_to=3, fencing_token=None)
     assert (await store.get("s", owner="")).status == "completed"
 

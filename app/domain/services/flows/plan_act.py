@@ -166,12 +166,13 @@ class PlanActFlow:
                 sandbox = await self._context.sandboxes.find(self._context.session_id)
                 if sandbox is None:
                     return
+                if everything:
+                    await sandbox.kill_all()
+                    return
                 for call in self._checkpointer.checkpoint.open_calls:
                     # A checkpoint of another version may name a tool that does not exist.
                     if (tool := self._dependencies.tools.get(call.function)) is not None:
                         await tool.abort(call.args, sandbox)
-                if everything:
-                    await sandbox.kill_all()
         except (TimeoutError, SandboxFailure, SandboxUnavailable) as error:
             log.warning("what runs in the sandbox could not be killed", extra={"error": str(error)})
         except Exception:  # An unexpected error in a tool must not keep the user from stopping the run.
