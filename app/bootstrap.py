@@ -42,13 +42,12 @@ from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.persistence.write_requests import OnCommitted
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
-from app.infrastructure.sandbox.detect import choose_provider, has_chromium
+from app.infrastructure.sandbox.auto import REAL_MODEL_UNISOLATED, UnavailableSandboxes, choose_provider
 from app.infrastructure.sandbox.docker.container_spec import DockerOptions
 from app.infrastructure.sandbox.docker.network.egress import parse_egress
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
-from app.infrastructure.sandbox.local import LocalSandboxes
-from app.infrastructure.sandbox.privacy import hide_process
-from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSandboxes
+from app.infrastructure.sandbox.local.privacy import hide_process
+from app.infrastructure.sandbox.local.provider import LocalSandboxes, has_chromium
 from app.infrastructure.sandbox.remote import RemoteSandboxes
 from app.infrastructure.search.ddgs import DdgsSearch
 from app.infrastructure.search.google import GoogleSearch
@@ -174,7 +173,7 @@ async def _auto_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str
     if choice == "local":
         return await _local_sandboxes(context)
     log.warning(REAL_MODEL_UNISOLATED)
-    return RefusedSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
+    return UnavailableSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
 
 
 async def _docker_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:

@@ -1,36 +1,43 @@
-"""Helpers of the tests with real sandbox processes."""
+"""Helpers of the tests that run local sandboxes as real processes."""
 
+import asyncio
 from pathlib import Path
 
 import psutil
 
 from app.domain.external.sandbox import Sandbox
-from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Identity, Ledger
+from app.infrastructure.sandbox.local.process import MARK_VARIABLE, ProcessMarks
 from tests.support.eventually import eventually
+
+STRAYS = "sleep 1000 & (nohup sleep 1000 &) ; setsid sleep 1000 & sleep 1000"
+"""A command that runs on and starts processes that leave its process group or its session."""
+
+STRAY_COUNT = 4
+"""Number of `sleep 1000` that `STRAYS` starts."""
 
 
 def marked(data_dir: Path, session_id: str | None = None) -> list[psutil.Process]:
-    """The living processes that carry the mark of this data folder, or of one of its sessions."""
-    mark = Ledger(data_dir / "sandboxes").mark(session_id or "")
+    """Return the processes with the mark of this data folder, or of one of its sessions."""
+    mark = ProcessMarks(data_dir / "sandboxes").mark(session_id or "")
     return [
         process
         for process in psutil.process_iter()
-        if (carried := _mark(process)) == mark or (session_id is None and carried.startswith(mark))
+        if (found := _mark(process)) == mark or (session_id is None and found.startswith(mark))
     ]
 
 
-def services(data_dir: Path, session_id: str | None = None) -> list[psutil.Process]:
-    """The sandbox services among them."""
+def sandbox_processes(data_dir: Path, session_id: str | None = None) -> list[psutil.Process]:
+    """Return the marked processes that run `python -m sandbox`."""
     return [each for each in marked(data_dir, session_id) if _command(each).endswith("-m sandbox")]
 
 
 def commands(processes: list[psutil.Process]) -> list[str]:
-    """Their command lines, sorted."""
+    """Return the command lines of the processes that still run, sorted."""
     return sorted(line for process in processes if (line := _command(process)))
 
 
 async def run(sandbox: Sandbox, command: str) -> str:
-    """What a command that ends wrote in the shell `main`, however long that took."""
+    """Run a command in the shell `main` until it ends, and return its output."""
     state = await sandbox.shell_exec("main", "", command)
     output = state.output
     while state.status == "running":
@@ -39,21 +46,11 @@ async def run(sandbox: Sandbox, command: str) -> str:
     return output
 
 
-STRAYS = "sleep 1000 & (nohup sleep 1000 &) ; setsid sleep 1000 & sleep 1000"
-"""A command that goes on, and what a careless end of it would leave behind."""
-
-
-async def astray(data_dir: Path, session_id: str | None = None, *, count: int = 4) -> None:
-    """Wait until all of `STRAYS` has begun: a sandbox answers after a while, whatever has become of a command."""
-    await eventually(lambda: commands(marked(data_dir, session_id)).count("sleep 1000") == count)
-
-
-async def kill_service(data_dir: Path, session_id: str | None = None) -> None:
-    """SIGKILL to the one sandbox service there is. Only once it is dead, which the signal alone does not say."""
-    (process,) = services(data_dir, session_id)
-    victim = Identity.of(process.pid)
-    process.kill()
-    await eventually(lambda: not victim.alive)
+async def strays_started(data_dir: Path, session_id: str | None = None, *, count: int = STRAY_COUNT) -> None:
+    """Wait until `count` processes of `STRAYS` run: `shell_exec` returns after a while, started or not."""
+    await eventually(
+        lambda: asyncio.to_thread(lambda: commands(marked(data_dir, session_id)).count("sleep 1000") == count)
+    )
 
 
 def _command(process: psutil.Process) -> str:

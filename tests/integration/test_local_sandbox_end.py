@@ -1,4 +1,4 @@
-"""Local sandboxes, with real processes: every way in which they end, and that nothing is left behind."""
+"""Local sandboxes as real processes: every way in which they end leaves no process and no unwanted file behind."""
 
 import asyncio
 import os
@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -14,28 +16,41 @@ import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
-from app.infrastructure.sandbox.ledger import MARK_VARIABLE, Ledger
-from app.infrastructure.sandbox.local import LocalSandboxes
-from app.infrastructure.sandbox.workspace import remove_tree
-from tests.integration.sandbox_processes import STRAYS, astray, commands, marked, run, services
+from app.infrastructure.sandbox.local.process import MARK_VARIABLE, ProcessMarks
+from app.infrastructure.sandbox.local.provider import LocalSandboxes
+from app.infrastructure.sandbox.local.session_folders import remove_tree
+from tests.integration.sandbox_processes import STRAYS, commands, marked, run, sandbox_processes, strays_started
 from tests.support.eventually import eventually
 
+ROOT = Path(__file__).parents[2]
+
 EXEC_SECONDS = 0.3
-BARE = f"1002.{os.getpid()}"
-"""What a process sleeps that can be told by nothing else, and that no other process of this machine sleeps."""
+"""SANDBOX_EXEC_SECONDS of the sandboxes here: most commands run on."""
+
+UNMARKED = f"1002.{os.getpid()}"
+"""The argument of a `sleep` without a mark; no other process of this machine has it."""
 
 
-def patience(promised: float, start: float) -> float:
-    """What `promised` seconds are on a machine that may be busy: twice as long as a sandbox took to start, or so."""
+def scaled(promised: float, start: float) -> float:
+    """Return the limit for what takes at most `promised` seconds on a free machine, by how long a start took here."""
     return max(promised, 2 * start)
 
 
-async def until_it_expires(provider: LocalSandboxes) -> float:
-    """Wait until the only sandbox was found to be idle; when that was, by the monotonic clock."""
-    async with asyncio.timeout(30):
-        while not await provider.expire():
-            await asyncio.sleep(0.02)
+async def reap_until_empty(provider: LocalSandboxes) -> float:
+    """Reap until no sandbox is left; return the monotonic time."""
+
+    async def is_empty() -> bool:
+        await provider.reap()
+        return not provider.sessions
+
+    await eventually(is_empty, interval=0.02)
     return time.monotonic()
+
+
+def local_idle_seconds(provider: LocalSandboxes) -> float:
+    """Return the idle time of the session `s1` as far as this process used it."""
+    running = provider.session("s1").running
+    return running.idle_seconds if running else 0.0
 
 
 async def test_destroy_ends_every_process_and_deletes_every_file(tmp_path: Path) -> None:
@@ -43,24 +58,24 @@ async def test_destroy_ends_every_process_and_deletes_every_file(tmp_path: Path)
         kept = await provider.acquire("other")
         started = time.monotonic()
         sandbox = await provider.acquire("s1")
-        limit = patience(2, time.monotonic() - started)
+        limit = scaled(2, time.monotonic() - started)
         await kept.shell_exec("main", "", "sleep 1000")
         await run(sandbox, "mkdir -p a/b; touch a/b/c; chmod -R a-w a; ln -s / root")
         await sandbox.shell_exec("main", "", STRAYS)
         await sandbox.shell_exec("writer", "", "while true; do mkdir -p d; date > d/$RANDOM; done")
-        await astray(tmp_path, "s1")
-        await astray(tmp_path, "other", count=1)
+        await strays_started(tmp_path, "s1")
+        await strays_started(tmp_path, "other", count=1)
         started = time.monotonic()
         await asyncio.gather(provider.destroy("s1"), provider.destroy("s1"))
         assert time.monotonic() - started < limit
         assert commands(marked(tmp_path, "s1")) == []
-        assert sorted(each.name for each in (tmp_path / "sandboxes").iterdir()) == [".running", "other"]
+        assert [each.name for each in (tmp_path / "sandboxes").iterdir()] == ["other"]
         assert "sleep 1000" in commands(marked(tmp_path, "other"))
         await provider.destroy("s1")
         await provider.destroy("never existed")
 
 
-async def test_destroy_ends_a_start_that_is_under_way(tmp_path: Path) -> None:
+async def test_destroy_during_a_start_ends_the_start(tmp_path: Path) -> None:
     async with LocalSandboxes(tmp_path) as provider:
         waiting = asyncio.create_task(provider.acquire("s1"))
         await eventually(lambda: marked(tmp_path, "s1"))
@@ -71,7 +86,7 @@ async def test_destroy_ends_a_start_that_is_under_way(tmp_path: Path) -> None:
         assert not (tmp_path / "sandboxes" / "s1").exists()
 
 
-async def test_who_asks_while_a_sandbox_is_destroyed_gets_a_new_one(tmp_path: Path) -> None:
+async def test_acquire_during_destroy_returns_a_new_sandbox(tmp_path: Path) -> None:
     async with LocalSandboxes(tmp_path) as provider:
         old = await provider.acquire("s1")
         await old.file_write("a.txt", "x", append=False, sudo=False)
@@ -85,104 +100,94 @@ async def test_who_asks_while_a_sandbox_is_destroyed_gets_a_new_one(tmp_path: Pa
             await new.file_read("a.txt", start=None, end=None, sudo=False)
 
 
-async def test_destroy_goes_on_when_its_caller_is_cancelled(tmp_path: Path) -> None:
-    async with LocalSandboxes(tmp_path) as provider:
-        await provider.acquire("s1")
-        caller = asyncio.create_task(provider.destroy("s1"))
-        await asyncio.sleep(0)
-        caller.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await caller
-        await eventually(lambda: not (tmp_path / "sandboxes" / "s1").exists())
-
-
-async def test_a_call_under_way_ends_when_its_sandbox_is_destroyed(tmp_path: Path) -> None:
+async def test_call_in_progress_ends_when_its_sandbox_is_destroyed(tmp_path: Path) -> None:
     async with LocalSandboxes(tmp_path, exec_seconds=30) as provider:
         sandbox = await provider.acquire("s1")
         call = asyncio.create_task(sandbox.shell_exec("main", "", "sleep 1000"))
         await eventually(lambda: "sleep 1000" in commands(marked(tmp_path)))
         await provider.destroy("s1")
-        async with asyncio.timeout(15):  # half of what the call would take
+        async with asyncio.timeout(15):  # half of the 30 s that the call would take
             (outcome,) = await asyncio.gather(call, return_exceptions=True)
-        # The sandbox may still have told how the command ended.
+        # The sandbox may still have reported the end of the command.
         assert isinstance(outcome, SandboxUnavailable | SandboxFailure) or outcome.status == "completed"
 
 
-async def test_an_idle_sandbox_ends_and_comes_back_with_its_files(tmp_path: Path) -> None:
+async def test_idle_sandbox_is_stopped_and_its_files_stay(tmp_path: Path) -> None:
     async with LocalSandboxes(tmp_path, ttl_minutes=0.5 / 60, exec_seconds=EXEC_SECONDS) as provider:
         sandbox = await provider.acquire("s1")
         await sandbox.file_write("a.txt", "x", append=False, sudo=False)
         for use in (lambda: sandbox.shell_exec("main", "", "sleep 1000"), lambda: provider.acquire("s1")):
-            await eventually(lambda: provider._slots["s1"].idle_seconds > 0.25)
+            await eventually(lambda: local_idle_seconds(provider) > 0.25)
             used = time.monotonic()
             await use()
-        assert await until_it_expires(provider) - used >= 0.5
+        assert await reap_until_empty(provider) - used >= 0.5
         assert await provider.find("s1") is None and commands(marked(tmp_path)) == []
         again = await provider.acquire("s1")
         assert (await again.file_read("a.txt", start=None, end=None, sudo=False)).content == "x"
 
 
-async def test_a_sandbox_with_a_call_under_way_is_not_idle(tmp_path: Path) -> None:
+async def test_sandbox_with_a_call_in_progress_is_not_idle(tmp_path: Path) -> None:
     async with LocalSandboxes(tmp_path, ttl_minutes=0.3 / 60, exec_seconds=30) as provider:
         sandbox = await provider.acquire("s1")
         call = asyncio.create_task(sandbox.shell_exec("main", "", "sleep 1000"))
         await eventually(lambda: "sleep 1000" in commands(marked(tmp_path)))
         begun = time.monotonic()
         await eventually(lambda: time.monotonic() - begun > 0.4)
-        assert await provider.expire() == 0
+        await provider.reap()
+        assert provider.sessions
         await sandbox.shell_kill("main")
         assert (await call).status == "completed"
-        await until_it_expires(provider)
+        await reap_until_empty(provider)
 
 
-async def test_a_sandbox_whose_browser_somebody_drives_is_not_idle(tmp_path: Path) -> None:
+async def test_sandbox_that_is_used_past_the_provider_is_not_idle(tmp_path: Path) -> None:
     async with LocalSandboxes(tmp_path, ttl_minutes=0.3 / 60, exec_seconds=30) as provider:
         endpoint = (await provider.acquire("s1")).browser
-        # Browsers are driven over connections that the provider does not see.
-        theirs = SandboxApiClient(endpoint.url.removesuffix("/cdp"), endpoint.token)
+        # The provider sees no browser connections either.
+        api = SandboxApiClient(endpoint.url.removesuffix("/cdp"), endpoint.token)
         body = {"id": "main", "exec_dir": "", "command": "sleep 1000"}
-        call = asyncio.create_task(theirs.post("shell/exec", body, seconds=60))
+        call = asyncio.create_task(api.post("shell/exec", body, seconds=60))
         await eventually(lambda: "sleep 1000" in commands(marked(tmp_path)))
-        await eventually(lambda: provider._slots["s1"].idle_seconds > 0.3)
-        assert await provider.expire() == 0
+        await eventually(lambda: local_idle_seconds(provider) > 0.3)
+        await provider.reap()
+        assert provider.sessions
         used = time.monotonic()
-        await theirs.post("shell/kill", {"id": "main"}, seconds=10)
+        await api.post("shell/kill", {"id": "main"}, seconds=10)
         await call
-        assert await until_it_expires(provider) - used >= 0.3
-        await theirs.aclose()
+        assert await reap_until_empty(provider) - used >= 0.3
+        await api.aclose()
 
 
-async def test_the_reaper_looks_by_itself_and_clears_up_after_a_crash(tmp_path: Path) -> None:
+async def test_reaper_cleans_up_after_a_crashed_sandbox(tmp_path: Path) -> None:
     async with LocalSandboxes(tmp_path, reap_seconds=0.02, exec_seconds=EXEC_SECONDS) as provider:
         sandbox = await provider.acquire("s1")
         await sandbox.shell_exec("main", "", STRAYS)
-        await astray(tmp_path)
-        os.kill(services(tmp_path)[0].pid, signal.SIGKILL)
+        await strays_started(tmp_path)
+        os.kill(sandbox_processes(tmp_path)[0].pid, signal.SIGKILL)
         await eventually(lambda: marked(tmp_path) == [])
 
 
-def bare() -> list[psutil.Process]:
-    return [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", BARE]]
+def unmarked() -> list[psutil.Process]:
+    return [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", UNMARKED]]
 
 
-async def test_close_ends_all_in_about_two_seconds_even_those_that_hang(tmp_path: Path) -> None:
+async def test_close_ends_all_sandboxes_within_two_seconds_hung_ones_included(tmp_path: Path) -> None:
     async with LocalSandboxes(tmp_path, exec_seconds=EXEC_SECONDS) as provider:
         started = time.monotonic()
         sandboxes = await asyncio.gather(*(provider.acquire(f"s{n}") for n in range(4)))
-        limit = patience(2.5, time.monotonic() - started)
+        limit = scaled(2.5, time.monotonic() - started)
         await asyncio.gather(*(each.shell_exec("main", "", STRAYS) for each in sandboxes))
-        # One whose service is stopped and whose stray carries no mark.
-        await sandboxes[0].shell_exec("bare", "", f"env -i setsid sleep {BARE}")
-        await astray(tmp_path, count=16)
-        await eventually(bare)
-        os.kill(services(tmp_path, "s0")[0].pid, signal.SIGSTOP)
+        await sandboxes[0].shell_exec("bare", "", f"env -i setsid sleep {UNMARKED}")
+        await strays_started(tmp_path, count=16)
+        await eventually(unmarked)
+        os.kill(sandbox_processes(tmp_path, "s0")[0].pid, signal.SIGSTOP)
         provider.warm("s9")
         started = time.monotonic()
         await provider.close()
         took = time.monotonic() - started
     assert took < limit
     assert commands(marked(tmp_path)) == []
-    assert not bare()
+    assert not unmarked()
     assert (tmp_path / "sandboxes" / "s1" / "workspace").is_dir()
     with pytest.raises(SandboxUnavailable, match="shutting down"):
         await provider.acquire("s1")
@@ -193,13 +198,12 @@ async def test_close_ends_all_in_about_two_seconds_even_those_that_hang(tmp_path
 SERVICE = """
 import asyncio, sys
 from pathlib import Path
-from app.infrastructure.sandbox.client.api_client import SandboxApiClient
-from app.infrastructure.sandbox.local import LocalSandboxes
+from app.infrastructure.sandbox.local.provider import LocalSandboxes
 
 async def main():
     async with LocalSandboxes(Path(sys.argv[1]), exec_seconds=0.3) as provider:
         sandbox = await provider.acquire("s1")
-        await sandbox.shell_exec("main", "", sys.argv[2])
+        await sandbox.shell_exec("main", "", "echo kept > a.txt; " + sys.argv[2])
         print("ready", flush=True)
         await asyncio.Event().wait()
 
@@ -207,26 +211,49 @@ asyncio.run(main())
 """
 
 
-async def test_a_service_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
-    root, started = Path(__file__).parents[2], time.monotonic()
-    service = subprocess.Popen(
-        [sys.executable, "-c", SERVICE, tmp_path, STRAYS], cwd=root, stdout=subprocess.PIPE, text=True
-    )
-    assert service.stdout is not None
+@asynccontextmanager
+async def service(data_dir: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `SERVICE`: a process with a local sandbox in which `STRAYS` run. It is killed at the end."""
+    arguments = (sys.executable, "-c", SERVICE, str(data_dir), STRAYS)
+    process = await asyncio.create_subprocess_exec(*arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     try:
-        assert (await asyncio.to_thread(service.stdout.readline)) == "ready\n"
-        limit = patience(2, time.monotonic() - started)
-        await astray(tmp_path)
+        yield process
     finally:
-        service.kill()
-        service.wait()
-        service.stdout.close()
-    await eventually(lambda: marked(tmp_path) == [], seconds=limit)
+        process.kill()
+        await process.wait()
 
 
-async def test_a_start_ends_what_a_killed_service_left_and_nothing_of_others(tmp_path: Path) -> None:
+async def test_killed_service_leaves_no_process_behind(tmp_path: Path) -> None:
+    started = time.monotonic()
+    async with service(tmp_path) as process:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        limit = scaled(2, time.monotonic() - started)
+        await strays_started(tmp_path)
+    killed = time.monotonic()
+    await eventually(lambda: marked(tmp_path) == [])
+    assert time.monotonic() - killed < limit
+    async with LocalSandboxes(tmp_path) as provider:
+        sandbox = await provider.acquire("s1")
+        assert (await sandbox.file_read("a.txt", start=None, end=None, sudo=False)).content == "kept\n"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3])
+async def test_service_killed_during_a_start_leaves_nothing_that_blocks_the_next(
+    tmp_path: Path, seconds: float
+) -> None:
+    async with service(tmp_path):
+        await eventually((tmp_path / "sandboxes" / "s1").exists)
+        await asyncio.sleep(seconds)
+    async with LocalSandboxes(tmp_path) as provider:
+        sandbox = await provider.acquire("s1")
+        await eventually(lambda: len(sandbox_processes(tmp_path)) == 1)
+        assert (await sandbox.shell_exec("main", "", "echo hi")).output == "hi\n"
+
+
+async def test_start_ends_left_over_processes_of_its_own_data_folder_only(tmp_path: Path) -> None:
     def stray(data_dir: Path) -> subprocess.Popen[bytes]:
-        mark = Ledger(data_dir / "sandboxes").mark("s1")
+        mark = ProcessMarks(data_dir / "sandboxes").mark("s1")
         return subprocess.Popen(["sleep", "1003"], env={MARK_VARIABLE: mark, "PATH": os.environ["PATH"]})
 
     ours, others = stray(tmp_path / "ours"), stray(tmp_path / "others")
@@ -242,41 +269,33 @@ async def test_a_start_ends_what_a_killed_service_left_and_nothing_of_others(tmp
             each.wait()
 
 
-async def test_a_second_service_on_the_same_folder_leaves_the_firsts_sandboxes_alone(tmp_path: Path) -> None:
-    async with LocalSandboxes(tmp_path) as first:
-        sandbox = await first.acquire("s1")
-        async with LocalSandboxes(tmp_path) as second:
-            await second.acquire("s2")
-        assert (await sandbox.shell_exec("main", "", "echo hi")).output == "hi\n"
-
-
-async def test_sweep_deletes_the_workspaces_of_sessions_that_are_no_more(tmp_path: Path) -> None:
+async def test_sweep_deletes_the_folders_of_unknown_sessions(tmp_path: Path) -> None:
     for name in ("gone", "known"):
         (tmp_path / "sandboxes" / name / "workspace").mkdir(parents=True)
     async with LocalSandboxes(tmp_path) as provider:
         await provider.acquire("running")
         assert await provider.sweep({"known"}) == 1
-        left = {each.name for each in (tmp_path / "sandboxes").iterdir()}
-        assert left == {".running", "known", "running"}
+        assert {each.name for each in (tmp_path / "sandboxes").iterdir()} == {"known", "running"}
         assert await provider.find("running") is not None
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody who may not do everything")
-def test_read_only_folders_are_deleted_by_somebody_who_is_not_root() -> None:
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without special rights")
+def test_remove_tree_deletes_read_only_folders_without_root_rights() -> None:
     with tempfile.TemporaryDirectory() as base:
         os.chmod(base, 0o777)
         script = (
-            "import os, sys; from pathlib import Path; from app.infrastructure.sandbox.workspace import remove_tree\n"
+            "import os, sys; from pathlib import Path\n"
+            "from app.infrastructure.sandbox.local.session_folders import remove_tree\n"
             "os.setuid(65534); tree = Path(sys.argv[1]); (tree / 'a' / 'b').mkdir(parents=True)\n"
             "(tree / 'a' / 'b' / 'c').touch(); (tree / 'a' / 'b').chmod(0o500); (tree / 'a').chmod(0o000)\n"
             "tree.chmod(0o500); sys.exit(0 if remove_tree(tree) else 1)"
         )
-        done = subprocess.run([sys.executable, "-c", script, Path(base) / "tree"], cwd=Path(__file__).parents[2])
+        done = subprocess.run([sys.executable, "-c", script, Path(base) / "tree"], cwd=ROOT)
         assert done.returncode == 0
         assert not (Path(base) / "tree").exists()
 
 
-def test_a_symlink_is_deleted_and_not_what_it_points_to(tmp_path: Path) -> None:
+def test_remove_tree_deletes_a_symlink_but_not_its_target(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "precious").touch()
     (tmp_path / "tree").mkdir()

@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from app.infrastructure.sandbox.unavailable import REAL_MODEL_UNISOLATED, RefusedSandboxes
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox import detect
-from app.infrastructure.sandbox.detect import docker_answers
-from app.infrastructure.sandbox.refused import REAL_MODEL_UNISOLATED, RefusedSandboxes
+from app.infrastructure.sandbox import auto as detect
+from app.infrastructure.sandbox.auto import docker_answers
 from app.settings import ONE_PROCESS_ONLY
 from tests.support.service import NotStarted, ServiceProcess
 from tests.support.stores import Mongod, require_mongod

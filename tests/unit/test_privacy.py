@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
 import ctypes
-from app.infrastructure.sandbox.privacy import hide_process
+from app.infrastructure.sandbox.local.privacy import hide_process
 print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 hide_process()
 print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))

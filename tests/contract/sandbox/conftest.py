@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from app.domain.external.sandbox import Sandbox, SandboxProvider
-from app.infrastructure.sandbox.local import LocalSandboxes
+from app.infrastructure.sandbox.local.provider import LocalSandboxes
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.integration.docker.engine_sandbox import engine_sandbox, prepare_engine_and_image
 

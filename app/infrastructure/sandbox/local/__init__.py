@@ -1,0 +1,1 @@
+"""Sandboxes as processes on this machine, without isolation."""
