@@ -10,7 +10,8 @@ import pytest_asyncio
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox import lifecycle
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
-from app.infrastructure.sandbox.lifecycle import RunningSandbox, SessionSandboxProvider
+from app.infrastructure.sandbox.client.running_sandbox import FRESH_SECONDS, RENEW_SECONDS, RunningSandbox
+from app.infrastructure.sandbox.lifecycle import SessionSandboxProvider
 
 
 class Instance(RunningSandbox):
@@ -275,7 +276,7 @@ async def test_response_and_refusal_make_an_instance_fresh_and_a_broken_call_unr
             with pytest.raises(SandboxFailure), instance:
                 raise error
         assert instance.is_fresh
-        instance.clock += lifecycle.FRESH_SECONDS
+        instance.clock += FRESH_SECONDS
         assert not instance.is_fresh and not instance.is_unresponsive
     with pytest.raises(SandboxUnavailable), instance:
         raise SandboxUnavailable("the connection broke")
@@ -291,7 +292,7 @@ async def test_is_ready_needs_a_response_with_a_working_shell() -> None:
     assert not await instance.is_ready() and instance.is_unresponsive
 
 
-@pytest.mark.parametrize(("idle", "renewed"), [(0, False), (lifecycle.RENEW_SECONDS + 1, True), (None, True)])
+@pytest.mark.parametrize(("idle", "renewed"), [(0, False), (RENEW_SECONDS + 1, True), (None, True)])
 async def test_try_renew_reports_use_only_to_an_instance_idle_for_long(idle: float | None, renewed: bool) -> None:
     instance = Instance()
     instance.status = {"shell": {"ready": True}} if idle is None else {"idle_seconds": idle}

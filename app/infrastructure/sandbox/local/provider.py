@@ -10,8 +10,9 @@ from pathlib import Path
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
+from app.infrastructure.sandbox.client.running_sandbox import RunningSandbox
 from app.infrastructure.sandbox.client.shell_ids import encode_scope
-from app.infrastructure.sandbox.lifecycle import RunningSandbox, SessionSandbox, SessionSandboxProvider
+from app.infrastructure.sandbox.lifecycle import SessionSandbox, SessionSandboxProvider
 from app.infrastructure.sandbox.local.process import REPOSITORY, ProcessMarks, SandboxProcess, kill_process_trees
 from app.infrastructure.sandbox.local.session_folders import SessionFolder, SessionFolders
 
