@@ -1,4 +1,4 @@
-"""What the choice of a sandbox provider goes by, and the provider that refuses."""
+"""How `SANDBOX_PROVIDER=auto` detects Docker, and what happens without it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,11 +6,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from app.infrastructure.sandbox.unavailable import REAL_MODEL_UNISOLATED, RefusedSandboxes
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox import auto as detect
-from app.infrastructure.sandbox.auto import docker_answers
+from app.infrastructure.sandbox import auto
+from app.infrastructure.sandbox.auto import REAL_MODEL_UNISOLATED, UnavailableSandboxes, docker_answers
 from app.settings import ONE_PROCESS_ONLY
 from tests.support.service import NotStarted, ServiceProcess
 from tests.support.stores import Mongod, require_mongod
@@ -33,7 +32,7 @@ async def engine(path: Path, answer: bytes, *, after: float = 0) -> AsyncIterato
         server.close()
 
 
-async def test_docker_answers_when_its_socket_does(tmp_path: Path) -> None:
+async def test_docker_answers_while_its_socket_does(tmp_path: Path) -> None:
     path = tmp_path / "docker.sock"
     environment = {"DOCKER_HOST": f"unix://{path}"}
     assert not await docker_answers(environment)
@@ -42,28 +41,28 @@ async def test_docker_answers_when_its_socket_does(tmp_path: Path) -> None:
     assert not await docker_answers(environment)
 
 
-async def test_an_engine_that_is_there_and_slow_is_waited_for(tmp_path: Path) -> None:
+async def test_docker_answers_waits_for_a_slow_engine(tmp_path: Path) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK"
-    async with engine(tmp_path / "docker.sock", answer, after=detect.CONNECT_SECONDS + 0.2):
+    async with engine(tmp_path / "docker.sock", answer, after=auto.CONNECT_SECONDS + 0.2):
         assert await docker_answers({"DOCKER_HOST": f"unix://{tmp_path}/docker.sock"})
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", b"SSH-2.0\r\n\r\n", b""])
-async def test_something_else_at_the_socket_is_no_docker(
+async def test_docker_answers_with_another_server_at_the_socket_is_false(
     answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detect, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(auto, "PING_SECONDS", 0.1)
     async with engine(tmp_path / "docker.sock", answer):
         assert not await docker_answers({"DOCKER_HOST": f"unix://{tmp_path}/docker.sock"})
 
 
 @pytest.mark.parametrize("host", ["tcp://127.0.0.1:1", "ssh://user@host", "nonsense", "tcp://[", "unix://"])
-async def test_an_address_that_is_no_engine_is_no_failure(host: str) -> None:
+async def test_docker_answers_for_an_unusable_docker_host_is_false(host: str) -> None:
     assert not await docker_answers({"DOCKER_HOST": host})
 
 
-async def test_a_refusing_provider_says_why_and_what_to_do() -> None:
-    provider = RefusedSandboxes(REAL_MODEL_UNISOLATED)
+async def test_unavailable_sandboxes_raise_the_reason() -> None:
+    provider = UnavailableSandboxes(REAL_MODEL_UNISOLATED)
     provider.warm("s1")
     with pytest.raises(SandboxUnavailable, match="SANDBOX_PROVIDER=local"):
         await provider.acquire("s1")

@@ -1,4 +1,4 @@
-"""One sandbox that runs elsewhere, shared by every session: `SANDBOX_PROVIDER=remote`."""
+"""`SANDBOX_PROVIDER=remote`: one sandbox that runs elsewhere, shared by all sessions."""
 
 import logging
 import zlib
@@ -12,14 +12,18 @@ from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 2.0
-LANES = 16
-"""Connection pools that the sessions are spread over: a call costs time for each connection of its pool (1.6 ms with a
-hundred sessions in one, 0.7 ms in sixteen)."""
+"""Time limit in seconds for the sandbox to answer a check."""
+
+CONNECTION_POOLS = 16
+"""Number of connection pools that the sessions are spread over.
+
+A call takes time for each connection of its pool: 1.6 ms with the connections of 100 sessions in one pool, 0.7 ms with
+16 pools.
+"""
 
 
 class RemoteSandboxes:
-    """`SandboxProvider`: the sandbox at `address` for every session. Shell ids are kept apart; files, browser
-    and desktop are not."""
+    """`SandboxProvider` with one sandbox for all sessions: they share files, browser and desktop, but not shells."""
 
     def __init__(
         self,
@@ -29,42 +33,49 @@ class RemoteSandboxes:
         exec_seconds: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`exec_seconds` is the sandbox's own SANDBOX_EXEC_SECONDS; `transport` replaces real connections in tests."""
+        """Initialize without connecting.
+
+        Args:
+            address: The base URL of the sandbox.
+            token: The sandbox's token; "" to send none.
+            exec_seconds: The sandbox's own SANDBOX_EXEC_SECONDS.
+            transport: Replaces real connections in tests.
+        """
         self._exec_seconds = exec_seconds
-        lanes = 1 if transport else LANES
-        self._links = [SandboxApiClient(address, token, transport=transport) for _ in range(lanes)]
+        pools = 1 if transport else CONNECTION_POOLS
+        self._apis = [SandboxApiClient(address, token, transport=transport) for _ in range(pools)]
 
     def warm(self, session_id: str) -> None:
-        """Nothing to start."""
+        """Do nothing: the sandbox runs."""
 
     async def acquire(self, session_id: str) -> HttpSandbox:
-        """The session's use of the sandbox; whether it answers shows at the first call."""
-        return self._use(session_id)
+        """Return the session's use of the sandbox. Whether it answers shows at the first call."""
+        return self._sandbox(session_id)
 
     async def find(self, session_id: str) -> HttpSandbox | None:
-        """As `acquire`: it runs for everybody."""
-        return self._use(session_id)
+        """Return the same as `acquire`."""
+        return self._sandbox(session_id)
 
     async def destroy(self, session_id: str) -> None:
-        """Kill what the session's shells run. That it does not answer is logged: nothing more can be done."""
+        """Kill what the session's shells run; a failure is logged only."""
         try:
-            await self._use(session_id).kill_all()
+            await self._sandbox(session_id).kill_all()
         except (SandboxUnavailable, SandboxFailure) as error:
             log.warning("the shells of session %s could not be killed: %s", session_id, error)
 
     async def check(self) -> str | None:
-        """Why the sandbox cannot be used now; None when it answers."""
+        """Return why the sandbox cannot be used now; None if it can."""
         try:
-            await self._links[0].get("status", seconds=CHECK_SECONDS)
+            await self._apis[0].get("status", seconds=CHECK_SECONDS)
         except (SandboxUnavailable, SandboxFailure) as error:
             return str(error)
         return None
 
     async def close(self) -> None:
-        """Close the connections; the sandbox is not ours to end."""
-        for link in self._links:
-            await link.aclose()
+        """Close the connections; the sandbox goes on."""
+        for api in self._apis:
+            await api.aclose()
 
-    def _use(self, session_id: str) -> HttpSandbox:
-        link = self._links[zlib.crc32(session_id.encode("utf-8", "surrogatepass")) % len(self._links)]
-        return HttpSandbox(link, scope=session_id, exec_seconds=self._exec_seconds)
+    def _sandbox(self, session_id: str) -> HttpSandbox:
+        pool = zlib.crc32(session_id.encode("utf-8", "surrogatepass")) % len(self._apis)
+        return HttpSandbox(self._apis[pool], scope=session_id, exec_seconds=self._exec_seconds)

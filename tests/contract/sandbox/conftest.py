@@ -1,4 +1,4 @@
-"""What the sandbox contract runs on: the fake, and the real sandbox as a process on this machine and as a container."""
+"""The sandboxes that the contract is checked on: the fake, a local process and a container."""
 
 import itertools
 from collections.abc import AsyncIterator, Callable
@@ -17,14 +17,14 @@ _numbers = itertools.count()
 
 @dataclass
 class Bench:
-    """A provider, and sandboxes of it that know the commands of the contract."""
+    """A provider whose sandboxes know the commands of the contract."""
 
     provider: SandboxProvider
     make_session: Callable[[], str]
     _next: str = ""
 
     async def sandbox(self) -> Sandbox:
-        """A new session's sandbox; the one after it starts meanwhile, to save time."""
+        """Return a new session's sandbox, and start the next one in the background to save time."""
         session, self._next = self._next or self.make_session(), self.make_session()
         sandbox = await self.provider.acquire(session)
         self.provider.warm(self._next)

@@ -1,4 +1,4 @@
-"""The sandbox over HTTP: what goes over the wire, and what becomes of every kind of answer."""
+"""The HTTP client of a sandbox: what it sends, and what it makes of every kind of response."""
 
 import asyncio
 import json
@@ -10,11 +10,10 @@ import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.models.sandbox import PartStatus, ShellState
-from app.infrastructure.sandbox.activity import Activity
-from app.infrastructure.sandbox.client import api_client as link
-from app.infrastructure.sandbox.client import http_sandbox as client
+from app.infrastructure.sandbox.client import api_client, http_sandbox
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
 from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
+from app.infrastructure.sandbox.client.running_sandbox import RunningSandbox
 from app.infrastructure.sandbox.client.shell_ids import encode_id, encode_scope
 from app.infrastructure.sandbox.remote import RemoteSandboxes
 
@@ -22,7 +21,7 @@ SHELL = {"session_id": "x", "status": "completed", "returncode": 0, "output": "h
 
 
 class Scripted:
-    """A sandbox that answers every request alike and keeps what it was asked."""
+    """A transport that returns the same response to every request and records the requests."""
 
     def __init__(self, data: object = None, *, status: int = 200, body: object = None) -> None:
         self.status = status
@@ -34,7 +33,7 @@ class Scripted:
         content = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
         return httpx.Response(self.status, content=content)
 
-    def sent(self) -> tuple[str, dict[str, object]]:
+    def last_request(self) -> tuple[str, dict[str, object]]:
         request = self.requests[-1]
         return request.url.path, json.loads(request.content)
 
@@ -44,23 +43,23 @@ class Scripted:
         )
 
 
-async def test_every_request_goes_to_the_contracts_path_with_the_token() -> None:
+async def test_shell_calls_send_their_path_body_and_token() -> None:
     box = Scripted(SHELL)
     await box.sandbox().shell_exec("main", "/home/ubuntu", "ls -l")
-    assert box.sent() == ("/api/v1/shell/exec", {"id": "main", "exec_dir": "/home/ubuntu", "command": "ls -l"})
+    assert box.last_request() == ("/api/v1/shell/exec", {"id": "main", "exec_dir": "/home/ubuntu", "command": "ls -l"})
     assert box.requests[0].headers["authorization"] == "Bearer t0ken"
     assert box.requests[0].headers["host"] == "box:8080"
     await box.sandbox().shell_wait("main", None)
-    assert box.sent() == ("/api/v1/shell/wait", {"id": "main"})
+    assert box.last_request() == ("/api/v1/shell/wait", {"id": "main"})
     await box.sandbox().shell_wait("main", 7)
-    assert box.sent() == ("/api/v1/shell/wait", {"id": "main", "seconds": 7})
+    assert box.last_request() == ("/api/v1/shell/wait", {"id": "main", "seconds": 7})
     await box.sandbox().shell_write("main", "yes", press_enter=True)
-    assert box.sent() == ("/api/v1/shell/write", {"id": "main", "input": "yes", "press_enter": True})
+    assert box.last_request() == ("/api/v1/shell/write", {"id": "main", "input": "yes", "press_enter": True})
     await box.sandbox().kill_all()
-    assert box.sent() == ("/api/v1/shell/kill_all", {"prefix": ""})
+    assert box.last_request() == ("/api/v1/shell/kill_all", {"prefix": ""})
 
 
-async def test_an_answer_becomes_the_domains_value() -> None:
+async def test_shell_response_becomes_a_shell_state() -> None:
     console = [{"ps1": "$", "command": "ls", "output": "a\n"}]
     box = Scripted({**SHELL, "returncode": None, "truncated": True, "output_file": "/o/1", "console": console})
     state = await box.sandbox().shell_exec("main", "", "ls")
@@ -68,18 +67,18 @@ async def test_an_answer_becomes_the_domains_value() -> None:
     assert (state.console[0].ps1, state.console[0].command, state.console[0].output) == ("$", "ls", "a\n")
 
 
-async def test_shells_of_a_shared_sandbox_are_kept_apart_by_session() -> None:
+async def test_scope_prefixes_the_shell_ids_of_a_shared_sandbox() -> None:
     box = Scripted(SHELL)
     sandbox = box.sandbox(scope="s1")
     assert (await sandbox.shell_exec("my shell", "", "ls")).shell_id == "my shell"
-    assert box.sent()[1]["id"] == "s1.my:20shell"
+    assert box.last_request()[1]["id"] == "s1.my:20shell"
     await sandbox.kill_all()
-    assert box.sent()[1] == {"prefix": "s1."}
+    assert box.last_request()[1] == {"prefix": "s1."}
 
 
-async def test_a_failure_in_a_shared_sandbox_never_names_other_sessions_shells() -> None:
-    words = "no such shell: s1.main; the shells there are: s2.secret"
-    box = Scripted(status=404, body={"success": False, "message": words, "data": None})
+async def test_failure_in_a_shared_sandbox_names_no_shell_of_other_sessions() -> None:
+    message = "no such shell: s1.main; the shells there are: s2.secret"
+    box = Scripted(status=404, body={"success": False, "message": message, "data": None})
     with pytest.raises(SandboxFailure) as caught:
         await box.sandbox(scope="s1").shell_view("main")
     assert "main" in str(caught.value) and "s1" not in str(caught.value) and "secret" not in str(caught.value)
@@ -88,7 +87,7 @@ async def test_a_failure_in_a_shared_sandbox_never_names_other_sessions_shells()
         await box.sandbox(scope="s1").shell_exec("main", "", "ls")
 
 
-def test_different_names_never_become_the_same_id() -> None:
+def test_different_names_get_different_ids_and_scopes() -> None:
     names = ["", ":", "::", "a b", "a:20b", "a%20b", "é", ":C3:A9", "x" * 64, "x" * 65, "x" * 66, "日" * 30, "\ud800"]
     names.append(encode_id("x" * 65))
     ids = [encode_id(name) for name in names]
@@ -102,7 +101,7 @@ def test_different_names_never_become_the_same_id() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 413, 500])
-async def test_a_refusal_keeps_its_words_and_its_status(status: int) -> None:
+async def test_refusal_raises_sandbox_failure_with_message_and_status(status: int) -> None:
     box = Scripted(status=status, body={"success": False, "message": "no such file: a", "data": None})
     with pytest.raises(SandboxFailure, match=r"^no such file: a$") as caught:
         await box.sandbox().file_read("a", start=None, end=None, sudo=False)
@@ -130,7 +129,7 @@ async def test_a_refusal_keeps_its_words_and_its_status(status: int) -> None:
         (401, {"success": False, "message": "no or wrong token", "data": None}),
     ],
 )
-async def test_an_answer_that_makes_no_sense_means_that_the_sandbox_is_unusable(status: int, body: object) -> None:
+async def test_malformed_response_raises_sandbox_unavailable(status: int, body: object) -> None:
     with pytest.raises(SandboxUnavailable):
         await Scripted(status=status, body=body).sandbox().shell_view("main")
 
@@ -139,12 +138,12 @@ async def test_an_answer_that_makes_no_sense_means_that_the_sandbox_is_unusable(
     "data",
     [{}, {"matches": ["a"], "line_numbers": []}, {"matches": [1], "line_numbers": [1]}, {"matches": "a"}],
 )
-async def test_file_answers_are_looked_at_as_closely(data: object) -> None:
+async def test_malformed_file_matches_raise_sandbox_unavailable(data: object) -> None:
     with pytest.raises(SandboxUnavailable):
         await Scripted(data).sandbox().file_search("a", "b", sudo=False)
 
 
-async def test_text_that_is_not_unicode_is_refused_in_words_the_model_can_read() -> None:
+async def test_text_with_half_a_surrogate_pair_is_refused_before_sending() -> None:
     box = Scripted({"bytes_written": 1})
     with pytest.raises(SandboxFailure, match="not valid Unicode"):
         await box.sandbox().file_write("a", "half: \ud83d", append=False, sudo=False)
@@ -156,7 +155,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def listening(serve: Serve) -> AsyncIterator[tuple[HttpSandbox, list[asyncio.StreamWriter]]]:
-    """A server that reads a request and goes on with `serve`; the sandbox at it and the connections it got."""
+    """Run a server that reads a request and calls `serve`; yield its sandbox and the connections that it accepted."""
     seen: list[asyncio.StreamWriter] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -171,15 +170,15 @@ async def listening(serve: Serve) -> AsyncIterator[tuple[HttpSandbox, list[async
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    wire = SandboxApiClient(f"http://127.0.0.1:{port}", "t")
+    api = SandboxApiClient(f"http://127.0.0.1:{port}", "t")
     try:
-        yield HttpSandbox(wire), seen
+        yield HttpSandbox(api), seen
     finally:
-        await wire.aclose()
+        await api.aclose()
         server.close()
 
 
-async def test_a_connection_that_breaks_is_told_and_the_request_never_sent_again() -> None:
+async def test_broken_connection_raises_and_the_request_is_not_repeated() -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
 
@@ -193,18 +192,18 @@ async def test_a_connection_that_breaks_is_told_and_the_request_never_sent_again
             assert len(connections) == 1
 
 
-async def test_an_address_where_nothing_listens_is_unavailable() -> None:
-    wire = SandboxApiClient("http://127.0.0.1:1", "t")
+async def test_closed_port_raises_sandbox_unavailable() -> None:
+    api = SandboxApiClient("http://127.0.0.1:1", "t")
     with pytest.raises(SandboxUnavailable, match="cannot be reached"):
-        await HttpSandbox(wire).shell_view("main")
-    await wire.aclose()
+        await HttpSandbox(api).shell_view("main")
+    await api.aclose()
 
 
-async def test_an_answer_that_does_not_come_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MARGIN_SECONDS", 0.05)
+async def test_slow_response_is_given_up_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_sandbox, "MARGIN_SECONDS", 0.05)
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Single bytes keep a socket's own time-out from ever striking.
+        # Single bytes keep the read timeout of a socket from expiring.
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
         while True:
             writer.write(b" ")
@@ -216,8 +215,8 @@ async def test_an_answer_that_does_not_come_is_given_up_in_time(monkeypatch: pyt
             await sandbox.shell_view("main")
 
 
-async def test_an_answer_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "MAX_ANSWER_BYTES", 1 << 20)
+async def test_response_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_client, "MAX_RESPONSE_BYTES", 1 << 20)
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
@@ -230,7 +229,7 @@ async def test_an_answer_without_end_is_refused(monkeypatch: pytest.MonkeyPatch)
             await sandbox.shell_view("main")
 
 
-async def test_a_cancelled_call_closes_its_connection_and_leaves_the_link_usable() -> None:
+async def test_cancelled_call_closes_its_connection() -> None:
     arrived, gone = asyncio.Event(), asyncio.Event()
 
     async def wait_for_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -250,7 +249,7 @@ async def test_a_cancelled_call_closes_its_connection_and_leaves_the_link_usable
         assert len(connections) == 1
 
 
-async def test_many_calls_at_once_get_their_own_answers() -> None:
+async def test_concurrent_calls_get_their_own_responses() -> None:
     def echo(request: httpx.Request) -> httpx.Response:
         asked = json.loads(request.content)
         return httpx.Response(200, json={"success": True, "data": {**SHELL, "output": asked["command"]}})
@@ -260,25 +259,25 @@ async def test_many_calls_at_once_get_their_own_answers() -> None:
     assert states == [ShellState(shell_id=f"s{n}", status="completed", returncode=0, output=f"c{n}") for n in range(50)]
 
 
-async def test_a_call_under_way_is_activity() -> None:
+async def test_instance_is_not_idle_during_a_call() -> None:
     now = 0.0
-    activity = Activity(lambda: now)
     during: list[float] = []
 
-    def later(request: httpx.Request) -> httpx.Response:
+    def respond(request: httpx.Request) -> httpx.Response:
         nonlocal now
         now += 100
-        during.append(activity.idle_seconds)
+        during.append(running.idle_seconds)
         return httpx.Response(200, json={"success": True, "data": SHELL})
 
-    wire = SandboxApiClient("http://box", "t", transport=httpx.MockTransport(later))
-    await HttpSandbox(wire, activity=activity).shell_view("main")
-    assert during == [0.0] and activity.idle_seconds == 0.0
+    api = SandboxApiClient("http://box", "t", transport=httpx.MockTransport(respond))
+    running = RunningSandbox(api, instance_id="i1", exec_seconds=1, clock=lambda: now)
+    await running.sandbox.shell_view("main")
+    assert during == [0.0] and running.idle_seconds == 0.0
     now += 5
-    assert activity.idle_seconds == 5
+    assert running.idle_seconds == 5
 
 
-async def test_the_browser_is_where_the_api_is_and_its_token_is_never_shown() -> None:
+async def test_browser_endpoint_is_below_the_address_and_hides_its_token() -> None:
     endpoint = Scripted().sandbox().browser
     assert (endpoint.url, endpoint.token, endpoint.home) == ("http://box:8080/cdp", "t0ken", "/home/ubuntu")
     assert "t0ken" not in repr(endpoint)
@@ -286,41 +285,37 @@ async def test_the_browser_is_where_the_api_is_and_its_token_is_never_shown() ->
     assert (other.instance_id, other.browser.url, other.browser.home) == ("c1", "http://box:8080/cdp", "/w")
 
 
-async def test_the_status_tells_each_part_and_is_no_use_of_the_sandbox() -> None:
-    entered: list[str] = []
-
-    class Used(Activity):
-        def __enter__(self) -> None:
-            entered.append("used")
-            super().__enter__()
-
+async def test_status_returns_the_parts_and_does_not_count_as_use() -> None:
+    now = 0.0
     parts = {"shell": {"ready": True, "reason": ""}, "browser": {"ready": False, "reason": "it starts"}}
     box = Scripted({**parts, "idle_seconds": 3.5})
-    wire = SandboxApiClient("http://box:8080", "t", transport=httpx.MockTransport(box))
-    sandbox = HttpSandbox(wire, activity=Used(lambda: 0.0))
-    assert await sandbox.status() == {
+    api = SandboxApiClient("http://box:8080", "t", transport=httpx.MockTransport(box))
+    running = RunningSandbox(api, instance_id="i1", exec_seconds=1, clock=lambda: now)
+    now = 9
+    assert await running.sandbox.status() == {
         "shell": PartStatus(ready=True),
         "browser": PartStatus(ready=False, reason="it starts"),
     }
-    assert (box.requests[-1].method, box.requests[-1].url.path, entered) == ("GET", "/api/v1/status", [])
-    await sandbox.restart_browser()
-    assert (box.sent(), entered) == (("/api/v1/browser/restart", {}), ["used"])
+    assert (box.requests[-1].method, box.requests[-1].url.path) == ("GET", "/api/v1/status")
+    assert running.idle_seconds == 9
+    await running.sandbox.restart_browser()
+    assert box.last_request() == ("/api/v1/browser/restart", {}) and running.idle_seconds == 0
 
 
 @pytest.mark.parametrize(
     "data", [{"shell": {"ready": "yes"}}, {"shell": {}}, {"shell": {"ready": False, "reason": ["x"]}}]
 )
-async def test_a_status_that_makes_no_sense_is_refused(data: object) -> None:
-    with pytest.raises(SandboxUnavailable, match="makes no sense"):
+async def test_malformed_status_raises_sandbox_unavailable(data: object) -> None:
+    with pytest.raises(SandboxUnavailable, match="malformed"):
         await Scripted(data).sandbox().status()
 
 
-async def test_a_desktop_that_is_not_there_is_unavailable() -> None:
+async def test_desktop_at_a_closed_port_raises_sandbox_unavailable() -> None:
     with pytest.raises(SandboxUnavailable, match="cannot be reached"):
         await HttpSandbox(SandboxApiClient("http://127.0.0.1:1", "t")).desktop()
 
 
-async def test_a_remote_sandbox_tells_whether_it_answers() -> None:
+async def test_remote_check_returns_why_the_sandbox_cannot_be_used() -> None:
     provider = RemoteSandboxes("http://box", "t", transport=httpx.MockTransport(Scripted({})))
     assert await provider.check() is None
     await provider.close()
@@ -332,11 +327,11 @@ async def test_a_remote_sandbox_tells_whether_it_answers() -> None:
     await provider.close()
 
 
-async def test_destroying_a_session_of_a_remote_sandbox_ends_its_shells_only() -> None:
+async def test_remote_destroy_kills_the_sessions_shells_only() -> None:
     box = Scripted({"killed": []})
     provider = RemoteSandboxes("http://box", "t", transport=httpx.MockTransport(box))
     provider.warm("s1")
     await provider.destroy("s1")
-    assert box.sent() == ("/api/v1/shell/kill_all", {"prefix": "s1."})
+    assert box.last_request() == ("/api/v1/shell/kill_all", {"prefix": "s1."})
     box.status, box.body = 500, {"success": False, "message": "a fault", "data": None}
     await provider.destroy("s1")

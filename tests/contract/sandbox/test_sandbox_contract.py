@@ -1,4 +1,4 @@
-"""What every sandbox and every provider of them does: the fake behaves as the real one where it matters."""
+"""The contract of sandboxes and their providers, which the fake and the real ones fulfil."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ from tests.contract.sandbox.conftest import Bench
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_command_that_ends_answers_its_output_and_its_exit_status(bench: Bench) -> None:
+async def test_exec_of_a_short_command_returns_output_and_exit_status(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     done = await sandbox.shell_exec("main", "", "echo hello")
     assert (done.shell_id, done.status, done.returncode, done.output) == ("main", "completed", 0, "hello\n")
@@ -19,7 +19,7 @@ async def test_a_command_that_ends_answers_its_output_and_its_exit_status(bench:
     assert (await sandbox.shell_exec("main", "", "false")).returncode == 1
 
 
-async def test_a_shell_may_be_called_anything(bench: Bench) -> None:
+async def test_shell_may_have_any_name(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     names = ("", "my shell", "日本語", "a/../b", "x" * 500, "x" * 501, ":", "a.b:c-d_e", "my:20shell", "\ud800")
     for number, name in enumerate(names):
@@ -32,7 +32,7 @@ async def test_a_shell_may_be_called_anything(bench: Bench) -> None:
         assert [record.command for record in view.console] == ["echo hello", "echo more"][: 1 + bool(number)]
 
 
-async def test_a_shell_that_was_never_used_does_not_exist(bench: Bench) -> None:
+async def test_call_on_an_unused_shell_fails_with_404(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     for call in (
         sandbox.shell_view("none of them"),
@@ -45,7 +45,7 @@ async def test_a_shell_that_was_never_used_does_not_exist(bench: Bench) -> None:
         assert caught.value.status == 404
 
 
-async def test_the_console_keeps_every_command_apart(bench: Bench) -> None:
+async def test_view_returns_one_console_record_per_command(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     await sandbox.shell_exec("main", "", "echo hello")
     await sandbox.shell_exec("main", "", "echo more")
@@ -58,7 +58,7 @@ async def test_the_console_keeps_every_command_apart(bench: Bench) -> None:
     assert "hello" in view.output and "more" in view.output
 
 
-async def test_a_long_command_goes_on_until_it_is_killed(bench: Bench) -> None:
+async def test_long_command_runs_until_it_is_killed(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     assert (await sandbox.shell_exec("main", "", "sleep 60")).status == "running"
     waited = await sandbox.shell_wait("main", 0)
@@ -71,7 +71,7 @@ async def test_a_long_command_goes_on_until_it_is_killed(bench: Bench) -> None:
     assert (await sandbox.shell_exec("main", "", "echo hello")).output == "hello\n"
 
 
-async def test_what_is_typed_shows_up_once(bench: Bench) -> None:
+async def test_typed_text_is_returned_once(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     await sandbox.shell_exec("main", "", "cat")
     written = await sandbox.shell_write("main", "typed", press_enter=True)
@@ -79,7 +79,7 @@ async def test_what_is_typed_shows_up_once(bench: Bench) -> None:
     assert (await sandbox.shell_wait("main", 0)).output == ""
 
 
-async def test_kill_all_ends_what_runs_in_every_shell(bench: Bench) -> None:
+async def test_kill_all_ends_the_commands_of_every_shell(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     await sandbox.shell_exec("one", "", "sleep 60")
     await sandbox.shell_exec("my two", "", "cat")
@@ -88,7 +88,7 @@ async def test_kill_all_ends_what_runs_in_every_shell(bench: Bench) -> None:
         assert (await sandbox.shell_wait(shell, 0)).status == "completed"
 
 
-async def test_a_file_is_read_as_it_was_written(bench: Bench) -> None:
+async def test_file_read_returns_what_was_written(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     assert await sandbox.file_write("notes/a.txt", "one\ntwo\nthrée\n", append=False, sudo=False) == 15
     assert await sandbox.file_write("notes/a.txt", "four\n", append=True, sudo=False) == 5
@@ -98,7 +98,7 @@ async def test_a_file_is_read_as_it_was_written(bench: Bench) -> None:
     assert (await sandbox.file_read("/home/ubuntu/notes/a.txt", start=3, end=None, sudo=False)).content == "four\n"
 
 
-async def test_replacing_says_how_often_and_refuses_what_is_not_there(bench: Bench) -> None:
+async def test_replace_returns_the_count_and_fails_without_a_match(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     await sandbox.file_write("a.txt", "a b a\n", append=False, sudo=False)
     assert await sandbox.file_replace("a.txt", "a", "c", sudo=False) == 2
@@ -107,7 +107,7 @@ async def test_replacing_says_how_often_and_refuses_what_is_not_there(bench: Ben
         await sandbox.file_replace("a.txt", "nothing like it", "x", sudo=False)
 
 
-async def test_searching_answers_lines_with_their_numbers(bench: Bench) -> None:
+async def test_search_returns_matching_lines_with_numbers(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     await sandbox.file_write("a.txt", "one\ntwo\nthree\n", append=False, sudo=False)
     found = await sandbox.file_search("a.txt", "^t", sudo=False)
@@ -116,7 +116,7 @@ async def test_searching_answers_lines_with_their_numbers(bench: Bench) -> None:
         await sandbox.file_search("a.txt", "(", sudo=False)
 
 
-async def test_finding_answers_absolute_paths(bench: Bench) -> None:
+async def test_find_returns_absolute_paths(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     await sandbox.file_write("a.py", "", append=False, sudo=False)
     await sandbox.file_write("b.txt", "", append=False, sudo=False)
@@ -125,14 +125,14 @@ async def test_finding_answers_absolute_paths(bench: Bench) -> None:
     assert (await sandbox.file_find("~", "*.rs")).files == ()
 
 
-async def test_a_missing_file_is_told_apart_from_other_refusals(bench: Bench) -> None:
+async def test_read_of_a_missing_file_fails_with_404(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     with pytest.raises(SandboxFailure, match=r"no such file: none\.txt") as caught:
         await sandbox.file_read("none.txt", start=None, end=None, sudo=False)
     assert caught.value.status == 404
 
 
-async def test_a_session_has_one_sandbox_until_it_is_destroyed(bench: Bench) -> None:
+async def test_session_has_one_sandbox_until_destroyed(bench: Bench) -> None:
     provider, session = bench.provider, bench.make_session()
     assert await provider.check() is None
     assert await provider.find(session) is None
@@ -149,7 +149,7 @@ async def test_a_session_has_one_sandbox_until_it_is_destroyed(bench: Bench) -> 
         await again.file_read("a.txt", start=None, end=None, sudo=False)
 
 
-async def test_a_sandbox_tells_its_parts_and_where_its_browser_is(bench: Bench) -> None:
+async def test_sandbox_reports_its_parts_and_its_browser(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     parts = await sandbox.status()
     assert set(parts) >= {"shell", "browser", "desktop"} and parts["shell"].ready
@@ -158,7 +158,7 @@ async def test_a_sandbox_tells_its_parts_and_where_its_browser_is(bench: Bench) 
     assert sandbox.browser.token and sandbox.instance_id
 
 
-async def test_sessions_do_not_see_each_others_shells_or_files(bench: Bench) -> None:
+async def test_sessions_do_not_share_shells_or_files(bench: Bench) -> None:
     one, other = await bench.sandbox(), await bench.sandbox()
     await one.shell_exec("main", "", "echo hello")
     await one.file_write("a.txt", "x", append=False, sudo=False)

@@ -1,4 +1,4 @@
-"""The wire to one sandbox: requests with its token, and the envelope that comes back."""
+"""Requests to the API of one sandbox: they carry its token, and the envelope of the response is opened."""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,13 +9,17 @@ import orjson
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
-"""No sandbox answers with more; what runs inside one may have taken its port."""
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024
+"""Maximum size of a response in bytes: another program inside the sandbox may have taken its port."""
 
 CONNECT_SECONDS = 5.0
+"""Time limit in seconds for each of the two attempts to connect."""
+
 KEEPALIVE_SECONDS = 4.0
-"""Shorter than the 5 s after which uvicorn closes an idle connection: a request must not meet a closing one, because
-one that was sent is never sent again."""
+"""Time in seconds after which an idle connection is closed.
+
+It is less than the 5 s of uvicorn: a request that meets a closing connection fails, because it is not sent again.
+"""
 
 UNAUTHORIZED = 401
 
@@ -23,19 +27,19 @@ JsonObject = Mapping[str, object]
 
 
 def http_transport(address: str) -> httpx.AsyncHTTPTransport:
-    """Connections of one link. A failed connect is tried once more: nothing was sent yet."""
-    # Making a TLS context takes 20 ms; a loopback address needs none.
+    """Return a transport for requests to `address`. It connects a second time if the first attempt fails."""
+    # Making a TLS context takes 20 ms; an http address needs none.
     verify = httpx.create_ssl_context() if address.startswith("https:") else False
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEEPALIVE_SECONDS)
     return httpx.AsyncHTTPTransport(verify=verify, limits=limits, retries=1)
 
 
 class SandboxApiClient:
-    """Sends JSON to one sandbox and opens the envelope of its answer. Owns its transport; close it.
+    """A client of one sandbox's JSON API, with connections of its own; `aclose` closes them.
 
-    Each sandbox has a transport of its own, used without `httpx.AsyncClient`: a connection pool looks at every
-    connection it holds twice a call (4 to 8 ms with 100 sandboxes in one pool, 0.5 ms apart), and a client's redirects,
-    cookies and environment would only be harmful here.
+    It uses the transport without `httpx.AsyncClient`. A pool looks at each of its connections twice a call: that takes
+    4 to 8 ms with the connections of 100 sandboxes in one pool, and 0.5 ms with a pool for each. Redirects, cookies and
+    proxies of the environment must not apply here anyway.
     """
 
     def __init__(
@@ -46,9 +50,13 @@ class SandboxApiClient:
         transport: httpx.AsyncBaseTransport | None = None,
         connect_seconds: float = CONNECT_SECONDS,
     ) -> None:
-        """`address` is the base URL, `token` "" sends none, `transport` replaces real connections in tests.
+        """Initialize without connecting.
 
-        `connect_seconds`: how long one of the two attempts to connect may take.
+        Args:
+            address: The base URL of the sandbox.
+            token: The sandbox's token; "" to send none.
+            transport: Replaces real connections in tests.
+            connect_seconds: Time limit in seconds for each of the two attempts to connect.
         """
         self.address = address.rstrip("/")
         self.token = token
@@ -65,27 +73,27 @@ class SandboxApiClient:
         self._urls: dict[str, httpx.URL] = {}
 
     async def post(self, path: str, body: JsonObject, *, seconds: float) -> JsonObject:
-        """The `data` that `POST /api/v1/<path>` answers within `seconds`.
+        """Send `POST /api/v1/<path>` and return the `data` of the response, which must come within `seconds`.
 
         Raises:
-            SandboxFailure: an answer without success, or a `body` that is not Unicode text.
-            SandboxUnavailable: no answer, none in time, one that makes no sense, or the token was refused.
+            SandboxFailure: The sandbox refused the request, or `body` is not Unicode text.
+            SandboxUnavailable: There was no response in time, or a malformed one, or the token was refused.
         """
         try:
             content = orjson.dumps(body)
         except orjson.JSONEncodeError as error:
             raise SandboxFailure("The text is not valid Unicode: it holds half a surrogate pair.") from error
-        return await self._ask("POST", path, content, seconds)
+        return await self._send("POST", path, content, seconds)
 
     async def get(self, path: str, *, seconds: float) -> JsonObject:
-        """The `data` that `GET /api/v1/<path>` answers within `seconds`; raises as `post`."""
-        return await self._ask("GET", path, b"", seconds)
+        """Send `GET /api/v1/<path>` and return the `data` of the response; raise as `post` does."""
+        return await self._send("GET", path, b"", seconds)
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close every connection. Idempotent."""
         await self._transport.aclose()
 
-    async def _ask(self, method: str, path: str, content: bytes, seconds: float) -> JsonObject:
+    async def _send(self, method: str, path: str, content: bytes, seconds: float) -> JsonObject:
         url = self._urls.get(path) or self._urls.setdefault(path, self._base.join(path))
         request = httpx.Request(method, url, headers=self._headers, content=content, extensions=self._extensions)
         try:
@@ -101,7 +109,7 @@ class SandboxApiClient:
             raise SandboxUnavailable("The sandbox cannot be reached: it does not run.") from error
         except httpx.TransportError as error:
             raise SandboxUnavailable("The connection to the sandbox broke before it answered.") from error
-        return _open(response.status_code, body)
+        return _open_envelope(response.status_code, body)
 
 
 async def _read(response: httpx.Response) -> bytes:
@@ -109,31 +117,31 @@ async def _read(response: httpx.Response) -> bytes:
     size = 0
     stream = response.stream
     if not isinstance(stream, httpx.AsyncByteStream):
-        raise TypeError("an asynchronous transport answers with an asynchronous stream")
+        raise TypeError("an asynchronous transport must return an asynchronous stream")
     async for chunk in stream:
         size += len(chunk)
-        if size > MAX_ANSWER_BYTES:
-            raise SandboxUnavailable(f"The sandbox answered with more than {MAX_ANSWER_BYTES >> 20} MiB.")
+        if size > MAX_RESPONSE_BYTES:
+            raise SandboxUnavailable(f"The sandbox answered with more than {MAX_RESPONSE_BYTES >> 20} MiB.")
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-def _open(status: int, body: bytes) -> JsonObject:
+def _open_envelope(status: int, body: bytes) -> JsonObject:
     try:
         envelope: object = orjson.loads(body)
     except orjson.JSONDecodeError:
         envelope = None
     if not isinstance(envelope, dict):
-        raise SandboxUnavailable(f"The sandbox gave an answer that makes no sense (HTTP {status}).")
+        raise SandboxUnavailable(f"The sandbox's answer is malformed (HTTP {status}).")
     fields = cast("dict[str, object]", envelope)
     if status == UNAUTHORIZED:
-        # Nothing that a model could mend: the operator's token is wrong, or another program has the port now.
+        # The model cannot repair this: the operator's token is wrong, or another program has the port now.
         raise SandboxUnavailable("The sandbox refused our token (SANDBOX_TOKEN).")
     success, message, data = fields.get("success"), fields.get("message"), fields.get("data")
     if success is False and isinstance(message, str):
-        raise SandboxFailure(message or f"The sandbox refused (HTTP {status}).", status=status)
+        raise SandboxFailure(message or f"The sandbox refused the request (HTTP {status}).", status=status)
     if success is True and data is None:
-        return {}  # done, and nothing to tell
+        return {}
     if success is not True or not isinstance(data, dict):
-        raise SandboxUnavailable(f"The sandbox gave an answer that makes no sense (HTTP {status}).")
+        raise SandboxUnavailable(f"The sandbox's answer is malformed (HTTP {status}).")
     return cast("dict[str, object]", data)

@@ -1,4 +1,4 @@
-"""A session's sandbox over HTTP: the `Sandbox` port on the sandbox service's API."""
+"""The `Sandbox` port over HTTP: one session's use of a sandbox."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,28 +12,33 @@ from app.infrastructure.sandbox.client.desktop import open_desktop
 from app.infrastructure.sandbox.client.shell_ids import encode_id, encode_scope
 
 MARGIN_SECONDS = 10.0
-"""What a busy machine may add to the time that a call takes by its nature."""
+"""Time in seconds that a busy machine may add to the time that a call takes."""
+
 FILE_SECONDS = 60.0
+"""Time limit in seconds for a call of the file API."""
+
 BROWSER_SECONDS = 60.0
-"""How long a browser may take to end, to start and to answer."""
+"""Time limit in seconds for a browser to end, start and respond."""
+
+MAX_WAIT_SECONDS = 300.0
+"""Maximum time in seconds that the sandbox waits in `shell/wait`."""
+
 NOT_FOUND = 404
-LONGEST_WAIT_SECONDS = 300.0
-"""The longest that the sandbox lets `shell/wait` wait."""
 
 HOME = "/home/ubuntu"
 """The workspace of a container."""
 
 
 class HttpSandbox:
-    """One session's use of a sandbox. Does not own `link`: whoever opened it closes it.
+    """One session's use of a sandbox.
 
-    Several sessions may share a sandbox: with `scope` (the session's id) every shell id gets `<scope>.` before it, and
-    answers carry the id that the caller used. Nothing that was sent is ever sent again: a command may have run.
+    Several sessions may share a sandbox: with a scope, the client puts `<scope>.` before every shell id it sends, and
+    returns the ids that the caller used. It never repeats a request, since a command may have run.
     """
 
     def __init__(
         self,
-        link: SandboxApiClient,
+        api: SandboxApiClient,
         *,
         scope: str = "",
         instance_id: str = "",
@@ -41,110 +46,115 @@ class HttpSandbox:
         exec_seconds: float = 10.0,
         activity: AbstractContextManager[None] | None = None,
     ) -> None:
-        """`computer` names this life of the sandbox (its address when empty), `home` is its workspace.
+        """Use `api`, which the caller closes.
 
-        `exec_seconds` is the sandbox's own SANDBOX_EXEC_SECONDS; `activity` is entered around every call.
+        Args:
+            api: The client of the sandbox.
+            scope: The session's id if the sandbox is shared, else "".
+            instance_id: The name of the sandbox instance; by default, its address.
+            home: The path of the workspace in the sandbox.
+            exec_seconds: The sandbox's own SANDBOX_EXEC_SECONDS.
+            activity: Entered around every call that counts as use.
         """
-        self._link = link
-        self._computer = instance_id or link.address
-        self._browser = BrowserEndpoint(url=f"{link.address}/cdp", token=link.token, home=home, shared=bool(scope))
+        self._api = api
+        self._instance_id = instance_id or api.address
+        self._browser = BrowserEndpoint(url=f"{api.address}/cdp", token=api.token, home=home, shared=bool(scope))
         self._prefix = f"{encode_scope(scope)}." if scope else ""
         self._exec_seconds = exec_seconds
         self._activity = activity or nullcontext()
 
     @property
     def instance_id(self) -> str:
-        """Names this life of the sandbox."""
-        return self._computer
+        """Implement `Sandbox.instance_id`."""
+        return self._instance_id
 
     @property
     def browser(self) -> BrowserEndpoint:
-        """Where the browser is driven."""
+        """Implement `Sandbox.browser`."""
         return self._browser
 
     async def status(self) -> Mapping[str, PartStatus]:
-        """The state of each part by its name. Does not count as use."""
-        return responses.parse_parts(await self._link.get("status", seconds=MARGIN_SECONDS))
+        """Implement `Sandbox.status`."""
+        return responses.parse_parts(await self._api.get("status", seconds=MARGIN_SECONDS))
 
     async def restart_browser(self) -> None:
-        """End the browser, start it again, and wait until it can be driven."""
+        """Implement `Sandbox.restart_browser`."""
         with self._activity:
-            await self._link.post("browser/restart", {}, seconds=BROWSER_SECONDS)
+            await self._api.post("browser/restart", {}, seconds=BROWSER_SECONDS)
 
     async def desktop(self) -> Desktop:
-        """A new connection to the desktop. The sandbox itself counts it as use for as long as it is open."""
+        """Implement `Sandbox.desktop`. While the connection is open, the sandbox itself counts it as use."""
         with self._activity:
-            return await open_desktop(self._link.address, self._link.token)
+            return await open_desktop(self._api.address, self._api.token)
 
     async def shell_exec(self, shell: str, exec_dir: str, command: str) -> ShellState:
-        """Run `command`; answers when it ends, or after a short while with status `running`."""
+        """Implement `Sandbox.shell_exec`."""
         seconds = self._exec_seconds + MARGIN_SECONDS
-        return await self._shell("exec", shell, {"exec_dir": exec_dir, "command": command}, seconds)
+        return await self._call_shell("exec", shell, {"exec_dir": exec_dir, "command": command}, seconds)
 
     async def shell_view(self, shell: str) -> ShellState:
-        """The whole console of `shell`, newest part kept when it is long."""
-        return await self._shell("view", shell, {}, MARGIN_SECONDS)
+        """Implement `Sandbox.shell_view`."""
+        return await self._call_shell("view", shell, {}, MARGIN_SECONDS)
 
     async def shell_wait(self, shell: str, seconds: int | None) -> ShellState:
-        """Wait for the running command, at most `seconds`; the output is what came since the last look."""
-        longest = LONGEST_WAIT_SECONDS if seconds is None else min(max(seconds, 0), LONGEST_WAIT_SECONDS)
+        """Implement `Sandbox.shell_wait`."""
+        limit = MAX_WAIT_SECONDS if seconds is None else min(max(seconds, 0), MAX_WAIT_SECONDS)
         fields: JsonObject = {} if seconds is None else {"seconds": seconds}
-        return await self._shell("wait", shell, fields, longest + MARGIN_SECONDS)
+        return await self._call_shell("wait", shell, fields, limit + MARGIN_SECONDS)
 
     async def shell_write(self, shell: str, text: str, *, press_enter: bool) -> ShellState:
-        """Type into the running program."""
+        """Implement `Sandbox.shell_write`."""
         seconds = self._exec_seconds + MARGIN_SECONDS
-        return await self._shell("write", shell, {"input": text, "press_enter": press_enter}, seconds)
+        return await self._call_shell("write", shell, {"input": text, "press_enter": press_enter}, seconds)
 
     async def shell_kill(self, shell: str) -> ShellState:
-        """Kill what runs in `shell`, the whole process tree."""
-        return await self._shell("kill", shell, {}, MARGIN_SECONDS)
+        """Implement `Sandbox.shell_kill`."""
+        return await self._call_shell("kill", shell, {}, MARGIN_SECONDS)
 
     async def kill_all(self) -> None:
-        """Kill what runs in every shell of this session."""
+        """Implement `Sandbox.kill_all`."""
         with self._activity:
-            await self._link.post("shell/kill_all", {"prefix": self._prefix}, seconds=MARGIN_SECONDS)
+            await self._api.post("shell/kill_all", {"prefix": self._prefix}, seconds=MARGIN_SECONDS)
 
     async def file_read(self, file: str, *, start: int | None, end: int | None, sudo: bool) -> FileText:
-        """Lines `start` (from 0) up to, not including, `end`."""
+        """Implement `Sandbox.file_read`."""
         fields = {"file": file, "start_line": start, "end_line": end, "sudo": sudo}
-        return responses.parse_file_text(await self._file("read", fields), file)
+        return responses.parse_file_text(await self._call_file("read", fields), file)
 
     async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> int:
-        """Write or append text; answers the bytes written."""
+        """Implement `Sandbox.file_write`."""
         fields = {"file": file, "content": content, "append": append, "sudo": sudo}
-        return responses.parse_count(await self._file("write", fields), "bytes_written")
+        return responses.parse_count(await self._call_file("write", fields), "bytes_written")
 
     async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> int:
-        """Replace every occurrence; answers how many there were."""
+        """Implement `Sandbox.file_replace`."""
         fields = {"file": file, "old_str": old, "new_str": new, "sudo": sudo}
-        return responses.parse_count(await self._file("replace", fields), "replaced_count")
+        return responses.parse_count(await self._call_file("replace", fields), "replaced_count")
 
     async def file_search(self, file: str, regex: str, *, sudo: bool) -> FileMatches:
-        """The lines that match."""
-        return responses.parse_file_matches(
-            await self._file("search", {"file": file, "regex": regex, "sudo": sudo}), file
-        )
+        """Implement `Sandbox.file_search`."""
+        fields = {"file": file, "regex": regex, "sudo": sudo}
+        return responses.parse_file_matches(await self._call_file("search", fields), file)
 
     async def file_find(self, path: str, glob: str) -> FoundFiles:
-        """The files below `path` whose path matches `glob`."""
-        return responses.parse_found_files(await self._file("find", {"path": path, "glob": glob}), path)
+        """Implement `Sandbox.file_find`."""
+        return responses.parse_found_files(await self._call_file("find", {"path": path, "glob": glob}), path)
 
-    async def _shell(self, call: str, shell: str, fields: JsonObject, seconds: float) -> ShellState:
-        known_as = self._prefix + encode_id(shell)
+    async def _call_shell(self, call: str, shell: str, fields: JsonObject, seconds: float) -> ShellState:
+        encoded_id = self._prefix + encode_id(shell)
         try:
             with self._activity:
-                data = await self._link.post(f"shell/{call}", {"id": known_as, **fields}, seconds=seconds)
+                data = await self._api.post(f"shell/{call}", {"id": encoded_id, **fields}, seconds=seconds)
         except SandboxFailure as error:
             if self._prefix and call != "exec" and error.status == NOT_FOUND:
-                # The sandbox's own words name the shells that there are: other sessions' too.
+                # The sandbox's own message lists all shells, those of other sessions included.
                 raise SandboxFailure(f"no such shell: {shell}; shell_exec makes one", status=NOT_FOUND) from error
-            if known_as == shell or not shell:
+            if encoded_id == shell or not shell:
                 raise
-            # The reader knows the shell by its own name only.
-            raise SandboxFailure(str(error).replace(known_as, shell), status=error.status) from error
+            # The caller knows the shell by its own name only.
+            raise SandboxFailure(str(error).replace(encoded_id, shell), status=error.status) from error
         return responses.parse_shell_state(data, shell)
 
-    async def _file(self, call: str, fields: JsonObject) -> JsonObject:
+    async def _call_file(self, call: str, fields: JsonObject) -> JsonObject:
         with self._activity:
-            return await self._link.post(f"file/{call}", fields, seconds=FILE_SECONDS)
+            return await self._api.post(f"file/{call}", fields, seconds=FILE_SECONDS)

@@ -1,6 +1,5 @@
-"""The `data` of the sandbox's answers → the domain's values. What is missing or of another type is refused."""
+"""Parsers of the sandbox API's response data. A missing field, or one of a wrong type, raises `SandboxUnavailable`."""
 
-from collections.abc import Mapping
 from typing import cast
 
 from app.domain.errors import SandboxUnavailable
@@ -13,117 +12,116 @@ from app.domain.models.sandbox import (
     ShellState,
     ShellStatus,
 )
+from app.infrastructure.sandbox.client.api_client import JsonObject
 
-JsonObject = Mapping[str, object]
 
-
-def parse_shell_state(data: JsonObject, shell: str) -> ShellState:
-    """`{"status", "returncode"?, "output"?, "console"?, "truncated"?, "output_file"?}` of the shell named `shell`."""
+def parse_shell_state(data: JsonObject, shell_id: str) -> ShellState:
+    """Parse `{"status", "returncode"?, "output"?, "console"?, "truncated"?, "output_file"?}` of a shell."""
     return ShellState(
-        shell_id=shell,
-        status=_status(data),
-        returncode=_number(data, "returncode"),
-        output=_text(data, "output", ""),
-        console=tuple(_record(item) for item in _list(data, "console", optional=True)),
+        shell_id=shell_id,
+        status=_shell_status(data),
+        returncode=_optional_int(data, "returncode"),
+        output=_str(data, "output", ""),
+        console=tuple(_console_record(item) for item in _list(data, "console", optional=True)),
         truncated=data.get("truncated") is True,
-        output_file=_text(data, "output_file", ""),
+        output_file=_str(data, "output_file", ""),
     )
 
 
 def parse_file_text(data: JsonObject, file: str) -> FileText:
-    """`{"content", "file"?, "line_count"?, "truncated"?}`; `file` is the path that was asked for."""
+    """Parse `{"content", "file"?, "line_count"?, "truncated"?}`; `file` is the requested path."""
     return FileText(
-        file=_text(data, "file", file),
-        content=_text(data, "content"),
-        line_count=_number(data, "line_count"),
+        file=_str(data, "file", file),
+        content=_str(data, "content"),
+        line_count=_optional_int(data, "line_count"),
         truncated=data.get("truncated") is True,
     )
 
 
 def parse_file_matches(data: JsonObject, file: str) -> FileMatches:
-    """`{"matches", "line_numbers", "file"?, "truncated"?}`, as many numbers as lines."""
-    matches = _texts(data, "matches")
+    """Parse `{"matches", "line_numbers", "file"?, "truncated"?}`, with one line number for each match."""
+    matches = _strs(data, "matches")
     numbers = _list(data, "line_numbers")
     if len(numbers) != len(matches):
-        raise _garbled("line_numbers")
+        raise _malformed("line_numbers")
     return FileMatches(
-        file=_text(data, "file", file),
+        file=_str(data, "file", file),
         matches=matches,
-        line_numbers=tuple(_whole(number, "line_numbers") for number in numbers),
+        line_numbers=tuple(_int(number, "line_numbers") for number in numbers),
         truncated=data.get("truncated") is True,
     )
 
 
 def parse_found_files(data: JsonObject, path: str) -> FoundFiles:
-    """`{"files", "path"?, "truncated"?}`."""
-    files = _texts(data, "files")
-    return FoundFiles(path=_text(data, "path", path), files=files, truncated=data.get("truncated") is True)
+    """Parse `{"files", "path"?, "truncated"?}`; `path` is the requested folder."""
+    files = _strs(data, "files")
+    return FoundFiles(path=_str(data, "path", path), files=files, truncated=data.get("truncated") is True)
 
 
 def parse_count(data: JsonObject, name: str) -> int:
-    """The whole number `name`."""
-    return _whole(data.get(name), name)
+    """Parse the integer field `name`."""
+    return _int(data.get(name), name)
 
 
 def parse_parts(data: JsonObject) -> dict[str, PartStatus]:
-    """`{<part>: {"ready", "reason"?}, …}` of `status`; what is no object is no part."""
-    found: dict[str, PartStatus] = {}
+    """Parse `{<part>: {"ready", "reason"?}, …}` of the status. Fields that are not objects are not parts."""
+    parts: dict[str, PartStatus] = {}
     for name, value in data.items():
         if isinstance(value, dict):
             fields = cast("dict[str, object]", value)
             ready = fields.get("ready")
             if not isinstance(ready, bool):
-                raise _garbled(name)
-            found[name] = PartStatus(ready=ready, reason=_text(fields, "reason", ""))
-    return found
+                raise _malformed(name)
+            parts[name] = PartStatus(ready=ready, reason=_str(fields, "reason", ""))
+    return parts
 
 
 def parse_idle_seconds(data: JsonObject) -> float | None:
-    """`{"idle_seconds"?}` of `status`: 0 while the sandbox is in use; None when it does not tell."""
+    """Parse `{"idle_seconds"?}` of the status: 0 while the sandbox is in use, None if it is not reported."""
     value = data.get("idle_seconds")
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return max(float(value), 0.0)
-    raise _garbled("idle_seconds")
+    raise _malformed("idle_seconds")
 
 
-def _status(data: JsonObject) -> ShellStatus:
+def _shell_status(data: JsonObject) -> ShellStatus:
     value = data.get("status")
     if value == "completed":
         return "completed"
     if value == "running":
         return "running"
-    raise _garbled("status")
+    raise _malformed("status")
 
 
-def _record(item: object) -> ConsoleRecord:
+def _console_record(item: object) -> ConsoleRecord:
     if not isinstance(item, dict):
-        raise _garbled("console")
+        raise _malformed("console")
     fields = cast("dict[str, object]", item)
     return ConsoleRecord(
-        ps1=_text(fields, "ps1", ""), command=_text(fields, "command", ""), output=_text(fields, "output", "")
+        ps1=_str(fields, "ps1", ""), command=_str(fields, "command", ""), output=_str(fields, "output", "")
     )
 
 
-def _text(data: JsonObject, name: str, default: str | None = None) -> str:
+def _str(data: JsonObject, name: str, default: str | None = None) -> str:
     value = data.get(name)
     if isinstance(value, str):
         return value
     if value is None and default is not None:
         return default
-    raise _garbled(name)
+    raise _malformed(name)
 
 
-def _number(data: JsonObject, name: str) -> int | None:
+def _optional_int(data: JsonObject, name: str) -> int | None:
     value = data.get(name)
-    return None if value is None else _whole(value, name)
+    return None if value is None else _int(value, name)
 
 
-def _whole(value: object, name: str) -> int:
+def _int(value: object, name: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise _garbled(name)
+    raise _malformed(name)
 
 
 def _list(data: JsonObject, name: str, *, optional: bool = False) -> list[object]:
@@ -131,17 +129,17 @@ def _list(data: JsonObject, name: str, *, optional: bool = False) -> list[object
     if value is None and optional:
         return []
     if not isinstance(value, list):
-        raise _garbled(name)
+        raise _malformed(name)
     return cast("list[object]", value)
 
 
-def _texts(data: JsonObject, name: str) -> tuple[str, ...]:
+def _strs(data: JsonObject, name: str) -> tuple[str, ...]:
     values = _list(data, name)
     for value in values:
         if not isinstance(value, str):
-            raise _garbled(name)
+            raise _malformed(name)
     return tuple(cast("list[str]", values))
 
 
-def _garbled(name: str) -> SandboxUnavailable:
-    return SandboxUnavailable(f"The sandbox gave an answer that makes no sense: `{name}` is missing or wrong.")
+def _malformed(name: str) -> SandboxUnavailable:
+    return SandboxUnavailable(f"The sandbox's answer is malformed: `{name}` is missing or wrong.")

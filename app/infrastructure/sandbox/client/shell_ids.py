@@ -1,18 +1,18 @@
-"""Shell ids as the sandbox's API takes them: `[A-Za-z0-9_.:-]`, 1 to 128 characters.
+"""Encode shell names for the sandbox's API, which takes `[A-Za-z0-9_.:-]`, 1 to 128 characters.
 
-A model may name its shells anything. A plain name goes as it is; every other one is escaped, never two alike:
+A model may give its shells any name. A plain name is unchanged; all others are escaped, and no two names collide:
 
     main          → main
     my shell      → my:20shell        (`:` and two hex digits for each UTF-8 byte)
-    300 times x   → ::<40 hex digits> (a hash: too long to be written out)
-    nothing       → :
+    300 times x   → ::<40 hex digits> (a hash, because the name is too long)
+    empty         → :
 """
 
 import hashlib
 import re
 
 MAX_ENCODED = 64
-"""Characters of an encoded name; what is left of the 128 belongs to the prefix of a shared sandbox."""
+"""Maximum length of an encoded name in characters; the rest of the 128 is for the prefix in a shared sandbox."""
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PLAIN_SCOPE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}")
@@ -20,7 +20,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def encode_id(name: str) -> str:
-    """`name` in the API's alphabet, 1 to `MAX_ENCODED` characters; different names stay different."""
+    """Return `name` in the API's alphabet, 1 to `MAX_ENCODED` characters; different names get different ids."""
     if _PLAIN_ID.fullmatch(name):
         return name
     if not name:
@@ -34,9 +34,9 @@ def encode_id(name: str) -> str:
 
 
 def encode_scope(name: str) -> str:
-    """A session's id as one word of `[A-Za-z0-9_-]`, at most 63 characters; different ids stay different.
+    """Return a session's id as 1 to 63 characters of `[A-Za-z0-9_-]`; different ids get different scopes.
 
-    It has no dot, so `<scope>.` is the prefix of one scope only, and it can name a folder.
+    It has no dot, so `<scope>.` is the prefix of one scope only. It can also name a folder.
     """
     # No plain scope begins with a hyphen.
     return name if _PLAIN_SCOPE.fullmatch(name) else "-" + _hash(name)
@@ -47,5 +47,5 @@ def _hash(name: str) -> str:
 
 
 def _bytes(name: str) -> bytes:
-    # A model's JSON may hold half a surrogate pair; that is no reason to fail.
+    # A model's JSON may hold half a surrogate pair, which strict encoding refuses.
     return name.encode("utf-8", "surrogatepass")
