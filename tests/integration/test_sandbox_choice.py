@@ -11,7 +11,7 @@ from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox import auto
 from app.infrastructure.sandbox.auto import REAL_MODEL_UNISOLATED, UnavailableSandboxes, docker_answers
 from app.settings import ONE_PROCESS_ONLY
-from tests.support.service import NotStarted, ServiceProcess
+from tests.support.service import ServiceNotStarted, ServiceProcess
 from tests.support.stores import Mongod, require_mongod
 
 
@@ -79,7 +79,7 @@ async def test_auto_without_docker_with_mongodb_fails_start_with_one_line(tmp_pa
     nowhere = f"unix://{tmp_path}/docker.sock"
     service = ServiceProcess(tmp_path / "data", MONGODB_URL=mongod.url, SANDBOX_PROVIDER="auto", DOCKER_HOST=nowhere)
     try:
-        with pytest.raises(NotStarted) as not_started:
+        with pytest.raises(ServiceNotStarted) as not_started:
             await service.launch()
     finally:
         mongod.kill()
