@@ -9,6 +9,7 @@ from typing import Literal
 
 from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
+from app.infrastructure.sandbox.client.running_sandbox import RESPONSE_SECONDS, RunningSandbox
 from app.infrastructure.sandbox.docker.container_spec import (
     VOLUME_LABEL,
     ContainerSpec,
@@ -24,7 +25,6 @@ from app.infrastructure.sandbox.docker.engine import (
 )
 from app.infrastructure.sandbox.docker.engine_objects import SANDBOX_PORT, EngineContainer, EngineVolume
 from app.infrastructure.sandbox.docker.network.firewall import Firewall
-from app.infrastructure.sandbox.lifecycle import RESPONSE_SECONDS, RunningSandbox
 
 log = logging.getLogger(__name__)
 
