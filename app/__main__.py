@@ -1,4 +1,4 @@
-"""`python -m app [api | worker]`: run the service or one part of it. `--reload`: anew whenever the code changes."""
+"""Run the service or one part of it: `python -m app [api | worker]`. `--reload` restarts it when the code changes."""
 
 import argparse
 import asyncio
@@ -24,13 +24,13 @@ from app.main import create_app
 from app.settings import Role, Settings, UnusableSetting, load_settings
 
 DRAIN_SECONDS = 3
-"""How long open requests may take to end once the service was told to stop."""
+"""Maximum time that open requests may take to end when the service shuts down, in seconds."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server that says where it listens, and ends the streams as soon as it is told to stop.
+    """A uvicorn server that prints its address, and ends all streams when it starts to shut down.
 
-    It opens and closes the application itself: uvicorn would answer a data folder that is in use with a traceback.
+    It runs the lifespan of the application itself, because uvicorn reports an error there with a traceback.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, welcome: "Welcome") -> None:
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
         self._lifespan = app.router.lifespan_context(app)
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """See `uvicorn.Server.startup`. Exits with one line when something that is foreseen does not open."""
+        """Open the service, then start to serve. Exit with one line if a part of the service cannot be opened."""
         self._loop = asyncio.get_running_loop()
         try:
             await self._lifespan.__aenter__()
@@ -53,18 +53,18 @@ class Server(uvicorn.Server):
             print("\n".join(self._welcome(service, f"http://{address}")), flush=True)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """See `uvicorn.Server.shutdown`."""
+        """Stop serving, then close the service."""
         try:
             await super().shutdown(sockets)
         finally:
             await self._lifespan.__aexit__(None, None, None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """See `uvicorn.Server.handle_exit`. Streams would otherwise keep the server waiting."""
+        """Handle SIGINT or SIGTERM: end the streams, for which the server would otherwise wait."""
         super().handle_exit(sig, frame)
         service = self._service()
         if service is not None:
-            # A signal may come between any two instructions; the streams belong to the loop.
+            # A signal handler may interrupt the event loop anywhere, so only schedule the call.
             self._loop.call_soon_threadsafe(service.services.end_streams)
 
     def _service(self) -> RunningService | None:
@@ -72,11 +72,11 @@ class Server(uvicorn.Server):
 
 
 Welcome = Callable[[RunningService, str], list[str]]
-"""What is printed once everything is open, given the address that it answers on."""
+"""Returns the lines to print when the service is open, given the service and its address."""
 
 
 def welcome(service: RunningService, url: str) -> list[str]:
-    """Three lines: where it listens, what it uses, what to try."""
+    """Return the start message: the address, the adapters in use, and a command to try."""
     return [
         f"Anker listens on {url} (API below /api/v1, documentation at /docs)",
         f"It uses {service.description}",
@@ -86,7 +86,7 @@ def welcome(service: RunningService, url: str) -> list[str]:
 
 
 def welcome_worker(service: RunningService, url: str) -> list[str]:
-    """Two lines: what it does and where it says how it is; what it uses."""
+    """Return the start message of a worker: its health endpoints and the adapters in use."""
     return [
         f"Anker works on runs; {url}/health, /ready and /metrics say how it is",
         f"It uses {service.description}",
@@ -95,7 +95,7 @@ def welcome_worker(service: RunningService, url: str) -> list[str]:
 
 def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
     """Run the service until SIGINT or SIGTERM."""
-    _settle_async_library()
+    _set_async_library()
     app = create_app(settings, role=role)
     config = uvicorn.Config(
         app,
@@ -105,42 +105,41 @@ def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
         timeout_graceful_shutdown=DRAIN_SECONDS,
         ws=ViewerConnection,
         ws_max_size=MAX_MESSAGE,
-        ws_per_message_deflate=False,  # what a desktop sends is compressed already
+        ws_per_message_deflate=False,  # a desktop compresses its pictures itself
         ws_ping_interval=PING_SECONDS,
         ws_ping_timeout=PONG_SECONDS,
     )
-    with suppress(KeyboardInterrupt):  # uvicorn hands Ctrl-C on once everything is closed
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has closed everything
         Server(config, app, welcome_worker if role == "worker" else welcome).run(sockets=[listener])
 
 
 async def work(settings: Settings) -> None:
-    """Carry runs, without serving requests, until SIGINT or SIGTERM.
+    """Carry runs until SIGINT or SIGTERM, without serving requests.
 
     Raises:
-        AnkerError: something that is foreseen does not open.
-        UnusableSetting: a setting cannot be used.
+        AnkerError: A part of the service cannot be opened.
+        UnusableSetting: A setting cannot be used.
     """
-    _settle_async_library()
+    _set_async_library()
     configure_logging(settings.log_level)
-    told = asyncio.Event()
+    stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_service(settings, {}, Metrics(), role="worker") as service:
         print(f"Anker works on runs\nIt uses {service.description}", flush=True)
-        await told.wait()
+        await stop.wait()
 
 
-def _settle_async_library() -> None:
-    """Otherwise the HTTP clients find it out anew several times a request: a tenth of what a turn of the agent
-    costs."""
+def _set_async_library() -> None:
+    """Set the async library once. HTTP clients otherwise detect it several times a request, which takes long."""
     sniffio.current_async_library_cvar.set("asyncio")
 
 
 def listen(settings: Settings, role: Role = "all") -> socket | None:
-    """The socket that the service answers on; None for a worker that answers nothing.
+    """Open the socket on which the service listens. Return None for a worker without `WORKER_PORT`.
 
     Raises:
-        UnusableSetting: the address cannot be had.
+        UnusableSetting: The address cannot be used.
     """
     setting, port = ("WORKER_PORT", settings.worker_port) if role == "worker" else ("PORT", settings.port)
     if port is None:
@@ -189,7 +188,7 @@ def main() -> None:
 def _watch(listener: socket) -> None:
     from uvicorn.supervisors import ChangeReload
 
-    # By its importable name: the process that the watcher starts does not know this one's `__main__`.
+    # Import it by its name, because the process that the watcher starts has another `__main__`.
     from app.__main__ import serve_again
 
     config = uvicorn.Config("app.main:create_app", factory=True, reload=True, reload_dirs=["app", "sandbox"])
@@ -197,13 +196,13 @@ def _watch(listener: socket) -> None:
 
 
 def serve_again(sockets: list[socket] | None = None) -> None:
-    """What the watcher starts in a fresh process each time: the settings may have changed as well."""
+    """Run the service in a new process, which the watcher starts after each change; read the settings again."""
     try:
         settings = load_settings()
         check_providers(settings)
     except UnusableSetting as error:
         sys.exit(str(error))
-    assert sockets  # noqa: S101 - the watcher hands its own on
+    assert sockets  # noqa: S101 - the watcher always passes its sockets
     serve(settings, sockets[0])
 
 

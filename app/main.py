@@ -1,4 +1,4 @@
-"""The application: routes, error handlers and the lifespan that opens everything and closes it again."""
+"""Create the application: its routes, its error handlers, and the lifespan that opens and closes the service."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -16,11 +16,15 @@ from app.settings import Role, Settings, load_settings
 
 
 def create_app(settings: Settings | None = None, *, role: Role = "all", **overrides: Unpack[Overrides]) -> FastAPI:
-    """The service as an ASGI application. `settings`: from the environment when None; `role`: what this process does (a
-    worker only tells how it is); `overrides`: see `Overrides`.
+    """Create the service as an ASGI application.
+
+    Args:
+        settings: The settings; read from the environment when None.
+        role: What this process does. A worker serves only `/health`, `/ready` and `/metrics`.
+        overrides: Parts that replace those which the settings choose.
 
     Raises:
-        UnusableSetting: a setting cannot be used.
+        UnusableSetting: A setting cannot be used.
     """
     chosen = settings or load_settings()
     check_providers(chosen)

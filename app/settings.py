@@ -1,4 +1,4 @@
-"""Every setting of the service: environment variables or `.env`, typed and frozen. See `.env.example`."""
+"""The settings of the service, from environment variables or `.env`. `.env.example` describes each of them."""
 
 import re
 from ipaddress import ip_address
@@ -10,14 +10,14 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 NOT_YET = ("API_TOKENS", "MCP_CONFIG", "RUN_TOKEN_BUDGET")
-"""Settings of the contract that this version cannot honour: better not to start than to ignore one quietly."""
+"""Settings that this version does not support yet. Setting one stops the start, so that it is not silently ignored."""
 
 ONE_PROCESS_ONLY = "SANDBOX_PROVIDER: local sandboxes belong to one process; with MONGODB_URL use docker or remote"
 """Error text for a service with MongoDB, which may have several processes, that would use local sandboxes."""
 
 _DOCKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 _MEMORY = re.compile(r"[1-9][0-9]{0,5}[mMgG]")
-_LEAST_MEGABYTES = 512
+_MIN_MEGABYTES = 512
 _DATABASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,38}")
 _STORE_SCHEMES = {
     "mongodb_url": ("mongodb://", "mongodb+srv://"),
@@ -26,11 +26,11 @@ _STORE_SCHEMES = {
 
 
 Role = Literal["all", "api", "worker"]
-"""What a process does: serve requests and carry runs, or one of the two."""
+"""What a process does: serve requests and carry runs, or only one of the two."""
 
 
 class Settings(BaseSettings):
-    """The configuration of one process. Names and defaults are those of the contract."""
+    """The settings of one process. A field is named as its environment variable."""
 
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     max_tokens: int = Field(2000, ge=1)
     llm_provider: str = ""
     llm_timeout_seconds: float = Field(120, gt=0)
-    """How long the model may stay silent: before its answer begins, and between two pieces of it."""
+    """Maximum silence of the model, before its reply and between two parts of it, in seconds."""
     model_context_tokens: int = Field(128_000, ge=1_000)
     run_token_budget: int = Field(0, ge=0)
 
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     sandbox_provider: str = "auto"
     sandbox_address: str = ""
     sandbox_token: SecretStr = SecretStr("")
-    """The token of the sandbox at `SANDBOX_ADDRESS`; one for each session is made otherwise."""
+    """Token of the sandbox at `SANDBOX_ADDRESS`. Other providers create one for each session."""
     sandbox_image: str = "simpleyyt/anker-sandbox"
     sandbox_name_prefix: str = "sandbox"
     sandbox_ttl_minutes: int = Field(30, ge=1)
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     worker_port: int | None = Field(None, ge=0, le=65535)
-    """Where a process that only carries runs answers `/health`, `/ready` and `/metrics`; nowhere when None."""
+    """Port on which a worker serves `/health`, `/ready` and `/metrics`. None: it serves nothing."""
     api_tokens: SecretStr = SecretStr("")
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     mcp_config: str = ""
@@ -130,9 +130,9 @@ class Settings(BaseSettings):
     @classmethod
     def _memory(cls, value: str) -> str:
         if not _MEMORY.fullmatch(value):
-            raise ValueError("must be a number with m or g behind it, such as 1g")
-        if value[-1] in "mM" and int(value[:-1]) < _LEAST_MEGABYTES:
-            raise ValueError(f"must be at least {_LEAST_MEGABYTES}m: a desktop with a browser needs it")
+            raise ValueError("must be a number followed by m or g, such as 1g")
+        if value[-1] in "mM" and int(value[:-1]) < _MIN_MEGABYTES:
+            raise ValueError(f"must be at least {_MIN_MEGABYTES}m: a desktop with a browser needs it")
         return value.lower()
 
     @field_validator("allowed_origins")
@@ -155,10 +155,10 @@ class Settings(BaseSettings):
         return self
 
     def check_role(self, role: Role) -> None:
-        """Refuse to do a part of the work only, where nobody could do the rest.
+        """Check that a process with `role` shares its stores with the processes of the other role.
 
         Raises:
-            UnusableSetting: the stores that several processes share are not set.
+            UnusableSetting: A store is not set.
         """
         if role == "all":
             return
@@ -169,7 +169,7 @@ class Settings(BaseSettings):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only programs on this machine can reach the service."""
+        """Whether only programs on this machine can connect to the service."""
         if self.host == "localhost":
             return True
         try:
@@ -179,7 +179,7 @@ class Settings(BaseSettings):
 
     @property
     def has_google_keys(self) -> bool:
-        """Whether Google Custom Search can be used."""
+        """Whether the keys for Google Custom Search are set."""
         return bool(self.google_search_api_key.get_secret_value() and self.google_search_engine_id)
 
     @property
@@ -189,14 +189,14 @@ class Settings(BaseSettings):
 
 
 class UnusableSetting(ValueError):
-    """A setting cannot be used; the text is one line that begins with the variable's name."""
+    """A setting cannot be used. The message is one line that starts with the name of the variable."""
 
 
 def load_settings(**overrides: object) -> Settings:
-    """The settings from the environment and `.env`, with `overrides` on top.
+    """Return the settings from the environment and `.env`; `overrides` replace them.
 
     Raises:
-        UnusableSetting: naming the first variable that cannot be used; the value itself is never repeated.
+        UnusableSetting: A variable cannot be used. The message names the first one, and never repeats its value.
     """
     try:
         return Settings(**overrides)  # pyright: ignore[reportArgumentType] - names are checked by pydantic

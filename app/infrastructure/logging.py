@@ -1,7 +1,6 @@
-"""Logging: one JSON object a line on stderr, for our own loggers and everybody else's.
+"""Logging: one JSON object a line on stderr, for the service's own loggers and for those of libraries.
 
-A stdlib formatter on the root logger, so that any `logging.getLogger(...)` comes out structured, libraries included,
-and nothing needs to be imported for it.
+A standard formatter on the root logger does this, so every `logging.getLogger(...)` logs JSON without an import.
 """
 
 import logging
@@ -16,7 +15,7 @@ import orjson
 from app.application.context import request_id, session_id
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-"""What every record has; whatever else it has came in `extra`."""
+"""Attributes of every log record. Any other attribute comes from `extra`."""
 
 _SECRET_NAME = re.compile(r"(?i)(token|secret|passw(or)?d|api[_-]?key|authorization|cookie|credentials?|ticket)$")
 _SECRET_TEXT = re.compile(
@@ -32,10 +31,10 @@ _LIBRARIES = (
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON: when, how grave, who, what, what it belongs to, the extras, the traceback."""
+    """Format a record as one line of JSON: time, level, logger, message, context, extras and traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line. Values whose name or look says that they are secret are masked, in messages and tracebacks too."""
+        """Return the line. Mask secrets, which are found by name and by form, also in messages and tracebacks."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -56,10 +55,10 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logging(level: str) -> None:
-    """Send everything at `level` (a name such as `INFO`) and above to stderr, one line an event.
+    """Log records of `level` (a name such as `INFO`) and above to stderr.
 
-    The libraries' own talk begins at WARNING, unless `level` is DEBUG. Those that write whole requests, with their
-    headers or messages, at DEBUG stay at INFO even then.
+    Libraries log from WARNING on. If `level` is DEBUG, they log from INFO on, because at DEBUG some of them log whole
+    requests with headers and messages.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
@@ -73,12 +72,12 @@ def configure_logging(level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        logger.setLevel(quiet)  # at INFO it tells of its own start, which we do in our own words
-    logging.getLogger("uvicorn.access").disabled = True  # `interfaces/request_log.py` says more, once
+        logger.setLevel(quiet)  # at INFO it logs its own start, which this service prints itself
+    logging.getLogger("uvicorn.access").disabled = True  # `RequestLogMiddleware` logs requests
 
 
 def _clean(value: object) -> object:
-    """`value` with every secret masked; what JSON has no word for becomes a string."""
+    """Return `value` with secrets masked, and with a string for what JSON cannot represent."""
     match value:
         case None | bool() | float():
             return value
@@ -94,6 +93,6 @@ def _clean(value: object) -> object:
 
 
 def _masked(text: str) -> str:
-    """`text` without secrets, and without the lone surrogates that cannot be written."""
+    """Return `text` with secrets masked and lone surrogates replaced, which cannot be written."""
     text = text.encode("utf-8", "replace").decode()
     return _SECRET_TEXT.sub(lambda found: "".join(part or "" for part in found.groups()) + _HIDDEN, text)

@@ -1,0 +1,1 @@
+"""The service over HTTP: routes, streams, middleware and the wire format."""

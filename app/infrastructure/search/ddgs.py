@@ -1,4 +1,4 @@
-"""Search without keys: the metasearch library `ddgs`."""
+"""Web search without a key, through the library `ddgs`."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -8,73 +8,76 @@ from app.domain.errors import SearchFailure
 from app.domain.external.search import DateRange, SearchHit
 
 SEARCH_SECONDS = 15.0
-"""For the whole search, the wait for a free thread included."""
+"""Maximum time of a search, including the wait for a free thread, in seconds."""
+
 ENGINE_SECONDS = 6
-"""For each engine that the library asks."""
+"""Maximum time of a request to one of the engines that the library uses, in seconds."""
+
 THREADS = 4
-MOST_HITS = 10
+"""Maximum number of searches at the same time."""
+
+MAX_HITS = 10
+"""Maximum number of hits of a search."""
 
 _TIME_LIMIT: Mapping[DateRange, str] = {
-    "past_hour": "d",  # a day is the shortest there is
+    "past_hour": "d",  # the shortest period that there is
     "past_day": "d",
     "past_week": "w",
     "past_month": "m",
     "past_year": "y",
 }
 _NOTHING_FOUND = "No results found."
-"""What the library raises instead of an empty list."""
+"""Message of the exception that the library raises instead of returning an empty list."""
 
 Rows = Sequence[Mapping[str, object]]
 Ask = Callable[[str, str | None], Rows]
-"""(query, time limit) → rows of `title`, `href`, `body`. Blocks."""
+"""Blocking function that returns rows of `title`, `href` and `body` for a query and a time limit."""
 
 
 class DdgsSearch:
-    """`SearchEngine` over several public engines, whichever answers. Owns its threads; close it.
+    """`SearchEngine` that asks several public engines and returns what the first of them finds.
 
-    Threads of its own: the library cannot be interrupted, and must not fill up those that others wait for.
+    It has threads of its own, because the library cannot be interrupted, and must not occupy the shared threads.
     """
 
     def __init__(self, ask: Ask | None = None, *, seconds: float = SEARCH_SECONDS) -> None:
-        """`ask` replaces the library in tests; it may raise what the library raises."""
+        """Create the engine; tests pass an `ask` that replaces the library and may raise its exceptions."""
         self._ask = ask or _ask_ddgs
         self._seconds = seconds
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="search")
 
     async def search(self, query: str, date_range: DateRange) -> list[SearchHit]:
-        """At most ten hits, best first; none found is an empty list.
+        """Return at most `MAX_HITS` hits, best first.
 
         Raises:
-            SearchFailure: every engine refused, failed or was too slow.
+            SearchFailure: Every engine refused the search, failed, or was too slow.
         """
         if not query.strip():
             raise SearchFailure("The query is empty.")
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._seconds):
-                rows = await loop.run_in_executor(
-                    self._threads, _translated, self._ask, query, _TIME_LIMIT.get(date_range)
-                )
+                rows = await loop.run_in_executor(self._threads, _search, self._ask, query, _TIME_LIMIT.get(date_range))
         except TimeoutError:
             raise SearchFailure(f"The search took longer than {self._seconds:g} s.") from None
         hits = [_hit(row) for row in rows]
-        return [hit for hit in hits if hit is not None][:MOST_HITS]
+        return [hit for hit in hits if hit is not None][:MAX_HITS]
 
     async def close(self) -> None:
-        """Give up the threads; a search that is under way ends by its own time limits."""
+        """Release the threads. A search that is still running ends when its time is up."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _ask_ddgs(query: str, time_limit: str | None) -> Rows:
     from ddgs.ddgs import DDGS
 
-    return DDGS(timeout=ENGINE_SECONDS).text(query, timelimit=time_limit, max_results=MOST_HITS)
+    return DDGS(timeout=ENGINE_SECONDS).text(query, timelimit=time_limit, max_results=MAX_HITS)
 
 
-def _translated(ask: Ask, query: str, time_limit: str | None) -> Rows:
-    """Ask, in this thread, with the library's exceptions told in words."""
+def _search(ask: Ask, query: str, time_limit: str | None) -> Rows:
+    """Search in this thread. Translate the library's exceptions."""
     try:
-        # Here and not above: it takes a third of a second and 20 MB, which a service that never searches saves.
+        # Imported late: it takes 0.3 s and 20 MB, which a service that never searches does not need.
         from ddgs.exceptions import DDGSException, RatelimitException, TimeoutException
         from primp import PrimpError
     except ImportError:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import cast
 
 import httpx
@@ -12,27 +13,29 @@ from app.domain.external.search import DateRange, SearchHit
 
 BASE_URL = "https://customsearch.googleapis.com"
 SEARCH_SECONDS = 10.0
-MOST_HITS = 10
-"""As many as one request may ask for."""
+"""Maximum time of a search, in seconds."""
+
+MAX_HITS = 10
+"""Maximum number of hits of a search; one request cannot return more."""
 
 _DATE_RESTRICT: Mapping[DateRange, str] = {
-    "past_hour": "d1",  # a day is the shortest there is
+    "past_hour": "d1",  # the shortest period that there is
     "past_day": "d1",
     "past_week": "w1",
     "past_month": "m1",
     "past_year": "y1",
 }
 _QUOTA_REASONS = frozenset({"dailyLimitExceeded", "quotaExceeded", "rateLimitExceeded", "userRateLimitExceeded"})
-_LONGEST_REASON = 300
-TOO_MANY_REQUESTS = 429
+_MAX_REASON = 300
+"""Maximum length of Google's own message in an error text, in characters."""
 
 JsonObject = Mapping[str, object]
 
 
 class GoogleSearch:
-    """`SearchEngine` over the service's shared HTTP client, which it does not own.
+    """`SearchEngine` over Google Custom Search.
 
-    The key goes in a header: a URL would carry it into logs and errors.
+    The key is sent in a header, because a URL with it could appear in logs and errors.
     """
 
     def __init__(
@@ -50,17 +53,17 @@ class GoogleSearch:
         self._url = base_url.rstrip("/") + "/customsearch/v1"
 
     async def search(self, query: str, date_range: DateRange) -> list[SearchHit]:
-        """At most ten hits, best first.
+        """Return at most `MAX_HITS` hits, best first.
 
         Raises:
-            SearchFailure: quota, a refused key, no answer within ten seconds, or one that makes no sense.
+            SearchFailure: The quota is used up, the key is refused, or there is no valid response in time.
         """
-        parameters = {"cx": self._engine_id, "q": query, "num": str(MOST_HITS)}
+        parameters = {"cx": self._engine_id, "q": query, "num": str(MAX_HITS)}
         if restriction := _DATE_RESTRICT.get(date_range):
             parameters["dateRestrict"] = restriction
         try:
             async with asyncio.timeout(SEARCH_SECONDS):
-                answer = await self._client.get(
+                response = await self._client.get(
                     self._url, params=parameters, headers={"X-Goog-Api-Key": self._key}, timeout=SEARCH_SECONDS
                 )
         except (TimeoutError, httpx.TimeoutException):
@@ -69,25 +72,25 @@ class GoogleSearch:
             raise SearchFailure(f"Google cannot be reached ({type(error).__name__}).") from None
         except UnicodeEncodeError:
             raise SearchFailure("The query is not valid Unicode: it holds half a surrogate pair.") from None
-        body = _object(answer.content)
-        if not answer.is_success:
-            raise SearchFailure(self._why(answer.status_code, body))
+        body = _object(response.content)
+        if not response.is_success:
+            raise SearchFailure(self._reason(response.status_code, body))
         return _hits(body)
 
     async def close(self) -> None:
         """Close the HTTP client."""
         await self._client.aclose()
 
-    def _why(self, status: int, body: JsonObject | None) -> str:
-        """The refusal in words for the model, or for whoever set the keys; never the key."""
+    def _reason(self, status: int, body: JsonObject | None) -> str:
+        """Return the error text for the model and the operator, without the key."""
         error = _mapping((body or {}).get("error"))
-        said = error.get("message")
-        words = said.replace(self._key, "***")[:_LONGEST_REASON] if isinstance(said, str) else ""
-        if status == TOO_MANY_REQUESTS or _reasons(error) & _QUOTA_REASONS:
-            return f"Google's search quota is used up for now. {words}".rstrip()
+        message = error.get("message")
+        detail = message.replace(self._key, "***")[:_MAX_REASON] if isinstance(message, str) else ""
+        if status == HTTPStatus.TOO_MANY_REQUESTS or _reasons(error) & _QUOTA_REASONS:
+            return f"Google's search quota is used up for now. {detail}".rstrip()
         if status in (400, 401, 403):
-            return f"Google refused the search; GOOGLE_SEARCH_API_KEY or _ENGINE_ID may be wrong. {words}".rstrip()
-        return f"Google's search failed (HTTP {status}). {words}".rstrip()
+            return f"Google refused the search; GOOGLE_SEARCH_API_KEY or _ENGINE_ID may be wrong. {detail}".rstrip()
+        return f"Google's search failed (HTTP {status}). {detail}".rstrip()
 
 
 def _reasons(error: JsonObject) -> set[str]:
@@ -97,10 +100,10 @@ def _reasons(error: JsonObject) -> set[str]:
 
 def _hits(body: JsonObject | None) -> list[SearchHit]:
     if body is None:
-        raise SearchFailure("Google gave an answer that makes no sense.")
-    # With nothing found there is no `items` at all.
+        raise SearchFailure("Google sent an invalid response.")
+    # Without hits, the response has no `items`.
     hits = [_hit(_mapping(item)) for item in _list(body.get("items"))]
-    return [hit for hit in hits if hit is not None][:MOST_HITS]
+    return [hit for hit in hits if hit is not None][:MAX_HITS]
 
 
 def _hit(item: JsonObject) -> SearchHit | None:

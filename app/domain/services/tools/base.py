@@ -1,7 +1,7 @@
-"""How a tool is made: its input model, what the model is told about it, and what runs.
+"""Tools: their input models, their specifications for the model, and the functions that they run.
 
-A tool is a frozen value in an explicit dict (`registry.py`). The model's arguments are checked against the input
-model before anything runs; what is wrong with them comes back as words that let the model correct itself.
+A tool is a frozen value in an explicit table (`registry.py`). The model's arguments are validated before anything runs;
+an error text tells the model how to correct them.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,23 +17,22 @@ from app.domain.external.search import SearchEngine
 from app.domain.models.tool import JsonObject, ToolkitName, ToolResult, ToolSpec
 
 MAX_TEXT = 16_000
-"""Characters of one tool result that the model is given."""
+"""Maximum length of a tool result that the model reads, in characters."""
 
 
 class ToolInput(BaseModel):
-    """Arguments of a tool. Unknown ones are an error, so that a misspelt argument is not quietly ignored."""
+    """Base class of tool arguments. Unknown arguments are an error, so that a misspelt one is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class BadArguments(ValueError):
-    """The model's arguments cannot be used; the text tells it how to mend them."""
+    """The model's arguments are invalid; the message tells it how to correct them."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ToolContext:
-    """What the tools of one run may reach: the session's own sandbox and its browser, the search engine, and a place
-    for screenshots."""
+    """What the tools of one run may use: the session's sandbox and browser, the search engine and the screenshots."""
 
     session_id: str
     sandboxes: SandboxProvider
@@ -41,23 +40,23 @@ class ToolContext:
     screenshots: Screenshots
     engine: SearchEngine
     sandbox_instance: str = ""
-    """The life of the sandbox that a tool was given last; empty while none asked for it."""
+    """Instance id of the sandbox that a tool used last; empty before the first use."""
 
     async def sandbox(self) -> Sandbox:
-        """The session's sandbox, started when it has none."""
+        """Return the session's sandbox, and start it if there is none."""
         sandbox = await self.sandboxes.acquire(self.session_id)
         self.sandbox_instance = sandbox.instance_id
         return sandbox
 
     async def browser(self) -> Browser:
-        """The browser in the session's sandbox, which is started when there is none."""
+        """Return the browser in the session's sandbox, and start both if needed."""
         await self.sandbox()
         return await self.browsers.open(self.session_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCall:
-    """A call that does something. `parallel`: it may run at the same time as others of its kind."""
+    """A call that runs a function. Calls that are all `parallel` may run at the same time."""
 
     toolkit: ToolkitName
     args: JsonObject
@@ -67,42 +66,42 @@ class RunCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskCall:
-    """A call that rests the run until the user answers `question`."""
+    """A call that makes the run wait until the user answers `question`."""
 
     question: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompleteCall:
-    """A call that ends the step; `pending`, when given, replaces the steps that nobody has begun."""
+    """A call that ends the step. If `pending` is not None, it replaces the pending steps of the plan."""
 
     success: bool
     result: str
     pending: tuple[tuple[str, str], ...] | None
-    """(id, description) pairs."""
+    """Pairs of id and description."""
 
 
 BoundCall = RunCall | AskCall | CompleteCall
 
 
 class Tool(Protocol):
-    """One function that the model may call."""
+    """A function that the model may call."""
 
     @property
     def spec(self) -> ToolSpec:
-        """What the model is told."""
+        """The specification that the model reads."""
         ...
 
     def bind(self, arguments: str, context: ToolContext) -> BoundCall:
-        """Check `arguments` (JSON text) and make the call ready.
+        """Validate `arguments`, which are JSON text, and return the call.
 
         Raises:
-            BadArguments: they do not fit.
+            BadArguments: They are invalid.
         """
         ...
 
     async def abort(self, args: JsonObject, sandbox: Sandbox) -> None:
-        """End what a call with these (already checked) arguments may have left running when it was cut short."""
+        """Stop what an interrupted call with these valid arguments may have left running."""
         ...
 
 
@@ -111,8 +110,7 @@ I = TypeVar("I", bound=ToolInput)  # noqa: E741 - the input
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionTool(Generic[I]):
-    """A tool made of an input model and a coroutine function. `parallel`: it changes nothing, so that several such
-    calls of one turn may run at the same time."""
+    """A tool that runs a coroutine function. See `function_tool` for the fields."""
 
     spec: ToolSpec
     toolkit: ToolkitName
@@ -122,7 +120,7 @@ class FunctionTool(Generic[I]):
     aborting: Callable[[I, Sandbox], Awaitable[None]] | None = None
 
     def bind(self, arguments: str, context: ToolContext) -> BoundCall:
-        """See `Tool.bind`."""
+        """Implement `Tool.bind`."""
         parsed = parse_arguments(self.input, arguments)
         return RunCall(
             toolkit=self.toolkit,
@@ -132,7 +130,7 @@ class FunctionTool(Generic[I]):
         )
 
     async def abort(self, args: JsonObject, sandbox: Sandbox) -> None:
-        """See `Tool.abort`."""
+        """Implement `Tool.abort`."""
         if self.aborting is not None:
             await self.aborting(self.input.model_validate(args), sandbox)
 
@@ -147,7 +145,17 @@ def function_tool(
     parallel: bool = False,
     aborting: Callable[[I, Sandbox], Awaitable[None]] | None = None,
 ) -> FunctionTool[I]:
-    """A `FunctionTool` whose specification is derived from its input model."""
+    """Return a tool whose specification is derived from its input model.
+
+    Args:
+        name: Function name for the model.
+        toolkit: Key of the toolkit in `TOOLKITS`.
+        description: What the function does, for the model.
+        input: Model of the arguments.
+        function: What a call runs.
+        parallel: Whether the tool changes nothing, so that several calls may run at the same time.
+        aborting: What stops a call that was interrupted.
+    """
     spec = ToolSpec(name=name, description=description, parameters=json_schema(input))
     return FunctionTool(
         spec=spec, toolkit=toolkit, input=input, function=function, parallel=parallel, aborting=aborting
@@ -155,10 +163,10 @@ def function_tool(
 
 
 def parse_arguments(model: type[I], arguments: str) -> I:
-    """The model's JSON arguments as an input object.
+    """Parse the model's JSON arguments.
 
     Raises:
-        BadArguments: broken JSON, a missing, unknown or mistyped argument.
+        BadArguments: The JSON is invalid, or an argument is missing, unknown or of the wrong type.
     """
     try:
         return model.model_validate_json(arguments.strip() or "{}")
@@ -180,12 +188,12 @@ def _problem(error: Mapping[str, object]) -> str:
             return f"argument `{where}`: {error['msg']}"
 
 
-_NEEDLESS = frozenset({"title", "default", "additionalProperties", "minLength", "maxLength", "maxItems"})
-"""What the model need not read: it is checked here all the same, and a breach is told in words."""
+_OMITTED = frozenset({"title", "default", "additionalProperties", "minLength", "maxLength", "maxItems"})
+"""Schema keywords that the model need not read. Arguments are validated against them all the same."""
 
 
 def json_schema(model: type[BaseModel]) -> JsonObject:
-    """The JSON Schema of `model` in as few tokens as possible: no titles, nulls, references or limits."""
+    """Return the JSON Schema of `model` in few tokens: without titles, nulls, references or limits."""
     schema = model.model_json_schema()
     return cast("JsonObject", _lean(schema, cast("dict[str, object]", schema.pop("$defs", {}))))
 
@@ -198,7 +206,7 @@ def _lean(node: object, defs: Mapping[str, object]) -> object:
     source = _without_null(cast("dict[str, object]", node))
     if isinstance(reference := source.get("$ref"), str):
         referred = cast("dict[str, object]", defs[reference.rpartition("/")[2]])
-        # A model's docstring is for engineers; what the model is told stands on the field that refers to it.
+        # The docstring of an input class is for engineers; the field that refers to it has the text for the model.
         source = {key: value for key, value in referred.items() if key != "description"} | {
             key: value for key, value in source.items() if key != "$ref"
         }
@@ -207,7 +215,7 @@ def _lean(node: object, defs: Mapping[str, object]) -> object:
     for key, value in source.items():
         if key == "properties":
             lean[key] = {name: _lean(item, defs) for name, item in properties.items()}
-        elif key not in _NEEDLESS and not (key == "description" and properties):
+        elif key not in _OMITTED and not (key == "description" and properties):
             lean[key] = _lean(value, defs)
     return lean
 
@@ -222,7 +230,7 @@ def _without_null(source: dict[str, object]) -> dict[str, object]:
 
 
 def clip(text: str, limit: int = MAX_TEXT) -> str:
-    """`text`, its middle left out when it is longer than `limit` characters, saying so."""
+    """Return `text`, with a note in place of its middle if it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     head, tail = limit * 2 // 3, limit // 3

@@ -1,4 +1,4 @@
-"""The browser toolkit: a real browser in the session's sandbox."""
+"""The browser toolkit: control the browser in the session's sandbox."""
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,15 +14,17 @@ from app.domain.services.tools.base import MAX_TEXT, I, Tool, ToolContext, ToolI
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 100
-"""Characters of the line that clients show."""
+"""Maximum length of the line that clients show, in characters."""
+
 MAX_VALUE = 8_000
-"""Characters of what JavaScript gave that the model reads; the page comes on top."""
+"""Maximum length of a JavaScript value that the model reads, in characters. The page is added to it."""
+
 UNCHANGED = "[nothing on the page changed]"
 CHANGED = "[only what changed; browser_view shows all]"
 EMPTY = "[the page is empty]"
 
 
-class _Nothing(ToolInput):
+class _NoInput(ToolInput):
     pass
 
 
@@ -36,10 +38,10 @@ class _Target(ToolInput):
     coordinate_y: float | None = Field(None, description="and from the top")
 
     def target(self) -> Target | None:
-        """What is meant; None when nothing is given.
+        """Return the element or point to act on; None if no argument is given.
 
         Raises:
-            BrowserFailure: the index and a place, or half a place.
+            BrowserFailure: Both an index and coordinates are given, or only one coordinate.
         """
         point = (self.coordinate_x, self.coordinate_y)
         match self.index, *point:
@@ -91,7 +93,7 @@ class _Lines(ToolInput):
 async def _console_exec(args: _Script, context: ToolContext) -> ToolResult:
     result = await (await context.browser()).execute(args.javascript)
     value = clip(result.value, MAX_VALUE)
-    return await _told(result.page, context, value=value)
+    return await _result(result.page, context, value=value)
 
 
 async def _console_view(args: _Lines, context: ToolContext) -> ToolResult:
@@ -107,7 +109,7 @@ async def _console_view(args: _Lines, context: ToolContext) -> ToolResult:
 
 
 def _newest(lines: Sequence[str]) -> list[str]:
-    """As many of the last lines as the model is given."""
+    """Return as many of the last lines as fit into `MAX_TEXT`."""
     left = MAX_TEXT
     kept: list[str] = []
     for line in reversed(lines):
@@ -129,20 +131,20 @@ async def _input(args: _Input, browser: Browser) -> PageView:
     return await browser.input(args.target(), args.text, press_enter=args.press_enter)
 
 
-def _acting(act: Callable[[I, Browser], Awaitable[PageView]]) -> Callable[[I, ToolContext], Awaitable[ToolResult]]:
+def _action(act: Callable[[I, Browser], Awaitable[PageView]]) -> Callable[[I, ToolContext], Awaitable[ToolResult]]:
     async def run(args: I, context: ToolContext) -> ToolResult:
-        return await _told(await act(args, await context.browser()), context)
+        return await _result(await act(args, await context.browser()), context)
 
     return run
 
 
-async def _told(view: PageView, context: ToolContext, *, value: str | None = None) -> ToolResult:
-    """`view` for the model and for clients. What a page can write comes last, so that nothing in it passes for ours."""
+async def _result(view: PageView, context: ToolContext, *, value: str | None = None) -> ToolResult:
+    """Return `view` as a tool result. The page's text comes last, so that it cannot imitate the other lines."""
     heads = [f"URL: {view.url}", f"Title: {view.title}", *(f"Note: {note}" for note in view.notes)]
     if view.unshown:
         heads.append(f"Not shown: {view.unshown}")
     content: dict[str, object] = {"url": view.url, "title": view.title}
-    if (address := await _kept(view, context)) is not None:
+    if (address := await _keep_screenshot(view, context)) is not None:
         content["screenshot"] = address
     if value is not None:
         heads.append(f"Value: {value}")
@@ -162,14 +164,14 @@ def _page_text(view: PageView) -> str:
     return f"\n{view.text}" if view.text else EMPTY
 
 
-async def _kept(view: PageView, context: ToolContext) -> str | None:
-    """The screenshot's address. A screenshot that cannot be kept is no reason for an action that was done to fail."""
+async def _keep_screenshot(view: PageView, context: ToolContext) -> str | None:
+    """Store the screenshot and return its address. Return None if that fails, as the action itself succeeded."""
     if view.screenshot is None:
         return None
     try:
         return await context.screenshots.keep(context.session_id, view.screenshot)
     except AnkerError as error:
-        log.warning("a screenshot was not kept: %s", error)
+        log.warning("cannot store a screenshot: %s", error)
         return None
 
 
@@ -181,11 +183,11 @@ def _tool(
     *,
     parallel: bool = False,
 ) -> Tool:
-    return function_tool(f"browser_{name}", "browser", description, input, _acting(act), parallel=parallel)
+    return function_tool(f"browser_{name}", "browser", description, input, _action(act), parallel=parallel)
 
 
 TOOLS: tuple[Tool, ...] = (
-    _tool("view", "Show the page: [number] marks what you can act on.", _Nothing, lambda _, b: b.view(), parallel=True),
+    _tool("view", "Show the page: [number] marks what you can act on.", _NoInput, lambda _, b: b.view(), parallel=True),
     _tool("navigate", "Open a URL.", _Url, lambda args, b: b.navigate(args.url)),
     _tool("restart", "Start the browser anew and open a URL.", _Url, lambda args, b: b.restart(args.url)),
     _tool("click", "Click an element.", _Target, _click),
@@ -203,7 +205,7 @@ TOOLS: tuple[Tool, ...] = (
     _tool("scroll_up", "Scroll up a screen.", _Up, lambda args, b: b.scroll(down=False, to_end=args.to_top)),
     _tool("scroll_down", "Scroll down a screen.", _Down, lambda args, b: b.scroll(down=True, to_end=args.to_bottom)),
     function_tool(
-        "browser_console_exec", "browser", "Run JavaScript in the page; answers its value.", _Script, _console_exec
+        "browser_console_exec", "browser", "Run JavaScript in the page; returns its value.", _Script, _console_exec
     ),
     function_tool("browser_console_view", "browser", "Show the page's console.", _Lines, _console_view, parallel=True),
 )

@@ -16,7 +16,7 @@ class _Read(_File):
     end_line: int | None = Field(None, ge=0, description="Line to stop before")
 
 
-class _Write(_File):
+class _WriteFile(_File):
     content: str
     append: bool = Field(False, description="Add at the end instead of replacing")
     leading_newline: bool = False
@@ -51,7 +51,7 @@ async def _read(args: _Read, context: ToolContext) -> ToolResult:
     )
 
 
-async def _write(args: _Write, context: ToolContext) -> ToolResult:
+async def _write(args: _WriteFile, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
     text = ("\n" if args.leading_newline else "") + args.content + ("\n" if args.trailing_newline else "")
     written = await sandbox.file_write(args.file, text, append=args.append, sudo=args.sudo)
@@ -109,7 +109,7 @@ async def _find(args: _Find, context: ToolContext) -> ToolResult:
 
 TOOLS: tuple[Tool, ...] = (
     function_tool("file_read", "file", "Read a text file.", _Read, _read, parallel=True),
-    function_tool("file_write", "file", "Write or append to a text file; makes folders.", _Write, _write),
+    function_tool("file_write", "file", "Write or append to a text file; makes folders.", _WriteFile, _write),
     function_tool("file_str_replace", "file", "Replace every occurrence of a text in a file.", _Replace, _replace),
     function_tool(
         "file_find_in_content", "file", "Find the lines of a file that match a regex.", _Search, _search, parallel=True

@@ -1,4 +1,4 @@
-"""The message toolkit: telling and asking the user, and the call that ends a step."""
+"""The message toolkit: notify and ask the user. Also `complete_step`, the call that ends a step."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ async def _notify(args: _Text, _context: ToolContext) -> ToolResult:
 
 
 class StepInput(BaseModel):
-    """A step as the model writes it. Numbers are taken as ids, further fields are let pass."""
+    """A step as the model writes it. A number is accepted as id, and unknown fields are ignored."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True, json_schema_extra={"required": ["id", "description"]})
 
@@ -50,15 +50,15 @@ class CompleteStepInput(ToolInput):
     )
 
 
-class _Ending:
-    """What `message_ask_user` and `complete_step` share: nothing of theirs runs, so that there is nothing to abort."""
+class _NothingToAbort:
+    """Base class of tools that run nothing, so that there is nothing to abort."""
 
     async def abort(self, args: JsonObject, sandbox: Sandbox) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
-class _AskUser(_Ending):
+class _AskUser(_NothingToAbort):
     spec: ToolSpec
 
     def bind(self, arguments: str, context: ToolContext) -> BoundCall:
@@ -66,7 +66,7 @@ class _AskUser(_Ending):
 
 
 @dataclass(frozen=True)
-class _CompleteStep(_Ending):
+class _CompleteStep(_NothingToAbort):
     spec: ToolSpec
 
     def bind(self, arguments: str, context: ToolContext) -> BoundCall:
@@ -74,7 +74,7 @@ class _CompleteStep(_Ending):
 
 
 def completion(parsed: CompleteStepInput) -> CompleteCall:
-    """The checked arguments as a call."""
+    """Return valid arguments as a call."""
     changes = parsed.plan_changes
     pending = None if changes is None else tuple((step.id, step.description) for step in changes.steps)
     return CompleteCall(success=parsed.success, result=parsed.result, pending=pending)

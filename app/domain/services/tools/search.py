@@ -1,4 +1,4 @@
-"""The search toolkit: the web, through whichever engine is configured."""
+"""The search toolkit: search the web with the configured engine."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""The shell toolkit: real shells in the session's sandbox, one for each id."""
+"""The shell toolkit: run commands in shells of the session's sandbox. Each shell id is a shell of its own."""
 
 from pydantic import Field
 
@@ -21,43 +21,43 @@ class _Wait(_Shell):
     seconds: int | None = Field(None, ge=0, le=300, description="How long at most (15)")
 
 
-class _Write(_Shell):
+class _WriteInput(_Shell):
     input: str = Field(description="Text to type; control characters such as \\u0003 (Ctrl-C) work")
     press_enter: bool = Field(description="Press Enter after it")
 
 
 async def _exec(args: _Exec, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
-    return _told(args.id, await sandbox.shell_exec(args.id, args.exec_dir, args.command))
+    return _result(args.id, await sandbox.shell_exec(args.id, args.exec_dir, args.command))
 
 
 async def _view(args: _Shell, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
-    return _told(args.id, await sandbox.shell_view(args.id))
+    return _result(args.id, await sandbox.shell_view(args.id))
 
 
 async def _wait(args: _Wait, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
-    return _told(args.id, await sandbox.shell_wait(args.id, args.seconds))
+    return _result(args.id, await sandbox.shell_wait(args.id, args.seconds))
 
 
-async def _write(args: _Write, context: ToolContext) -> ToolResult:
+async def _write(args: _WriteInput, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
-    return _told(args.id, await sandbox.shell_write(args.id, args.input, press_enter=args.press_enter))
+    return _result(args.id, await sandbox.shell_write(args.id, args.input, press_enter=args.press_enter))
 
 
 async def _kill(args: _Shell, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
-    return _told(args.id, await sandbox.shell_kill(args.id))
+    return _result(args.id, await sandbox.shell_kill(args.id))
 
 
 async def _abort(args: _Shell, sandbox: Sandbox) -> None:
     await sandbox.shell_kill(args.id)
 
 
-def _told(shell: str, state: ShellState) -> ToolResult:
+def _result(shell_id: str, state: ShellState) -> ToolResult:
     if state.status == "running":
-        outcome = f"[still running in shell {shell}: shell_wait, shell_write_to_process or shell_kill_process]"
+        outcome = f"[still running in shell {shell_id}: shell_wait, shell_write_to_process or shell_kill_process]"
     elif state.returncode is None:
         outcome = "[nothing is running]"
     else:
@@ -66,7 +66,7 @@ def _told(shell: str, state: ShellState) -> ToolResult:
         outcome += f"\n[the whole output is in {state.output_file}]"
     output = state.output.rstrip("\n")
     data: JsonObject = {
-        "session_id": shell,
+        "session_id": shell_id,
         "status": state.status,
         "returncode": state.returncode,
         "output": state.output,
@@ -85,7 +85,7 @@ TOOLS: tuple[Tool, ...] = (
     function_tool(
         "shell_exec",
         "shell",
-        "Run a command in a shell. The shell keeps its directory and environment. Answers when the command ends, "
+        "Run a command in a shell. The shell keeps its directory and environment. Returns when the command ends, "
         "or after about 10 s with the output so far while it runs on.",
         _Exec,
         _exec,
@@ -99,7 +99,7 @@ TOOLS: tuple[Tool, ...] = (
         "shell_write_to_process",
         "shell",
         "Type into the program that runs in a shell.",
-        _Write,
+        _WriteInput,
         _write,
         aborting=_abort,
     ),
