@@ -65,7 +65,7 @@ async def open_url(tabs: Tabs, tab: Tab, urls: tuple[str, ...], home: str) -> tu
     if answer.get("isDownload"):
         return tab, True
     if "ERR_ABORTED" in error:
-        tabs.note("The server answered with nothing to show: the page is the one before.")
+        tabs.note("The server's response has nothing to show: this is the previous page.")
     elif error:
         raise cdp.net_failure(error, shown_url(url, home))
     return tab, False
@@ -221,7 +221,7 @@ async def _navigate_once(tabs: Tabs, tab: Tab, url: str) -> tuple[Tab, cdp.Json]
         await tab.channel.try_send("Page.stopLoading")
         if await _is_alive(tab):
             raise BrowserFailure(f"{url} did not answer within {NAVIGATE_SECONDS:g} s.") from None
-    tabs.note("The page before did not respond any more: its tab was closed.")
+    tabs.note("The previous page no longer responded: its tab was closed.")
     tab = await tabs.replace(tab)
     return tab, await tab.channel.send("Page.navigate", {"url": url}, seconds=NAVIGATE_SECONDS)
 

@@ -75,7 +75,7 @@ class DocumentGone(BrowserFailure):
     """The document is no longer there: the page navigated to another one."""
 
     def __init__(self) -> None:
-        super().__init__("The page went on to another meanwhile: view it again.", status=CONFLICT)
+        super().__init__("The page navigated elsewhere meanwhile: view it again.", status=CONFLICT)
 
 
 class TabGone(BrowserFailure):
@@ -146,6 +146,19 @@ class ChangeSignal:
         except TimeoutError:
             return False
         return True
+
+
+class BackgroundTasks:
+    """Keeps references to tasks that nobody waits for, so that they are not garbage collected."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[object, object, None]) -> None:
+        """Run `work` in a task of its own."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 class TargetLifetime:

@@ -172,7 +172,7 @@ class Connection:
             connection = cls(sandbox, browser, context, channel, address=address)
             await connection._start()
             if closed_tabs:
-                connection.tabs.note("The browser's tabs did not respond any more, and were closed.")
+                connection.tabs.note("The browser's tabs no longer responded and were closed.")
         except (PlaywrightError, IndexError, cdp.PageUnresponsive, cdp.TabGone) as error:
             await _close(browser)
             raise SandboxUnavailable("The sandbox's browser broke off the connection.") from error

@@ -63,7 +63,7 @@ class PlaywrightDriver:
         self._lock = asyncio.Lock()
         self._pid = 0
         self._browsers: set[Browser] = set()
-        self._abandoned: set[asyncio.Task[None]] = set()
+        self._background = cdp.BackgroundTasks()
 
     async def connect(self, address: str, token: str) -> Browser:
         """Connect to the browser whose WebSocket URL is `address`.
@@ -132,9 +132,7 @@ class PlaywrightDriver:
             with contextlib.suppress(PlaywrightError, SandboxUnavailable):
                 await (await connecting).close()
 
-        task = asyncio.create_task(close())
-        self._abandoned.add(task)
-        task.add_done_callback(self._abandoned.discard)
+        self._background.start(close())
 
     async def _start(self) -> Playwright:
         async with self._lock:

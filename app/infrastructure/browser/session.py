@@ -23,9 +23,9 @@ DOWNLOAD_START_SECONDS = 2.0
 """Maximum time in seconds to wait until a download starts that Chromium announced."""
 ERROR_PAGE_SECONDS = 1.0
 """Maximum time in seconds to wait until Chromium has loaded its own error page."""
-BROWSER_RESTARTED = "The browser was started anew: its tabs and what was typed into them are gone."
-RECONNECTED = "The connection to the browser broke and was made anew: numbers of elements from before do not hold."
-BROWSER_ENDED = "The browser ended during this action. It starts anew: use browser_view, then try again."
+BROWSER_RESTARTED = "The browser was restarted: its tabs and what was typed into them are gone."
+RECONNECTED = "The connection to the browser broke and was restored: earlier element numbers are no longer valid."
+BROWSER_ENDED = "The browser ended during this action. It is restarting: use browser_view, then try again."
 
 Action = Callable[[Connection, Tab], Awaitable[None]]
 

@@ -276,7 +276,7 @@ class Tab:
         """Stop a page that keeps redirecting, so that it can be read."""
         self.redirects_endlessly = True
         await self.channel.try_send("Page.stopLoading")
-        self.note("The page goes on to another again and again; it was stopped to be read.")
+        self.note("The page kept redirecting; it was stopped so that it could be read.")
 
     async def stop_script(self) -> None:
         """Stop the JavaScript that runs in the page now."""
@@ -285,7 +285,7 @@ class Tab:
     async def free(self) -> None:
         """Stop a script of the page that keeps it from responding."""
         await self.stop_script()
-        self.note("A script of the page ran on and on, and was stopped.")
+        self.note("A script of the page blocked it and was stopped.")
 
     def _on_file_chooser(self, channel: cdp.Channel, event: cdp.Json) -> None:
         self.file_chooser = (channel, int(cdp.number(event, "backendNodeId")))

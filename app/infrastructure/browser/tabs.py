@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -40,26 +40,13 @@ MAX_MESSAGE = 300
 """Maximum length of a dialog's message in a note."""
 
 
-class BackgroundTasks:
-    """Keeps references to tasks that nobody waits for, so that they are not garbage collected."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Coroutine[object, object, None]) -> None:
-        """Run `work` in a task of its own."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
 class Dialogs:
     """Accepts every dialog (alert, confirm, prompt, beforeunload) at once, because a page is blocked until then.
 
     The action that caused a dialog was intended, so the answer is yes; a prompt gets its default value.
     """
 
-    def __init__(self, note: Callable[[str], None], close: Callable[[Page], None], tasks: BackgroundTasks) -> None:
+    def __init__(self, note: Callable[[str], None], close: Callable[[Page], None], tasks: cdp.BackgroundTasks) -> None:
         """`note` receives a line about each dialog; `close` closes a page that opens dialogs without end."""
         self._note = note
         self._close = close
@@ -108,7 +95,7 @@ class Tabs:
         self._own_openings = 0
         """Number of tabs that the service itself is opening."""
         self._changes = cdp.ChangeSignal()
-        self._tasks = BackgroundTasks()
+        self._tasks = cdp.BackgroundTasks()
         self._dialogs = Dialogs(self.note, self._close_soon, self._tasks)
         self._notes: list[str] = []
 

@@ -1,5 +1,7 @@
 """Mouse, keyboard and form fields, and the errors when an action is impossible."""
 
+from http.server import BaseHTTPRequestHandler
+
 import pytest
 
 from app.domain.errors import BrowserFailure
@@ -7,6 +9,44 @@ from app.domain.models.browser import Point
 from tests.integration.browser.browser_harness import BrowserHarness, number_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+FIELDS = (
+    ("<textarea aria-label=F>old</textarea>", "two\nlines\n", "two\nlines\n"),
+    ("<input aria-label=F value=old>", "two\nlines", "two lines"),
+    ("<input aria-label=F value=old>", "", ""),
+    ("<input aria-label=F maxlength=3>", "abcdef", "abc"),
+    ("<input type=email aria-label=F value=old>", "日本@例.jp", "日本@例.jp"),
+    ("<input type=number aria-label=F>", "12.5", "12.5"),
+    ("<input type=date aria-label=F>", "2024-02-29", "2024-02-29"),
+    ("<input type=color aria-label=F>", "#ff0000", "#ff0000"),
+    ("<input type=range min=0 max=10 aria-label=F>", "7", "7"),
+    ("<input type=time aria-label=F>", "09:30", "09:30"),
+)
+"""Fields, the text that is typed into them, and their values afterwards."""
+
+UNSUITABLE_ELEMENTS = (
+    ("<input disabled aria-label=F>", "is disabled"),
+    ("<input readonly aria-label=F>", "is read-only"),
+    ("<input type=checkbox aria-label=F>", "That is a checkbox: click it"),
+    ("<button>F</button>", "Nothing can be typed into that button"),
+    ("<select aria-label=F><option>a</select>", "choose with browser_select_option"),
+    ("<input type=date aria-label=F>", "did not take 'words': it wants yyyy-mm-dd"),
+    ("<input type=range aria-label=F>", "it wants a number from 0 to 100"),
+)
+"""Elements that cannot be typed into, and parts of the errors."""
+
+KEYS = (
+    ("Enter", "Enter"),
+    ("ctrl+a", "Control a"),
+    ("Control+Shift+K", "Control Shift K"),
+    ("esc", "Escape"),
+    ("space", " "),
+    ("up", "ArrowUp"),
+    ("F2", "F2"),
+    ("+", "+"),
+    ("é", "é"),
+)
+"""Keys as models write them, and the keys that the page receives."""
 
 
 async def test_click_element_out_of_view_scrolls_to_it(harness: BrowserHarness) -> None:
@@ -131,26 +171,12 @@ async def test_input_dispatches_key_events(harness: BrowserHarness) -> None:
     assert view.text.endswith("7\n\n!")
 
 
-@pytest.mark.parametrize(
-    ("field", "typed", "value"),
-    [
-        ("<textarea aria-label=F>old</textarea>", "two\nlines\n", "two\nlines\n"),
-        ("<input aria-label=F value=old>", "two\nlines", "two lines"),
-        ("<input aria-label=F value=old>", "", ""),
-        ("<input aria-label=F maxlength=3>", "abcdef", "abc"),
-        ("<input type=email aria-label=F value=old>", "日本@例.jp", "日本@例.jp"),
-        ("<input type=number aria-label=F>", "12.5", "12.5"),
-        ("<input type=date aria-label=F>", "2024-02-29", "2024-02-29"),
-        ("<input type=color aria-label=F>", "#ff0000", "#ff0000"),
-        ("<input type=range min=0 max=10 aria-label=F>", "7", "7"),
-        ("<input type=time aria-label=F>", "09:30", "09:30"),
-    ],
-)
-async def test_input_sets_value_of_each_field_type(harness: BrowserHarness, field: str, typed: str, value: str) -> None:
-    view = await harness.open_page(f"<form onchange='document.title=\"changed\"'>{field}</form><button>b</button>")
+async def test_input_sets_value_of_each_field_type(harness: BrowserHarness) -> None:
     browser = await harness.browser()
-    await browser.input(number_of(view.text, '"F"'), typed, press_enter=False)
-    assert (await browser.execute("document.querySelector('[aria-label=F]').value")).value == value
+    for field, typed, value in FIELDS:
+        view = await harness.open_page(f"<form onchange='document.title=\"changed\"'>{field}</form><button>b</button>")
+        await browser.input(number_of(view.text, '"F"'), typed, press_enter=False)
+        assert (await browser.execute("document.querySelector('[aria-label=F]').value")).value == value, field
 
 
 async def test_input_into_contenteditable_keeps_lines(harness: BrowserHarness) -> None:
@@ -160,24 +186,12 @@ async def test_input_into_contenteditable_keeps_lines(harness: BrowserHarness) -
     assert (await browser.execute("document.querySelector('div').innerText")).value.split() == ["first", "second"]
 
 
-@pytest.mark.parametrize(
-    ("element", "message"),
-    [
-        ("<input disabled aria-label=F>", "is disabled"),
-        ("<input readonly aria-label=F>", "is read-only"),
-        ("<input type=checkbox aria-label=F>", "That is a checkbox: click it"),
-        ("<button>F</button>", "Nothing can be typed into that button"),
-        ("<select aria-label=F><option>a</select>", "choose with browser_select_option"),
-        ("<input type=date aria-label=F>", "did not take 'words': it wants yyyy-mm-dd"),
-        ("<input type=range aria-label=F>", "it wants a number from 0 to 100"),
-    ],
-)
-async def test_input_into_unsuitable_element_fails_with_advice(
-    harness: BrowserHarness, element: str, message: str
-) -> None:
-    view = await harness.open_page(element)
-    with pytest.raises(BrowserFailure, match=message):
-        await (await harness.browser()).input(number_of(view.text, '"F"'), "words", press_enter=False)
+async def test_input_into_unsuitable_element_fails_with_advice(harness: BrowserHarness) -> None:
+    browser = await harness.browser()
+    for element, message in UNSUITABLE_ELEMENTS:
+        view = await harness.open_page(element)
+        with pytest.raises(BrowserFailure, match=message):
+            await browser.input(number_of(view.text, '"F"'), "words", press_enter=False)
 
 
 async def test_input_at_coordinates_replaces_text(harness: BrowserHarness) -> None:
@@ -194,28 +208,16 @@ async def test_input_without_target_types_into_page(harness: BrowserHarness) -> 
     assert view.text == "abcEnter"
 
 
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("Enter", "Enter"),
-        ("ctrl+a", "Control a"),
-        ("Control+Shift+K", "Control Shift K"),
-        ("esc", "Escape"),
-        ("space", " "),
-        ("up", "ArrowUp"),
-        ("F2", "F2"),
-        ("+", "+"),
-        ("é", "é"),
-    ],
-)
-async def test_press_key_accepts_common_names(harness: BrowserHarness, key: str, expected: str) -> None:
+async def test_press_key_accepts_common_names(harness: BrowserHarness) -> None:
     await harness.open_page(
         "<pre id=p></pre><script>let all = []; addEventListener('keydown', e => {"
         " all.push(e.key); p.textContent = all.join(' ') + '.'; e.preventDefault() });"
         " addEventListener('input', e => p.textContent = e.data + '.')</script><input autofocus>"
     )
-    view = await (await harness.browser()).press_key(key)
-    assert f"{expected}." in view.text
+    browser = await harness.browser()
+    for key, expected in KEYS:
+        await browser.execute("all = []; p.textContent = ''")
+        assert f"{expected}." in (await browser.press_key(key)).text, key
 
 
 async def test_press_unknown_key_fails(harness: BrowserHarness) -> None:
@@ -282,13 +284,13 @@ async def test_snapshot_after_scroll_contains_lazily_loaded_text(harness: Browse
 
 
 async def test_snapshot_after_click_contains_fetched_text(harness: BrowserHarness) -> None:
-    def respond_slowly(request: object) -> None:
+    def respond_slowly(request: BaseHTTPRequestHandler) -> None:
         harness.site.released.wait(0.4)
-        request.send_response(200)  # type: ignore[attr-defined]
-        request.end_headers()  # type: ignore[attr-defined]
-        request.wfile.write(b"fetched")  # type: ignore[attr-defined]
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(b"fetched")
 
-    harness.site.pages["/data"] = respond_slowly  # type: ignore[assignment]
+    harness.site.pages["/data"] = respond_slowly
     view = await harness.open_page(
         "<button onclick='fetch(\"/data\").then(r => r.text()).then(t => p.textContent = t)'>load</button><p id=p>"
     )

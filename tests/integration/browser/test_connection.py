@@ -71,7 +71,7 @@ async def test_click_that_hangs_page_stops_its_script(harness: BrowserHarness, m
     view = await harness.open_page("<button onclick='document.title = \"hangs\"; for (;;);'>hang</button><p>text</p>")
     began = time.monotonic()
     view = await (await harness.browser()).click(number_of(view.text, "hang"))
-    assert "A script of the page ran on and on, and was stopped." in view.notes
+    assert "A script of the page blocked it and was stopped." in view.notes
     assert "text" in view.text
     assert time.monotonic() - began < 15
 
@@ -108,7 +108,7 @@ async def test_view_after_browser_restart_notes_it(own_harness: BrowserHarness, 
     own_chromium.kill()
     own_chromium.start()
     view = await (await own_harness.browser()).view()
-    assert view.notes == ("The browser was started anew: its tabs and what was typed into them are gone.",)
+    assert view.notes == ("The browser was restarted: its tabs and what was typed into them are gone.",)
     assert (await own_harness.open_page("<p>after</p>")).text == "after"
 
 
@@ -154,7 +154,7 @@ async def test_connect_to_hanging_browser_closes_its_tabs(
     await own_harness.wait_for_request("/begun")
     view = await (await own_harness.browser()).view()
     assert view.url == "about:blank"
-    assert view.notes == ("The browser's tabs did not respond any more, and were closed.",)
+    assert view.notes == ("The browser's tabs no longer responded and were closed.",)
     assert (await own_harness.open_page("<p>works</p>")).text == "works"
 
 
@@ -177,7 +177,7 @@ async def test_new_sandbox_instance_is_connected_to(harness: BrowserHarness, own
     harness.sandboxes.sandboxes[harness.session_id] = FolderSandbox(own_chromium, harness.home)
     view = await (await harness.browser()).view()
     assert view.url == "about:blank"
-    assert view.notes == ("The browser was started anew: its tabs and what was typed into them are gone.",)
+    assert view.notes == ("The browser was restarted: its tabs and what was typed into them are gone.",)
 
 
 async def test_release_keeps_page_open(harness: BrowserHarness) -> None:
@@ -313,7 +313,7 @@ async def test_driver_starts_on_first_use_and_stops_when_idle(chromium: Chromium
     def new_drivers() -> set[int]:
         return {each.pid for each in driver_processes()} - before
 
-    browsers = PlaywrightBrowsers(sandboxes, idle_seconds=0)
+    browsers = PlaywrightBrowsers(sandboxes, idle_seconds=0.2)
     try:
         browser = await browsers.open("s")
         assert not new_drivers()
@@ -321,14 +321,14 @@ async def test_driver_starts_on_first_use_and_stops_when_idle(chromium: Chromium
         assert new_drivers()
         async with asyncio.timeout(30):
             while new_drivers():
-                await browsers.sweep()
+                await asyncio.sleep(0.05)
         await (await browsers.open("s")).view()
         assert new_drivers()
     finally:
         await browsers.close()
     async with asyncio.timeout(30):
         while new_drivers():
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
     with pytest.raises(SandboxUnavailable, match="shutting down"):
         await browsers.open("s")
 
@@ -349,7 +349,7 @@ async def test_large_driver_is_restarted_and_pages_stay_open(
         view = await (await browsers.open("s")).view()
         assert {each.pid for each in driver_processes()} != before
         assert view.text == "stays"
-        assert [each.split(":")[0] for each in view.notes] == ["The connection to the browser broke and was made anew"]
+        assert [each.split(":")[0] for each in view.notes] == ["The connection to the browser broke and was restored"]
     finally:
         await browsers.close()
 

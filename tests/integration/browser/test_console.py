@@ -11,6 +11,31 @@ from tests.integration.browser.browser_harness import HANGING_SCRIPT, BrowserHar
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+SCRIPT_VALUES = (
+    ("1 + 1", "2"),
+    ("'text'", "text"),
+    ("undefined", "undefined"),
+    ("null", "null"),
+    ("true", "true"),
+    ("NaN", "NaN"),
+    ("10n", "10n"),
+    ("({ a: [1, { b: null }], c: 'x' })", '{"a":[1,{"b":null}],"c":"x"}'),
+    ("const x = 5; x * 2", "10"),
+    ("await new Promise(done => setTimeout(() => done('later'), 20))", "later"),
+    ("Promise.resolve([1, 2])", "[1,2]"),
+    ("document.querySelectorAll('p')", '["<p>words</p>"]'),
+    ("document.querySelector('p').textContent", "words"),
+    ("new Map([['k', new Set([1])]])", '{"k":[1]}'),
+    ("const o = {}; o.self = o; o", '{"self":"[circular]"}'),
+    ("(function named() {})", '"[function named]"'),
+    ("throw new Error('oops')", "Error: Error: oops"),
+    ("nothing.there", "Error: ReferenceError: nothing is not defined"),
+    ("Promise.reject(new Error('no'))", "Error: Error: no"),
+    ("let 1", "Error: SyntaxError"),
+    ("throw 'words'", "Error: words"),
+)
+"""Scripts, and how the text of their values begins."""
+
 
 async def test_console_contains_messages_and_uncaught_errors(harness: BrowserHarness) -> None:
     await harness.open_page(
@@ -57,36 +82,11 @@ async def test_endless_logging_does_not_slow_next_call(harness: BrowserHarness) 
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize(
-    ("script", "value"),
-    [
-        ("1 + 1", "2"),
-        ("'text'", "text"),
-        ("undefined", "undefined"),
-        ("null", "null"),
-        ("true", "true"),
-        ("NaN", "NaN"),
-        ("10n", "10n"),
-        ("({ a: [1, { b: null }], c: 'x' })", '{"a":[1,{"b":null}],"c":"x"}'),
-        ("const x = 5; x * 2", "10"),
-        ("await new Promise(done => setTimeout(() => done('later'), 20))", "later"),
-        ("Promise.resolve([1, 2])", "[1,2]"),
-        ("document.querySelectorAll('p')", '["<p>words</p>"]'),
-        ("document.querySelector('p').textContent", "words"),
-        ("new Map([['k', new Set([1])]])", '{"k":[1]}'),
-        ("const o = {}; o.self = o; o", '{"self":"[circular]"}'),
-        ("(function named() {})", '"[function named]"'),
-        ("throw new Error('oops')", "Error: Error: oops"),
-        ("nothing.there", "Error: ReferenceError: nothing is not defined"),
-        ("Promise.reject(new Error('no'))", "Error: Error: no"),
-        ("let 1", "Error: SyntaxError"),
-        ("throw 'words'", "Error: words"),
-    ],
-)
-async def test_execute_returns_value_as_text(harness: BrowserHarness, script: str, value: str) -> None:
+async def test_execute_returns_value_as_text(harness: BrowserHarness) -> None:
     await harness.open_page("<p>words</p>")
-    result = await (await harness.browser()).execute(script)
-    assert result.value.startswith(value)
+    browser = await harness.browser()
+    for script, value in SCRIPT_VALUES:
+        assert (await browser.execute(script)).value.startswith(value), script
 
 
 async def test_execute_cuts_large_value(harness: BrowserHarness) -> None:
