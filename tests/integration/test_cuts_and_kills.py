@@ -1,4 +1,4 @@
-"""Streams cut and services killed at random points. A failure prints the seed; `CUTS_SEED` plays it again."""
+"""Streams dropped and services killed at random points. A failure prints its seed; `CUTS_SEED` repeats it."""
 
 import asyncio
 import json
@@ -16,6 +16,9 @@ from tests.support.invariants import check_conversation, check_log
 from tests.support.marking import MarkingModel, words_in
 from tests.support.reader import ChatReader, stored_frames
 from tests.support.service import ServiceProcess
+
+USER_MESSAGE_ID = "000000000001"
+"""ID of the event with the user's first message."""
 
 SEED = int(os.environ.get("CUTS_SEED", random.SystemRandom().randrange(10**6)))
 
@@ -44,8 +47,8 @@ async def service(model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[Servic
     assert all(json.loads(line) for line in log.splitlines())
 
 
-def _until_the_end(reader: ChatReader, http: httpx.AsyncClient, message: str = "") -> "asyncio.Task[None]":
-    """Read until the service or the stream ends."""
+def start_reading(reader: ChatReader, http: httpx.AsyncClient, message: str = "") -> "asyncio.Task[None]":
+    """Start a task that reads until the stream ends or the service dies."""
 
     async def read() -> None:
         with suppress(httpx.HTTPError):
@@ -54,27 +57,27 @@ def _until_the_end(reader: ChatReader, http: httpx.AsyncClient, message: str = "
     return asyncio.create_task(read())
 
 
-async def test_a_stream_cut_at_any_byte_resumes_without_a_gap_or_a_repeat(
+async def test_stream_dropped_at_any_byte_resumes_without_gap_or_repetition(
     service: ServiceProcess, model: ScriptedOpenAI, rng: random.Random, tmp_path: Path
 ) -> None:
     model.reset(MarkingModel(rng, tmp_path / "marks"))
     client = await service.start()
 
-    async def one() -> None:
+    async def read_in_pieces() -> None:
         reader = ChatReader(await client.create_session())
         await reader.read(client.http, "Go \u2028 on", max_bytes=rng.randrange(10, 3_000))
         while not reader.at_end:
             await reader.read(client.http, max_bytes=rng.randrange(200, 3_000))
-            if reader.frames[:1] and reader.frames[0].id == "000000000001":
-                del reader.frames[0]  # cut before the first frame, it had no id to resume from
+            if reader.frames[:1] and reader.frames[0].id == USER_MESSAGE_ID:
+                del reader.frames[0]  # Dropped before its first frame, a stream has no ID to resume from.
         assert reader.frames == (await stored_frames(client, reader.session_id))[1:]
 
     for _ in range(5):
-        await asyncio.gather(*(one() for _ in range(4)))
+        await asyncio.gather(*(read_in_pieces() for _ in range(4)))
     await client.close()
 
 
-async def test_runs_go_on_by_themselves_however_often_the_service_is_killed(
+async def test_runs_continue_after_every_kill_without_repeating_a_command(
     service: ServiceProcess, model: ScriptedOpenAI, rng: random.Random, tmp_path: Path
 ) -> None:
     marks = tmp_path / "marks"
@@ -82,10 +85,10 @@ async def test_runs_go_on_by_themselves_however_often_the_service_is_killed(
     client = await service.start()
     readers: list[ChatReader] = []
     for _ in range(5):
-        begun = ChatReader(await client.create_session())
-        reading = [_until_the_end(begun, client.http, "Go")]
-        reading += [_until_the_end(reader, client.http) for reader in readers if reader.frames and not reader.at_end]
-        readers.append(begun)
+        new_reader = ChatReader(await client.create_session())
+        reading = [start_reading(new_reader, client.http, "Go")]
+        reading += [start_reading(reader, client.http) for reader in readers if reader.frames and not reader.at_end]
+        readers.append(new_reader)
         await asyncio.sleep(rng.random() * 0.8)
         await service.kill()
         await asyncio.gather(*reading)
@@ -97,9 +100,10 @@ async def test_runs_go_on_by_themselves_however_often_the_service_is_killed(
                 await reader.read(client.http)
         history = await client.get_session(reader.session_id)
         check_log(history["events"])
-        assert history["status"] in ("completed", "pending"), "a message that was never stored leaves it pending"
-        own = [frame for frame in reader.frames if frame.id != "000000000001"]
-        assert own == (await stored_frames(client, reader.session_id))[1:]
+        # A session stays pending if the service was killed before it had stored the message.
+        assert history["status"] in ("completed", "pending")
+        received = [frame for frame in reader.frames if frame.id != USER_MESSAGE_ID]
+        assert received == (await stored_frames(client, reader.session_id))[1:]
     for request in model.asked:
         check_conversation(request.messages)
     assert all(count == 1 for count in words_in(marks).values()), "a command ran twice"

@@ -1,4 +1,4 @@
-"""The main job end to end: the real service as a process, real local sandboxes, a scripted model over real HTTP."""
+"""Runs end to end: the real service as a process, real local sandboxes, and a scripted model over real HTTP."""
 
 import asyncio
 import json
@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.fakes.scripted_openai import Call, Raw, Reply, ScriptedOpenAI, Status, agent_script
+from tests.support.eventually import WAIT_SECONDS, eventually
 from tests.support.invariants import check_log, check_requests
 from tests.support.service import ApiClient, ServiceProcess
 
@@ -20,6 +21,7 @@ KEY = "sk-very-secret-key-0123456789"
 
 
 def plan(*steps: str, message: str = "I will.") -> Reply:
+    """Return a reply that plans a step for each description."""
     listed = [{"id": str(n), "description": text} for n, text in enumerate(steps, start=1)]
     return Reply(calls=[Call("create_plan", {"title": "T", "message": message, "goal": "G", "steps": listed})])
 
@@ -62,50 +64,50 @@ async def client(service: ServiceProcess) -> AsyncIterator[ApiClient]:
     await client.close()
 
 
-def processes(text: str) -> list[psutil.Process]:
-    """The processes whose command line holds `text`."""
+def find_processes(text: str) -> list[psutil.Process]:
+    """Return the processes with `text` in their command line, except pytest."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if any(text in part for part in process.info["cmdline"] or ()) and "pytest" not in str(process.info["cmdline"]):
+        arguments = process.info["cmdline"] or ()
+        if any(text in argument for argument in arguments) and "pytest" not in str(arguments):
             found.append(process)
     return found
 
 
-def unlike() -> str:
-    """Seconds to sleep that no other process of this machine sleeps, and that stand in no other command line."""
+def unique_duration() -> str:
+    """Return a number of seconds for `sleep` that is in no other command line of this machine."""
     return f"3000.{uuid4().int % 10**12:012}"
 
 
-async def gone(text: str, seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while processes(text):
-            await asyncio.sleep(0.02)
+async def wait_until_gone(text: str, seconds: float = WAIT_SECONDS) -> None:
+    """Wait until no process has `text` in its command line."""
+    await eventually(lambda: not find_processes(text), seconds=seconds, interval=0.02)
 
 
-async def a_second(client: ApiClient, model: ScriptedOpenAI) -> float:
-    """One; on a machine that is too busy for that, ten times what a question that needs no tools takes now."""
+async def one_second(client: ApiClient, model: ScriptedOpenAI) -> float:
+    """Return one second, or ten times the duration of a run without tools if this machine is too busy for that."""
     model.reset(lambda asked: plan(message="Hello."))
-    for _ in range(2):  # the first question loads what no later one has to
-        began = time.monotonic()
+    for _ in range(2):  # The first run is slower because it loads modules.
+        started_at = time.monotonic()
         await client.send_and_read(await client.create_session(), "Hello")
-    return max(1.0, 10 * (time.monotonic() - began))
+    return max(1.0, 10 * (time.monotonic() - started_at))
 
 
-async def test_a_task_of_several_steps_runs_to_its_end_in_the_order_of_the_contract(
+async def test_task_of_several_steps_streams_its_events_in_the_order_of_the_contract(
     client: ApiClient, model: ScriptedOpenAI
 ) -> None:
     calls = [shell("echo one > a.txt; cat a.txt"), Call("file_read", {"file": "a.txt"})]
     model.reset(agent_script(steps=2, calls=calls, text="It is **done**."))
     session = await client.create_session()
-    seen = await client.send_and_read(session, "Do it", timestamp=1_700_000_000)
-    assert [item.event for item in seen] == [
+    frames = await client.send_and_read(session, "Do it", timestamp=1_700_000_000)
+    assert [frame.event for frame in frames] == [
         *("title", "message", "plan", "step"),
         *("tool", "tool", "tool", "tool", "step", "plan", "step"),
         *("tool", "tool", "tool", "tool", "step", "plan"),
         *("message", "done"),
     ]
-    assert seen[5].data["result"]["data"]["output"].strip() == "one"
-    assert seen[7].data["result"]["data"]["content"] == "one\n"
+    assert frames[5].data["result"]["data"]["output"].strip() == "one"
+    assert frames[7].data["result"]["data"]["content"] == "one\n"
     history = await client.get_session(session)
     check_log(history["events"])
     check_requests(model.asked)
@@ -116,9 +118,9 @@ async def test_a_task_of_several_steps_runs_to_its_end_in_the_order_of_the_contr
         "role": "user",
         "content": "Do it",
     }
-    assert [{"event": item.event, "data": item.data} for item in seen] == history["events"][1:]
+    assert [{"event": frame.event, "data": frame.data} for frame in frames] == history["events"][1:]
     attached = await (await client.open_chat(session, {})).read_all()
-    assert [item.data for item in attached] == [item["data"] for item in history["events"]]
+    assert [frame.data for frame in attached] == [event["data"] for event in history["events"]]
     shown = (await client.http.post(f"/api/v1/sessions/{session}/shell", json={"session_id": "main"})).json()
     assert shown["code"] == 0
     assert [set(record) for record in shown["data"]["console"]] == [{"ps1", "command", "output"}] * 2
@@ -126,13 +128,13 @@ async def test_a_task_of_several_steps_runs_to_its_end_in_the_order_of_the_contr
     assert file["data"]["content"] == "one\n"
 
 
-async def test_a_question_that_needs_no_tools_gets_its_answer_and_no_sandbox(
+async def test_question_without_tools_is_answered_without_a_sandbox(
     client: ApiClient, model: ScriptedOpenAI, service: ServiceProcess
 ) -> None:
     model.reset([plan(message="Paris.")])
     session = await client.create_session()
-    seen = await client.send_and_read(session, "What is the capital of France?")
-    assert [(item.event, item.data.get("content")) for item in seen] == [
+    frames = await client.send_and_read(session, "What is the capital of France?")
+    assert [(frame.event, frame.data.get("content")) for frame in frames] == [
         ("title", None),
         ("message", "Paris."),
         ("done", None),
@@ -141,72 +143,78 @@ async def test_a_question_that_needs_no_tools_gets_its_answer_and_no_sandbox(
     assert len(model.asked) == 1
 
 
-@pytest.mark.parametrize("how", ["interrupt", "stop"])
-async def test_a_command_under_way_ends_within_a_second_with_its_whole_process_group(
-    client: ApiClient, model: ScriptedOpenAI, how: str
+@pytest.mark.parametrize("action", ["interrupt", "stop"])
+async def test_interrupt_or_stop_kills_the_process_group_of_a_command_within_a_second(
+    client: ApiClient, model: ScriptedOpenAI, action: str
 ) -> None:
-    second, mark = await a_second(client, model), unlike()
-    script = [plan("wait"), Reply(calls=[shell(f"(sleep {mark} & sleep {mark}); echo never")]), plan(message="Hello.")]
+    second, duration = await one_second(client, model), unique_duration()
+    script = [
+        plan("wait"),
+        Reply(calls=[shell(f"(sleep {duration} & sleep {duration}); echo never")]),
+        plan(message="Hello."),
+    ]
     model.reset(script)
     session = await client.create_session()
     chat = await client.send_message(session, "Wait long")
     await chat.wait_for("tool", status="calling")
-    async with asyncio.timeout(30):
-        while len(processes(mark)) < 2:
-            await asyncio.sleep(0.02)
-    began = time.monotonic()
-    if how == "stop":
+    await eventually(lambda: len(find_processes(duration)) == 2, interval=0.02)
+    started_at = time.monotonic()
+    if action == "stop":
         assert (await client.stop_run(session)).json()["code"] == 0
-        further = None
+        new_chat = None
     else:
-        further = await client.send_message(session, "Never mind, hello")
-    seen = await chat.read_all()
-    assert time.monotonic() - began < second
-    await gone(mark, second)
-    closed = next(item for item in seen if item.event == "tool" and item.data["status"] == "called")
+        new_chat = await client.send_message(session, "Never mind, hello")
+    frames = await chat.read_all()
+    assert time.monotonic() - started_at < second
+    await wait_until_gone(duration, second)
+    closed = next(frame for frame in frames if frame.event == "tool" and frame.data["status"] == "called")
     assert closed.data["result"]["success"] is False
     assert closed.data["result"]["message"]
-    assert [item.data["status"] for item in seen if item.event == "step"] == ["running", "failed"]
-    assert [item.event for item in seen].count("done") == 1
+    assert [frame.data["status"] for frame in frames if frame.event == "step"] == ["running", "failed"]
+    assert [frame.event for frame in frames].count("done") == 1
     history = await client.get_session(session)
     check_log(history["events"])
     check_requests(model.asked)
     assert history["status"] == "completed"
-    if further is not None:
-        told = [message["content"] for message in model.asked[-1].messages]
-        assert mark in told[-2], "the planner is told what was under way"
-        assert "Never mind, hello" in told[-1]
-        own = [item.data for item in await further.read_all()]
-        assert own == [item["data"] for item in history["events"] if item["data"] in own]
+    if new_chat is not None:
+        messages = [message["content"] for message in model.asked[-1].messages]
+        assert duration in messages[-2], "the planner does not know of the interrupted command"
+        assert "Never mind, hello" in messages[-1]
+        own = [frame.data for frame in await new_chat.read_all()]
+        assert own == [event["data"] for event in history["events"] if event["data"] in own]
     assert (await client.stop_run(session)).json()["code"] == 0
     assert (await client.get_session(session))["events"] == history["events"]
 
 
-async def test_stop_closes_the_connection_to_a_model_that_is_thinking(client: ApiClient, model: ScriptedOpenAI) -> None:
-    second = await a_second(client, model)
+async def test_stop_during_a_model_call_closes_the_connection_to_the_model(
+    client: ApiClient, model: ScriptedOpenAI
+) -> None:
+    second = await one_second(client, model)
     model.reset([Reply(text="Once upon", size=2, hang_after=2)])
     session = await client.create_session()
     chat = await client.send_message(session, "Think")
     await asyncio.to_thread(model.wait_for, 1)
-    began = time.monotonic()
+    started_at = time.monotonic()
     await client.stop_run(session)
-    seen = await chat.read_all()
-    assert time.monotonic() - began < second
-    assert [item.event for item in seen] == ["done"]
+    frames = await chat.read_all()
+    assert time.monotonic() - started_at < second
+    assert [frame.event for frame in frames] == ["done"]
     assert await asyncio.to_thread(model.asked[0].disconnected.wait, second)
 
 
-async def test_a_question_rests_the_run_and_the_answer_resumes_it(client: ApiClient, model: ScriptedOpenAI) -> None:
+async def test_question_to_the_user_pauses_the_run_and_the_answer_resumes_it(
+    client: ApiClient, model: ScriptedOpenAI
+) -> None:
     ask = Reply(calls=[shell("echo before"), Call("message_ask_user", {"text": "Which colour?"})])
     model.reset([plan("paint"), ask, Reply(calls=[complete("painted it blue")]), Reply(text="Blue it is.")])
     session = await client.create_session()
     first = await client.send_and_read(session, "Paint")
-    assert [item.event for item in first][-2:] == ["message", "wait"]
+    assert [frame.event for frame in first][-2:] == ["message", "wait"]
     assert first[-2].data["content"] == "Which colour?"
-    assert not any(item.data.get("function") == "message_ask_user" for item in first)
+    assert not any(frame.data.get("function") == "message_ask_user" for frame in first)
     assert (await client.get_session(session))["status"] == "waiting"
-    second = await client.send_and_read(session, "Blue")
-    assert [item.event for item in second] == ["step", "plan", "message", "done"]
+    answered = await client.send_and_read(session, "Blue")
+    assert [frame.event for frame in answered] == ["step", "plan", "message", "done"]
     answer = model.asked[2].messages[-1]
     assert answer["role"] == "tool"
     assert "Blue" in answer["content"]
@@ -214,7 +222,7 @@ async def test_a_question_rests_the_run_and_the_answer_resumes_it(client: ApiCli
     check_requests(model.asked)
 
 
-async def test_stop_while_it_waits_for_the_user_ends_the_run(client: ApiClient, model: ScriptedOpenAI) -> None:
+async def test_stop_while_waiting_for_the_user_ends_the_run(client: ApiClient, model: ScriptedOpenAI) -> None:
     model.reset([plan("a"), Reply(calls=[Call("message_ask_user", {"text": "?"})]), plan(message="New.")])
     session = await client.create_session()
     await client.send_and_read(session, "Go")
@@ -227,7 +235,7 @@ async def test_stop_while_it_waits_for_the_user_ends_the_run(client: ApiClient, 
     check_requests(model.asked)
 
 
-BAD = {
+MALFORMED_REPLIES = {
     "broken JSON": Reply(calls=[Call("shell_exec", '{"id": "main", ')]),
     "missing argument": Reply(calls=[Call("shell_exec", {"id": "main"})]),
     "extra argument": Reply(calls=[Call("file_read", {"file": "a", "colour": "red"})]),
@@ -240,30 +248,32 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-async def test_what_comes_back_malformed_is_told_to_the_model_and_the_task_goes_on(
+@pytest.mark.parametrize("kind", MALFORMED_REPLIES)
+async def test_malformed_reply_is_reported_to_the_model_and_the_task_continues(
     client: ApiClient, model: ScriptedOpenAI, kind: str
 ) -> None:
-    model.reset([plan("a"), BAD[kind], BAD[kind], Reply(calls=[complete()]), Reply(text="Done.")])
+    model.reset(
+        [plan("a"), MALFORMED_REPLIES[kind], MALFORMED_REPLIES[kind], Reply(calls=[complete()]), Reply(text="Done.")]
+    )
     session = await client.create_session()
-    seen = await client.send_and_read(session, "Go")
-    assert [item.event for item in seen][-2:] == ["message", "done"]
-    assert not any(item.event == "tool" for item in seen)
+    frames = await client.send_and_read(session, "Go")
+    assert [frame.event for frame in frames][-2:] == ["message", "done"]
+    assert not any(frame.event == "tool" for frame in frames)
     check_requests(model.asked)
-    told = model.asked[2].messages[-1]
-    assert told["role"] in ("tool", "user")
-    assert told["content"]
+    correction = model.asked[2].messages[-1]
+    assert correction["role"] in ("tool", "user")
+    assert correction["content"]
 
 
-@pytest.mark.parametrize("kind", BAD)
-async def test_a_model_that_never_answers_usably_ends_in_an_error_and_not_in_a_loop(
+@pytest.mark.parametrize("kind", MALFORMED_REPLIES)
+async def test_model_with_only_malformed_replies_ends_the_run_with_an_error(
     client: ApiClient, model: ScriptedOpenAI, kind: str
 ) -> None:
-    model.reset(lambda asked: plan("a") if asked.kind == "planning" else BAD[kind])
+    model.reset(lambda asked: plan("a") if asked.kind == "planning" else MALFORMED_REPLIES[kind])
     session = await client.create_session()
-    seen = await client.send_and_read(session, "Go")
-    assert seen[-1].event == "error"
-    assert "could not be used" in seen[-1].data["error"]
+    frames = await client.send_and_read(session, "Go")
+    assert frames[-1].event == "error"
+    assert "could not be used" in frames[-1].data["error"]
     assert len(model.asked) <= 6
     history = await client.get_session(session)
     assert history["status"] == "completed"
@@ -273,18 +283,18 @@ async def test_a_model_that_never_answers_usably_ends_in_an_error_and_not_in_a_l
 
 
 @pytest.mark.parametrize("planning", [Reply(text="no plan"), Reply(text=""), Reply(calls=[Call("create_plan", "{")])])
-async def test_a_planning_answer_that_is_no_plan_is_corrected(
+async def test_planning_reply_without_a_plan_is_corrected(
     client: ApiClient, model: ScriptedOpenAI, planning: Reply
 ) -> None:
     model.reset([planning, plan(message="Here.")])
     session = await client.create_session()
-    seen = await client.send_and_read(session, "Go")
-    assert [item.event for item in seen] == ["title", "message", "done"]
-    assert seen[1].data["content"] == "Here."
+    frames = await client.send_and_read(session, "Go")
+    assert [frame.event for frame in frames] == ["title", "message", "done"]
+    assert frames[1].data["content"] == "Here."
     check_requests(model.asked)
 
 
-async def test_plain_json_content_is_understood_as_the_call(client: ApiClient, model: ScriptedOpenAI) -> None:
+async def test_json_text_instead_of_a_call_is_accepted(client: ApiClient, model: ScriptedOpenAI) -> None:
     steps = [{"id": "1", "description": "a"}]
     model.reset(
         [
@@ -293,11 +303,11 @@ async def test_plain_json_content_is_understood_as_the_call(client: ApiClient, m
             Reply(text="Done."),
         ]
     )
-    seen = await client.send_and_read(await client.create_session(), "Go")
-    assert [item.event for item in seen] == ["title", "message", "plan", "step", "step", "plan", "message", "done"]
+    frames = await client.send_and_read(await client.create_session(), "Go")
+    assert [frame.event for frame in frames] == ["title", "message", "plan", "step", "step", "plan", "message", "done"]
 
 
-async def test_calls_of_one_turn_all_run_and_are_all_answered_even_with_the_same_id(
+async def test_calls_of_one_turn_with_the_same_id_all_run_and_get_results(
     client: ApiClient, model: ScriptedOpenAI
 ) -> None:
     calls = [
@@ -309,16 +319,16 @@ async def test_calls_of_one_turn_all_run_and_are_all_answered_even_with_the_same
     ]
     model.reset([plan("a"), Reply(calls=calls), Reply(text="Done.")])
     session = await client.create_session()
-    seen = await client.send_and_read(session, "Go")
-    tools = [(item.data["function"], item.data["status"]) for item in seen if item.event == "tool"]
+    frames = await client.send_and_read(session, "Go")
+    tools = [(frame.data["function"], frame.data["status"]) for frame in frames if frame.event == "tool"]
     assert sorted(tools) == sorted(
         (name, status) for name in ("file_write", "file_read", "file_find_by_name") for status in ("calling", "called")
     )
-    assert seen[-1].event == "done"
+    assert frames[-1].event == "done"
     check_log((await client.get_session(session))["events"])
 
 
-async def test_a_step_may_change_the_rest_of_the_plan(client: ApiClient, model: ScriptedOpenAI) -> None:
+async def test_completed_step_may_change_the_rest_of_the_plan(client: ApiClient, model: ScriptedOpenAI) -> None:
     changes = {"steps": [{"id": "9", "description": "instead"}]}
     model.reset(
         [
@@ -328,75 +338,71 @@ async def test_a_step_may_change_the_rest_of_the_plan(client: ApiClient, model: 
             Reply(text="Done."),
         ]
     )
-    seen = await client.send_and_read(await client.create_session(), "Go")
-    plans = [[step["description"] for step in item.data["steps"]] for item in seen if item.event == "plan"]
+    frames = await client.send_and_read(await client.create_session(), "Go")
+    plans = [[step["description"] for step in frame.data["steps"]] for frame in frames if frame.event == "plan"]
     assert plans == [["a", "b", "c"], ["a", "instead"], ["a", "instead"]]
     assert len(model.asked) == 4
 
 
-async def test_deltas_come_before_the_whole_message_and_only_when_asked_for(
+async def test_deltas_precede_the_message_and_are_sent_only_on_request(
     client: ApiClient, model: ScriptedOpenAI
 ) -> None:
     script = [plan("a"), Reply(calls=[complete()]), Reply(text="A rather long answer.", size=4, delay=0.01)]
     for stream in (True, False):
         model.reset(script)
         session = await client.create_session()
-        seen = await client.send_and_read(session, "Go", stream=stream)
-        deltas = [item for item in seen if item.event == "message_delta"]
+        frames = await client.send_and_read(session, "Go", stream=stream)
+        deltas = [frame for frame in frames if frame.event == "message_delta"]
         assert bool(deltas) is stream
-        assert all(item.id is None for item in deltas)
+        assert all(frame.id is None for frame in deltas)
         if stream:
-            final = [item.data["message_id"] for item in deltas][-1]
-            written = "".join(item.data["delta"] for item in deltas if item.data["message_id"] == final)
+            final = [frame.data["message_id"] for frame in deltas][-1]
+            written = "".join(frame.data["delta"] for frame in deltas if frame.data["message_id"] == final)
             assert written == "A rather long answer."
-            assert [item.event for item in seen][-2:] == ["message", "done"]
+            assert [frame.event for frame in frames][-2:] == ["message", "done"]
         stored = (await client.get_session(session))["events"]
-        assert not any(item["event"] == "message_delta" for item in stored)
+        assert not any(event["event"] == "message_delta" for event in stored)
 
 
 @pytest.mark.parametrize(
-    ("trouble", "said"),
+    ("failure", "hint"),
     [
         (Status(status=401, body={"error": {"message": f"bad key {KEY}"}}), "API_KEY"),
         (Status(status=404, body={"error": {"message": "no such model"}}), "MODEL_NAME"),
         (Status(status=400, body={"error": {"message": "too long", "code": "context_length_exceeded"}}), "context"),
     ],
 )
-async def test_a_model_that_refuses_ends_the_run_with_words_that_help(
-    client: ApiClient, model: ScriptedOpenAI, trouble: Status, said: str
+async def test_error_of_the_model_server_ends_the_run_with_a_helpful_error(
+    client: ApiClient, model: ScriptedOpenAI, failure: Status, hint: str
 ) -> None:
-    model.reset([trouble])
+    model.reset([failure])
     session = await client.create_session()
-    seen = await client.send_and_read(session, "Go")
-    assert [item.event for item in seen] == ["error"]
-    assert said in seen[0].data["error"]
+    frames = await client.send_and_read(session, "Go")
+    assert [frame.event for frame in frames] == ["error"]
+    assert hint in frames[0].data["error"]
     assert KEY not in json.dumps((await client.get_session(session))["events"])
 
 
-async def test_a_stream_of_the_model_that_breaks_off_is_asked_for_again(
-    client: ApiClient, model: ScriptedOpenAI
-) -> None:
+async def test_model_stream_that_breaks_off_is_requested_again(client: ApiClient, model: ScriptedOpenAI) -> None:
     model.reset([plan("a"), Raw(pieces=[b"data: {"], cut=True), Reply(calls=[complete()]), Reply(text="Done.")])
-    seen = await client.send_and_read(await client.create_session(), "Go")
-    assert seen[-1].event == "done"
+    frames = await client.send_and_read(await client.create_session(), "Go")
+    assert frames[-1].event == "done"
     assert len(model.asked) == 4
 
 
-async def test_delete_ends_the_run_the_sandbox_and_every_trace(
+async def test_delete_ends_the_run_and_the_sandbox_and_removes_all_data(
     client: ApiClient, model: ScriptedOpenAI, service: ServiceProcess
 ) -> None:
-    mark = unlike()
-    model.reset([plan("a"), Reply(calls=[shell(f"sleep {mark}")])])
+    duration = unique_duration()
+    model.reset([plan("a"), Reply(calls=[shell(f"sleep {duration}")])])
     session = await client.create_session()
     chat = await client.send_message(session, "Go")
     await chat.wait_for("tool", status="calling")
-    async with asyncio.timeout(30):
-        while not processes(mark):
-            await asyncio.sleep(0.02)
+    await eventually(lambda: find_processes(duration), interval=0.02)
     path = f"/api/v1/sessions/{session}"
     assert (await client.http.delete(path)).json() == {"code": 0, "msg": "success", "data": None}
     await chat.read_all()
-    await gone(mark)
+    await wait_until_gone(duration)
     for response in (await client.http.get(path), await client.http.delete(path), await client.stop_run(session)):
         assert response.status_code == 404
         assert response.json()["code"] == 404
@@ -404,9 +410,7 @@ async def test_delete_ends_the_run_the_sandbox_and_every_trace(
     assert not list((service.data_dir / "sandboxes").glob(f"{session}*"))
 
 
-async def test_messages_at_the_same_instant_are_all_read_by_one_run_at_a_time(
-    client: ApiClient, model: ScriptedOpenAI
-) -> None:
+async def test_concurrent_messages_are_all_read_by_one_run_at_a_time(client: ApiClient, model: ScriptedOpenAI) -> None:
     model.reset(lambda asked: plan(message="Heard."))
     session = await client.create_session()
     chats = await asyncio.gather(*(client.send_message(session, f"word-{n}") for n in range(20)))
@@ -414,34 +418,34 @@ async def test_messages_at_the_same_instant_are_all_read_by_one_run_at_a_time(
         await chat.read_all()
     history = await client.get_session(session)
     check_log(history["events"])
-    users = [item["data"]["content"] for item in history["events"] if item["data"].get("role") == "user"]
+    users = [event["data"]["content"] for event in history["events"] if event["data"].get("role") == "user"]
     assert sorted(users) == sorted(f"word-{n}" for n in range(20))
-    told = json.dumps(model.asked[-1].messages)
-    assert all(f"word-{n}\\n" in told or f"word-{n}\\\\n" in told for n in range(20))
+    messages = json.dumps(model.asked[-1].messages)
+    assert all(f"word-{n}\\n" in messages or f"word-{n}\\\\n" in messages for n in range(20))
 
 
-async def test_the_same_idempotency_key_is_one_message(client: ApiClient, model: ScriptedOpenAI) -> None:
+async def test_repeated_idempotency_key_stores_one_message(client: ApiClient, model: ScriptedOpenAI) -> None:
     model.reset(lambda asked: plan(message="Once."))
     session = await client.create_session()
     headers = {"Idempotency-Key": "k1"}
     chats = await asyncio.gather(*(client.open_chat(session, {"message": "Go"}, headers) for _ in range(30)))
-    ends = [[item.raw for item in await chat.read_all()] for chat in chats]
+    ends = [[frame.raw for frame in await chat.read_all()] for chat in chats]
     assert all(end == ends[0] for end in ends)
     history = await client.get_session(session)
-    assert [item["event"] for item in history["events"]] == ["message", "title", "message", "done"]
+    assert [event["event"] for event in history["events"]] == ["message", "title", "message", "done"]
     assert len(model.asked) == 1
 
 
-async def test_after_a_kill_the_run_goes_on_and_nothing_is_run_twice(
+async def test_run_continues_after_a_kill_without_repeating_a_command(
     service: ServiceProcess, model: ScriptedOpenAI, tmp_path: Path
 ) -> None:
     marks = tmp_path / "marks"
-    mark = unlike()
+    duration = unique_duration()
     model.reset(
         [
             plan("a"),
             Reply(calls=[shell(f"echo one >> {marks}")]),
-            Reply(calls=[shell(f"echo two >> {marks}; sleep {mark}")]),
+            Reply(calls=[shell(f"echo two >> {marks}; sleep {duration}")]),
             Reply(calls=[complete()]),
             Reply(text="Done after all."),
         ]
@@ -449,19 +453,17 @@ async def test_after_a_kill_the_run_goes_on_and_nothing_is_run_twice(
     client = await service.start()
     session = await client.create_session()
     chat = await client.send_message(session, "Go")
-    async with asyncio.timeout(30):
-        while not processes(mark):
-            await asyncio.sleep(0.02)
+    await eventually(lambda: find_processes(duration), interval=0.02)
     await service.kill()
     await chat.read_all()
     await client.close()
-    await gone(mark)
-    last = max(int(item.id or 0) for item in chat.frames)
+    await wait_until_gone(duration)
+    last = max(int(frame.id or 0) for frame in chat.frames)
     client = await service.start()
     rest = await (await client.open_chat(session, {"event_id": f"{last:012d}"})).read_all()
     assert rest[-1].event == "done"
     history = await client.get_session(session)
-    assert [item.data for item in chat.frames + rest] == [item["data"] for item in history["events"][1:]]
+    assert [frame.data for frame in chat.frames + rest] == [event["data"] for event in history["events"][1:]]
     check_log(history["events"])
     check_requests(model.asked)
     assert marks.read_text() == "one\ntwo\n"
@@ -470,43 +472,43 @@ async def test_after_a_kill_the_run_goes_on_and_nothing_is_run_twice(
     await client.close()
 
 
-async def test_the_model_cannot_read_the_services_secrets_from_its_shell(
+async def test_shell_of_the_model_cannot_read_the_secrets_of_the_service(
     client: ApiClient, model: ScriptedOpenAI
 ) -> None:
-    looks = "env; cat /proc/$PPID/environ | tr '\\0' '\\n'; cat /proc/self/environ"
-    model.reset(agent_script(steps=1, calls=[shell(looks)]))
+    command = "env; cat /proc/$PPID/environ | tr '\\0' '\\n'; cat /proc/self/environ"
+    model.reset(agent_script(steps=1, calls=[shell(command)]))
     session = await client.create_session()
-    seen = await client.send_and_read(session, "Look around")
-    assert KEY not in json.dumps([item.data for item in seen])
+    frames = await client.send_and_read(session, "Look around")
+    assert KEY not in json.dumps([frame.data for frame in frames])
 
 
-async def test_sigterm_ends_open_streams_and_the_process_in_time(
+async def test_sigterm_ends_open_streams_and_the_process_within_seconds(
     client: ApiClient, model: ScriptedOpenAI, service: ServiceProcess
 ) -> None:
-    second = await a_second(client, model)
+    second = await one_second(client, model)
     model.reset([Reply(text="x", hang_after=0)])
     session = await client.create_session()
     chats = [await client.send_message(session, "Go"), *[await client.open_chat(session, {}) for _ in range(50)]]
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert await service.stop() in (0, -signal.SIGTERM)
-    assert time.monotonic() - began < 5 * second
+    assert time.monotonic() - started_at < 5 * second
     for chat in chats:
         await chat.read_all()
 
 
-async def test_a_real_model_gets_no_unisolated_shell_unless_the_operator_says_so(
+async def test_real_model_without_docker_gets_no_unisolated_shell_by_default(
     model: ScriptedOpenAI, tmp_path: Path
 ) -> None:
     model.reset(agent_script(steps=1, calls=[shell("id")]))
-    nowhere = f"unix://{tmp_path}/docker.sock"
+    missing_socket = f"unix://{tmp_path}/docker.sock"
     service = ServiceProcess(
-        tmp_path / "data", API_KEY=KEY, API_BASE=model.url, SANDBOX_PROVIDER="auto", DOCKER_HOST=nowhere
+        tmp_path / "data", API_KEY=KEY, API_BASE=model.url, SANDBOX_PROVIDER="auto", DOCKER_HOST=missing_socket
     )
     client = await service.start()
-    seen = await client.send_and_read(await client.create_session(), "Go")
-    called = next(item for item in seen if item.event == "tool" and item.data["status"] == "called")
+    frames = await client.send_and_read(await client.create_session(), "Go")
+    called = next(frame for frame in frames if frame.event == "tool" and frame.data["status"] == "called")
     assert called.data["result"]["success"] is False
     assert "SANDBOX_PROVIDER=local" in called.data["result"]["message"]
-    assert seen[-1].event == "done"
+    assert frames[-1].event == "done"
     await client.close()
     await service.stop()
