@@ -51,10 +51,8 @@ from app.infrastructure.sandbox.local.provider import LocalSandboxes, has_chromi
 from app.infrastructure.sandbox.remote import RemoteSandboxes
 from app.infrastructure.search.ddgs import DdgsSearch
 from app.infrastructure.search.google import GoogleSearch
-from app.infrastructure.streams.memory.feed import MemoryFeed
-from app.infrastructure.streams.memory.signals import LocalSignals
+from app.infrastructure.streams.memory import LocalSignals, MemoryFeed
 from app.infrastructure.streams.polling import PollingFeed
-from app.infrastructure.streams.redis import RedisBus, RedisFeed, RedisSignals
 from app.interfaces.api.services import Services
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import encode_event, screenshot_address
@@ -62,6 +60,7 @@ from app.settings import ONE_PROCESS_ONLY, Role, Settings, UnusableSetting
 
 if TYPE_CHECKING:
     from app.infrastructure.persistence.mongo.store import MongoStore
+    from app.infrastructure.streams.redis.connection import RedisConnection
 
 log = logging.getLogger(__name__)
 
@@ -264,8 +263,8 @@ async def open_service(
             metrics.count_events(records)
 
         store = await stack.enter_async_context(_store(settings, on_committed))
-        bus = await _bus(settings, store, stack)
-        feed = await _feed(store, bus, stack)
+        redis = await _redis(settings, store, stack)
+        feed, signals = await _feed_and_signals(store, redis, stack)
         context = FactoryContext(settings=settings, role=role, store=store)
         model, model_description = _model(context, overrides)
         stack.push_async_callback(model.close)
@@ -284,13 +283,12 @@ async def open_service(
         worker = PlanActWorker(
             dependencies=dependencies, sandboxes=sandboxes, browsers=browsers, screenshots=screenshots, engine=engine
         )
-        signals = LocalSignals() if bus is None else RedisSignals(bus)
         queue = await _queue(store, worker, signals, role=role)
         stack.push_async_callback(queue.close)
         stack.callback(feed.close)
         opened = _Opened(
             store=store,
-            bus=bus,
+            redis=redis,
             feed=feed,
             queue=queue,
             sandboxes=sandboxes,
@@ -299,8 +297,8 @@ async def open_service(
         )
         services = _services(opened, metrics, heartbeat=overrides.get("heartbeat", 15.0))
         where = f"SQLite in {settings.data_dir}" if isinstance(store, SqliteStore) else "MongoDB"
-        redis = "" if bus is None else ", with Redis"
-        description = f"store: {where}{redis}; sandbox: {sandbox_description}; model: {model_description}"
+        with_redis = "" if redis is None else ", with Redis"
+        description = f"store: {where}{with_redis}; sandbox: {sandbox_description}; model: {model_description}"
         yield RunningService(services=services, description=description)
 
 
@@ -309,7 +307,7 @@ class _Opened:
     """The open parts that the use cases are built from."""
 
     store: Store
-    bus: RedisBus | None
+    redis: "RedisConnection | None"
     feed: AnyFeed
     queue: RunQueue
     sandboxes: SandboxProvider
@@ -326,20 +324,29 @@ def _store(settings: Settings, on_committed: OnCommitted) -> Store:
     return SqliteStore(settings.data_dir, encode=encode_event, on_committed=on_committed)
 
 
-async def _bus(settings: Settings, store: Store, stack: AsyncExitStack) -> RedisBus | None:
+async def _redis(settings: Settings, store: Store, stack: AsyncExitStack) -> "RedisConnection | None":
     if not (url := settings.redis_url.get_secret_value()):
         return None
+    # Imported here because it loads redis-py, which takes a while.
+    from app.infrastructure.streams.redis.connection import RedisConnection
+
     try:
-        return await stack.enter_async_context(RedisBus(url, prefix=f"anker:{store.installation}"))
+        return await stack.enter_async_context(RedisConnection(url, prefix=f"anker:{store.installation}"))
     except ValueError as error:
         raise UnusableSetting(f"REDIS_URL: {error}") from None
 
 
-async def _feed(store: Store, bus: RedisBus | None, stack: AsyncExitStack) -> AnyFeed:
-    if bus is None and isinstance(store, SqliteStore):
-        return MemoryFeed()
-    hub, heads = MemoryFeed(alone=False), store.sessions.last_event_numbers
-    return await stack.enter_async_context(PollingFeed(hub, heads) if bus is None else RedisFeed(hub, bus, heads))
+async def _feed_and_signals(
+    store: Store, redis: "RedisConnection | None", stack: AsyncExitStack
+) -> tuple[AnyFeed, Signals]:
+    if redis is None and isinstance(store, SqliteStore):
+        return MemoryFeed(), LocalSignals()
+    hub, last_event_numbers = MemoryFeed(single_process=False), store.sessions.last_event_numbers
+    if redis is None:
+        return await stack.enter_async_context(PollingFeed(hub, last_event_numbers)), LocalSignals()
+    from app.infrastructure.streams.redis.feed import RedisFeed, RedisSignals
+
+    return await stack.enter_async_context(RedisFeed(hub, redis, last_event_numbers)), RedisSignals(redis)
 
 
 async def _queue(store: Store, worker: PlanActWorker, signals: Signals, *, role: Role) -> RunQueue:
@@ -373,14 +380,14 @@ def _services(opened: _Opened, metrics: Metrics, *, heartbeat: float) -> Service
         tickets=TicketService(sessions=store.sessions, tickets=store.tickets),
         checks={
             "store": store.sessions.check,
-            **({} if opened.bus is None else {"redis": opened.bus.check}),
+            **({} if opened.redis is None else {"redis": opened.redis.check}),
             "sandbox": sandboxes.check,
         },
         end_streams=feed.close,
         metrics=metrics,
         gauges={
             "runs_active": lambda: queue.active,
-            "streams_open": lambda: feed.followers - desktop.viewers,
+            "streams_open": lambda: feed.subscriber_count - desktop.viewers,
             "viewers_open": lambda: desktop.viewers,
         },
         heartbeat=heartbeat,

@@ -97,7 +97,7 @@ async def test_readers_that_come_early_late_and_again_see_the_same_bytes(
     sender = asyncio.create_task(read({"message": "hello"}))
     await harness.worker.waiting.wait()
     attached = asyncio.create_task(read({"event_id": "1"}))
-    await eventually(lambda: len(harness.feed._topics[session_id].followers) == 2)
+    await eventually(lambda: len(harness.feed._topics[session_id].subscriptions) == 2)
     harness.worker.gate.set()
     first, second = await sender, await attached
     assert first == second == await read({"event_id": "1"})
@@ -187,11 +187,11 @@ async def test_deltas_come_only_when_asked_for(harness: ApiHarness, live_client:
     with_deltas = asyncio.create_task(read(True))
     await harness.worker.waiting.wait()
     without = asyncio.create_task(read(False))
-    await eventually(lambda: len(harness.feed._topics[session_id].followers) == 2)
+    await eventually(lambda: len(harness.feed._topics[session_id].subscriptions) == 2)
     harness.feed.publish_delta(session_id, TextDelta("m1", "You "))
     harness.feed.publish_delta(session_id, TextDelta("m1", "said"))
-    while harness.feed._topics[session_id].writing is not None and not all(
-        follower._position == 2 for follower in harness.feed._topics[session_id].followers
+    while harness.feed._topics[session_id].partial_message is not None and not all(
+        subscription._pieces_read == 2 for subscription in harness.feed._topics[session_id].subscriptions
     ):
         await asyncio.sleep(0.001)
     harness.worker.gate.set()

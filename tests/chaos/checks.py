@@ -113,5 +113,5 @@ async def check_at_rest(cluster: Cluster, sessions: Sequence[str]) -> None:
                 assert lease.stop_up_to is None
                 await store.leases.release(lease)
         assert not await store.leases.list_claimable(limit=10)
-    for key in await cluster.redis.ask("KEYS", "*"):
-        assert await cluster.redis.ask("TTL", key) != -1, f"{key} never expires"
+    for key in await cluster.redis.execute("KEYS", "*"):
+        assert await cluster.redis.execute("TTL", key) != -1, f"{key} never expires"

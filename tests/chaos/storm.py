@@ -140,7 +140,7 @@ class Storm:
     async def _flush(self) -> None:
         self._cluster.note("FLUSHALL")
         assert self._cluster.redis is not None
-        await self._cluster.redis.ask("FLUSHALL")
+        await self._cluster.redis.execute("FLUSHALL")
 
     async def _redis_away(self) -> None:
         redis = self._cluster.redis

@@ -1,4 +1,4 @@
-"""Feeds of several processes over one Redis: what one writes the readers of the others see."""
+"""Feeds of several processes with a common Redis: what one process publishes reaches the readers of the others."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.infrastructure.streams import polling
-from app.infrastructure.streams.redis.frames import RECORDS_BYTES
-from app.infrastructure.streams.redis.texts import TEXT_CHARACTERS, TEXT_SECONDS
-from tests.support.feeds import Process, Store, processes, until
+from app.infrastructure.streams.redis.feed import MAX_RECORDS_BYTES, MAX_TEXT_CHARACTERS, TEXT_SECONDS
+from tests.support.eventually import eventually
+from tests.support.feeds import FeedProcess, Store, feed_processes
 from tests.support.redis_server import RedisServer
 
 
@@ -24,214 +24,220 @@ def store() -> Store:
 
 
 @pytest.fixture
-async def three(store: Store, server: RedisServer) -> AsyncIterator[list[Process]]:
-    async with processes(3, store, server) as opened:
+async def processes(store: Store, server: RedisServer) -> AsyncIterator[list[FeedProcess]]:
+    async with feed_processes(3, store, server) as opened:
         yield opened
 
 
-async def test_records_of_one_process_are_followed_in_the_others_without_the_store(
-    store: Store, three: list[Process]
+async def test_records_reach_other_processes_without_reading_the_store(
+    store: Store, processes: list[FeedProcess]
 ) -> None:
-    here, there, elsewhere = three
-    readers = [await there.follow(), await elsewhere.follow(), await here.follow()]
-    here.publish(store.add())
-    await until(lambda: all(reader.numbers == [1] for reader in readers))
-    store.away = True  # to those who look, from time to time, what they were not told
+    writer, second, third = processes
+    readers = [await second.follow(), await third.follow(), await writer.follow()]
+    writer.publish(store.add())
+    await eventually(lambda: all(reader.numbers == [1] for reader in readers))
+    store.polls_fail = True
     reads = store.reads
     for number in range(2, 200):
-        here.publish(store.add())
+        writer.publish(store.add())
         if number % 7 == 0:
             await asyncio.sleep(0)
-    await until(lambda: all(reader.numbers == list(range(1, 200)) for reader in readers))
+    await eventually(lambda: all(reader.numbers == list(range(1, 200)) for reader in readers))
     assert store.reads == reads
 
 
-async def test_records_too_large_to_send_are_read_from_the_store(store: Store, three: list[Process]) -> None:
-    here, there, _ = three
-    reader = await there.follow()
-    here.publish(store.add(size=RECORDS_BYTES + 1))
-    here.publish(store.add())
-    await until(lambda: reader.numbers == [1, 2])
+async def test_records_too_large_to_send_are_read_from_the_store(store: Store, processes: list[FeedProcess]) -> None:
+    writer, second, _ = processes
+    reader = await second.follow()
+    store.polls_fail = True
+    writer.publish(store.add(size=MAX_RECORDS_BYTES + 1))
+    await eventually(lambda: reader.numbers == [1])
+    writer.publish(store.add())
+    await eventually(lambda: reader.numbers == [1, 2])
 
 
-async def test_records_of_two_writers_out_of_their_order_come_in_order_and_once(
-    store: Store, three: list[Process]
+async def test_records_of_two_writers_out_of_order_arrive_in_order_and_once(
+    store: Store, processes: list[FeedProcess]
 ) -> None:
-    here, there, elsewhere = three
-    reader = await there.follow()
-    first = [store.add() for _ in range(6)]
-    here.publish(*first)
-    await until(lambda: reader.numbers == [1, 2, 3, 4, 5, 6])
+    writer, second, other_writer = processes
+    reader = await second.follow()
+    writer.publish(*(store.add() for _ in range(6)))
+    await eventually(lambda: reader.numbers == [1, 2, 3, 4, 5, 6])
     seventh, eighth = store.add(), store.add()
-    elsewhere.publish(eighth)
-    await until(lambda: reader.numbers == list(range(1, 9)))
-    here.publish(seventh)
-    here.publish(eighth)
-    elsewhere.publish(store.add())
-    await until(lambda: reader.numbers[-1] == 9)
+    other_writer.publish(eighth)
+    await eventually(lambda: reader.numbers == list(range(1, 9)))
+    writer.publish(seventh)
+    writer.publish(eighth)
+    other_writer.publish(store.add())
+    await eventually(lambda: reader.numbers[-1] == 9)
     assert reader.numbers == list(range(1, 10))
 
 
-async def test_who_writes_and_who_reads_may_change_places(store: Store, three: list[Process]) -> None:
-    readers = [await process.follow() for process in three]
+async def test_all_processes_can_write_and_read_the_same_session(store: Store, processes: list[FeedProcess]) -> None:
+    readers = [await process.follow() for process in processes]
     for number in range(60):
-        three[number % 3].publish(store.add())
+        processes[number % 3].publish(store.add())
         await asyncio.sleep(0)
-    await until(lambda: all(len(reader.numbers) == 60 for reader in readers))
+    await eventually(lambda: all(len(reader.numbers) == 60 for reader in readers))
     assert all(reader.numbers == list(range(1, 61)) for reader in readers)
 
 
-async def test_what_is_written_while_a_subscription_begins_is_not_missed(store: Store, three: list[Process]) -> None:
-    here, there, _ = three
-    following = asyncio.create_task(there.follow())
+async def test_records_published_while_a_subscription_begins_are_not_missed(
+    store: Store, processes: list[FeedProcess]
+) -> None:
+    writer, second, _ = processes
+    following = asyncio.create_task(second.follow())
     while not following.done():
-        here.publish(store.add())
+        writer.publish(store.add())
         await asyncio.sleep(0)
     reader = await following
-    store.away = True  # to those who look
-    await until(lambda: len(reader.numbers) == len(store.events["s"]))
+    store.polls_fail = True
+    await eventually(lambda: len(reader.numbers) == len(store.events["s"]))
     assert reader.numbers == list(range(1, len(reader.numbers) + 1))
 
 
-async def test_a_process_subscribes_only_to_what_is_followed_in_it(
-    store: Store, server: RedisServer, three: list[Process]
+async def test_process_is_subscribed_only_while_a_session_has_readers(
+    store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
-    here, there, _ = three
-    await there.follow()
-    assert await server.ask("PUBSUB", "CHANNELS") == [b"test:session:s"]
-    await there.end()
+    writer, second, _ = processes
+    await second.follow()
+    assert await server.execute("PUBSUB", "CHANNELS") == [b"test:session:s"]
+    await second.stop_readers()
     async with asyncio.timeout(30):
-        while await server.ask("PUBSUB", "CHANNELS"):
+        while await server.execute("PUBSUB", "CHANNELS"):
             pass
-    here.publish(store.add())
+    writer.publish(store.add())
 
 
-async def test_text_is_followed_in_another_process(store: Store, three: list[Process]) -> None:
-    here, there, _ = three
-    reader = await there.follow()
-    here.write("Once ")
-    await until(lambda: reader.texts == {"m": "Once "})
-    here.write("upon")
-    here.write(" a time \ud83d")
-    await until(lambda: reader.texts == {"m": "Once upon a time \ud83d"})
-    here.publish(store.add(kind="message"))
-    here.write("The next", "n")
-    await until(lambda: reader.texts.get("n") == "The next")
-    assert reader.got[-2:] == ["message", "text"]
+async def test_text_reaches_another_process(store: Store, processes: list[FeedProcess]) -> None:
+    writer, second, _ = processes
+    reader = await second.follow()
+    writer.write("Once ")
+    await eventually(lambda: reader.texts == {"m": "Once "})
+    writer.write("upon")
+    writer.write(" a time \ud83d")
+    await eventually(lambda: reader.texts == {"m": "Once upon a time \ud83d"})
+    writer.publish(store.add(kind="message"))
+    writer.write("The next", "n")
+    await eventually(lambda: reader.texts.get("n") == "The next")
+    assert reader.received[-2:] == ["message", "text"]
 
 
-async def test_who_comes_in_the_middle_in_another_process_gets_the_whole_text_so_far(
-    store: Store, three: list[Process]
+async def test_late_reader_in_another_process_receives_the_whole_text_so_far(
+    store: Store, processes: list[FeedProcess]
 ) -> None:
-    here, there, elsewhere = three
-    first = await there.follow()
-    here.write("Once ")
-    here.write("upon")
-    await until(lambda: first.texts == {"m": "Once upon"})
-    late = await elsewhere.follow()
-    await until(lambda: late.texts == {"m": "Once upon"})
-    here.write(" a time")
-    await until(lambda: first.texts == late.texts == {"m": "Once upon a time"})
+    writer, second, third = processes
+    first_reader = await second.follow()
+    writer.write("Once ")
+    writer.write("upon")
+    await eventually(lambda: first_reader.texts == {"m": "Once upon"})
+    late_reader = await third.follow()
+    await eventually(lambda: late_reader.texts == {"m": "Once upon"})
+    writer.write(" a time")
+    await eventually(lambda: first_reader.texts == late_reader.texts == {"m": "Once upon a time"})
 
 
-async def test_retracted_text_is_given_to_nobody_who_comes_later(
-    store: Store, server: RedisServer, three: list[Process]
+async def test_late_reader_does_not_receive_ended_text(
+    store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
-    here, there, elsewhere = three
-    first = await there.follow()
-    here.write("given up")
-    await until(lambda: first.texts == {"m": "given up"})
-    here.feed.end_delta("s")
-    async with asyncio.timeout(30):
-        while await server.ask("KEYS", "*"):
-            pass
-    late = await elsewhere.follow()
-    here.write("again")
-    await until(lambda: late.texts == {"m": "again"})
+    writer, second, third = processes
+    first_reader = await second.follow()
+    writer.write("given up")
+    await eventually(lambda: first_reader.texts == {"m": "given up"})
+    writer.feed.end_delta("s")
+    await wait_until_no_keys(server)
+    late_reader = await third.follow()
+    writer.write("again")
+    await eventually(lambda: late_reader.texts == {"m": "again"})
 
 
-async def test_the_text_of_a_worker_that_died_goes_with_the_end_of_the_run(
-    store: Store, server: RedisServer, three: list[Process]
+async def test_end_of_the_run_deletes_the_text_of_a_crashed_worker(
+    store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
-    here, there, elsewhere = three
-    reader = await elsewhere.follow()
-    here.write("half")
-    await until(lambda: reader.texts == {"m": "half"})
-    there.publish(store.add(kind="error"))
-    async with asyncio.timeout(30):
-        while await server.ask("KEYS", "*"):
-            pass
-    assert (await there.follow()).texts == {}
+    crashed_writer, second, third = processes
+    reader = await third.follow()
+    crashed_writer.write("half")
+    await eventually(lambda: reader.texts == {"m": "half"})
+    second.publish(store.add(kind="error"))
+    await wait_until_no_keys(server)
+    assert (await second.follow()).texts == {}
 
 
-async def test_what_redis_keeps_has_the_prefix_expires_and_is_bounded(
-    store: Store, server: RedisServer, three: list[Process]
+async def test_text_in_redis_has_the_prefix_expires_and_is_bounded(
+    store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
-    here, there, _ = three
-    reader = await there.follow()
-    here.write("x" * (TEXT_CHARACTERS - 1))
-    await until(lambda: reader.texts == {"m": "x" * (TEXT_CHARACTERS - 1)})
-    keys = await server.ask("KEYS", "*")
+    writer, second, _ = processes
+    reader = await second.follow()
+    writer.write("x" * (MAX_TEXT_CHARACTERS - 1))
+    await eventually(lambda: reader.texts == {"m": "x" * (MAX_TEXT_CHARACTERS - 1)})
+    keys = await server.execute("KEYS", "*")
     assert keys == [b"test:text:s"]
-    assert 0 < await server.ask("TTL", keys[0]) <= TEXT_SECONDS
-    here.write("yz")
-    await until(lambda: reader.texts["m"].endswith("xyz"))
-    assert await server.ask("KEYS", "*") == []
+    assert 0 < await server.execute("TTL", keys[0]) <= TEXT_SECONDS
+    writer.write("yz")
+    await eventually(lambda: reader.texts["m"].endswith("xyz"))
+    assert await server.execute("KEYS", "*") == []
 
 
-async def test_what_was_in_redis_may_vanish_in_the_middle_of_a_text(
-    store: Store, server: RedisServer, three: list[Process]
+async def test_text_continues_after_redis_lost_its_keys(
+    store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
-    here, there, elsewhere = three
-    reader = await there.follow()
-    here.write("Once ")
-    await until(lambda: reader.texts == {"m": "Once "})
-    await server.ask("FLUSHALL")
-    late = await elsewhere.follow()
-    here.write("upon a time")
-    await until(lambda: reader.texts == late.texts == {"m": "Once upon a time"})
-    here.publish(store.add(kind="message"))
-    await until(lambda: reader.numbers == late.numbers == [1])
+    writer, second, third = processes
+    reader = await second.follow()
+    writer.write("Once ")
+    await eventually(lambda: reader.texts == {"m": "Once "})
+    await server.execute("FLUSHALL")
+    late_reader = await third.follow()
+    writer.write("upon a time")
+    await eventually(lambda: reader.texts == late_reader.texts == {"m": "Once upon a time"})
+    writer.publish(store.add(kind="message"))
+    await eventually(lambda: reader.numbers == late_reader.numbers == [1])
 
 
-async def test_followers_of_a_deleted_session_end_in_every_process(store: Store, three: list[Process]) -> None:
-    readers = [await process.follow() for process in three]
-    other = await three[1].follow("t")
-    store.away = True  # to those who look
+async def test_deleting_a_session_ends_its_readers_in_every_process(store: Store, processes: list[FeedProcess]) -> None:
+    readers = [await process.follow() for process in processes]
+    other = await processes[1].follow("t")
+    store.polls_fail = True
     del store.events["s"]
-    three[0].feed.close_session("s")
-    await until(lambda: all(reader.ended for reader in readers))
-    three[0].publish(store.add("t"), session_id="t")
-    await until(lambda: other.numbers == [1])
+    processes[0].feed.close_session("s")
+    await eventually(lambda: all(reader.ended for reader in readers))
+    processes[0].publish(store.add("t"), session_id="t")
+    await eventually(lambda: other.numbers == [1])
 
 
 @pytest.mark.parametrize("kind", ["message", "title", "done"])
-async def test_the_list_changes_in_every_process(
-    store: Store, three: list[Process], kind: str, monkeypatch: pytest.MonkeyPatch
+async def test_list_change_reaches_every_process(
+    store: Store, processes: list[FeedProcess], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(polling, "_LIST_SLOW_SECONDS", 3600.0)  # so that looking is no help
-    here, there, _ = three
-    seen = await there.feed.sessions_changed(0)
-    await until(lambda: there.bus.confirmed("sessions"))
-    seen = await there.feed.sessions_changed(0)
+    monkeypatch.setattr(polling, "_NOTIFIED_LIST_POLL_TICKS", 10**9)
+    writer, second, _ = processes
+    seen = await second.feed.sessions_changed(0)
+    await eventually(lambda: second.is_subscribed("sessions"))
+    seen = await second.feed.sessions_changed(0)
     assert seen is not None
-    waiting = asyncio.create_task(there.feed.sessions_changed(seen))
-    here.publish(store.add(kind=kind))
-    seen = await asyncio.wait_for(waiting, 30)
+    changed = asyncio.create_task(second.feed.sessions_changed(seen))
+    writer.publish(store.add(kind=kind))
+    seen = await asyncio.wait_for(changed, 30)
     assert seen is not None
-    waiting = asyncio.create_task(there.feed.sessions_changed(seen))
-    here.feed.notify_list_changed()
-    assert await asyncio.wait_for(waiting, 30)
+    changed = asyncio.create_task(second.feed.sessions_changed(seen))
+    writer.feed.notify_list_changed()
+    assert await asyncio.wait_for(changed, 30)
 
 
-async def test_after_its_end_a_process_tells_nothing_and_the_others_go_on(store: Store, three: list[Process]) -> None:
-    here, there, elsewhere = three
-    gone, reader = await here.follow(), await there.follow()
-    here.feed.close()
-    await until(lambda: gone.ended)
-    here.write("nothing")
-    here.publish(store.events["t"][0] if store.events["t"] else store.add("t"), session_id="t")
-    elsewhere.publish(store.add())
-    await until(lambda: reader.numbers == [1])
+async def test_closed_feed_publishes_nothing_and_others_continue(store: Store, processes: list[FeedProcess]) -> None:
+    closed, second, third = processes
+    ended_reader, reader = await closed.follow(), await second.follow()
+    closed.feed.close()
+    await eventually(lambda: ended_reader.ended)
+    closed.write("nothing")
+    closed.publish(store.add("t"), session_id="t")
+    third.publish(store.add())
+    await eventually(lambda: reader.numbers == [1])
     assert reader.texts == {}
-    assert await here.feed.sessions_changed(0) is None
+    assert await closed.feed.sessions_changed(0) is None
+
+
+async def wait_until_no_keys(server: RedisServer) -> None:
+    """Wait until Redis holds no keys."""
+    async with asyncio.timeout(30):
+        while await server.execute("KEYS", "*"):
+            pass

@@ -1,11 +1,12 @@
-"""Feeds of several processes when Redis loses something, is away, or is not there at all: the store knows."""
+"""Feeds of several processes while Redis loses messages, is unavailable or is not configured: the store decides."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.feeds import Process, Store, processes, until
+from tests.support.eventually import eventually
+from tests.support.feeds import FeedProcess, Store, feed_processes
 from tests.support.redis_server import RedisServer
 
 
@@ -21,157 +22,155 @@ def store() -> Store:
 
 
 @pytest.fixture
-async def three(store: Store, server: RedisServer) -> AsyncIterator[list[Process]]:
-    async with processes(3, store, server) as opened:
+async def processes(store: Store, server: RedisServer) -> AsyncIterator[list[FeedProcess]]:
+    async with feed_processes(3, store, server) as opened:
         yield opened
 
 
-async def test_a_worker_that_dies_between_writing_and_telling_is_found_out_by_looking(
-    store: Store, three: list[Process]
+async def test_polling_finds_events_that_a_crashed_worker_did_not_publish(
+    store: Store, processes: list[FeedProcess]
 ) -> None:
-    reader = await three[1].follow()
+    reader = await processes[1].follow()
     store.add()
-    await until(lambda: reader.numbers == [1])
-    three[0].publish(store.add())
-    await until(lambda: reader.numbers == [1, 2])
+    await eventually(lambda: reader.numbers == [1])
+    processes[0].publish(store.add())
+    await eventually(lambda: reader.numbers == [1, 2])
     del store.events["s"]
-    await until(lambda: reader.ended)
+    await eventually(lambda: reader.ended)
 
 
-async def test_a_store_that_is_away_ends_no_follower(store: Store, three: list[Process]) -> None:
-    reader = await three[1].follow()
-    store.away = True
-    looks = store.looks
-    await until(lambda: store.looks > looks)
-    store.away = False
+async def test_failed_poll_ends_no_reader(store: Store, processes: list[FeedProcess]) -> None:
+    reader = await processes[1].follow()
+    store.polls_fail = True
+    polls = store.polls
+    await eventually(lambda: store.polls > polls)
+    store.polls_fail = False
     store.add()
-    await until(lambda: reader.numbers == [1])
+    await eventually(lambda: reader.numbers == [1])
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen"])
-async def test_redis_may_go_and_come_back_in_the_middle(
-    store: Store, server: RedisServer, three: list[Process], how: str
+@pytest.mark.parametrize("failure", ["killed", "frozen"])
+async def test_readers_miss_nothing_while_redis_is_unavailable(
+    store: Store, server: RedisServer, processes: list[FeedProcess], failure: str
 ) -> None:
-    here, there, _ = three
-    reader = await there.follow()
-    listing = asyncio.create_task(there.feed.sessions_changed(10**6))
-    here.publish(store.add())
-    here.write("before, ")
-    await until(lambda: reader.numbers == [1] and reader.texts == {"m": "before, "})
-    if how == "killed":
+    writer, second, _ = processes
+    reader = await second.follow()
+    list_changed = asyncio.create_task(second.feed.sessions_changed(10**6))
+    writer.publish(store.add())
+    writer.write("before, ")
+    await eventually(lambda: reader.numbers == [1] and reader.texts == {"m": "before, "})
+    if failure == "killed":
         await server.kill()
     else:
         server.freeze()
-    here.publish(store.add())
-    here.write("meanwhile, ")
-    await until(lambda: reader.numbers == [1, 2])
-    await until(lambda: not here.bus.connected and not there.bus.connected)
+    writer.publish(store.add())
+    writer.write("meanwhile, ")
+    await eventually(lambda: reader.numbers == [1, 2])
+    await eventually(lambda: not writer.connection.connected and not second.connection.connected)
     for _ in range(50):
-        here.publish(store.add())
-    await until(lambda: len(reader.numbers) == 52)
-    if how == "killed":
+        writer.publish(store.add())
+    await eventually(lambda: len(reader.numbers) == 52)
+    if failure == "killed":
         await server.start()
     else:
         server.thaw()
-    await until(lambda: here.bus.connected and there.bus.confirmed("session:s"))
-    here.write("after")
-    await until(lambda: reader.texts == {"m": "before, meanwhile, after"})
-    here.publish(store.add(kind="message"))
-    await until(lambda: len(reader.numbers) == 53)
+    await eventually(lambda: writer.connection.connected and second.is_subscribed("session:s"))
+    writer.write("after")
+    await eventually(lambda: reader.texts == {"m": "before, meanwhile, after"})
+    writer.publish(store.add(kind="message"))
+    await eventually(lambda: len(reader.numbers) == 53)
     assert reader.numbers == list(range(1, 54))
-    listing.cancel()
+    list_changed.cancel()
 
 
-async def test_a_process_whose_redis_is_away_tells_the_others_when_it_is_back(
-    store: Store, server: RedisServer, three: list[Process]
+async def test_text_written_while_redis_is_unavailable_is_sent_afterwards(
+    store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
-    here, there, _ = three
-    reader = await there.follow()
+    writer, second, _ = processes
+    reader = await second.follow()
     await server.kill()
-    await until(lambda: not here.bus.connected)
-    here.publish(store.add())
-    here.write("half a mess", "given up")
-    here.feed.end_delta("s")
-    here.write("Hello")
-    await until(lambda: reader.numbers == [1])
+    await eventually(lambda: not writer.connection.connected)
+    writer.publish(store.add())
+    writer.write("half a mess", "given up")
+    writer.feed.end_delta("s")
+    writer.write("Hello")
+    await eventually(lambda: reader.numbers == [1])
     await server.start()
-    await until(lambda: reader.texts == {"m": "Hello"})
-    await until(lambda: here.bus.waiting == 0)
+    await eventually(lambda: reader.texts == {"m": "Hello"})
+    await eventually(lambda: len(writer.connection.publisher) == 0)
 
 
-async def test_without_redis_at_the_start_readers_look_into_the_store_until_it_comes(
-    store: Store, server: RedisServer
-) -> None:
+async def test_start_without_redis_polls_until_redis_is_available(store: Store, server: RedisServer) -> None:
     await server.kill()
-    async with processes(2, store, server) as (here, there):
-        reader = await there.follow()
-        here.publish(store.add())
-        await until(lambda: reader.numbers == [1])
+    async with feed_processes(2, store, server) as (writer, second):
+        reader = await second.follow()
+        writer.publish(store.add())
+        await eventually(lambda: reader.numbers == [1])
         await server.start()
-        await until(lambda: here.bus.connected and there.bus.confirmed("session:s"))
-        store.away = True  # to those who look: now they are told
-        here.publish(store.add())
-        await until(lambda: reader.numbers == [1, 2])
+        await eventually(lambda: writer.connection.connected and second.is_subscribed("session:s"))
+        store.polls_fail = True
+        writer.publish(store.add())
+        await eventually(lambda: reader.numbers == [1, 2])
 
 
-async def test_without_redis_at_all_processes_meet_in_the_store(store: Store) -> None:
-    async with processes(2, store, None) as (here, there):
-        reader = await there.follow()
-        seen = await there.feed.sessions_changed(0)
+async def test_processes_without_redis_exchange_events_through_the_store(store: Store) -> None:
+    async with feed_processes(2, store, None) as (writer, second):
+        reader = await second.follow()
+        seen = await second.feed.sessions_changed(0)
         assert seen is not None
-        here.publish(store.add())
-        await until(lambda: reader.numbers == [1])
-        assert await asyncio.wait_for(there.feed.sessions_changed(seen), 10)
+        writer.publish(store.add())
+        await eventually(lambda: reader.numbers == [1])
+        assert await asyncio.wait_for(second.feed.sessions_changed(seen), 10)
         del store.events["s"]
-        here.feed.close_session("s")
-        await until(lambda: reader.ended)
+        writer.feed.close_session("s")
+        await eventually(lambda: reader.ended)
 
 
-async def test_nothing_is_asked_of_the_store_while_nobody_follows(store: Store) -> None:
-    async with processes(2, store, None) as (here, there):
-        await here.follow("t")
-        await until(lambda: store.looks > 0)
-        await here.end()
-        await until(lambda: not here.feed._needed.is_set())
-        looks = store.looks
-        there.publish(store.add())
-        assert store.looks == looks
+async def test_store_is_not_polled_without_readers(store: Store) -> None:
+    async with feed_processes(2, store, None) as (process, writer):
+        await process.follow("t")
+        await eventually(lambda: store.polls > 0)
+        await process.stop_readers()
+        await eventually(lambda: not process.feed._poll_needed.is_set())
+        polls = store.polls
+        writer.publish(store.add())
+        assert store.polls == polls
 
 
-async def test_when_a_subscription_begins_readers_look_into_the_store_once_more(
-    store: Store, server: RedisServer, three: list[Process]
+async def test_confirmed_subscription_makes_readers_read_the_event_log(
+    store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
-    store.silent = True
+    store.polls_find_nothing = True
     server.freeze()
-    reader = await three[1].attend()
-    assert not three[1].bus.confirmed("session:s")
+    reader = await processes[1].start_reader()
+    assert not processes[1].is_subscribed("session:s")
     store.add()
     server.thaw()
-    await until(lambda: reader.numbers == [1])
+    await eventually(lambda: reader.numbers == [1])
 
 
-async def test_who_follows_does_not_trust_what_its_process_knew_before(
-    store: Store, server: RedisServer, three: list[Process]
+async def test_new_reader_reads_the_event_log_even_if_its_process_published_last(
+    store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
-    here, there, _ = three
-    store.silent = True
+    first, second, _ = processes
+    store.polls_find_nothing = True
     await server.kill()
-    here.publish(store.add())
-    there.publish(store.add())
-    reader = await here.attend(after=1)
+    first.publish(store.add())
+    second.publish(store.add())
+    reader = await first.start_reader(after=1)
     assert reader.numbers == [2]
 
 
-async def test_text_that_was_on_its_way_when_redis_died_is_sent_again(
-    store: Store, server: RedisServer, three: list[Process]
+async def test_text_in_flight_when_redis_fails_is_sent_again(
+    store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
-    here, there, _ = three
-    reader = await there.follow()
-    here.write("before, ")
-    await until(lambda: reader.texts == {"m": "before, "})
+    writer, second, _ = processes
+    reader = await second.follow()
+    writer.write("before, ")
+    await eventually(lambda: reader.texts == {"m": "before, "})
     server.freeze()
-    here.write("last")
-    await until(lambda: not here.bus.connected)
+    writer.write("last")
+    await eventually(lambda: not writer.connection.connected)
     await server.kill()
     await server.start()
-    await until(lambda: reader.texts == {"m": "before, last"})
+    await eventually(lambda: reader.texts == {"m": "before, last"})

@@ -12,7 +12,7 @@ from app.domain.services.flows.plan_act import CRASHED, INTERRUPTED, STOPPED
 from app.infrastructure.queue import supervisor
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
-from app.infrastructure.streams.memory.signals import LocalSignals
+from app.infrastructure.streams.memory import LocalSignals
 from tests.contract.conftest import MongoHarness, SqliteHarness, harness_of
 from tests.support.eventually import WAIT_SECONDS, eventually
 

@@ -1,4 +1,4 @@
-"""The `Signals` port, between processes."""
+"""The `Signals` port between processes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,8 +7,9 @@ import pytest
 
 from app.domain.external.signals import Signal
 from app.infrastructure.streams.memory import LocalSignals
-from app.infrastructure.streams.redis import RedisBus, RedisSignals
-from tests.support.feeds import until
+from app.infrastructure.streams.redis.connection import RedisConnection
+from app.infrastructure.streams.redis.feed import RedisSignals
+from tests.support.eventually import eventually
 from tests.support.redis_server import RedisServer
 
 WAKE = Signal(kind="wake", session_id="s", up_to=3)
@@ -24,56 +25,62 @@ async def server() -> AsyncIterator[RedisServer]:
 
 
 @pytest.fixture
-async def buses(server: RedisServer) -> AsyncIterator[list[RedisBus]]:
-    async with RedisBus(server.url, prefix="test") as one, RedisBus(server.url, prefix="test") as two:
-        async with RedisBus(server.url, prefix="another installation") as other:
-            yield [one, two, other]
+async def connections(server: RedisServer) -> AsyncIterator[list[RedisConnection]]:
+    async with (
+        RedisConnection(server.url, prefix="test") as first,
+        RedisConnection(server.url, prefix="test") as second,
+        RedisConnection(server.url, prefix="another installation") as other,
+    ):
+        yield [first, second, other]
 
 
-async def listening(bus: RedisBus) -> tuple[RedisSignals, list[Signal]]:
-    signals, heard = RedisSignals(bus), list[Signal]()
-    signals.listen(heard.append)
-    await until(lambda: bus.confirmed("signals"))
-    return signals, heard
+async def listen(connection: RedisConnection) -> tuple[RedisSignals, list[Signal]]:
+    """Return the signals of a process, and the list to which received ones are added."""
+    signals, received = RedisSignals(connection), list[Signal]()
+    signals.listen(received.append)
+    await eventually(lambda: connection.subscriber.is_subscribed(connection.name("signals")))
+    return signals, received
 
 
-async def test_a_signal_reaches_the_others_and_not_its_sender(buses: list[RedisBus]) -> None:
-    one, to_one = await listening(buses[0])
-    two, to_two = await listening(buses[1])
-    _, elsewhere = await listening(buses[2])
+async def test_signal_reaches_other_processes_of_the_installation_only(connections: list[RedisConnection]) -> None:
+    first, received_by_first = await listen(connections[0])
+    second, received_by_second = await listen(connections[1])
+    _, received_elsewhere = await listen(connections[2])
     for signal in (WAKE, STOP, CANCEL, SETTLED):
-        one.send(signal)
-    await until(lambda: to_two == [WAKE, STOP, CANCEL, SETTLED])
-    two.send(STOP)
-    await until(lambda: to_one == [STOP])
-    assert elsewhere == []
+        first.send(signal)
+    await eventually(lambda: received_by_second == [WAKE, STOP, CANCEL, SETTLED])
+    second.send(STOP)
+    await eventually(lambda: received_by_first == [STOP])
+    assert received_elsewhere == []
 
 
-async def test_what_is_no_signal_is_not_heard(server: RedisServer, buses: list[RedisBus]) -> None:
-    one, _ = await listening(buses[0])
-    _, heard = await listening(buses[1])
-    sender, up_to = b"0" * 8, b"0" * 8
-    for message in (b"", b"short", sender, sender + b"\x09" + up_to + b"s", sender + b"\x01" + up_to + b"\xff"):
-        await server.ask("PUBLISH", b"test:signals", message)
-    one.send(WAKE)
-    await until(lambda: heard == [WAKE])
+async def test_invalid_messages_are_ignored(server: RedisServer, connections: list[RedisConnection]) -> None:
+    first, _ = await listen(connections[0])
+    _, received = await listen(connections[1])
+    sender = b"0" * 16
+    payloads = [b"", b"[]", b"\xff", b'["signal","unknown","s",1]', b'["signal","wake","s","1"]', b'["deleted"]']
+    for message in (b"", b"short", *(sender + payload for payload in payloads)):
+        await server.execute("PUBLISH", b"test:signals", message)
+    first.send(WAKE)
+    await eventually(lambda: received == [WAKE])
 
 
-async def test_signals_go_on_after_redis_was_away(server: RedisServer, buses: list[RedisBus]) -> None:
-    one, _ = await listening(buses[0])
-    _, heard = await listening(buses[1])
+async def test_signals_continue_after_redis_restarted(server: RedisServer, connections: list[RedisConnection]) -> None:
+    first, _ = await listen(connections[0])
+    _, received = await listen(connections[1])
     await server.kill()
-    await until(lambda: not buses[0].connected and not buses[1].connected)
-    one.send(STOP)
+    await eventually(lambda: not connections[0].connected and not connections[1].connected)
+    first.send(STOP)
     await server.start()
-    await until(lambda: buses[0].connected and buses[1].confirmed("signals"))
-    one.send(WAKE)
-    await until(lambda: heard == [WAKE])
+    channel = connections[1].name("signals")
+    await eventually(lambda: connections[0].connected and connections[1].subscriber.is_subscribed(channel))
+    first.send(WAKE)
+    await eventually(lambda: received == [WAKE])
 
 
-async def test_in_a_single_process_there_is_nobody_to_hear() -> None:
-    signals, heard = LocalSignals(), list[Signal]()
-    signals.listen(heard.append)
+async def test_single_process_receives_no_signals() -> None:
+    signals, received = LocalSignals(), list[Signal]()
+    signals.listen(received.append)
     signals.send(WAKE)
     await asyncio.sleep(0)
-    assert heard == []
+    assert received == []

@@ -154,13 +154,13 @@ async def test_a_wrong_password_of_redis_is_told_and_the_service_works_without(s
     try:
         ready = await client.http.get("/ready")
         assert ready.status_code == 503
-        assert "redis: Redis is away (the login in REDIS_URL is missing or refused)" in ready.json()["msg"]
+        assert "redis: Redis is unavailable (the login in REDIS_URL is missing or refused)" in ready.json()["msg"]
         seen = await chatted(client)
         assert [item.event for item in seen][-1] == "done"
     finally:
         await client.close()
         await service.stop()
     log = service.log.read_text()
-    assert "Redis is away (the login in REDIS_URL is missing or refused)" in log
+    assert "Redis is unavailable (the login in REDIS_URL is missing or refused)" in log
     assert "Traceback" not in log
     assert not [word for word in stores.hidden if word in line + log + ready.text]

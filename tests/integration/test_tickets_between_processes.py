@@ -1,4 +1,4 @@
-"""Tickets in a service of several API processes on one MongoDB."""
+"""Tickets of a service with several API processes on one MongoDB."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -44,20 +44,21 @@ async def apis(tmp_path: Path) -> AsyncIterator[list[ApiClient]]:
         assert "ticket=" not in log.replace("ticket=***", "")
 
 
-async def opened(client: ApiClient, session_id: str, ticket: str) -> int:
+async def open_stream(client: ApiClient, session_id: str, ticket: str) -> int:
+    """Open an event stream with a ticket and return the status of the response."""
     path = f"/api/v1/sessions/{session_id}/events"
-    async with client.http.stream("GET", path, params={"ticket": ticket}) as answer:
-        return answer.status_code
+    async with client.http.stream("GET", path, params={"ticket": ticket}) as response:
+        return response.status_code
 
 
-async def test_what_one_process_issues_any_other_redeems_once(apis: list[ApiClient]) -> None:
+async def test_ticket_of_one_process_is_redeemed_once_by_any_process(apis: list[ApiClient]) -> None:
     session_id = await apis[0].create_session()
     for turn in range(2 * PROCESSES):
         issuer = apis[turn % PROCESSES]
-        answer = await issuer.http.post("/api/v1/tickets", json={"session_id": session_id})
-        ticket = answer.json()["data"]["ticket"]
-        asked = [opened(client, session_id, ticket) for client in apis for _ in range(4)]
-        assert sorted(await asyncio.gather(*asked)) == [200] + [401] * (4 * PROCESSES - 1)
-    answer = await apis[1].http.post("/api/v1/tickets", json={"session_id": session_id})
+        response = await issuer.http.post("/api/v1/tickets", json={"session_id": session_id})
+        ticket = response.json()["data"]["ticket"]
+        statuses = await asyncio.gather(*(open_stream(client, session_id, ticket) for client in apis for _ in range(4)))
+        assert sorted(statuses) == [200] + [401] * (4 * PROCESSES - 1)
+    response = await apis[1].http.post("/api/v1/tickets", json={"session_id": session_id})
     assert (await apis[2].http.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
-    assert await opened(apis[0], session_id, answer.json()["data"]["ticket"]) == 401
+    assert await open_stream(apis[0], session_id, response.json()["data"]["ticket"]) == 401

@@ -8,7 +8,7 @@ from app.domain.external.sandbox import SandboxProvider
 from app.domain.services.flows.plan_act import FlowDependencies
 from app.domain.services.tools.base import Tool
 from app.domain.services.tools.registry import EXECUTING
-from app.infrastructure.streams.memory.feed import MemoryFeed
+from app.infrastructure.streams.memory import MemoryFeed
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider

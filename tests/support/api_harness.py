@@ -24,7 +24,7 @@ from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
 from app.infrastructure.queue.inline import InlineRunQueue
-from app.infrastructure.streams.memory.feed import MemoryFeed
+from app.infrastructure.streams.memory import MemoryFeed
 from app.interfaces.api.app_setup import set_up_app
 from app.interfaces.api.services import Services, provide
 from app.interfaces.metrics import Metrics
@@ -124,7 +124,7 @@ class ApiHarness:
         streams = EventStreams(store, feed)
         return Services(
             metrics=self.metrics,
-            gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.followers},
+            gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.subscriber_count},
             chat=ChatService(sessions=store, event_log=store, streams=streams, feed=feed, queue=queue),
             sessions=SessionService(sessions=store, streams=streams, feed=feed),
             stop_run=StopRun(sessions=store, queue=queue),

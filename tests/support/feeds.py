@@ -1,70 +1,69 @@
 """Feeds of several processes over one store, and a reader that follows a session as a stream does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, cast
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import cast
 
 from app.application.services.streams import EventStreams
 from app.domain.errors import NotFound, StoreUnavailable
-from app.domain.external.feed import Feed, Subscription
+from app.domain.external.feed import Feed
 from app.domain.models.event import EventRecord, TextDelta
 from app.domain.repositories.event_log import EventLog
-from app.infrastructure.streams.memory import MemoryFeed
+from app.infrastructure.streams.memory import MemoryFeed, MemorySubscription
 from app.infrastructure.streams.polling import PollingFeed
-from app.infrastructure.streams.redis import RedisBus, RedisFeed
+from app.infrastructure.streams.redis.connection import RedisConnection
+from app.infrastructure.streams.redis.feed import RedisFeed
+from tests.support.eventually import eventually
 from tests.support.redis_server import RedisServer
-
-SECONDS = 15
-"""For what must happen soon: much more than it takes, for a loaded machine."""
-
-
-async def until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
-    """Wait until `condition` holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def record(number: int, kind: str = "step", size: int = 10) -> EventRecord:
+    """Return a record with `size` bytes of data."""
     return EventRecord(number, kind, b"x" * size)
 
 
 def records(first: int, last: int) -> list[EventRecord]:
+    """Return the records with the numbers `first` to `last`."""
     return [record(number) for number in range(first, last + 1)]
 
 
 class Store:
-    """The events of sessions, as all processes see them."""
+    """The events of the sessions `s` and `t`, shared by all processes."""
 
     def __init__(self) -> None:
         self.events: dict[str, list[EventRecord]] = {"s": [], "t": []}
-        self.away = False
-        self.silent = False
-        """Whether a look finds nothing new, so that a reader has to hear of it in another way."""
+        self.polls_fail = False
+        """Whether polls fail, so that only notifications make readers read."""
+        self.polls_find_nothing = False
+        """Whether polls find no new events, so that only notifications make readers read."""
         self.reads = 0
-        self.looks = 0
+        self.polls = 0
 
     def add(self, session_id: str = "s", kind: str = "step", size: int = 10) -> EventRecord:
+        """Store and return the next record of a session."""
         events = self.events[session_id]
         events.append(record(len(events) + 1, kind, size))
         return events[-1]
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
+        """Implement `EventLog.read`."""
         self.reads += 1
         if session_id not in self.events:
             raise NotFound("no such session")
         return self.events[session_id][after : after + limit]
 
-    async def heads(self, session_ids: Sequence[str]) -> Mapping[str, int]:
-        self.looks += 1
-        if self.away:
+    async def last_event_numbers(self, session_ids: Sequence[str]) -> Mapping[str, int]:
+        """Implement `SessionRepository.last_event_numbers`."""
+        self.polls += 1
+        if self.polls_fail:
             raise StoreUnavailable("away")
-        return {found: len(self.events[found]) * (not self.silent) for found in session_ids if found in self.events}
+        existing = [session_id for session_id in session_ids if session_id in self.events]
+        return {session_id: 0 if self.polls_find_nothing else len(self.events[session_id]) for session_id in existing}
 
 
-class Reader:
-    """Follows a session and keeps what it got."""
+class FeedReader:
+    """Follows a session and keeps what it received."""
 
     def __init__(self, store: Store, feed: Feed, session_id: str, after: int = 0) -> None:
         self._streams = EventStreams(cast("EventLog", store), feed)
@@ -72,98 +71,112 @@ class Reader:
         self._after = after
         self.numbers: list[int] = []
         self.texts: dict[str, str] = {}
-        self.got: list[str] = []
-        """What came in its order: the type of a record, or `text`."""
-        self.rested = 0
-        """How often it had everything and waited."""
+        """The received text of each message id."""
+        self.received: list[str] = []
+        """The types of the received records, and `text` for each delta, in their order."""
+        self.caught_up = False
         self.ended = False
 
-    async def read(self) -> None:
+    async def run(self) -> None:
+        """Follow the session until its stream ends."""
         async for item in self._streams.follow(self._session_id, after=self._after):
             if isinstance(item, TextDelta):
-                self.got.append("text")
+                self.received.append("text")
                 self.texts[item.message_id] = self.texts.get(item.message_id, "") + item.delta
             elif item:
-                self.got += [found.type for found in item]
+                self.received += [found.type for found in item]
                 self.numbers += [found.number for found in item]
             else:
-                self.rested += 1
+                self.caught_up = True
         self.ended = True
 
 
-class Process:
-    """One of many processes: its feed, and its readers."""
+class FeedProcess:
+    """One of several processes: its feed and its readers."""
 
-    def __init__(self, store: Store, feed: PollingFeed, bus: RedisBus | None) -> None:
-        self.store = store
+    def __init__(self, store: Store, feed: PollingFeed, connection: RedisConnection | None) -> None:
+        self._store = store
         self.feed = feed
-        self._bus = bus
+        self._connection = connection
         self._readers: list[asyncio.Task[None]] = []
 
     @property
-    def bus(self) -> RedisBus:
-        assert self._bus is not None
-        return self._bus
+    def connection(self) -> RedisConnection:
+        """The connection to Redis."""
+        assert self._connection is not None
+        return self._connection
 
-    async def attend(self, session_id: str = "s", after: int = 0) -> Reader:
-        """A reader that waits for news."""
-        reader = Reader(self.store, self.feed, session_id, after)
-        self._readers.append(asyncio.create_task(reader.read()))
-        await until(lambda: reader.rested > 0)
+    def is_subscribed(self, name: str) -> bool:
+        """Return whether Redis has confirmed this process's subscription to the channel `name`."""
+        return self.connection.subscriber.is_subscribed(self.connection.name(name))
+
+    async def start_reader(self, session_id: str = "s", after: int = 0) -> FeedReader:
+        """Return a reader that has caught up, whether Redis has confirmed the subscription or not."""
+        reader = FeedReader(self._store, self.feed, session_id, after)
+        self._readers.append(asyncio.create_task(reader.run()))
+        await eventually(lambda: reader.caught_up)
         return reader
 
-    async def follow(self, session_id: str = "s") -> Reader:
-        """A reader that waits for news, and of whose waiting the other processes know."""
-        reader = await self.attend(session_id)
-        if self._bus is not None and self._bus.connected:
-            await until(lambda: self.bus.confirmed(f"session:{session_id}"))
+    async def follow(self, session_id: str = "s") -> FeedReader:
+        """Return a reader that has caught up and that receives what other processes publish."""
+        reader = await self.start_reader(session_id)
+        if self._connection is not None and self._connection.connected:
+            await eventually(lambda: self.is_subscribed(f"session:{session_id}"))
         return reader
 
     def publish(self, *added: EventRecord, session_id: str = "s") -> None:
+        """Publish records that were stored."""
         self.feed.publish(session_id, added)
 
     def write(self, text: str, message_id: str = "m") -> None:
+        """Publish a piece of a message in session `s`."""
         self.feed.publish_delta("s", TextDelta(message_id, text))
 
-    async def end(self) -> None:
+    async def stop_readers(self) -> None:
+        """Stop all readers of this process."""
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
 
 
 @asynccontextmanager
-async def processes(count: int, store: Store, server: RedisServer | None) -> AsyncIterator[list[Process]]:
-    """`count` processes over one Redis, or none."""
+async def feed_processes(count: int, store: Store, server: RedisServer | None) -> AsyncIterator[list[FeedProcess]]:
+    """Open `count` processes with a common Redis, or without one."""
     async with AsyncExitStack() as stack:
-        opened: list[Process] = []
+        opened: list[FeedProcess] = []
         for _ in range(count):
-            hub = MemoryFeed(alone=False)
-            bus = None
+            hub = MemoryFeed(single_process=False)
+            connection, feed = None, PollingFeed(hub, store.last_event_numbers)
             if server is not None:
-                bus = await stack.enter_async_context(RedisBus(server.url, prefix="test"))
-            feed = PollingFeed(hub, store.heads) if bus is None else RedisFeed(hub, bus, store.heads)
+                connection = await stack.enter_async_context(RedisConnection(server.url, prefix="test"))
+                feed = RedisFeed(hub, connection, store.last_event_numbers)
             await stack.enter_async_context(feed)
-            opened.append(Process(store, feed, bus))
-            stack.push_async_callback(opened[-1].end)
+            opened.append(FeedProcess(store, feed, connection))
+            stack.push_async_callback(opened[-1].stop_readers)
         yield opened
 
 
-class Settled(RedisFeed):
-    """Its subscriptions begin when Redis has confirmed them: until then readers are woken once more than they need."""
+class ConfirmedRedisFeed(RedisFeed):
+    """A feed whose subscriptions begin when Redis has confirmed them.
 
-    def subscribe(self, session_id: str) -> AbstractAsyncContextManager[Subscription]:
-        return self._settled(session_id)
+    The confirmation wakes the subscribers once, which the tests of the port do not expect.
+    """
 
-    async def settle(self) -> None:
-        """The same for the list."""
+    async def confirm_list(self) -> None:
+        """Wait for the subscription to the list of sessions."""
         await self.sessions_changed(0)
-        await until(lambda: self._bus.confirmed("sessions"))
+        await self._confirmed("sessions")
 
     @asynccontextmanager
-    async def _settled(self, session_id: str) -> AsyncIterator[Subscription]:
+    async def subscribe(self, session_id: str) -> AsyncIterator[MemorySubscription]:
+        """Implement `Feed.subscribe`."""
         async with super().subscribe(session_id) as subscription:
-            follower: Any = subscription
-            if not follower.ended:
-                await until(lambda: self._bus.confirmed(f"session:{session_id}"))
-                follower.woken.clear()
+            assert isinstance(subscription, MemorySubscription)
+            if not subscription.ended:
+                await self._confirmed(f"session:{session_id}")
+                subscription.changed.clear()
             yield subscription
+
+    async def _confirmed(self, channel: str) -> None:
+        subscriber, name = self._connection.subscriber, self._connection.name(channel)
+        await eventually(lambda: subscriber.is_subscribed(name))

@@ -1,4 +1,4 @@
-"""A real Redis on a free loopback port, that a test can stop, freeze and start again."""
+"""A real Redis on a free loopback port that a test can kill, freeze and start again."""
 
 import asyncio
 import os
@@ -6,7 +6,6 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pytest
@@ -17,17 +16,17 @@ _START_SECONDS = 20
 
 
 def require_redis() -> str:
-    """The program; the test is left out where there is none, and fails in CI."""
+    """Return the path of redis-server. Without one, skip the test; in CI, fail it."""
     path = shutil.which("redis-server")
     if path is None:
         if os.environ.get("CI") == "true":
-            pytest.fail("there is no redis-server here")
-        pytest.skip("there is no redis-server here")
+            pytest.fail("redis-server is not installed")
+        pytest.skip("redis-server is not installed")
     return path
 
 
 class RedisServer:
-    """Keeps nothing on disk. Always on the same port, so that clients find it again."""
+    """A Redis without persistence that keeps its port, so that clients find it after a restart."""
 
     def __init__(self, *arguments: str) -> None:
         self.port = free_port()
@@ -37,10 +36,12 @@ class RedisServer:
 
     @property
     def url(self) -> str:
+        """Address of the server."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int:
+        """Id of the server's process."""
         assert self._process is not None
         return self._process.pid
 
@@ -48,14 +49,12 @@ class RedisServer:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.kill()
         self._directory.cleanup()
 
     async def start(self) -> None:
-        """Returns when it answers."""
+        """Start the server and wait until it accepts connections."""
         where = Path(self._directory.name)
         with (where / "log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -65,12 +64,12 @@ class RedisServer:
                 stderr=log,
             )
         async with asyncio.timeout(_START_SECONDS):
-            while not await self._listens():
+            while not await self._accepts_connections():
                 assert self._process.returncode is None, (where / "log").read_text()
                 await asyncio.sleep(0.01)
 
     async def kill(self) -> None:
-        """As a crash; also when it is frozen."""
+        """Kill the server, also if it is frozen."""
         if self._process is not None:
             if self._process.returncode is None:
                 self._process.kill()
@@ -78,19 +77,21 @@ class RedisServer:
             self._process = None
 
     def freeze(self) -> None:
+        """Stop the process of the server, so that it accepts connections but does not reply."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
+        """Continue the process of the server."""
         os.kill(self.pid, signal.SIGCONT)
 
-    async def ask(self, *command: str | bytes) -> Any:
-        """The reply to one command."""
+    async def execute(self, *command: str | bytes) -> Any:
+        """Return the reply to one command."""
         from redis.asyncio import Redis
 
         async with Redis.from_url(self.url, socket_timeout=10) as client:
             return await client.execute_command(*command)
 
-    async def _listens(self) -> bool:
+    async def _accepts_connections(self) -> bool:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:

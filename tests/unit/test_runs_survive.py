@@ -22,7 +22,7 @@ from app.domain.repositories.event_log import Commit
 from app.domain.services.agents import checkpointer
 from app.infrastructure.queue import supervisor
 from app.infrastructure.queue.inline import InlineRunQueue
-from app.infrastructure.streams.memory.feed import MemoryFeed
+from app.infrastructure.streams.memory import MemoryFeed
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import (

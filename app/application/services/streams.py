@@ -1,4 +1,4 @@
-"""Following a session: the event_log by position, woken by the feed."""
+"""Streams of a session's events: read from the event log by position, and continued when the feed wakes them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -8,30 +8,31 @@ from app.domain.external.feed import Feed, Subscription
 from app.domain.models.event import EventRecord, TextDelta
 from app.domain.repositories.event_log import EventLog
 
-PAGE = 500
-"""Events that a follower reads at once: what bounds the memory of a reader that is far behind."""
+FOLLOW_PAGE = 500
+"""Maximum number of events in one read of a live stream. Bounds the memory of a reader that lags far behind."""
 
 HISTORY_PAGE = 1_000
-"""Events of a history read at once: with few readers at a time, fewer and larger reads are the better bargain."""
+"""Maximum number of events in one read of a history. Larger: few readers read histories at a time."""
 
 RETRY_SECONDS = 1.0
-"""How long a follower waits for a store that is away, before it looks again."""
+"""Maximum time until a stream tries to read again from a store that was unavailable."""
 
 StreamItem = Sequence[EventRecord] | TextDelta
+"""Part of a stream: records, or text of a message being written."""
 
 
 class EventStreams:
-    """Any number of readers see the same events in the same order, each at its own pace."""
+    """Gives any number of readers the same events in the same order, each at its own pace."""
 
     def __init__(self, event_log: EventLog, feed: Feed) -> None:
         self._event_log = event_log
         self._feed = feed
 
     async def follow(self, session_id: str, *, after: int) -> AsyncGenerator[StreamItem, None]:
-        """Everything with a number above `after`, in order, then what comes, for as long as the session lives.
+        """Yield all events after number `after` in order, then new events and text until the session is deleted.
 
-        An empty batch says that the reader has caught up and the stream is about to wait. While the store is away the
-        stream waits for it.
+        An empty sequence means that the reader has caught up and the stream is about to wait. While the store is
+        unavailable, the stream waits for it.
         """
         position = after
         async with self._feed.subscribe(session_id) as subscription:
@@ -39,9 +40,9 @@ class EventStreams:
                 records = subscription.records_after(position)
                 if records is None:
                     try:
-                        records = await self._event_log.read(session_id, after=position, limit=PAGE)
+                        records = await self._event_log.read(session_id, after=position, limit=FOLLOW_PAGE)
                     except StoreUnavailable:
-                        if await _over(subscription):
+                        if await _ends_before_retry(subscription):
                             return
                         continue
                 if records:
@@ -56,7 +57,7 @@ class EventStreams:
                     return
 
     async def replay(self, session_id: str, *, after: int, up_to: int) -> AsyncGenerator[Sequence[EventRecord], None]:
-        """The stored events with `after` < number <= `up_to`, a page at a time."""
+        """Yield the stored events with numbers above `after` and up to `up_to`, page by page."""
         position = after
         while position < up_to:
             records = await self._event_log.read(session_id, after=position, limit=min(HISTORY_PAGE, up_to - position))
@@ -66,8 +67,8 @@ class EventStreams:
             yield records
 
 
-async def _over(subscription: Subscription) -> bool:
-    """Wait for something new, but not for long; answers whether nothing will come any more."""
+async def _ends_before_retry(subscription: Subscription) -> bool:
+    """Wait for a change, at most `RETRY_SECONDS`. Return whether the subscription has ended."""
     try:
         async with asyncio.timeout(RETRY_SECONDS):
             return not await subscription.wait_for_change()

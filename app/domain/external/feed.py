@@ -1,4 +1,4 @@
-"""Port: the wake-up of whoever follows a session. A hint, never the truth: what matters is read from the event_log."""
+"""Port: wakes the subscribers of a session. The feed gives hints; the event log is the truth."""
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -8,58 +8,60 @@ from app.domain.models.event import EventRecord, TextDelta
 
 
 class Subscription(Protocol):
-    """One reader's place at a session's feed. It holds a position, not a queue: a slow reader costs no memory."""
+    """One reader's position in a session's feed. It holds no queue, so a slow reader costs no memory."""
 
     def records_after(self, number: int) -> Sequence[EventRecord] | None:
-        """The records after `number` that are still in memory, in order; None when the event_log must be asked."""
+        """Return the records after `number` in order, or None if the caller must read the event log."""
         ...
 
     def next_delta(self) -> TextDelta | None:
-        """What was added, since the last call, to the message that is being written; None when there is nothing.
-
-        Pieces that a reader was too slow to take come joined into one.
-        """
+        """Return the text added since the last call to the message being written, joined into one delta, or None."""
         ...
 
     async def wait_for_change(self) -> bool:
-        """Wait until there may be something new. False: the session was deleted or the service is shutting down."""
+        """Wait until there may be something new.
+
+        Returns:
+            False if the session was deleted or the service is shutting down.
+        """
         ...
 
 
 class Feed(Protocol):
-    """Tells followers of a session that there is something new, and followers of the list that it changed."""
+    """Notifies subscribers of a session of new events and text, and readers of the session list of changes."""
 
     def publish(self, session_id: str, records: Sequence[EventRecord]) -> None:
-        """`records` were stored. Called in the order of their numbers."""
+        """Notify subscribers of stored records. Call it in the order of their numbers."""
         ...
 
     def publish_delta(self, session_id: str, delta: TextDelta) -> None:
-        """The agent is writing `delta` of a message that will be stored as a whole later."""
+        """Notify subscribers of text added to a message that will be stored as a whole later."""
         ...
 
     def end_delta(self, session_id: str) -> None:
-        """Nothing more will come of the message that is being written (it is stored now, or was given up)."""
+        """End the message being written: it was stored or given up."""
         ...
 
     def notify_list_changed(self) -> None:
-        """The list of sessions changed in another way than by an event: created, deleted, read."""
+        """Notify readers of the session list of a change without an event: a session was created, deleted or read."""
         ...
 
     def close_session(self, session_id: str) -> None:
-        """The session was deleted: its followers end."""
+        """End the subscriptions of a deleted session."""
         ...
 
     def subscribe(self, session_id: str) -> AbstractAsyncContextManager[Subscription]:
-        """Follow one session."""
+        """Subscribe to one session."""
         ...
 
     async def sessions_changed(self, seen: int) -> int | None:
-        """Wait until the version of the list of sessions is above `seen` (0 at first), and answer it.
+        """Wait until the version of the session list is greater than `seen`, 0 at first, and return it.
 
-        None: the service is shutting down.
+        Returns:
+            None if the service is shutting down.
         """
         ...
 
     def close(self) -> None:
-        """Shut down: every follower ends."""
+        """End all subscriptions: the service is shutting down."""
         ...

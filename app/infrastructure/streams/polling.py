@@ -1,164 +1,158 @@
-"""The feed of one of many processes: what is written elsewhere is found by looking into the store."""
+"""The feed of a process among several: it polls the store for events that other processes write."""
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from types import TracebackType
+from contextlib import asynccontextmanager
+from itertools import count
 from typing import Self
 
 from app.domain.errors import StoreUnavailable
 from app.domain.external.feed import Subscription
 from app.domain.models.event import EventRecord, TextDelta
-from app.infrastructure.streams.memory.feed import MemoryFeed
+from app.infrastructure.streams.memory import MemoryFeed
 
 log = logging.getLogger(__name__)
 
-Heads = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
+LastEventNumbers = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]
 """`SessionRepository.last_event_numbers`."""
 
 _TICK_SECONDS = 0.25
-_QUICK_SECONDS, _SLOW_SECONDS = 0.25, 2.0
-"""Between two looks for new events: while nothing else tells of them, and as a safety net."""
+"""Time between two ticks, at which polls may be due."""
 
-_LIST_QUICK_SECONDS, _LIST_SLOW_SECONDS = 1.0, 5.0
+_POLL_TICKS = 1
+_NOTIFIED_POLL_TICKS = 8
+"""Number of ticks between two polls for new events: without notifications from other processes, and with them."""
+
+_LIST_POLL_TICKS = 4
+_NOTIFIED_LIST_POLL_TICKS = 20
 """The same for the list of sessions."""
 
-_HEADS_SECONDS = 5.0
+_POLL_TIMEOUT_SECONDS = 5.0
+"""Maximum duration of one poll."""
 
 
 class PollingFeed:
-    """A `Feed` (see there) for one of many processes without anything between them but the store. Open it with
-    `async with`; the hub is this process's own `MemoryFeed(alone=False)`.
+    """A `Feed` for one of several processes that share only the store. Open it with `async with`.
 
-    Text that is written in another process is not seen, only the whole message. A look costs the store one read,
-    however many sessions are followed, and nothing while nobody follows any.
+    Subscribers receive the complete messages of other processes but not their deltas. A poll is one read of the store
+    for all sessions that have subscribers; without subscribers there are no polls.
+
+    Args:
+        hub: The feed inside this process, made with `single_process=False`.
+        last_event_numbers: Returns the last event numbers of sessions; deleted sessions are absent.
     """
 
-    def __init__(self, hub: MemoryFeed, heads: Heads) -> None:
+    def __init__(self, hub: MemoryFeed, last_event_numbers: LastEventNumbers) -> None:
         self._hub = hub
-        self._heads = heads
+        self._last_event_numbers = last_event_numbers
         self._closed = False
         self._list_waiters = 0
-        self._needed = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
+        self._poll_needed = asyncio.Event()
+        self._poll_task: asyncio.Task[None] | None = None
 
     @property
-    def followers(self) -> int:
-        """How many readers in this process follow sessions."""
-        return self._hub.followers
+    def subscriber_count(self) -> int:
+        """Number of subscriptions to sessions in this process."""
+        return self._hub.subscriber_count
 
     @property
-    def told(self) -> bool:
-        """Whether other processes tell this one what they write, as far as is known."""
+    def is_notified(self) -> bool:
+        """Whether other processes currently notify this one of what they write."""
         return False
 
     async def __aenter__(self) -> Self:
-        self._watching = asyncio.create_task(self._watch())
+        self._poll_task = asyncio.create_task(self._poll_forever())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.close()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._poll_task is not None:
+            self._poll_task.cancel()
+            await asyncio.gather(self._poll_task, return_exceptions=True)
 
     def publish(self, session_id: str, records: Sequence[EventRecord]) -> None:
-        """See `Feed.publish`."""
-        if not self._closed:
-            self._hub.publish(session_id, records)
+        """Implement `Feed.publish`."""
+        self._hub.publish(session_id, records)
 
     def publish_delta(self, session_id: str, delta: TextDelta) -> None:
-        """See `Feed.publish_delta`."""
-        if not self._closed:
-            self._hub.publish_delta(session_id, delta)
+        """Implement `Feed.publish_delta`."""
+        self._hub.publish_delta(session_id, delta)
 
     def end_delta(self, session_id: str) -> None:
-        """See `Feed.end_delta`."""
+        """Implement `Feed.end_delta`."""
         self._hub.end_delta(session_id)
 
     def notify_list_changed(self) -> None:
-        """See `Feed.notify_list_changed`."""
-        if not self._closed:
-            self._hub.notify_list_changed()
+        """Implement `Feed.notify_list_changed`."""
+        self._hub.notify_list_changed()
 
     def close_session(self, session_id: str) -> None:
-        """See `Feed.close_session`."""
+        """Implement `Feed.close_session`."""
         self._hub.close_session(session_id)
-        self._left(session_id)
+        self._on_unsubscribed(session_id)
 
-    def subscribe(self, session_id: str) -> AbstractAsyncContextManager[Subscription]:
-        """See `Feed.subscribe`."""
-        return self._following(session_id)
+    @asynccontextmanager
+    async def subscribe(self, session_id: str) -> AsyncGenerator[Subscription, None]:
+        """Implement `Feed.subscribe`."""
+        try:
+            async with self._hub.subscribe(session_id) as subscription:
+                if not self._closed:
+                    self._poll_needed.set()
+                    self._on_subscribed(session_id)
+                yield subscription
+        finally:
+            if session_id not in self._hub.subscribed_sessions:
+                self._on_unsubscribed(session_id)
 
     async def sessions_changed(self, seen: int) -> int | None:
-        """See `Feed.sessions_changed`."""
+        """Implement `Feed.sessions_changed`."""
         self._list_waiters += 1
-        self._needed.set()
+        self._poll_needed.set()
         try:
             return await self._hub.sessions_changed(seen)
         finally:
             self._list_waiters -= 1
 
     def close(self) -> None:
-        """See `Feed.close`. From now on nothing is published."""
+        """Implement `Feed.close`."""
         self._closed = True
         self._hub.close()
 
-    def _entered(self, session_id: str) -> None:
-        """Somebody follows the session; called for every follower."""
+    def _on_subscribed(self, session_id: str) -> None:
+        """Note that the session has one more subscriber."""
 
-    def _left(self, session_id: str) -> None:
-        """Nobody follows the session any more. May be called twice."""
+    def _on_unsubscribed(self, session_id: str) -> None:
+        """Note that the session has no subscribers. May be called repeatedly."""
 
-    def _doubted(self, session_id: str) -> None:
-        """The store holds more of the session than was told here."""
+    def _on_stale(self, session_id: str) -> None:
+        """Note that a poll found events that this process was not notified of."""
 
-    @asynccontextmanager
-    async def _following(self, session_id: str) -> AsyncGenerator[Subscription, None]:
-        try:
-            async with self._hub.subscribe(session_id) as subscription:
-                if not self._closed:
-                    self._needed.set()
-                    self._entered(session_id)
-                yield subscription
-        finally:
-            if session_id not in self._hub.followed:
-                self._left(session_id)
-
-    async def _watch(self) -> None:
-        """Look into the store again and again while somebody follows something."""
-        now = asyncio.get_running_loop().time
-        looked = touched = now()
-        while True:
-            await self._needed.wait()
+    async def _poll_forever(self) -> None:
+        for tick in count():
+            await self._poll_needed.wait()
             await asyncio.sleep(_TICK_SECONDS)
-            if not self._hub.followed and not self._list_waiters:
-                self._needed.clear()
-                continue
-            if self._hub.followed and now() - looked >= (_SLOW_SECONDS if self.told else _QUICK_SECONDS):
-                await self._look()
-                looked = now()
-            if self._list_waiters and now() - touched >= (_LIST_SLOW_SECONDS if self.told else _LIST_QUICK_SECONDS):
+            sessions = list(self._hub.subscribed_sessions)
+            if not sessions and not self._list_waiters:
+                self._poll_needed.clear()
+            if sessions and tick % (_NOTIFIED_POLL_TICKS if self.is_notified else _POLL_TICKS) == 0:
+                await self._poll(sessions)
+            if self._list_waiters and tick % (_NOTIFIED_LIST_POLL_TICKS if self.is_notified else _LIST_POLL_TICKS) == 0:
                 self._hub.notify_list_changed()
-                touched = now()
 
-    async def _look(self) -> None:
-        sessions = list(self._hub.followed)
+    async def _poll(self, sessions: Sequence[str]) -> None:
         try:
-            async with asyncio.timeout(_HEADS_SECONDS):
-                heads = await self._heads(sessions)
+            async with asyncio.timeout(_POLL_TIMEOUT_SECONDS):
+                last_numbers = await self._last_event_numbers(sessions)
         except (StoreUnavailable, TimeoutError):
-            return  # the store says so itself to whoever asks; the next look may be luckier
-        except Exception:  # the root of a look: a fault in one must not end those that follow
-            log.exception("a look for new events failed")
+            return  # Reads of the event log report the failure to their callers; the next poll may succeed.
+        except Exception:  # The root of the task: a programming error in one poll must not stop the polling.
+            log.exception("polling the store for new events failed")
             return
         for session_id in sessions:
-            head = heads.get(session_id)
-            if head is None:
+            last_number = last_numbers.get(session_id)
+            if last_number is None:
                 self._hub.close_session(session_id)
-                self._left(session_id)
-            elif session_id in self._hub.followed and self._hub.doubt_below(session_id, head):
-                self._doubted(session_id)
+                self._on_unsubscribed(session_id)
+            elif session_id in self._hub.subscribed_sessions and self._hub.mark_stale_below(session_id, last_number):
+                self._on_stale(session_id)

@@ -1,159 +1,320 @@
-"""The feed of one of many processes that tell one another through Redis what they write."""
+"""The feed and the signals of a process that exchanges messages with other processes over Redis."""
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from app.domain.models.event import TERMINAL, EventRecord, TextDelta
-from app.infrastructure.streams.memory.feed import ENDS_TEXT, LISTED, MemoryFeed
-from app.infrastructure.streams.polling import Heads, PollingFeed
-from app.infrastructure.streams.redis.bus import RedisBus
-from app.infrastructure.streams.redis.frames import Dropped, News, Records, Retracted, Text, decode, encode
-from app.infrastructure.streams.redis.texts import HeardText, SentTexts, channel
+from app.domain.external.signals import Signal
+from app.domain.models.event import LISTED, TERMINAL, EventRecord, TextDelta
+from app.infrastructure.streams.memory import TEXT_ENDING_TYPES, MemoryFeed, PartialMessage
+from app.infrastructure.streams.polling import LastEventNumbers, PollingFeed
+from app.infrastructure.streams.redis.connection import Listener, RedisConnection
+from app.infrastructure.streams.redis.messages import (
+    RecordsStored,
+    SessionDeleted,
+    TextAdded,
+    TextEnded,
+    decode,
+    encode,
+)
+from app.infrastructure.streams.redis.publisher import Command
 
-_LIST = "sessions"
+MAX_RECORDS_BYTES = 256 * 1024
+"""Maximum size of records to send; subscribers read larger ones from the event log."""
 
-_LIST_LINGER_SECONDS = 30.0
-"""A reader of the list reads a page between two waits: its channel is kept for so long without one."""
+TEXT_SECONDS = 60
+"""Time in seconds for which Redis keeps the text so far of a message to which nothing is added."""
+
+MAX_TEXT_CHARACTERS = 64 * 1024
+"""Maximum length of a text that Redis keeps; subscribers who come later to a longer one wait for the whole message."""
 
 
 class RedisFeed(PollingFeed):
-    """A `Feed` (see there). Followers in this process hear of what is written here through the hub at once, of what is
-    written elsewhere through Redis, records included, and of what was lost there from the store.
+    """A `Feed` for one of several processes that are connected to Redis.
 
-    A session's channel is subscribed to only while somebody here follows the session.
+    Subscribers in this process receive records and text of other processes over Redis. What was lost there they read
+    from the event log. The process is subscribed to a session's channel while the session has subscribers here.
     """
 
-    def __init__(self, hub: MemoryFeed, bus: RedisBus, heads: Heads) -> None:
-        super().__init__(hub, heads)
-        self._bus = bus
-        self._sent = SentTexts(hub, bus)
-        self._texts: dict[str, HeardText] = {}
+    def __init__(self, hub: MemoryFeed, connection: RedisConnection, last_event_numbers: LastEventNumbers) -> None:
+        super().__init__(hub, last_event_numbers)
+        self._connection = connection
+        self._list_channel = connection.name("sessions")
         self._list_subscribed = False
-        self._list_leaving: asyncio.TimerHandle | None = None
-        bus.add_source(self._sent)
+        self._outgoing = OutgoingTexts(hub, connection)
+        self._incoming: dict[str, IncomingText] = {}
 
     @property
-    def told(self) -> bool:
-        """See `PollingFeed.told`."""
-        return self._bus.connected
+    def is_notified(self) -> bool:
+        """Whether other processes currently notify this one of what they write."""
+        return self._connection.connected
 
     def publish(self, session_id: str, records: Sequence[EventRecord]) -> None:
-        """See `Feed.publish`."""
+        """Implement `Feed.publish`."""
         if self._closed or not records:
             return
         super().publish(session_id, records)
+        channel = _channel(self._connection, session_id)
+        if sum(len(record.data) for record in records) <= MAX_RECORDS_BYTES:
+            self._connection.publisher.publish(channel, encode(RecordsStored(records)))
+        else:
+            self._connection.publisher.notify(channel)
         types = {record.type for record in records}
-        self._bus.publish(channel(session_id), encode(Records(records)))
         if types & TERMINAL:
-            self._sent.changed(session_id)  # also what a worker that died has left in Redis
-            if session_id in self._texts:
-                self._texts[session_id].end()
-        elif types & ENDS_TEXT:
-            self._sent.retracted(session_id)
+            self._outgoing.update(session_id)  # Also deletes the text that a crashed worker left in Redis.
+            if session_id in self._incoming:
+                self._incoming[session_id].end()
+        elif types & TEXT_ENDING_TYPES:
+            self._outgoing.end(session_id)
         if types & LISTED:
-            self._bus.tell(_LIST)
+            self._connection.publisher.notify(self._list_channel)
 
     def publish_delta(self, session_id: str, delta: TextDelta) -> None:
-        """See `Feed.publish_delta`."""
+        """Implement `Feed.publish_delta`."""
         if not self._closed:
             super().publish_delta(session_id, delta)
-            self._sent.changed(session_id)
+            self._outgoing.update(session_id)
 
     def end_delta(self, session_id: str) -> None:
-        """See `Feed.end_delta`."""
+        """Implement `Feed.end_delta`."""
         super().end_delta(session_id)
-        self._sent.retracted(session_id)
+        self._outgoing.end(session_id)
 
     def notify_list_changed(self) -> None:
-        """See `Feed.notify_list_changed`."""
+        """Implement `Feed.notify_list_changed`."""
         if not self._closed:
             super().notify_list_changed()
-            self._bus.tell(_LIST)
+            self._connection.publisher.notify(self._list_channel)
 
     def close_session(self, session_id: str) -> None:
-        """See `Feed.close_session`."""
+        """Implement `Feed.close_session`."""
         super().close_session(session_id)
         if not self._closed:
-            self._bus.publish(channel(session_id), encode(Dropped()))
-            self._sent.changed(session_id)
+            self._connection.publisher.publish(_channel(self._connection, session_id), encode(SessionDeleted()))
+            self._outgoing.update(session_id)
 
     async def sessions_changed(self, seen: int) -> int | None:
-        """See `Feed.sessions_changed`."""
-        if self._list_leaving is not None:
-            self._list_leaving.cancel()
-            self._list_leaving = None
-        if not self._list_subscribed and not self._closed:
+        """Implement `Feed.sessions_changed`."""
+        if not self._list_subscribed:
             self._list_subscribed = True
-            self._bus.subscribe(
-                _LIST,
-                heard=lambda _payload, _sender: self._hub.notify_list_changed(),
-                confirmed=self._hub.notify_list_changed,
-            )
-        try:
-            return await super().sessions_changed(seen)
-        finally:
-            if not self._list_waiters and self._list_subscribed:
-                self._list_leaving = asyncio.get_running_loop().call_later(_LIST_LINGER_SECONDS, self._leave_list)
+            listener = Listener(self._on_list_changed, self._on_list_changed)
+            self._connection.subscriber.subscribe(self._list_channel, listener)
+        return await super().sessions_changed(seen)
 
     def close(self) -> None:
-        """See `PollingFeed.close`."""
+        """Implement `Feed.close`."""
         super().close()
-        for session_id in list(self._texts):
-            self._left(session_id)
-        self._leave_list()
+        for session_id in list(self._incoming):
+            self._on_unsubscribed(session_id)
 
-    def _leave_list(self) -> None:
-        self._list_subscribed = False
-        self._bus.unsubscribe(_LIST)
-        if self._list_leaving is not None:
-            self._list_leaving.cancel()
-            self._list_leaving = None
+    def _on_list_changed(self, _payload: bytes = b"", _sender: bytes = b"") -> None:
+        self._hub.notify_list_changed()
 
-    def _entered(self, session_id: str) -> None:
-        if session_id not in self._texts:
-            self._texts[session_id] = HeardText(self._hub, self._bus, session_id)
-            heard, confirmed = partial(self._heard, session_id), partial(self._confirmed, session_id)
-            self._bus.subscribe(channel(session_id), heard=heard, confirmed=confirmed)
+    def _on_subscribed(self, session_id: str) -> None:
+        if session_id not in self._incoming:
+            self._incoming[session_id] = IncomingText(self._hub, self._connection, session_id)
+            listener = Listener(partial(self._on_message, session_id), partial(self._on_lost, session_id))
+            self._connection.subscriber.subscribe(_channel(self._connection, session_id), listener)
 
-    def _left(self, session_id: str) -> None:
-        text = self._texts.pop(session_id, None)
-        if text is not None:
-            self._bus.unsubscribe(channel(session_id))
+    def _on_unsubscribed(self, session_id: str) -> None:
+        if (text := self._incoming.pop(session_id, None)) is not None:
+            self._connection.subscriber.unsubscribe(_channel(self._connection, session_id))
             text.end()
 
-    def _doubted(self, session_id: str) -> None:
-        self._texts[session_id].look()
+    def _on_stale(self, session_id: str) -> None:
+        self._incoming[session_id].resync()
 
-    def _confirmed(self, session_id: str) -> None:
-        self._hub.doubt(session_id)
-        self._texts[session_id].look()
+    def _on_lost(self, session_id: str) -> None:
+        """Note that messages about the session may have been lost."""
+        self._hub.mark_stale(session_id)
+        self._incoming[session_id].resync()
 
-    def _heard(self, session_id: str, payload: bytes, sender: bytes) -> None:
-        text = self._texts[session_id]
+    def _on_message(self, session_id: str, payload: bytes, sender: bytes) -> None:
+        text = self._incoming[session_id]
         match decode(payload):
-            case Records(records):
-                self._take(session_id, records, sender)
-            case News(head):
-                if not head:
-                    self._confirmed(session_id)
-                elif self._hub.doubt_below(session_id, head):
-                    text.look()
-            case Text() as piece:
-                text.take(piece)
-            case Retracted(life):
-                text.retracted(life)
-            case Dropped():
+            case RecordsStored(records):
+                types = {record.type for record in records}
+                if types & TERMINAL:
+                    text.end()
+                elif types & TEXT_ENDING_TYPES:
+                    # The message of another process may be the user's, which does not end what the agent writes.
+                    text.end(sender.decode())
+                if not self._hub.deliver(session_id, records):
+                    text.resync()
+            case TextAdded() as piece:
+                text.add(piece)
+            case TextEnded(text_id):
+                text.end(text_id)
+            case SessionDeleted():
                 self._hub.close_session(session_id)
-                self._left(session_id)
+                self._on_unsubscribed(session_id)
+            case _:  # A notification.
+                self._on_lost(session_id)
 
-    def _take(self, session_id: str, records: Sequence[EventRecord], sender: bytes) -> None:
-        text = self._texts[session_id]
-        types = {record.type for record in records}
-        if types & TERMINAL:
-            text.end()
-        elif types & ENDS_TEXT:
-            # A message of somebody else may be the user's, who does not end what the agent writes: it does itself.
-            text.ended(sender)
-        if not self._hub.deliver(session_id, records):
-            text.look()
+
+@dataclass(slots=True)
+class SentText:
+    """What was sent of a message that is written in this process."""
+
+    message: PartialMessage
+    text_id: str
+    pieces: int = 0
+    characters: int = 0
+
+
+class OutgoingTexts:
+    """Sends the messages that are written in this process to other processes, piece by piece.
+
+    Text is a preview of the message that will be stored. It may be late or missing, but no piece of it is shown twice
+    or without what came before it. Redis keeps the text so far for processes that missed its beginning.
+    """
+
+    def __init__(self, hub: MemoryFeed, connection: RedisConnection) -> None:
+        self._hub = hub
+        self._connection = connection
+        self._sent: dict[str, SentText] = {}
+        self._begun = 0
+
+    def update(self, session_id: str) -> None:
+        """Send soon what was added to the message, or its end."""
+        self._connection.publisher.defer(session_id, partial(self._commands, session_id))
+
+    def end(self, session_id: str) -> None:
+        """Send soon the end of the message, if any of it was sent."""
+        if session_id in self._sent:
+            self.update(session_id)
+
+    def _commands(self, session_id: str) -> Sequence[Command]:
+        """Return the commands that bring other processes up to date."""
+        channel, key = _channel(self._connection, session_id), _text_key(self._connection, session_id)
+        publisher, sent = self._connection.publisher, self._sent.get(session_id)
+        message = self._hub.partial_message(session_id)
+        if message is None or message.is_remote:
+            delete = Command(("DEL", key), on_lost=partial(self.update, session_id))
+            if sent is None:
+                return [delete]
+            del self._sent[session_id]
+            return [delete, publisher.message(channel, encode(TextEnded(sent.text_id)))]
+        if sent is None or sent.message is not message:
+            self._begun += 1
+            sent = SentText(message, f"{self._connection.process_id.decode()}-{self._begun}")
+            self._sent[session_id] = sent
+
+        def resend() -> None:
+            sent.pieces = sent.characters = 0
+            self.update(session_id)
+
+        added = "".join(message.pieces[sent.pieces :])
+        piece = TextAdded(sent.text_id, message.message_id, sent.characters, added)
+        sent.pieces = len(message.pieces)
+        sent.characters += len(added)
+        # The key is written before the piece is sent: a process that needs more than the piece finds it there.
+        if sent.characters <= MAX_TEXT_CHARACTERS:
+            whole = TextAdded(sent.text_id, message.message_id, 0, "".join(message.pieces))
+            keep = Command(("SET", key, encode(whole), "EX", TEXT_SECONDS))
+        else:
+            keep = Command(("DEL", key))
+        return [keep, publisher.message(channel, encode(piece), resend)]
+
+
+class IncomingText:
+    """The message that another process writes in a session with subscribers here."""
+
+    def __init__(self, hub: MemoryFeed, connection: RedisConnection, session_id: str) -> None:
+        self._hub = hub
+        self._connection = connection
+        self._session_id = session_id
+        self._message = PartialMessage("", is_remote=True)
+        self._text_id = ""
+        self._length = 0
+        self._ended = True
+        self._replaced_id = ""
+        self._requested_id = ""
+        self._version = 0
+
+    def add(self, piece: TextAdded) -> None:
+        """Show `piece`. If the text before it is missing, read the whole text from Redis."""
+        shown = self._hub.partial_message(self._session_id)
+        own = piece.text_id.startswith(self._connection.process_id.decode())
+        # While this process writes, another one that writes has lost its lease and will end.
+        if own or piece.text_id == self._replaced_id or (shown is not None and not shown.is_remote):
+            return
+        is_new = piece.text_id != self._text_id
+        if piece.offset > (0 if is_new else self._length):
+            self._request(piece.text_id)
+        elif is_new or not self._ended:
+            if is_new:
+                self._begin(piece)
+            added = piece.text[self._length - piece.offset :]
+            self._message.pieces.append(added)
+            self._length += len(added)
+            self._hub.show_partial_message(self._session_id, self._message)
+
+    def end(self, text_id: str = "") -> None:
+        """End the message if its text id begins with `text_id`."""
+        self._version += 1
+        if self._text_id.startswith(text_id):
+            self._ended = True
+            self._hide()
+
+    def resync(self) -> None:
+        """Hide the message until more of it arrives, as its end may have been missed. Read it from Redis."""
+        self._hide()
+        self._request("")
+
+    def _begin(self, piece: TextAdded) -> None:
+        if not self._ended:
+            self._replaced_id = self._text_id
+        self._version += 1
+        self._message = PartialMessage(piece.message_id, is_remote=True)
+        self._text_id, self._length, self._ended = piece.text_id, 0, False
+
+    def _hide(self) -> None:
+        if self._hub.partial_message(self._session_id) is self._message:
+            self._hub.end_delta(self._session_id)
+
+    def _request(self, text_id: str) -> None:
+        """Read the text so far from Redis, unless Redis did not have this text the last time."""
+        if text_id and text_id == self._requested_id:
+            return
+        self._requested_id = text_id
+        version = self._version
+
+        def on_value(value: bytes | None) -> None:
+            piece = None if value is None else decode(value)
+            if version != self._version:  # What arrived meanwhile is newer.
+                self._requested_id = ""
+            elif isinstance(piece, TextAdded):
+                self._requested_id = ""
+                self.add(piece)
+
+        self._connection.publisher.get(_text_key(self._connection, self._session_id), on_value)
+
+
+def _channel(connection: RedisConnection, session_id: str) -> bytes:
+    return connection.name(f"session:{session_id}")
+
+
+def _text_key(connection: RedisConnection, session_id: str) -> bytes:
+    return connection.name(f"text:{session_id}")
+
+
+class RedisSignals:
+    """`Signals` over Redis. Signals are lost while Redis is unavailable."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
+        self._channel = connection.name("signals")
+
+    def send(self, signal: Signal) -> None:
+        """Implement `Signals.send`."""
+        self._connection.publisher.publish(self._channel, encode(signal))
+
+    def listen(self, on_signal: Callable[[Signal], None]) -> None:
+        """Implement `Signals.listen`."""
+
+        def on_message(payload: bytes, _sender: bytes) -> None:
+            if isinstance(signal := decode(payload), Signal):
+                on_signal(signal)
+
+        self._connection.subscriber.subscribe(self._channel, Listener(on_message, lambda: None))
