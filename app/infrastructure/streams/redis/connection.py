@@ -255,7 +255,8 @@ class Subscriber:
 
 def _create_client(url: str) -> Redis:
     try:
-        pool = ConnectionPool(**{**parse_url(url), **_POOL_OPTIONS})
+        options: dict[str, Any] = {**parse_url(url), **_POOL_OPTIONS}
+        pool = ConnectionPool(**options)
         pool.make_connection()  # Validates the options; does not connect.
     except (ValueError, TypeError, RedisError):
         raise ValueError("not the address of a Redis") from None  # The original error may contain the address.
