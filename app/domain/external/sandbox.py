@@ -1,4 +1,4 @@
-"""Ports: a session's computer, and whoever provides it."""
+"""Ports: a session's sandbox, and the provider of sandboxes."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -7,51 +7,51 @@ from app.domain.models.sandbox import BrowserEndpoint, FileMatches, FileText, Fo
 
 
 class Desktop(Protocol):
-    """One viewer's connection to a sandbox's desktop: the bytes of the RFB (VNC) protocol, in both directions."""
+    """One viewer's connection to a sandbox's desktop. It carries bytes of the RFB (VNC) protocol in both directions."""
 
     async def receive(self) -> bytes:
-        """The next bytes of the desktop; `b""` when it has ended the connection.
+        """Return the next bytes from the desktop; `b""` when it has closed the connection in order.
 
         Raises:
-            SandboxUnavailable: the connection broke.
+            SandboxUnavailable: The connection broke.
         """
         ...
 
     async def send(self, data: bytes) -> None:
-        """Give the desktop `data`; waits for as long as it takes no more.
+        """Send `data` to the desktop; wait while it takes no more.
 
         Raises:
-            SandboxUnavailable: the connection broke.
+            SandboxUnavailable: The connection broke.
         """
         ...
 
     async def close(self) -> None:
-        """End the connection. Idempotent."""
+        """Close the connection. Idempotent."""
         ...
 
 
 class Sandbox(Protocol):
-    """One session's computer.
+    """One session's sandbox.
 
     Paths may be absolute, relative to the workspace, or begin with `~`; the workspace is the shells' home.
 
-    Raises (every method):
-        SandboxFailure: the sandbox refused, with words that the model or a person can act on.
-        SandboxUnavailable: it does not answer.
+    Every method may raise:
+        SandboxFailure: The sandbox refused the request; the message tells the model or the user what to change.
+        SandboxUnavailable: The sandbox does not respond.
     """
 
     @property
     def instance_id(self) -> str:
-        """Names this life of the sandbox. Another name than before: the files are the same, the processes are gone."""
+        """The name of the sandbox instance. When it changes, the files are the same but all processes have ended."""
         ...
 
     @property
     def browser(self) -> BrowserEndpoint:
-        """Where the browser is driven; whether there is one shows when it is used, or in `status`."""
+        """The address of the browser. Whether there is a browser shows in `status`, or when it is used."""
         ...
 
     async def status(self) -> Mapping[str, PartStatus]:
-        """The state of each part by its name: `shell`, `browser`, `desktop`. Does not count as use."""
+        """Return the state of each part by its name: `shell`, `browser`, `desktop`. Does not count as use."""
         ...
 
     async def restart_browser(self) -> None:
@@ -59,81 +59,81 @@ class Sandbox(Protocol):
         ...
 
     async def desktop(self) -> Desktop:
-        """A new connection to the desktop; the caller closes it. Counts as use for as long as it is open."""
+        """Connect to the desktop. The caller closes the connection; it counts as use while it is open."""
         ...
 
-    async def shell_exec(self, shell: str, exec_dir: str, command: str) -> ShellState:
-        """Run `command`; answers when it ends, or after a short while with status `running`."""
+    async def shell_exec(self, shell_id: str, exec_dir: str, command: str) -> ShellState:
+        """Run `command`; return when it ends, or after a short while with status `running`."""
         ...
 
-    async def shell_view(self, shell: str) -> ShellState:
-        """The whole console of `shell`, newest part kept when it is long."""
+    async def shell_view(self, shell_id: str) -> ShellState:
+        """Return the whole console of a shell; the newest part if it is too long."""
         ...
 
-    async def shell_wait(self, shell: str, seconds: int | None) -> ShellState:
-        """Wait for the running command, at most `seconds`; the output is what came since the last look."""
+    async def shell_wait(self, shell_id: str, seconds: int | None) -> ShellState:
+        """Wait for the running command, at most `seconds`; return the output since the last call."""
         ...
 
-    async def shell_write(self, shell: str, text: str, *, press_enter: bool) -> ShellState:
-        """Type into the running program."""
+    async def shell_write(self, shell_id: str, text: str, *, press_enter: bool) -> ShellState:
+        """Type `text` into the running program."""
         ...
 
-    async def shell_kill(self, shell: str) -> ShellState:
-        """Kill what runs in `shell`, the whole process tree."""
+    async def shell_kill(self, shell_id: str) -> ShellState:
+        """Kill the command that runs in a shell, with all its child processes."""
         ...
 
     async def kill_all(self) -> None:
-        """Kill what runs in every shell of this session."""
+        """Kill the commands that run in all shells of this session."""
         ...
 
     async def file_read(self, file: str, *, start: int | None, end: int | None, sudo: bool) -> FileText:
-        """Lines `start` (from 0) up to, not including, `end`."""
+        """Return the lines from `start` (the first line is 0) up to but not including `end`."""
         ...
 
     async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> int:
-        """Write or append text; answers the bytes written."""
+        """Write or append text; return the number of bytes written."""
         ...
 
     async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> int:
-        """Replace every occurrence; answers how many there were."""
+        """Replace every occurrence of `old`; return the number of occurrences."""
         ...
 
     async def file_search(self, file: str, regex: str, *, sudo: bool) -> FileMatches:
-        """The lines that match."""
+        """Return the lines that match `regex`."""
         ...
 
     async def file_find(self, path: str, glob: str) -> FoundFiles:
-        """The files below `path` whose path matches `glob`."""
+        """Return the files below `path` whose path matches `glob`."""
         ...
 
 
 class SandboxProvider(Protocol):
-    """Creates, finds and destroys sandboxes: one a session at most."""
+    """Creates, finds and destroys sandboxes; a session has at most one."""
 
     def warm(self, session_id: str) -> None:
-        """Begin to start the session's sandbox in the background; returns at once, never raises."""
+        """Start the session's sandbox in the background. Return at once and never raise."""
         ...
 
     async def acquire(self, session_id: str) -> Sandbox:
-        """The session's sandbox, ready; started first when it has none.
+        """Return the session's sandbox, ready for use; start it first if it does not run.
 
         Raises:
-            SandboxUnavailable: none can be had.
+            SandboxUnavailable: No sandbox can be started.
         """
         ...
 
     async def find(self, session_id: str) -> Sandbox | None:
-        """The session's sandbox when it has one that runs; never starts one."""
+        """Return the session's sandbox if it runs; never start one."""
         ...
 
     async def destroy(self, session_id: str) -> None:
-        """End the session's sandbox with everything in it, workspace included. Idempotent."""
+        """End the session's sandbox and delete everything in it, the workspace included. Idempotent."""
         ...
 
     async def check(self) -> str | None:
-        """Why no sandbox could be started now; None when one could."""
+        """Return why no sandbox can be started now; None if one can."""
         ...
 
     async def close(self) -> None:
-        """Shut down: end what would otherwise be left behind. Workspaces stay."""
+        """Shut down, and end what nobody else would end. Workspaces stay."""
         ...

@@ -1,4 +1,4 @@
-"""What a sandbox answers: its shells, its files, and where its browser is."""
+"""Values that a sandbox returns: states of shells, contents of files, and the address of its browser."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,7 +8,7 @@ ShellStatus = Literal["completed", "running"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleRecord:
-    """One command on the console: its prompt, the command, and its output with control sequences resolved."""
+    """One command on a console: the prompt, the command, and its output with control sequences resolved."""
 
     ps1: str
     command: str
@@ -17,21 +17,22 @@ class ConsoleRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShellState:
-    """A shell after a call. `output` is bounded; the whole is in `output_file` where the sandbox keeps one."""
+    """The state of a shell after a call."""
 
     shell_id: str
-    """The shell's id (clients know it by this name), not the conversation's."""
     status: ShellStatus
     returncode: int | None = None
     output: str = ""
+    """The output, shortened if `truncated`."""
     console: tuple[ConsoleRecord, ...] = ()
     truncated: bool = False
     output_file: str = ""
+    """The path of a file with the whole output; "" if the sandbox keeps none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileText:
-    """Text read from a file. Lines count from 0."""
+    """Text that was read from a file."""
 
     file: str
     content: str
@@ -41,7 +42,7 @@ class FileText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileMatches:
-    """Lines of a file that match a pattern."""
+    """The lines of a file that match a pattern; the first line of a file is number 0."""
 
     file: str
     matches: tuple[str, ...]
@@ -51,7 +52,7 @@ class FileMatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundFiles:
-    """Paths that match a glob."""
+    """The paths below `path` that match a glob."""
 
     path: str
     files: tuple[str, ...]
@@ -60,21 +61,21 @@ class FoundFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrowserEndpoint:
-    """Where the sandbox's Chromium is driven over CDP."""
+    """The address at which a sandbox's Chromium is driven over CDP."""
 
     url: str
-    """The base URL, such as `http://172.18.0.2:8080/cdp`; `<url>/json/version` names the WebSocket."""
+    """The base URL, such as `http://172.18.0.2:8080/cdp`; `<url>/json/version` has the address of the WebSocket."""
     token: str = field(repr=False)
-    """Sent as `Authorization: Bearer <token>` with every request, the WebSocket's included."""
+    """The token for `Authorization: Bearer <token>`, which every request and the WebSocket needs."""
     home: str
-    """The workspace as the browser sees it; downloads go to `Downloads` in it."""
+    """The path of the workspace in the sandbox; downloads go to its folder `Downloads`."""
     shared: bool = False
-    """Other sessions drive it too: each keeps to tabs, cookies and downloads of its own."""
+    """Whether other sessions drive the browser too; each then uses tabs, cookies and downloads of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartStatus:
-    """One part of a sandbox (`shell`, `browser` or `desktop`): whether it can be used, and why not."""
+    """Whether one part of a sandbox (`shell`, `browser` or `desktop`) can be used, and why not."""
 
     ready: bool
     reason: str = ""

@@ -87,29 +87,29 @@ class HttpSandbox:
         with self._activity:
             return await open_desktop(self._api.address, self._api.token)
 
-    async def shell_exec(self, shell: str, exec_dir: str, command: str) -> ShellState:
+    async def shell_exec(self, shell_id: str, exec_dir: str, command: str) -> ShellState:
         """Implement `Sandbox.shell_exec`."""
         seconds = self._exec_seconds + MARGIN_SECONDS
-        return await self._call_shell("exec", shell, {"exec_dir": exec_dir, "command": command}, seconds)
+        return await self._call_shell("exec", shell_id, {"exec_dir": exec_dir, "command": command}, seconds)
 
-    async def shell_view(self, shell: str) -> ShellState:
+    async def shell_view(self, shell_id: str) -> ShellState:
         """Implement `Sandbox.shell_view`."""
-        return await self._call_shell("view", shell, {}, MARGIN_SECONDS)
+        return await self._call_shell("view", shell_id, {}, MARGIN_SECONDS)
 
-    async def shell_wait(self, shell: str, seconds: int | None) -> ShellState:
+    async def shell_wait(self, shell_id: str, seconds: int | None) -> ShellState:
         """Implement `Sandbox.shell_wait`."""
         limit = MAX_WAIT_SECONDS if seconds is None else min(max(seconds, 0), MAX_WAIT_SECONDS)
         fields: JsonObject = {} if seconds is None else {"seconds": seconds}
-        return await self._call_shell("wait", shell, fields, limit + MARGIN_SECONDS)
+        return await self._call_shell("wait", shell_id, fields, limit + MARGIN_SECONDS)
 
-    async def shell_write(self, shell: str, text: str, *, press_enter: bool) -> ShellState:
+    async def shell_write(self, shell_id: str, text: str, *, press_enter: bool) -> ShellState:
         """Implement `Sandbox.shell_write`."""
         seconds = self._exec_seconds + MARGIN_SECONDS
-        return await self._call_shell("write", shell, {"input": text, "press_enter": press_enter}, seconds)
+        return await self._call_shell("write", shell_id, {"input": text, "press_enter": press_enter}, seconds)
 
-    async def shell_kill(self, shell: str) -> ShellState:
+    async def shell_kill(self, shell_id: str) -> ShellState:
         """Implement `Sandbox.shell_kill`."""
-        return await self._call_shell("kill", shell, {}, MARGIN_SECONDS)
+        return await self._call_shell("kill", shell_id, {}, MARGIN_SECONDS)
 
     async def kill_all(self) -> None:
         """Implement `Sandbox.kill_all`."""
@@ -140,20 +140,20 @@ class HttpSandbox:
         """Implement `Sandbox.file_find`."""
         return responses.parse_found_files(await self._call_file("find", {"path": path, "glob": glob}), path)
 
-    async def _call_shell(self, call: str, shell: str, fields: JsonObject, seconds: float) -> ShellState:
-        encoded_id = self._prefix + encode_id(shell)
+    async def _call_shell(self, call: str, shell_id: str, fields: JsonObject, seconds: float) -> ShellState:
+        encoded_id = self._prefix + encode_id(shell_id)
         try:
             with self._activity:
                 data = await self._api.post(f"shell/{call}", {"id": encoded_id, **fields}, seconds=seconds)
         except SandboxFailure as error:
             if self._prefix and call != "exec" and error.status == NOT_FOUND:
                 # The sandbox's own message lists all shells, those of other sessions included.
-                raise SandboxFailure(f"no such shell: {shell}; shell_exec makes one", status=NOT_FOUND) from error
-            if encoded_id == shell or not shell:
+                raise SandboxFailure(f"no such shell: {shell_id}; shell_exec makes one", status=NOT_FOUND) from error
+            if encoded_id == shell_id or not shell_id:
                 raise
-            # The caller knows the shell by its own name only.
-            raise SandboxFailure(str(error).replace(encoded_id, shell), status=error.status) from error
-        return responses.parse_shell_state(data, shell)
+            # The caller knows the shell by its own id only.
+            raise SandboxFailure(str(error).replace(encoded_id, shell_id), status=error.status) from error
+        return responses.parse_shell_state(data, shell_id)
 
     async def _call_file(self, call: str, fields: JsonObject) -> JsonObject:
         with self._activity:
