@@ -7,13 +7,13 @@ import pytest_asyncio
 
 from app.domain.external.sandbox import Sandbox
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
-from tests.integration.docker.engine_sandbox import EngineSandbox, engine_sandbox, prepare_engine_and_image
+from tests.integration.docker.engine_sandbox import IMAGE, EngineSandbox, engine_sandbox, prepare_engine_and_images
 from tests.integration.docker.external_network import ExternalNetwork, external_network
 
 
 @pytest.fixture(scope="session")
 def docker_ready() -> Iterator[None]:
-    prepare_engine_and_image()
+    prepare_engine_and_images()
     yield
 
 
@@ -40,9 +40,10 @@ def external(docker_ready: None) -> Iterator[ExternalNetwork]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def sandbox(engine: EngineSandbox, provider: DockerSandboxes) -> AsyncIterator[Sandbox]:
-    """A sandbox with open egress that the tests share. No test stops it."""
-    session = engine.new_session()
-    sandbox = await provider.acquire(session)
-    yield sandbox
-    assert (await provider.acquire(session)).instance_id == sandbox.instance_id
+async def sandbox(engine: EngineSandbox) -> AsyncIterator[Sandbox]:
+    """A sandbox of the whole image with open egress that the tests share. No test stops it."""
+    async with engine.provider(image=IMAGE) as provider:
+        session = engine.new_session()
+        sandbox = await provider.acquire(session)
+        yield sandbox
+        assert (await provider.acquire(session)).instance_id == sandbox.instance_id

@@ -22,15 +22,21 @@ from app.infrastructure.sandbox.docker.provider import DockerSandboxes
 
 ROOT = Path(__file__).parents[3]
 IMAGE = os.environ.get("SANDBOX_IMAGE", "simpleyyt/anker-sandbox")
+SHELL_IMAGE = f"{IMAGE}-shell-only"
+"""The image without desktop and browser, whose start costs most of the CPU time of a sandbox."""
+
 PREPARED = os.environ.get("ANKER_TEST_IMAGE_READY")
 """Set where the image is known to be current: then the scripts that start the engine and build it do not run."""
 
 
-def prepare_engine_and_image() -> None:
-    """Start an engine and build the image if they are missing. If that fails, skip the test, or fail it in CI."""
-    for script in () if PREPARED else ("engine.sh", "image.sh"):
+def prepare_engine_and_images() -> None:
+    """Start an engine and build the images if they are missing. If that fails, skip the test, or fail it in CI."""
+    scripts = () if PREPARED else ("engine.sh", "image.sh")
+    commands = [["bash", str(ROOT / "scripts" / script)] for script in scripts]
+    for command in (*commands, ["docker", "build", "--quiet", "--tag", SHELL_IMAGE, "-"]):
         done = subprocess.run(
-            ["bash", ROOT / "scripts" / script],
+            command,
+            input=f"FROM {IMAGE}\nENV SANDBOX_BROWSER=off SANDBOX_DESKTOP=false\n",
             capture_output=True,
             text=True,
             env={**os.environ, "SANDBOX_IMAGE": IMAGE},
@@ -71,7 +77,7 @@ class EngineSandbox:
             changes: Fields of `DockerOptions` or arguments of `DockerSandboxes` that differ from the defaults.
         """
         arguments: dict[str, Any] = {
-            "image": IMAGE,
+            "image": SHELL_IMAGE,
             "name_prefix": self.prefix,
             "network": self.network,
             "installation": self.installation,

@@ -87,11 +87,11 @@ async def test_without_engine_running_sandboxes_stay_usable_and_new_ones_are_ref
         await provider.acquire(deleted)
         await proxy.close()
         started = time.monotonic()
-        with pytest.raises(SandboxUnavailable, match="engine does not answer"):
+        with pytest.raises(SandboxUnavailable, match="engine does not respond"):
             await provider.acquire(new)
-        with pytest.raises(SandboxUnavailable, match="engine does not answer"):
+        with pytest.raises(SandboxUnavailable, match="engine does not respond"):
             await provider.find(new)
-        assert "engine does not answer" in (await provider.check() or "")
+        assert "engine does not respond" in (await provider.check() or "")
         assert time.monotonic() - started < 2
         assert (await provider.acquire(running)) is sandbox and await provider.find(running) is sandbox
         assert await run(sandbox, "echo on") == (0, "on\n")
@@ -126,9 +126,9 @@ async def test_stalled_engine_times_out_without_blocking_the_event_loop(
         for _ in range(10):
             assert await provider.acquire(running) is sandbox
             assert await run(sandbox, "echo on") == (0, "on\n")
-        with pytest.raises(SandboxUnavailable, match="engine does not answer"):
+        with pytest.raises(SandboxUnavailable, match="engine does not respond"):
             await refused
-        assert "engine does not answer" in (await provider.check() or "")
+        assert "engine does not respond" in (await provider.check() or "")
         assert time.monotonic() - started < 15
         proxy.stalled.clear()
 
@@ -146,7 +146,7 @@ async def test_service_may_start_before_the_engine(engine: EngineSandbox, tmp_pa
     async with engine_proxy(engine, tmp_path) as proxy:
         await proxy.close()
         async with engine.provider(environment=proxy.environment, pool_size=1) as provider:
-            assert "engine does not answer" in (await provider.check() or "")
+            assert "engine does not respond" in (await provider.check() or "")
             await proxy.open()
             assert await provider.check() is None
             assert await run(await provider.acquire(session), "echo on") == (0, "on\n")

@@ -274,10 +274,10 @@ async def test_without_firewall_no_sandbox_starts(engine: EngineSandbox) -> None
     # This image has no iptables.
     async with engine.provider(image="debian:bookworm-slim", network=f"{engine.network}-bare") as provider:
         session = engine.new_session()
-        with pytest.raises(SandboxUnavailable, match="cannot be kept from"):
+        with pytest.raises(SandboxUnavailable, match="could not be set up"):
             await provider.acquire(session)
         assert not engine.has_container(session)
-        assert "cannot be kept from" in (await provider.check() or "")
+        assert "could not be set up" in (await provider.check() or "")
 
 
 async def test_installations_share_a_network_only_with_equal_egress(
@@ -298,8 +298,8 @@ async def test_foreign_network_of_the_same_name_is_not_used(engine: EngineSandbo
     engine.api.create_network(name)
     try:
         async with engine.provider(network=name) as provider:
-            assert "made for something else" in (await provider.check() or "")
-            with pytest.raises(SandboxUnavailable, match="made for something else"):
+            assert "has another purpose" in (await provider.check() or "")
+            with pytest.raises(SandboxUnavailable, match="has another purpose"):
                 await provider.acquire(engine.new_session())
     finally:
         engine.api.remove_network(name)

@@ -47,7 +47,7 @@ MAX_FILE_BYTES = 8 * 1024 * MIB
 """Maximum size of one file, in bytes. Only the engine's disk limits the workspace as a whole."""
 SHM_BYTES = 256 * MIB
 IDLE_MARGIN_SECONDS = 300.0
-"""Time beyond its time to live after which an idle sandbox ends itself, because no service has removed it."""
+"""Time in seconds beyond its time to live after which an idle sandbox that no service has removed ends itself."""
 
 UNREACHABLE_RESOLVER = "127.0.0.1"
 """The loopback address of the sandbox, where no DNS server listens."""

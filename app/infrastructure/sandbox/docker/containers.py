@@ -34,25 +34,25 @@ STARTS_AT_ONCE = 4
 """Maximum number of containers that start at the same time."""
 
 STOP_SECONDS = 3
-"""Time that programs in an idle sandbox get to end by themselves, in seconds."""
+"""Time that programs in an idle sandbox get, in seconds, to end by themselves."""
 
 CONNECT_SECONDS = 1.5
-"""Timeout of a connection attempt. The container is on this machine, so its kernel accepts at once even when busy."""
+"""Timeout in seconds of a connection attempt. The container is on this machine, so its kernel accepts at once."""
 
 READY_SECONDS = 30.0
-"""Time from the start of a container in which its sandbox must respond."""
+"""Time in seconds from the start of a container in which its sandbox must respond."""
 
 BUSY_SECONDS = 10.0
-"""Time for which a container that started longer ago may be too busy to respond."""
+"""Time in seconds for which a container that started longer ago may be too busy to respond."""
 
 PROMPT_SECONDS = 0.25
-"""Response time above which the engine is asked whether the container still exists."""
+"""Response time in seconds above which the engine is asked whether the container still exists."""
 
 POLL_SECONDS = 0.005
-"""Time between two connection attempts while a container starts."""
+"""Time in seconds between two connection attempts while a container starts."""
 
 INSPECT_SECONDS = 0.5
-"""Time between two checks that the container still runs while it starts."""
+"""Time in seconds between two checks that the container still runs while it starts."""
 
 
 class RunningContainer(RunningSandbox):
@@ -281,7 +281,7 @@ class ContainerLauncher:
 
 def _foreign(kind: str) -> SandboxUnavailable:
     return SandboxUnavailable(
-        f"A {kind} of this sandbox's name belongs to another installation: set SANDBOX_NAME_PREFIX.", retry_after=60
+        f"A {kind} with this sandbox's name belongs to another installation: set SANDBOX_NAME_PREFIX.", retry_after=60
     )
 
 

@@ -29,31 +29,31 @@ MAX_THREADS = 12
 """Maximum number of simultaneous calls to the engine."""
 
 QUERY_SECONDS = 10.0
-"""Timeout of a call that only reads."""
+"""Timeout in seconds of a call that only reads."""
 
 CHANGE_SECONDS = 90.0
-"""Timeout of a call that changes something: creating waits for the engine's disk, starting for a loaded machine."""
+"""Timeout in seconds of a call that changes something, which may wait for the engine's disk or a loaded machine."""
 
 PING_SECONDS = 3.0
-"""Timeout of a call that checks availability."""
+"""Timeout in seconds of a call that checks availability."""
 
 THREAD_MARGIN_SECONDS = 1.0
-"""Time that a thread may take beyond the timeout of its call."""
+"""Time in seconds that a thread may take beyond the timeout of its call."""
 
-NOT_RUNNING = "The Docker engine does not answer. Start it; sandboxes can be had again as soon as it runs."
-NO_PERMISSION = "The Docker engine's socket is closed to this service: run it as a user who may use Docker."
-IMAGE_MISSING = "The sandbox's image (SANDBOX_IMAGE) is not on this machine: ./run.sh builds it, or pull it."
-UNKNOWN_REFUSAL = "The Docker engine refused for a reason that the service's log has."
+NOT_RUNNING = "The Docker engine does not respond. Start it; sandboxes are available again as soon as it runs."
+NO_PERMISSION = "This service may not use the Docker engine's socket: run it as a user who may use Docker."
+IMAGE_MISSING = "The sandbox image (SANDBOX_IMAGE) is not on this machine: build it with ./run.sh, or pull it."
+UNKNOWN_REFUSAL = "The Docker engine refused the request. The service's log has its reason."
 
 _KNOWN_REFUSALS = (
     ("no space left", "The disk of the Docker engine is full."),
     ("unknown runtime", "SANDBOX_RUNTIME: the Docker engine has no such runtime."),
     ("invalid runtime", "SANDBOX_RUNTIME: the Docker engine has no such runtime."),
-    ("range of cpus", "SANDBOX_CPUS: the machine has fewer processors."),
-    ("minimum memory limit", "SANDBOX_MEMORY: too little."),
-    ("invalid container name", "SANDBOX_NAME_PREFIX: not a name that Docker takes."),
+    ("range of cpus", "SANDBOX_CPUS: the machine has fewer CPUs."),
+    ("minimum memory limit", "SANDBOX_MEMORY: too small."),
+    ("invalid container name", "SANDBOX_NAME_PREFIX: not a valid Docker name."),
     ("seccomp", "The Docker engine cannot filter system calls (seccomp), which sandboxes need."),
-    ("address pool", "The Docker engine has no addresses left for SANDBOX_NETWORK: remove networks that nobody uses."),
+    ("address pool", "The Docker engine has no addresses left for SANDBOX_NETWORK: remove unused networks."),
     ("no available ipv4 addresses", "SANDBOX_NETWORK has no addresses left."),
     ("cannot allocate memory", "The machine has no memory left for another sandbox."),
 )
@@ -295,9 +295,9 @@ def parse_refusal(status: object, explanation: object) -> SandboxUnavailable:
     message = str(explanation or "").lower()
     known = next((meaning for part, meaning in _KNOWN_REFUSALS if part in message), None)
     if known is None and status == 404:
-        return ObjectNotFound("The Docker engine has no such object any more.")
+        return ObjectNotFound("The Docker engine does not have this object any more.")
     if known is None and status in (403, 409):
-        return ObjectConflict("The Docker engine says that this is in use.")
+        return ObjectConflict("The Docker engine reports that the object is in use.")
     log.warning("the Docker engine refused a request: %s", explanation)
     return EngineRefused(known or UNKNOWN_REFUSAL)
 

@@ -17,22 +17,22 @@ from app.infrastructure.sandbox.lifecycle import SessionSandboxProvider
 log = logging.getLogger(__name__)
 
 REAP_SECONDS = 60.0
-"""Time between two rounds of the reaper."""
+"""Time in seconds between two rounds of the reaper."""
 
 CLOSE_SECONDS = 8.0
-"""Time in which `close` removes the pool before it leaves the rest to end itself."""
+"""Time in seconds in which `close` removes the pool before it leaves the rest to end itself."""
 
 CHECK_SECONDS = 8.0
-"""Time in which `check` waits for the firewall."""
+"""Time in seconds in which `check` waits for the firewall."""
 
 JOIN_SECONDS = 10.0
-"""Time in which `start` waits until this service's container has joined the network."""
+"""Time in seconds in which `start` waits until this service's container has joined the network."""
 
 CREATE_ATTEMPTS = 40
 """Maximum number of attempts to create a container that other processes create and remove at the same time."""
 
 RETRY_SECONDS = 0.1
-"""Time between two of these attempts."""
+"""Time in seconds between two of these attempts."""
 
 
 class DockerBackend:
@@ -137,7 +137,9 @@ class DockerBackend:
                     # Somebody has removed the container or the network.
                     self._firewall.invalidate()
                     await self._firewall.ensure()
-        raise SandboxUnavailable("The session's sandbox could not be started: its container comes and goes.")
+        raise SandboxUnavailable(
+            "The session's sandbox did not start: other processes keep creating and removing its container."
+        )
 
     async def _remove_ended(self, session_id: str, ended: EngineContainer) -> None:
         log.warning(
@@ -243,7 +245,7 @@ class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
             async with asyncio.timeout(CHECK_SECONDS):
                 await self.firewall.ensure()
         except TimeoutError:
-            return "The Docker engine takes long to set up the sandboxes' network."
+            return "The Docker engine is slow: the sandboxes' network is not set up yet."
         except SandboxUnavailable as error:
             return str(error)
         return None

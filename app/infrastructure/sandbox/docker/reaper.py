@@ -27,10 +27,10 @@ from app.infrastructure.sandbox.lifecycle import SessionSandbox
 log = logging.getLogger(__name__)
 
 YOUNG_SECONDS = 120.0
-"""Age up to which an object may still be in use by the process that created it."""
+"""Age in seconds up to which an object may still be in use by the process that created it."""
 
 ABANDONED_SECONDS = 180.0
-"""Idle time after which a pooled sandbox has lost its maker, which renews its idle timer every minute."""
+"""Idle time in seconds after which a pooled sandbox has lost its maker, which renews its idle timer every minute."""
 
 MAX_CONCURRENT_CHECKS = 8
 """Maximum number of containers that are checked at the same time."""

@@ -31,7 +31,7 @@ FORBIDDEN_NETWORKS = tuple(
 """Loopback, link-local (with cloud metadata), multicast and reserved networks. Closed to every sandbox."""
 
 RESOLVE_SECONDS = 5.0
-"""Timeout of one name lookup."""
+"""Timeout in seconds of one name lookup."""
 
 MAX_ADDRESSES = 512
 """Maximum number of resolved addresses per list, so that a name with ever new addresses does not fill the firewall."""

@@ -32,7 +32,7 @@ from app.infrastructure.sandbox.docker.network.egress import (
 log = logging.getLogger(__name__)
 
 REAPPLY_SECONDS = 240.0
-"""Time after which the rules are applied again: a reload of the host's firewall drops them."""
+"""Time in seconds after which the rules are applied again: a reload of the host's firewall drops them."""
 
 NO_CHAIN_STATUS = 3
 """Exit status of `firewall.sh` when the engine does not use iptables."""
@@ -77,7 +77,7 @@ class SandboxNetwork:
             await self._create()
             found = await self._engine.network(self.name)
         if found is None:
-            raise SandboxUnavailable(f"The network {self.name} was removed while it was being made.")
+            raise SandboxUnavailable(f"The network {self.name} was removed while it was being created.")
         if problem := self._problem(found):
             raise SandboxUnavailable(problem, retry_after=60)
         return found
@@ -127,7 +127,7 @@ class SandboxNetwork:
             await self._engine.remove_network(found.id)
         except ObjectConflict as error:
             raise SandboxUnavailable(
-                f"SANDBOX_EGRESS has changed, but other containers than ours are in the network {self.name}: stop "
+                f"SANDBOX_EGRESS has changed, but containers of other owners are in the network {self.name}: stop "
                 "them, or set SANDBOX_NETWORK to a new name.",
                 retry_after=60,
             ) from error
@@ -142,12 +142,9 @@ class SandboxNetwork:
     def _problem(self, found: EngineNetwork) -> str:
         """Return why sandboxes must not be connected to `found`; "" if they may."""
         if found.labels.get(ROLE_LABEL) != "network" or found.options.get(BRIDGE_OPTION) != bridge_name(self.name):
-            return (
-                f"There is a network {self.name} already that was made for something else: remove it, or set "
-                "SANDBOX_NETWORK to another name."
-            )
+            return f"The network {self.name} has another purpose: remove it, or set SANDBOX_NETWORK to another name."
         if found.options.get(ICC_OPTION) != "false" or found.ipv6 or found.internal or found.driver != "bridge":
-            return f"The network {self.name} does not keep sandboxes apart: remove it, and it will be made anew."
+            return f"The network {self.name} does not isolate sandboxes: remove it, and the service creates it again."
         if found.labels.get(EGRESS_LABEL) != self._egress:
             return (
                 f"The network {self.name} belongs to another installation of this service, whose SANDBOX_EGRESS is "
@@ -281,9 +278,11 @@ class Firewall:
             return
         log.error("could not set up the sandbox firewall (exit status %d): %s", status, output)
         reason = (
-            "the Docker engine does not use iptables." if status == NO_CHAIN_STATUS else "the service's log says why."
+            "the Docker engine does not use iptables."
+            if status == NO_CHAIN_STATUS
+            else "the service's log has the error."
         )
-        raise SandboxUnavailable(f"Sandboxes cannot be kept from this machine's networks, so none is started: {reason}")
+        raise SandboxUnavailable(f"No sandbox can start, because its firewall could not be set up: {reason}")
 
     async def _find_resolvers(self) -> tuple[str, ...]:
         """Return the DNS servers that the engine forwards to: those it gives to a container on its default network."""
