@@ -10,7 +10,7 @@ import pytest_asyncio
 from app.domain.external.sandbox import Sandbox, SandboxProvider
 from app.infrastructure.sandbox.local.provider import LocalSandboxes
 from tests.fakes.memory_sandbox import MemorySandboxProvider
-from tests.integration.docker.engine_sandbox import IMAGE, engine_sandbox, prepare_engine_and_images
+from tests.integration.docker.engine_sandbox import engine_sandbox, prepare_engine_and_images
 
 _numbers = itertools.count()
 
@@ -55,7 +55,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         await bench.provider.close()
     elif request.param == "docker":
         prepare_engine_and_images()
-        async with engine_sandbox() as engine, engine.provider(image=IMAGE, exec_seconds=0.3) as provider:
+        async with engine_sandbox() as engine, engine.provider(exec_seconds=0.3) as provider:
             yield Bench(provider, engine.new_session)
     else:
         async with LocalSandboxes(tmp_path_factory.mktemp("data"), exec_seconds=0.3) as provider:

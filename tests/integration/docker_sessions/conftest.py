@@ -3,11 +3,11 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.fakes.scripted_openai import Call, Reply, ScriptedOpenAI
 from tests.support.containers import cleared, inspect, named, run
@@ -26,13 +26,8 @@ class DockerService:
     client: ApiClient
     model: ScriptedOpenAI
     prefix: str
-
-    async def containers(self) -> list[str]:
-        """Return the names of the sandbox containers, without the short-lived firewall helpers."""
-        return [name for name in (await named(self.prefix))["container"] if "-guard-" not in name]
-
-    async def volumes(self) -> list[str]:
-        return (await named(self.prefix))["volume"]
+    tokens: set[str] = field(default_factory=set)
+    """The tokens of the sandboxes that were deleted."""
 
     def container_name(self, session: str) -> str:
         return f"{self.prefix}-{session}"
@@ -40,6 +35,21 @@ class DockerService:
     async def container(self, session: str) -> dict[str, Any]:
         """Return what the engine says about a session's container."""
         return await inspect(self.container_name(session))
+
+    async def has_container(self, session: str) -> bool:
+        return self.container_name(session) in (await named(self.prefix))["container"]
+
+    async def has_volume(self, session: str) -> bool:
+        return self.container_name(session) in (await named(self.prefix))["volume"]
+
+    async def delete(self, session: str) -> int:
+        """Delete a session, check that its container and volume are removed, and return the response's status code."""
+        if await self.has_container(session):
+            self.tokens.add(_token(await self.container(session)))
+        response = await self.client.http.delete(f"/api/v1/sessions/{session}")
+        assert not await self.has_container(session)
+        assert not await self.has_volume(session)
+        return response.status_code
 
     async def kill_and_restart(self) -> None:
         await self.process.kill()
@@ -95,11 +105,14 @@ def model() -> Iterator[ScriptedOpenAI]:
         yield server
 
 
-@pytest.fixture
-async def service(images: None, model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[DockerService]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(
+    images: None, model: ScriptedOpenAI, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[DockerService]:
+    """The service that all tests share. At the end, its log must contain no secret and no traceback."""
     async with cleared(f"sess-{uuid.uuid4().hex[:6]}") as prefix:
         process = ServiceProcess(
-            tmp_path / "data",
+            tmp_path_factory.mktemp("service") / "data",
             API_KEY=KEY,
             API_BASE=model.url,
             MODEL_NAME="scripted",
@@ -111,14 +124,22 @@ async def service(images: None, model: ScriptedOpenAI, tmp_path: Path) -> AsyncI
         try:
             service = DockerService(process, await process.start(), model, prefix)
             yield service
-            tokens = [_token(await inspect(name)) for name in await service.containers()]
             await service.client.close()
         finally:
             await process.stop()
         log = process.log.read_text()
-        for secret in (KEY, *tokens):
+        assert service.tokens
+        for secret in (KEY, *service.tokens):
             assert secret not in log
         assert "Traceback" not in log, log[-4000:]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def session(service: DockerService) -> AsyncIterator[str]:
+    """A new session, which is deleted after the test."""
+    session = await service.client.create_session()
+    yield session
+    await service.delete(session)
 
 
 def _token(container: dict[str, Any]) -> str:

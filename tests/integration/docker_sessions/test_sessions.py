@@ -19,6 +19,8 @@ from tests.integration.docker_sessions.conftest import (
 from tests.support.containers import docker
 from tests.support.invariants import check_log, check_requests
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 SESSIONS = 20
 """Number of concurrent sessions, five times as many as may start a sandbox at the same time."""
 
@@ -30,7 +32,9 @@ def last_tool_result(asked: Asked) -> str:
     return next(message["content"] for message in reversed(asked.messages) if message["role"] == "tool")
 
 
-async def test_run_with_shell_files_and_browser_succeeds_and_serves_screenshots(service: DockerService) -> None:
+async def test_run_with_shell_files_and_browser_succeeds_and_serves_screenshots(
+    service: DockerService, session: str
+) -> None:
     service.model.reset(
         [
             plan(),
@@ -44,7 +48,6 @@ async def test_run_with_shell_files_and_browser_succeeds_and_serves_screenshots(
             Reply(text="Done."),
         ]
     )
-    session = await service.client.create_session()
     frames = await service.client.send_and_read(session, "Do it")
     assert [item.event for item in frames][-2:] == ["message", "done"]
     called = completed_calls(frames)
@@ -62,16 +65,16 @@ async def test_run_with_shell_files_and_browser_succeeds_and_serves_screenshots(
     check_requests(service.model.asked)
 
 
-async def test_run_without_tools_starts_no_container(service: DockerService) -> None:
+async def test_run_without_tools_starts_no_container(service: DockerService, session: str) -> None:
     service.model.reset([Reply(calls=plan().calls[:0], text='{"title": "T", "message": "Paris.", "steps": []}')])
-    frames = await service.client.send_and_read(await service.client.create_session(), "What is the capital of France?")
+    frames = await service.client.send_and_read(session, "What is the capital of France?")
     assert [item.event for item in frames] == ["title", "message", "done"]
-    assert await service.containers() == []
+    assert not await service.has_container(session)
 
 
 @pytest.mark.parametrize("command", [["kill"], ["rm", "--force"]], ids=["docker kill", "docker rm"])
 async def test_lost_container_is_replaced_with_its_files_and_the_model_is_informed(
-    service: DockerService, command: list[str]
+    service: DockerService, session: str, command: list[str]
 ) -> None:
     service.model.reset(
         [
@@ -84,7 +87,6 @@ async def test_lost_container_is_replaced_with_its_files_and_the_model_is_inform
             Reply(text="Done."),
         ]
     )
-    session = await service.client.create_session()
     chat = await service.client.send_message(session, "Do it")
     await wait_for_completed_call(chat, "shell_exec")
     await chat.wait_for("tool", args={"id": "main", "exec_dir": "~", "command": "sleep 300"})
@@ -100,9 +102,8 @@ async def test_lost_container_is_replaced_with_its_files_and_the_model_is_inform
     assert frames[-1].event == "done"
 
 
-async def test_killed_service_finds_its_sandbox_with_running_processes(service: DockerService) -> None:
+async def test_killed_service_finds_its_sandbox_with_running_processes(service: DockerService, session: str) -> None:
     service.model.reset([plan(), shell("sleep 1000 & echo started"), complete(), Reply(text="Done.")])
-    session = await service.client.create_session()
     await service.client.send_and_read(session, "Start something")
     before = await service.container(session)
     await service.kill_and_restart()
@@ -113,12 +114,11 @@ async def test_killed_service_finds_its_sandbox_with_running_processes(service: 
     assert not last_tool_result(service.model.asked[2]).startswith(SANDBOX_REPLACED)
 
 
-async def test_stop_interrupts_browser_call_and_browser_stays_usable(service: DockerService) -> None:
+async def test_stop_interrupts_browser_call_and_browser_stays_usable(service: DockerService, session: str) -> None:
     hang = "new Promise(() => {})"
     service.model.reset(
         [plan(), calling("browser_navigate", url="about:blank"), calling("browser_console_exec", javascript=hang)]
     )
-    session = await service.client.create_session()
     chat = await service.client.send_message(session, "Wait")
     await chat.wait_for("tool", seconds=60, function="browser_console_exec", status="calling")
     started = time.monotonic()
@@ -132,28 +132,24 @@ async def test_stop_interrupts_browser_call_and_browser_stays_usable(service: Do
 
 
 @pytest.mark.parametrize("when", ["during start", "during work"])
-async def test_delete_session_removes_container_and_volume(service: DockerService, when: str) -> None:
+async def test_delete_session_removes_container_and_volume(service: DockerService, session: str, when: str) -> None:
     service.model.reset([plan(), shell("echo started"), shell("sleep 300")])
-    session = await service.client.create_session()
     chat = await service.client.send_message(session, "Work")
     await chat.wait_for("tool", seconds=60, status="calling")
     if when == "during work":
         await wait_for_completed_call(chat, "shell_exec")
-        assert await service.containers() == [service.container_name(session)]
-    response = await service.client.http.delete(f"/api/v1/sessions/{session}")
-    assert response.status_code == 200
-    assert await service.containers() == []
-    assert await service.volumes() == []
-    assert (await service.client.http.delete(f"/api/v1/sessions/{session}")).status_code == 404
+        assert await service.has_container(session)
+    # Delete without the checks of `service.delete`, which take longer than a start.
+    assert (await service.client.http.delete(f"/api/v1/sessions/{session}")).status_code == 200
+    assert await service.delete(session) == 404
 
 
-async def test_file_view_starts_container_and_shell_view_does_not(service: DockerService) -> None:
-    session = await service.client.create_session()
+async def test_file_view_starts_container_and_shell_view_does_not(service: DockerService, session: str) -> None:
     path = f"/api/v1/sessions/{session}"
     assert (await service.client.http.post(f"{path}/shell", json={"session_id": "main"})).status_code == 404
-    assert await service.containers() == []
+    assert not await service.has_container(session)
     assert (await service.client.http.post(f"{path}/file", json={"file": "~/none.txt"})).status_code == 404
-    assert await service.containers() == [service.container_name(session)]
+    assert await service.has_container(session)
 
 
 async def test_concurrent_sessions_get_separate_sandboxes(service: DockerService) -> None:
@@ -175,13 +171,10 @@ async def test_concurrent_sessions_get_separate_sandboxes(service: DockerService
         assert called["result"]["success"], called
         addresses.add(called["result"]["data"]["output"].split()[0])
     assert len(addresses) == SESSIONS
-    deleted = await asyncio.gather(*(service.client.http.delete(f"/api/v1/sessions/{session}") for session in sessions))
-    assert {response.status_code for response in deleted} == {200}
-    assert await service.containers() == []
-    assert await service.volumes() == []
+    assert set(await asyncio.gather(*(service.delete(each) for each in sessions))) == {200}
 
 
-async def test_sandbox_contains_no_secret_of_the_service(service: DockerService) -> None:
+async def test_sandbox_contains_no_secret_of_the_service(service: DockerService, session: str) -> None:
     service.model.reset(
         [
             plan(),
@@ -190,7 +183,6 @@ async def test_sandbox_contains_no_secret_of_the_service(service: DockerService)
             Reply(text="Done."),
         ]
     )
-    session = await service.client.create_session()
     frames = await service.client.send_and_read(session, "Look around")
     output = completed_calls(frames, "shell_exec")[0]["result"]["data"]["output"]
     variables = dict(line.split("=", 1) for line in (await service.container(session))["Config"]["Env"])
