@@ -8,6 +8,7 @@ from app.domain.external.browser import Target
 from app.domain.external.sandbox import Sandbox
 from app.domain.models.browser import Point
 from app.infrastructure.browser import cdp
+from app.infrastructure.browser.connection import Connection
 from app.infrastructure.browser.frames import FrameOwner, IsolatedWorld
 from app.infrastructure.browser.model_input import shown_path, shown_url, workspace_path
 from app.infrastructure.browser.tab import Tab
@@ -41,14 +42,13 @@ _TRY_OTHER_SCHEME = (
 """Parts of Chromium's network errors after which the next candidate URL is tried."""
 
 
-async def open_url(tabs: Tabs, tab: Tab, urls: tuple[str, ...], home: str) -> tuple[Tab, bool]:
+async def open_url(connection: Connection, tab: Tab, urls: tuple[str, ...]) -> tuple[Tab, bool]:
     """Open the first of `urls` whose server responds.
 
     Args:
-        tabs: All tabs of the browser.
+        connection: The connection to the browser.
         tab: The tab in front.
         urls: The candidates, in order.
-        home: The absolute path of the workspace.
 
     Returns:
         The tab with the page (a new one if `tab` did not respond), and whether a download came instead of a page.
@@ -56,18 +56,18 @@ async def open_url(tabs: Tabs, tab: Tab, urls: tuple[str, ...], home: str) -> tu
     Raises:
         BrowserFailure: No server responded; the message is about the last URL.
     """
-    tab, answer = await _navigate(tabs, tab, url := urls[0])
+    tab, answer = await _navigate(connection.tabs, tab, url := urls[0])
     for candidate in urls[1:]:
         if not any(each in cdp.text(answer, "errorText") for each in _TRY_OTHER_SCHEME):
             break
-        tab, answer = await _navigate(tabs, tab, url := candidate)
+        tab, answer = await _navigate(connection.tabs, tab, url := candidate)
     error = cdp.text(answer, "errorText")
     if answer.get("isDownload"):
         return tab, True
     if "ERR_ABORTED" in error:
-        tabs.note("The server's response has nothing to show: this is the previous page.")
+        tab.note("The server's response has nothing to show: this is the previous page.")
     elif error:
-        raise cdp.net_failure(error, shown_url(url, home))
+        raise cdp.net_failure(error, shown_url(url, connection.home))
     return tab, False
 
 

@@ -174,7 +174,7 @@ class IsolatedWorld:
 
 
 class FrameWorlds:
-    """The isolated worlds of one tab. A frame of another site has a process, and so a CDP session, of its own."""
+    """The isolated worlds of one tab, including those of frames of other sites."""
 
     def __init__(
         self,
@@ -190,8 +190,8 @@ class FrameWorlds:
         self._on_file_chooser = on_file_chooser
         self._main_id = ""
         self._worlds: dict[str, IsolatedWorld] = {}
-        self._remote_frames: dict[Frame, cdp.Channel] = {}
-        self._remote_channels: dict[str, cdp.Channel] = {}
+        self._remote: dict[str, tuple[Frame, cdp.Channel]] = {}
+        """By frame id: the frames with a process, and so a CDP session, of their own."""
 
     async def prepare_channel(self, channel: cdp.Channel) -> None:
         """Enable page events on `channel`, and keep native dialogs (file chooser, print) from blocking the page."""
@@ -229,7 +229,7 @@ class FrameWorlds:
         """Return the worlds inside the frame elements `keys` of `world`; None for a frame that cannot be read."""
         ids = await asyncio.gather(*(self._frame_id(world, key) for key in keys))
         local = await self._local_ids(world.channel)
-        if any(each and each not in local and each not in self._remote_channels for each in ids):
+        if any(each and each not in local and each not in self._remote for each in ids):
             await self._attach_remote_frames()
         return [await self._child(FrameOwner(world, key), each, local) for key, each in zip(keys, ids, strict=True)]
 
@@ -251,14 +251,13 @@ class FrameWorlds:
         return created
 
     async def _child(self, owner: FrameOwner, frame_id: str, local: set[str]) -> IsolatedWorld | None:
-        channel = self._remote_channels.get(frame_id) or (owner.world.channel if frame_id in local else None)
-        if channel is None:
+        if frame_id not in self._remote and frame_id not in local:
             return None
+        channel = self._remote[frame_id][1] if frame_id in self._remote else owner.world.channel
         try:
             return await self._world(frame_id, channel, owner)
         except BrowserFailure:  # the frame is gone, or its process hangs or died: the next reading attaches again
-            lost = self._remote_channels.pop(frame_id, None)
-            self._remote_frames = {frame: each for frame, each in self._remote_frames.items() if each is not lost}
+            self._remote.pop(frame_id, None)
             return None
 
     async def _frame_id(self, world: IsolatedWorld, key: int) -> str:
@@ -279,8 +278,9 @@ class FrameWorlds:
 
     async def _attach_remote_frames(self) -> None:
         """Open a CDP session with every frame that has a process of its own and no session yet."""
-        self._remote_frames = {frame: each for frame, each in self._remote_frames.items() if not frame.is_detached()}
-        frames = [each for each in self._page.frames if each not in self._remote_frames][1 : MAX_REMOTE_FRAMES + 1]
+        self._remote = {id: remote for id, remote in self._remote.items() if not remote[0].is_detached()}
+        attached = {frame for frame, _ in self._remote.values()}
+        frames = [each for each in self._page.frames[1:] if each not in attached][:MAX_REMOTE_FRAMES]
         await asyncio.gather(*(self._attach_remote_frame(frame) for frame in frames))
 
     async def _attach_remote_frame(self, frame: Frame) -> None:
@@ -295,8 +295,7 @@ class FrameWorlds:
             tree = await channel.send("Page.getFrameTree", seconds=ATTACH_SECONDS)
         except BrowserFailure:
             return
-        self._remote_frames[frame] = channel
-        self._remote_channels[cdp.text(tree, "frameTree", "frame", "id")] = channel
+        self._remote[cdp.text(tree, "frameTree", "frame", "id")] = (frame, channel)
 
 
 def read_script(name: str) -> str:

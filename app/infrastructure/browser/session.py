@@ -66,7 +66,7 @@ class SessionBrowser:
                 tab = await tabs.replace(tab)
             await connection.downloads.prepare()
             try:
-                tab, is_download = await actions.open_url(tabs, tab, urls, connection.home)
+                tab, is_download = await actions.open_url(connection, tab, urls)
             except asyncio.CancelledError:
                 self._clean_up(tab.channel.try_send("Page.stopLoading"))
                 raise

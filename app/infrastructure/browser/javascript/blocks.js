@@ -1,15 +1,15 @@
 // Markdown of particular elements: interactive ones, headings, lists, tables, code, images, frames.
 
-Reader.prototype.interactive = function (element, role, context, inline) {
+Reader.prototype.addInteractive = function (element, role, context, inline) {
   const writer = this.writer;
   if (!inline) writer.block(false);
   const box = context.box ?? boxOf(element);
-  if (role === "link") this.link(element, { ...context, mute: false });
+  if (role === "link") this.addLink(element, { ...context, mute: false });
   else if (this.isCompleteMark(element, role)) writer.add(` ${markOf(element, role)} `, box);
   else {
     const parts = [numberOf(element), role, ...statesOf(element, role)];
     writer.add(` [${parts.join(" ")}] `, box);
-    this.children(element, context);
+    this.addChildren(element, context);
   }
   if (!inline) writer.block(false);
 };
@@ -21,13 +21,13 @@ Reader.prototype.isCompleteMark = function (element, role) {
   return !find(element, INTERACTIVE) && plainText(element, 121).length <= 120;
 };
 
-Reader.prototype.link = function (element, context) {
+Reader.prototype.addLink = function (element, context) {
   const writer = this.writer;
   const number = numberOf(element);
   const target = destination(element);
   const start = writer.position();
   const size = writer.size;
-  this.children(element, { ...context, box: context.box ?? boxOf(element) });
+  this.addChildren(element, { ...context, box: context.box ?? boxOf(element) });
   const written = writer.lines.length > start[0] || writer.buffer.slice(start[1]).trim();
   const name = written ? "" : shorten(nameOf(element, "link") || target, 100);
   const states = statesOf(element, "link").map((state) => ` ${state}`).join("");
@@ -40,7 +40,7 @@ function heading(element, context, level) {
   const writer = this.writer;
   writer.block(true);
   writer.prefix = (writer.prefix ?? writer.indent) + "#".repeat(level) + " ";
-  this.children(element, { ...context, strong: true });
+  this.addChildren(element, { ...context, strong: true });
   writer.flush();
   writer.prefix = null;
   writer.gap = true;
@@ -50,7 +50,7 @@ function list(element, context) {
   const nested = context.list !== undefined;
   const counter = { next: tagOf(element) === "ol" ? element.start : 0 };
   this.writer.block(!nested);
-  this.children(element, { ...context, list: counter });
+  this.addChildren(element, { ...context, list: counter });
   this.writer.block(!nested);
 }
 
@@ -62,7 +62,7 @@ function item(element, context) {
   const outer = writer.indent;
   writer.prefix = (writer.prefix ?? outer) + marker;
   writer.indent = outer + " ".repeat(marker.length);
-  this.children(element, context);
+  this.addChildren(element, context);
   writer.flush();
   writer.indent = outer;
   writer.prefix = null;
@@ -73,7 +73,7 @@ function quotation(element, context) {
   writer.block(true);
   const outer = writer.indent;
   writer.indent = outer + "> ";
-  this.children(element, context);
+  this.addChildren(element, context);
   writer.flush();
   writer.indent = outer;
   writer.gap = true;
@@ -92,7 +92,7 @@ function preformatted(element, context) {
     writer.flush();
   };
   if (fence) edge("```" + language, Math.max(box.top, this.from));
-  this.children(element, { ...context, pre: true, code: fence, box: null });
+  this.addChildren(element, { ...context, pre: true, code: fence, box: null });
   writer.flush();
   if (fence) edge("```", Math.min(box.bottom, this.to));
   writer.gap = true;
@@ -105,17 +105,17 @@ function isDataTable(table) {
 }
 
 function table(element, context, inline, style) {
-  if (this.writer.inline || !isDataTable(element)) return this.plain(element, context);
+  if (this.writer.inline || !isDataTable(element)) return this.addBlock(element, context);
   const writer = this.writer;
   writer.block(true);
-  if (element.caption) this.element(element.caption, context);
+  if (element.caption) this.addElement(element.caption, context);
   writer.block(true);
   let header = true;
   for (const row of element.rows) {
     if (this.isOverLimit()) break;
     const box = boxOf(row);
     if (!box.height || (!header && this.isOutOfRange(row, box))) continue;
-    const cells = [...row.cells].map((cell) => this.cell(cell, { ...context, box, strong: header }));
+    const cells = [...row.cells].map((cell) => this.cellText(cell, { ...context, box, strong: header }));
     writer.add(`| ${cells.join(" | ")} |`, box);
     if (header) {
       writer.flush();
@@ -127,35 +127,35 @@ function table(element, context, inline, style) {
   writer.gap = true;
 }
 
-Reader.prototype.cell = function (cell, context) {
+Reader.prototype.cellText = function (cell, context) {
   const outer = this.writer;
   this.writer = new Writer(true);
-  this.children(cell, { ...context, cursor: getComputedStyle(cell).cursor });
+  this.addChildren(cell, { ...context, cursor: getComputedStyle(cell).cursor });
   const text = this.writer.buffer.replaceAll("|", "\\|").trim();
   outer.size += text.length;
   this.writer = outer;
   return text;
 };
 
-Reader.prototype.plain = function (element, context) {
+Reader.prototype.addBlock = function (element, context) {
   this.writer.block(true);
-  this.children(element, context);
+  this.addChildren(element, context);
   this.writer.block(true);
 };
 
 function label(element, context, inline, style) {
   const control = element.control;
-  if (!control) return inline ? this.inlineContent(element, "", context, style) : this.plain(element, context);
+  if (!control) return inline ? this.addInlineContent(element, "", context, style) : this.addBlock(element, context);
   const box = boxOf(control);
   if (checkVisibility(control) && box.width && box.height) {
     const isShort = plainText(element, 201).length <= 200; // then the mark of the control shows it
     if (!inline) this.writer.block(false);
-    this.children(element, { ...context, mute: isShort || context.mute });
+    this.addChildren(element, { ...context, mute: isShort || context.mute });
     if (!inline) this.writer.block(false);
   } else if (!context.invisible && control.type !== "file") {
     const role = roleOf(control, getComputedStyle(control), "");
     this.writer.add(` ${markOf(element, role || "button", control)} `, context.box ?? boxOf(element));
-  } else this.plain(element, context);
+  } else this.addBlock(element, context);
 }
 
 function image(element, context) {
@@ -196,10 +196,10 @@ const HANDLERS = {
   },
   textarea() {},
   details(element, context) {
-    if (element.open) return this.plain(element, context);
+    if (element.open) return this.addBlock(element, context);
     this.writer.block(true);
     for (const child of childNodesOf(element)) {
-      if (typeOf(child) === ELEMENT && tagOf(child) === "summary") this.element(child, context);
+      if (typeOf(child) === ELEMENT && tagOf(child) === "summary") this.addElement(child, context);
     }
     this.writer.block(true);
   },

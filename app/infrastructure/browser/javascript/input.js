@@ -165,7 +165,7 @@ const api = {
     const reader = new Reader(options);
     const root = ofDocument("documentElement");
     const context = { box: null, cursor: "", transparent: false, invisible: false, mute: false, pre: false };
-    if (root) reader.element(root, context);
+    if (root) reader.addElement(root, context);
     reader.writer.flush();
     ({ suspects } = reader);
     const { scroller } = reader;

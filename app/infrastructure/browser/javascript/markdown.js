@@ -89,7 +89,7 @@ class Writer {
     return [this.lines.length, this.buffer.length];
   }
 
-  // Put `open` and `close` around the text since `start`. If it has become several lines, put `before` in front of them.
+  // Put `open` and `close` around the text since `start`. If it has become several lines, put `before` in front.
   // `nothing`: the text to use if there is none.
   wrap(start, open, close, before, nothing) {
     const [line, at] = start;
@@ -150,12 +150,12 @@ class Reader {
     return (this.cut.above = true);
   }
 
-  children(element, context) {
+  addChildren(element, context) {
     for (const child of childrenOf(element)) {
       if (this.cut.short) return;
       const type = typeOf(child);
       if (type === TEXT) this.addTextNode(child, context);
-      else if (type === ELEMENT) this.element(child, context);
+      else if (type === ELEMENT) this.addElement(child, context);
     }
   }
 
@@ -211,7 +211,7 @@ class Reader {
     }
   }
 
-  element(element, context) {
+  addElement(element, context) {
     const tag = tagOf(element);
     if (NOT_RENDERED.has(tag) || this.isOverLimit()) return;
     const style = getComputedStyle(element);
@@ -228,9 +228,9 @@ class Reader {
     const own = this.contextOf(element, style, inline, box, context);
     const role = roleOf(element, style, context.cursor);
     if (role && box && box.width && box.height && !(own.invisible && !this.isStyledControl(element, own))) {
-      return this.interactive(element, role, own, inline);
+      return this.addInteractive(element, role, own, inline);
     }
-    this.inScrollingPane(element, style, box, () => this.content(element, tag, own, inline, style));
+    this.inScrollingPane(element, style, box, () => this.addContent(element, tag, own, inline, style));
   }
 
   inScrollingPane(element, style, box, read) {
@@ -275,23 +275,23 @@ class Reader {
     };
   }
 
-  content(element, tag, context, inline, style) {
+  addContent(element, tag, context, inline, style) {
     const special = HANDLERS[tag];
     if (special) return special.call(this, element, context, inline, style);
-    if (inline) return this.inlineContent(element, tag, context, style);
+    if (inline) return this.addInlineContent(element, tag, context, style);
     const writer = this.writer;
     writer.block(GAPS.has(tag));
-    this.children(element, context);
+    this.addChildren(element, context);
     writer.block(GAPS.has(tag));
   }
 
-  inlineContent(element, tag, context, style) {
+  addInlineContent(element, tag, context, style) {
     const isPhrase = CODE.has(tag) || tag in EMPHASIS;
     const isSeparate = !isPhrase && style.display !== "inline" && style.display !== "contents";
     if (isSeparate) this.writer.add(" ");
     const marker = CODE.has(tag) ? "`" : context.strong ? undefined : EMPHASIS[tag];
     const start = this.writer.position();
-    this.children(element, CODE.has(tag) ? { ...context, code: true } : context);
+    this.addChildren(element, CODE.has(tag) ? { ...context, code: true } : context);
     if (marker && !context.code) this.writer.wrap(start, marker, marker);
     if (isSeparate) this.writer.add(" ");
   }
