@@ -1,9 +1,13 @@
 """URLs, paths and keys that a model writes; network errors; and the lines of a page that a snapshot shows."""
 
+from typing import cast
+
 import pytest
 
 from app.domain.errors import BrowserFailure
+from app.infrastructure.browser import cdp
 from app.infrastructure.browser.cdp import net_failure
+from app.infrastructure.browser.frames import IsolatedWorld
 from app.infrastructure.browser.model_input import (
     candidate_urls,
     parse_keys,
@@ -11,7 +15,15 @@ from app.infrastructure.browser.model_input import (
     window_action,
     workspace_path,
 )
-from app.infrastructure.browser.snapshot import Line, PageLines, changed_lines, join_lines, select_lines
+from app.infrastructure.browser.snapshot import (
+    RESTART_NUMBERS_AT,
+    Line,
+    PageLines,
+    SnapshotHistory,
+    changed_lines,
+    join_lines,
+    select_lines,
+)
 
 HOME = "/data/workspace"
 
@@ -224,3 +236,24 @@ def test_changed_lines_limits_removed_lines() -> None:
     assert changes is not None
     assert changes.splitlines()[-1] == "- (22 more lines)"
     assert len(changes.splitlines()) == 9
+
+
+def test_snapshot_history_compares_only_snapshots_of_same_document() -> None:
+    history = SnapshotHistory()
+    lines = page(50).lines
+    assert history.changes("first", lines, removed=True) is None
+    history.set_last("first", lines)
+    assert history.changes("first", lines, removed=True) == ""
+    assert history.changes("second", lines, removed=True) is None
+
+
+def test_snapshot_history_restarts_numbers_only_for_unnumbered_document() -> None:
+    history = SnapshotHistory()
+    first, second = (IsolatedWorld(cast("cdp.Channel", None), 1, None) for _ in range(2))
+    history.add_numbers(first, RESTART_NUMBERS_AT + 2)
+    history.start_reading(first)
+    assert history.next_number == RESTART_NUMBERS_AT + 2
+    history.start_reading(second)
+    assert history.next_number == 1
+    history.add_numbers(second, 3)
+    assert (second.has_element(2), second.has_element(3)) == (True, False)
