@@ -1,0 +1,1 @@
+"""Use cases, called by the routes and the run queues."""

@@ -1,7 +1,7 @@
 """The run queue of many processes: one run at a time, without relying on signals, processes or the store being up."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from itertools import pairwise
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from app.domain.errors import LeaseLost, StoreUnavailable, Superseded
 from app.domain.external.run_queue import Attempt
 from app.domain.external.signals import Signal
-from app.domain.models.event import DoneEvent, MessageEvent
+from app.domain.models.event import DoneEvent, EventRecord, MessageEvent
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
 from app.domain.services.flows.plan_act import STOPPED
@@ -107,7 +107,8 @@ class QueueCluster:
     def __init__(self) -> None:
         self.now = 0.0
         """What the store's clock shows, in seconds."""
-        self.store = MemoryStore()
+        self._event_types: list[str] = []
+        self.store = MemoryStore(on_committed=self._record_events)
         self.leases = MemoryLeases(self.store, clock=lambda: self.now)
         self.network = SignalNetwork()
         self.gate = asyncio.Event()
@@ -155,7 +156,11 @@ class QueueCluster:
         return self.running.get("s", [])
 
     def events(self) -> list[str]:
-        return [record.type for _, record in self.store._kept["s"].events]
+        """Return the types of the stored events."""
+        return self._event_types
+
+    def _record_events(self, session_id: str, records: Sequence[EventRecord]) -> None:
+        self._event_types += [record.type for record in records]
 
     def holder(self, session_id: str = "s") -> str:
         return self.leases._rows[session_id].holder

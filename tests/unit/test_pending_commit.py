@@ -32,13 +32,13 @@ class FailingStore(MemoryStore):
         self.gate.set()
         self.attempts = 0
 
-    async def commit(self, session_id: str, change: Commit) -> Sequence[EventRecord]:
+    async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
         self.attempts += 1
-        error = self.error_for(change)
+        error = self.error_for(commit)
         await self.gate.wait()
         if error is not None:
             raise error
-        return await super().commit(session_id, change)
+        return await super().commit(session_id, commit)
 
 
 @pytest.fixture

@@ -61,10 +61,10 @@ class SlowStore(MemoryStore):
     failure_rate = 0.0
     """Probability that a commit fails. Half of the failed commits are stored nevertheless."""
 
-    async def commit(self, session_id: str, change: Commit) -> Any:
+    async def commit(self, session_id: str, commit: Commit) -> Any:
         await yield_to_others(self.rng.randrange(4))
         fails, stored = self.rng.random() < self.failure_rate, self.rng.random() < 0.5
-        records = await super().commit(session_id, change) if stored or not fails else []
+        records = await super().commit(session_id, commit) if stored or not fails else []
         await yield_to_others(self.rng.randrange(4))
         if fails:
             raise StoreUnavailable("the connection broke")

@@ -22,10 +22,10 @@ MAX_COMMIT_BYTES = 12 * 2**20
 class LimitedStore(MemoryStore):
     """A store that refuses commits above `MAX_COMMIT_BYTES`."""
 
-    async def commit(self, session_id: str, change: Commit) -> Sequence[EventRecord]:
-        if len(repr((change.messages, change.checkpoint, change.events)).encode()) > MAX_COMMIT_BYTES:
+    async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
+        if len(repr((commit.messages, commit.checkpoint, commit.events)).encode()) > MAX_COMMIT_BYTES:
             raise TooLarge("too large")
-        return await super().commit(session_id, change)
+        return await super().commit(session_id, commit)
 
 
 @pytest.fixture

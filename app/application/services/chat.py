@@ -45,25 +45,16 @@ class _StreamRange:
     """Number of the last event to deliver. Set if nothing runs that could store a terminal event."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatService:
     """Send messages to a session and stream its events."""
 
-    def __init__(
-        self,
-        *,
-        sessions: SessionRepository,
-        event_log: EventLog,
-        streams: EventStreams,
-        feed: Feed,
-        queue: RunQueue,
-        now: Callable[[], int] = unix_now,
-    ) -> None:
-        self._sessions = sessions
-        self._event_log = event_log
-        self._streams = streams
-        self._feed = feed
-        self._queue = queue
-        self._now = now
+    sessions: SessionRepository
+    event_log: EventLog
+    streams: EventStreams
+    feed: Feed
+    queue: RunQueue
+    now: Callable[[], int] = unix_now
 
     async def chat(self, session_id: str, request: ChatRequest, *, owner: str) -> AsyncGenerator[StreamItem, None]:
         """Store the message, wake the run, and return the stream of the run's events up to its end.
@@ -75,19 +66,19 @@ class ChatService:
             InvalidInput: The session has no event number `after`.
             StoreUnavailable: The message is not stored.
         """
-        session = await self._sessions.get(session_id, owner=owner)
+        session = await self.sessions.get(session_id, owner=owner)
         check_position(session, request.after)
         if not request.message.strip():
             return self._stream(session_id, _range_of_current_run(session, request.after or 0))
-        at = self._now() if request.timestamp is None else request.timestamp
-        stored = await self._event_log.append_user_message(session_id, request.message, at=at, key=request.key)
+        at = self.now() if request.timestamp is None else request.timestamp
+        stored = await self.event_log.append_user_message(session_id, request.message, at=at, key=request.key)
         after = stored.number if request.after is None else request.after
         stream_range = _StreamRange(after=after, skip=stored.number, ends_after=stored.number)
         if stored.is_new:
-            await self._queue.wake(session_id, up_to=stored.number)
+            await self.queue.wake(session_id, up_to=stored.number)
             return self._stream(session_id, stream_range)
         # The message was sent before. Its run may be over, and the client may already have the terminal event.
-        session = await self._sessions.get(session_id, owner=owner)
+        session = await self.sessions.get(session_id, owner=owner)
         if session.status != "active":
             stream_range = replace(stream_range, ends_at=session.last_event_number)
         return self._stream(session_id, stream_range)
@@ -99,7 +90,7 @@ class ChatService:
             NotFound: The session does not exist.
             InvalidInput: The session has no event number `after`.
         """
-        check_position(await self._sessions.get(session_id, owner=owner), after)
+        check_position(await self.sessions.get(session_id, owner=owner), after)
         return self._follow_and_mark(session_id, after)
 
     async def _stream(self, session_id: str, stream_range: _StreamRange) -> AsyncGenerator[StreamItem, None]:
@@ -125,7 +116,7 @@ class ChatService:
 
     async def _replay_and_mark(self, session_id: str, after: int, up_to: int) -> AsyncGenerator[StreamItem, None]:
         """Yield the stored events up to number `up_to`; mark the messages of a page once the reader has taken it."""
-        async with aclosing(self._streams.replay(session_id, after=after, up_to=up_to)) as pages:
+        async with aclosing(self.streams.replay(session_id, after=after, up_to=up_to)) as pages:
             async for records in pages:
                 yield records
                 await self._mark_delivered(session_id, _newest_message(records))
@@ -133,7 +124,7 @@ class ChatService:
     async def _follow_and_mark(self, session_id: str, after: int) -> AsyncGenerator[StreamItem, None]:
         """Yield all events after `after`; mark messages as delivered whenever the reader has caught up."""
         newest_message = 0
-        async with aclosing(self._streams.follow(session_id, after=after)) as items:
+        async with aclosing(self.streams.follow(session_id, after=after)) as items:
             async for item in items:
                 if isinstance(item, Sequence):
                     if not item:
@@ -147,8 +138,8 @@ class ChatService:
         if number:
             # The session may have been deleted. If the store is unavailable, messages stay unread for longer.
             with suppress(NotFound, StoreUnavailable):
-                if await self._sessions.mark_delivered(session_id, number=number):
-                    self._feed.notify_list_changed()
+                if await self.sessions.mark_delivered(session_id, number=number):
+                    self.feed.notify_list_changed()
 
 
 def _range_of_current_run(session: Session, after: int) -> _StreamRange:

@@ -25,27 +25,20 @@ class History:
     pages: AsyncIterator[Sequence[EventRecord]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionService:
     """Create, read, list and watch the sessions of an owner."""
 
-    def __init__(
-        self,
-        *,
-        sessions: SessionRepository,
-        streams: EventStreams,
-        feed: Feed,
-        now: Callable[[], int] = unix_now,
-    ) -> None:
-        self._sessions = sessions
-        self._streams = streams
-        self._feed = feed
-        self._now = now
+    sessions: SessionRepository
+    streams: EventStreams
+    feed: Feed
+    now: Callable[[], int] = unix_now
 
     async def create(self, *, owner: str) -> str:
         """Create a session and return its ID. Its sandbox is not started yet."""
         session_id = uuid4().hex
-        await self._sessions.create(session_id, owner=owner, at=self._now())
-        self._feed.notify_list_changed()
+        await self.sessions.create(session_id, owner=owner, at=self.now())
+        self.feed.notify_list_changed()
         return session_id
 
     async def history(
@@ -64,13 +57,13 @@ class SessionService:
             NotFound: The session does not exist.
             InvalidInput: The session has no event number `after`.
         """
-        session = await self._sessions.get(session_id, owner=owner)
+        session = await self.sessions.get(session_id, owner=owner)
         check_position(session, after)
         start = after or 0
         if tail is not None:
             start = max(start, session.last_event_number - tail)
         up_to = session.last_event_number if limit is None else min(session.last_event_number, start + limit)
-        return History(session=session, pages=self._streams.replay(session_id, after=start, up_to=up_to))
+        return History(session=session, pages=self.streams.replay(session_id, after=start, up_to=up_to))
 
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
         """Return one page of the owner's sessions, the latest first.
@@ -78,7 +71,7 @@ class SessionService:
         Raises:
             InvalidInput: `cursor` was not returned with an earlier page.
         """
-        return await self._sessions.page(owner=owner, limit=limit, cursor=cursor)
+        return await self.sessions.page(owner=owner, limit=limit, cursor=cursor)
 
     async def watch(self, *, owner: str, limit: int) -> AsyncGenerator[SessionPage, None]:
         """Yield the first page of the owner's sessions now and after every change.
@@ -93,18 +86,18 @@ class SessionService:
         shown: SessionPage | None = None
         while version is not None:
             try:
-                page = await self._sessions.page(owner=owner, limit=limit, cursor=None)
+                page = await self.sessions.page(owner=owner, limit=limit, cursor=None)
             except StoreUnavailable:
                 if shown is None:
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
-                if await self._feed.sessions_changed(0) is None:
+                if await self.feed.sessions_changed(0) is None:
                     return
                 continue
             if page != shown:
                 shown = page
                 yield page
-            version = await self._feed.sessions_changed(version)
+            version = await self.feed.sessions_changed(version)
 
 
 def check_position(session: Session, after: int | None) -> None:

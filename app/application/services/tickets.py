@@ -29,15 +29,13 @@ class NewTicket:
     """Seconds since the epoch, UTC."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TicketService:
     """Issue and redeem tickets. All processes that share a store redeem each other's tickets."""
 
-    def __init__(
-        self, *, sessions: SessionRepository, tickets: TicketRepository, now: Callable[[], float] = time.time
-    ) -> None:
-        self._sessions = sessions
-        self._tickets = tickets
-        self._now = now
+    sessions: SessionRepository
+    tickets: TicketRepository
+    now: Callable[[], float] = time.time
 
     async def issue(self, session_id: str, *, owner: str, view_only: bool) -> NewTicket:
         """Issue a ticket that opens the owner's session once within `LIFETIME_SECONDS`.
@@ -46,12 +44,12 @@ class TicketService:
             NotFound: The session does not exist.
             LimitReached: Too many tickets of the session have not been redeemed yet.
         """
-        await self._sessions.get(session_id, owner=owner)
+        await self.sessions.get(session_id, owner=owner)
         ticket = secrets.token_urlsafe(TICKET_BYTES)
-        at = self._now()
+        at = self.now()
         expires_at = at + LIFETIME_SECONDS
         stored = Ticket(session_id=session_id, owner=owner, view_only=view_only, expires_at=expires_at)
-        await self._tickets.put(_digest(ticket), stored, at=at)
+        await self.tickets.put(_digest(ticket), stored, at=at)
         return NewTicket(ticket=ticket, expires_at=expires_at)
 
     async def redeem(self, ticket: str, *, session_id: str) -> Ticket:
@@ -63,7 +61,7 @@ class TicketService:
         """
         found = None
         if 0 < len(ticket) <= _MAX_TICKET_LENGTH:
-            found = await self._tickets.redeem(_digest(ticket), session_id=session_id, at=self._now())
+            found = await self.tickets.redeem(_digest(ticket), session_id=session_id, at=self.now())
         if found is None:
             raise Unauthorized("the ticket opens nothing here: it is used up, expired, or for another session")
         return found

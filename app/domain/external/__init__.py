@@ -1,0 +1,1 @@
+"""Ports to everything outside the service, as protocols in domain types."""

@@ -1,0 +1,1 @@
+"""The agent's behavior: tools, agents, and the flow of a run."""

@@ -1,0 +1,1 @@
+"""The run queues: in one process, or in many processes by leases."""

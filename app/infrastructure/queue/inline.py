@@ -31,10 +31,7 @@ class InlineRunQueue:
 
     async def stop_run(self, session_id: str, *, up_to: int) -> None:
         """Implement `RunQueue.stop_run`."""
-        if self._supervisor.has_run(session_id):
-            await self._supervisor.request_stop(session_id, up_to=up_to)
-        else:
-            await self._supervisor.start_stop(session_id, up_to=up_to)
+        await self._supervisor.request_stop(session_id, up_to=up_to)
 
     async def cancel_run(self, session_id: str) -> None:
         """Implement `RunQueue.cancel_run`."""

@@ -206,7 +206,7 @@ class HeldLeases:
         if not requested:
             self._supervisor.start(session_id, fencing_token=lease.token, crashed=lease.previous_holder_lost)
             return _completed()
-        stopped = self._supervisor.start_stop(
+        stopped = self._supervisor.request_stop(
             session_id,
             up_to=max(requested),
             fencing_token=lease.token,

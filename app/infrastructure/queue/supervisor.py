@@ -95,7 +95,13 @@ class RunSupervisor:
         """
         self._start(session_id, _SupervisedRun(fencing_token, crashed, woken=True, only_stop=False))
 
-    def start_stop(
+    def wake(self, session_id: str) -> None:
+        """Interrupt a run of this process, so that it reads new user messages."""
+        run = self._runs[session_id]
+        run.woken = True
+        run.interrupt()
+
+    def request_stop(
         self,
         session_id: str,
         *,
@@ -104,33 +110,23 @@ class RunSupervisor:
         crashed: bool = False,
         only_stop: bool = False,
     ) -> "asyncio.Future[None]":
-        """Stop a run that is not in this process. See `request_stop` for the result.
+        """Stop the session's run. If it is not in this process, start it only to stop it, with the other arguments.
+
+        The future is done once `done` is stored. It fails with `StoreUnavailable` if the run could not be stopped and
+        continues, here or elsewhere, and with `LeaseLost` if another worker has the run.
 
         Args:
             session_id: The session.
             up_to: Number of the newest event when the user asked to stop.
-            fencing_token: Token of the lease under which the run writes.
-            crashed: Whether the process that carried the run before has died.
+            fencing_token: See `start`.
+            crashed: See `start`.
             only_stop: Leave newer user messages to another process.
         """
-        run = _SupervisedRun(fencing_token, crashed, woken=False, only_stop=only_stop)
-        stopped = run.request_stop(up_to)
-        self._start(session_id, run)
-        return stopped
-
-    def wake(self, session_id: str) -> None:
-        """Interrupt a run of this process, so that it reads new user messages."""
-        run = self._runs[session_id]
-        run.woken = True
-        run.interrupt()
-
-    def request_stop(self, session_id: str, *, up_to: int) -> "asyncio.Future[None]":
-        """Stop a run of this process. The future is done once `done` is stored.
-
-        The future fails with `StoreUnavailable` if the run could not be stopped and continues, here or elsewhere, and
-        with `LeaseLost` if another worker has the run.
-        """
-        return self._runs[session_id].request_stop(up_to)
+        run = self._runs.get(session_id)
+        if run is None:
+            run = _SupervisedRun(fencing_token, crashed, woken=False, only_stop=only_stop)
+            self._start(session_id, run)
+        return run.request_stop(up_to)
 
     async def cancel(self, session_id: str, *, lost: bool = False) -> None:
         """Cancel the run without storing anything, and wait for its end. `lost`: another worker has it."""

@@ -21,7 +21,6 @@ from app.domain.models.tool import OpenCall, ToolResult
 from app.domain.prompts import executing
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.model_exchange import (
-    MAX_TURNS,
     ModelExchange,
     parse_text_call,
     storable,
@@ -29,6 +28,9 @@ from app.domain.services.agents.model_exchange import (
 )
 from app.domain.services.tools.base import AskCall, BadArguments, BoundCall, CompleteCall, RunCall, Tool, ToolContext
 from app.domain.services.tools.message import COMPLETE_STEP, CompleteStepInput, completion
+
+MAX_TURNS = 5_000
+"""Maximum number of model turns of the executor in one run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,6 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n```", re.DOTALL)
 MAX_CORRECTIONS = 3
 """Maximum number of unusable replies in a row that the model may correct before the run fails."""
 
-MAX_TURNS = 5_000
-"""Maximum number of the executor's model turns in one run."""
-
 
 class ModelExchange:
     """Sends one of a run's transcripts to the model."""
