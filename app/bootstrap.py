@@ -38,8 +38,8 @@ from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.llm.demo import DemoModel
 from app.infrastructure.llm.openai_model import OpenAIModel
+from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.sqlite.store import SqliteStore
-from app.infrastructure.persistence.write_requests import OnCommitted
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.sandbox.auto import REAL_MODEL_UNISOLATED, UnavailableSandboxes, choose_provider

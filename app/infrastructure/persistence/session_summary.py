@@ -1,15 +1,25 @@
 """The list of sessions: previews, pages and their cursors, alike in every store."""
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from app.domain.errors import InvalidInput
+from app.domain.models.message import Usage
 from app.domain.models.session import Session, SessionPage
 from app.infrastructure.persistence.codec import well_formed
 
 PREVIEW_CHARS = 1000
 """Maximum number of characters of the latest message in the list of sessions."""
+
+LISTED_FIELDS = (
+    *("owner", "title", "status", "latest_message", "latest_message_at", "unread", "created_at", "last_event"),
+    *("last_activity", "ordinal"),
+)
+"""Stored fields of a session that `listed_session` needs."""
+
+USAGE_FIELDS = ("prompt_tokens", "cached_tokens", "completion_tokens", "calls")
+"""Stored fields of a session that `usage_of` needs."""
 
 _CURSOR = re.compile(r"([0-9]{1,18})-([0-9]{1,18})", re.ASCII)
 _MAX_TIMESTAMP = 10**12
@@ -24,6 +34,27 @@ class ListedSession(NamedTuple):
     """Time of the latest message or of the creation, in seconds since the epoch, UTC."""
     ordinal: int
     """Number of the session by creation."""
+
+
+def listed_session(session_id: str, stored: Mapping[str, Any]) -> ListedSession:
+    """Return a session from its stored fields."""
+    session = Session(
+        id=session_id,
+        owner=stored["owner"],
+        title=stored["title"],
+        status=stored["status"],
+        latest_message=stored["latest_message"],
+        latest_message_at=stored["latest_message_at"],
+        unread_count=stored["unread"],
+        created_at=stored["created_at"],
+        last_event_number=stored["last_event"],
+    )
+    return ListedSession(session, stored["last_activity"], stored["ordinal"])
+
+
+def usage_of(stored: Mapping[str, Any]) -> Usage:
+    """Return the usage from the stored fields of a session."""
+    return Usage(**{name: stored[name] for name in USAGE_FIELDS})
 
 
 def preview(text: str) -> str:

@@ -11,16 +11,8 @@ from app.domain.models.message import Usage
 from app.domain.models.run import TranscriptName
 from app.domain.models.session import changes_of
 from app.domain.repositories.event_log import Commit, StoredMessage
-from app.infrastructure.persistence.codec import (
-    USER,
-    encode_checkpoint,
-    encode_message,
-    event_key,
-    speaker_of,
-    transcript_key,
-    well_formed,
-)
-from app.infrastructure.persistence.session_summary import check_timestamp, preview
+from app.infrastructure.persistence import codec
+from app.infrastructure.persistence.session_summary import USAGE_FIELDS, check_timestamp, preview
 
 EncodeEvent = Callable[[Event, int, int], bytes]
 """Encoder of an event, its number and its timestamp into the JSON that is stored and sent."""
@@ -141,7 +133,7 @@ class SessionUpdate:
             raise Superseded("a newer user message is waiting to be read")
         records = self._encode_events(commit.events, commit.timestamp)
         lengths, messages = self._encode_messages(commit)
-        checkpoint = None if commit.checkpoint is None else encode_checkpoint(commit.checkpoint)
+        checkpoint = None if commit.checkpoint is None else codec.encode_checkpoint(commit.checkpoint)
         self._reserve(records, *(row.data for row in messages), checkpoint or b"")
         self._add_events(commit.events, records, commit.timestamp)
         if messages:
@@ -183,8 +175,8 @@ class SessionUpdate:
         rows: list[TranscriptRow] = []
         for transcript, message in commit.messages:
             lengths[transcript] += 1
-            key = transcript_key(self.cursor.ordinal, transcript, lengths[transcript])
-            rows.append(TranscriptRow(key, encode_message(message)))
+            key = codec.transcript_key(self.cursor.ordinal, transcript, lengths[transcript])
+            rows.append(TranscriptRow(key, codec.encode_message(message)))
         return lengths, rows
 
     def _reserve(self, records: Sequence[EventRecord], *others: bytes) -> None:
@@ -199,19 +191,19 @@ class SessionUpdate:
             return
         ordinal = self.cursor.ordinal
         rows = [
-            EventRow(event_key(ordinal, record.number), record.type, speaker_of(event), record.data)
+            EventRow(codec.event_key(ordinal, record.number), record.type, codec.speaker_of(event), record.data)
             for event, record in zip(events, records, strict=True)
         ]
         self.events += rows
         self.committed.append(records)
         self._move(last_event=records[-1].number)
-        from_user = [record.number for row, record in zip(rows, records, strict=True) if row.speaker == USER]
+        from_user = [record.number for row, record in zip(rows, records, strict=True) if row.speaker == codec.USER]
         if from_user:
             self._move(last_user_message=from_user[-1])
         changes = changes_of(events)
         self._increment(unread=changes.assistant_messages)
         if changes.title is not None:
-            self.fields["title"] = well_formed(changes.title)
+            self.fields["title"] = codec.well_formed(changes.title)
         if changes.status is not None:
             self.fields["status"] = changes.status
         if changes.latest_message is not None:
@@ -219,12 +211,7 @@ class SessionUpdate:
             self.fields["latest_message_at"] = self.fields["last_activity"] = timestamp
 
     def _add_usage(self, usage: Usage) -> None:
-        self._increment(
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens,
-            calls=usage.calls,
-        )
+        self._increment(**{name: getattr(usage, name) for name in USAGE_FIELDS})
 
     def _move(self, **positions: int) -> None:
         self.cursor = replace(self.cursor, **positions)

@@ -10,14 +10,8 @@ from typing import NamedTuple, TypeVar
 import pymongo
 
 from app.domain.errors import StoreUnavailable
-from app.infrastructure.persistence.mongo.client import (
-    CLIENT_ERRORS,
-    NO_SERVER,
-    TIMED_OUT,
-    Document,
-    MongoDatabase,
-    StoreFailure,
-)
+from app.infrastructure.persistence.mongo import client
+from app.infrastructure.persistence.mongo.client import Document, MongoDatabase, StoreFailure
 
 T = TypeVar("T")
 
@@ -89,7 +83,7 @@ class StoreAvailability:
 
     def mark_lost(self) -> None:
         """Become unavailable, because the client has lost sight of every writable server."""
-        self._become_unavailable(NO_SERVER)
+        self._become_unavailable(client.NO_SERVER)
 
     def require(self) -> None:
         """Do nothing while the store is available.
@@ -146,7 +140,7 @@ class StoreAvailability:
     def _result(self, task: "asyncio.Future[T]") -> T:
         try:
             result = task.result()
-        except CLIENT_ERRORS as error:
+        except client.CLIENT_ERRORS as error:
             failure = self._database.explain(error)
             if failure.is_lost:
                 self._become_unavailable(failure)
@@ -161,7 +155,7 @@ class StoreAvailability:
     def _become_unavailable(self, failure: StoreFailure) -> None:
         error = store_unavailable(failure.reason)
         if self.reason is not None:
-            if failure.is_lost and failure != NO_SERVER:  # a server is back, but still refuses to work
+            if failure.is_lost and failure != client.NO_SERVER:  # a server is back, but still refuses to work
                 self.reason = str(error)
             return
         self.reason = str(error)
@@ -205,9 +199,9 @@ class StoreAvailability:
         await asyncio.wait((task,), timeout=_CHECK_SECONDS + 0.1)
         if not task.done():
             task.cancel()
-            return TIMED_OUT
+            return client.TIMED_OUT
         error = task.exception()
-        if isinstance(error, CLIENT_ERRORS):
+        if isinstance(error, client.CLIENT_ERRORS):
             return self._database.explain(error)
         return self._majority.check(task.result(), now=time.monotonic())
 
@@ -234,7 +228,7 @@ class MajorityMonitor:
     def check(self, hello: Document, *, now: float) -> StoreFailure | None:
         """Return why the server cannot be used, None if it can. `now` is the monotonic time of its reply `hello`."""
         if hello.get("isWritablePrimary") is False:
-            return NO_SERVER
+            return client.NO_SERVER
         last_write = hello.get("lastWrite", {})
         if "majorityOpTime" not in last_write:
             return None  # a router, which checks its servers itself

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -10,14 +10,8 @@ from typing import Any, Literal, cast
 import pymongo
 from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo import AsyncMongoClient, errors
+from pymongo import AsyncMongoClient, errors, monitoring
 from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.monitoring import (
-    TopologyClosedEvent,
-    TopologyDescriptionChangedEvent,
-    TopologyListener,
-    TopologyOpenedEvent,
-)
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.topology_description import TopologyDescription
@@ -105,20 +99,17 @@ class MongoDatabase:
         """
         make: Any = AsyncIOMotorClient if client == "motor" else AsyncMongoClient
         try:
-            self._client = cast(
-                "AsyncMongoClient[Document]",
-                make(
-                    url,
-                    appname="anker",
-                    timeoutMS=int(_OPERATION_SECONDS * 1000),
-                    serverSelectionTimeoutMS=int(_SELECTION_SECONDS * 1000),
-                    connectTimeoutMS=int(_SELECTION_SECONDS * 1000),
-                    heartbeatFrequencyMS=int(_HEARTBEAT_SECONDS * 1000),
-                    maxPoolSize=_MAX_CONNECTIONS,
-                    retryWrites=True,
-                    retryReads=True,
-                    event_listeners=[_PrimaryListener(asyncio.get_running_loop(), on_lost)],
-                ),
+            self._client: AsyncMongoClient[Document] = make(
+                url,
+                appname="anker",
+                timeoutMS=int(_OPERATION_SECONDS * 1000),
+                serverSelectionTimeoutMS=int(_SELECTION_SECONDS * 1000),
+                connectTimeoutMS=int(_SELECTION_SECONDS * 1000),
+                heartbeatFrequencyMS=int(_HEARTBEAT_SECONDS * 1000),
+                maxPoolSize=_MAX_CONNECTIONS,
+                retryWrites=True,
+                retryReads=True,
+                event_listeners=[_PrimaryListener(asyncio.get_running_loop(), on_lost)],
             )
         except OSError as error:
             raise StoreUnavailable("MONGODB_URL: a file that it names for TLS cannot be used") from error
@@ -160,17 +151,6 @@ class MongoDatabase:
         """Return what the server says about itself and its replica set."""
         return await self._database.command("hello")
 
-    async def create_indexes(self, collection: str, indexes: Sequence[Document]) -> None:
-        """Create the missing indexes, each given with `name` and `key`, and the collection if it is missing."""
-        # By default the command waits until every member has built the index: for ever while one member is away.
-        await self._database.command(
-            "createIndexes",
-            collection,
-            indexes=list(indexes),
-            commitQuorum="majority",
-            writeConcern={"w": "majority", "j": True},
-        )
-
     def explain(self, error: Exception) -> StoreFailure:
         """Return what an exception of `CLIENT_ERRORS` means."""
         match error:
@@ -210,23 +190,23 @@ def _reason(code: int | None) -> str:
     return NO_SERVER.reason if code in _NO_PRIMARY_CODES else _REASONS.get(code or 0, "the database refused")
 
 
-class _PrimaryListener(TopologyListener):
+class _PrimaryListener(monitoring.TopologyListener):
     """Reports when the client loses its primary. The client calls it on threads of its own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]) -> None:
         self._loop = loop
         self._on_lost = on_lost
 
-    def opened(self, event: TopologyOpenedEvent) -> None:
+    def opened(self, event: monitoring.TopologyOpenedEvent) -> None:
         pass
 
-    def description_changed(self, event: TopologyDescriptionChangedEvent) -> None:
+    def description_changed(self, event: monitoring.TopologyDescriptionChangedEvent) -> None:
         before, now = _writable(event.previous_description), _writable(event.new_description)
         if before and not before & now:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
                 self._loop.call_soon_threadsafe(self._on_lost)
 
-    def closed(self, event: TopologyClosedEvent) -> None:
+    def closed(self, event: monitoring.TopologyClosedEvent) -> None:
         pass
 
 

@@ -1,40 +1,28 @@
 """The event log over MongoDB."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
 
-from app.domain.errors import NotFound
 from app.domain.models.event import EventRecord
 from app.domain.models.message import Message
 from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
-from app.infrastructure.persistence.codec import (
-    MAX_NUMBER,
-    USER,
-    decode_checkpoint,
-    decode_messages,
-    event_key,
-    transcript_key,
-    well_formed,
-)
+from app.infrastructure.persistence import codec
 from app.infrastructure.persistence.mongo.availability import StoreAvailability
-from app.infrastructure.persistence.mongo.client import Collection, Document, MongoDatabase
+from app.infrastructure.persistence.mongo.client import Document, MongoDatabase
+from app.infrastructure.persistence.mongo.repositories import MongoRepository
 from app.infrastructure.persistence.mongo.schema import MESSAGES_INDEX
 from app.infrastructure.persistence.mongo.write_queue import SessionWriteQueue
 from app.infrastructure.persistence.session_update import ReceiveRequest
 
-_EVENT_FIELDS: Document = {"ordinal": 1, "last_event": 1, "tail.events": 1}
-_TRANSCRIPT_FIELDS: Document = {
-    "ordinal": 1,
-    "planner_messages": 1,
-    "executor_messages": 1,
-    "tail.messages": 1,
-}
+_EVENT_FIELDS = ("ordinal", "last_event", "tail.events")
+_TRANSCRIPT_FIELDS = ("ordinal", "planner_messages", "executor_messages", "tail.messages")
+_BY_KEY = [("_id", 1)]
+"""Order of rows: by event number, or by position in a transcript."""
 
 
-class MongoEventLog:
+class MongoEventLog(MongoRepository):
     """Implements `EventLog`.
 
     A reader reads the session's document first and the rows second. Each row is then in its collection, or was in the
@@ -42,69 +30,59 @@ class MongoEventLog:
     """
 
     def __init__(self, database: MongoDatabase, availability: StoreAvailability, queue: SessionWriteQueue) -> None:
-        self._database = database
-        self._availability = availability
+        super().__init__(database, availability)
         self._queue = queue
 
     async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
         """Implement `EventLog.commit`."""
-        return await self._queue.commit(well_formed(session_id), commit)
+        return await self._queue.commit(codec.well_formed(session_id), commit)
 
     async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
-        request = ReceiveRequest(content, at, None if key is None else well_formed(key))
-        return await self._availability.wait_while_available(self._queue.receive(well_formed(session_id), request))
+        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key))
+        return await self._availability.wait_while_available(
+            self._queue.receive(codec.well_formed(session_id), request)
+        )
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
         """Implement `EventLog.read`."""
-        session = await self._session(session_id, _EVENT_FIELDS)
+        session = await self._find_session(session_id, _EVENT_FIELDS)
         ordinal, last_event, tail = session["ordinal"], session["last_event"], session["tail"].get("events", ())
         after = max(after, 0)
         if after >= last_event or limit <= 0:
             return []
         rows: list[Document] = []
         if after < last_event - len(tail):
-            span = _span(event_key(ordinal, after + 1), event_key(ordinal, last_event))
-            rows = await self._rows(self._database.events, {"_id": span}, limit=limit)
+            span = _span(codec.event_key(ordinal, after + 1), codec.event_key(ordinal, last_event))
+            rows = await self._find(self._database.events, {"_id": span}, sort=_BY_KEY, limit=limit)
         return _contiguous([*rows, *tail], after, limit)
 
     async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:
         """Implement `EventLog.unread_messages`."""
-        session = await self._session(session_id, _EVENT_FIELDS)
-        first = event_key(session["ordinal"], max(after, 0) + 1)
-        last = event_key(session["ordinal"], session["last_event"])
-        query: Document = {"speaker": USER, "_id": _span(first, last)}
-        rows = await self._rows(self._database.events, query, hint=MESSAGES_INDEX)
+        session = await self._find_session(session_id, _EVENT_FIELDS)
+        first = codec.event_key(session["ordinal"], max(after, 0) + 1)
+        last = codec.event_key(session["ordinal"], session["last_event"])
+        query: Document = {"speaker": codec.USER, "_id": _span(first, last)}
+        rows = await self._find(self._database.events, query, sort=_BY_KEY, hint=MESSAGES_INDEX)
         tail = session["tail"].get("events", ())
-        newest = [row for row in tail if row.get("speaker") == USER and row["_id"] >= first]
+        newest = [row for row in tail if row.get("speaker") == codec.USER and row["_id"] >= first]
         return [
-            UnreadMessage(number=row["_id"] & MAX_NUMBER, content=orjson.loads(row["data"])["content"])
+            UnreadMessage(number=row["_id"] & codec.MAX_NUMBER, content=orjson.loads(row["data"])["content"])
             for row in _joined(rows, newest)
         ]
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
         """Implement `EventLog.load_checkpoint`."""
-        return decode_checkpoint((await self._session(session_id, {"checkpoint": 1}))["checkpoint"])
+        return codec.decode_checkpoint((await self._find_session(session_id, ("checkpoint",)))["checkpoint"])
 
     async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
         """Implement `EventLog.load_transcript`."""
-        session = await self._session(session_id, _TRANSCRIPT_FIELDS)
+        session = await self._find_session(session_id, _TRANSCRIPT_FIELDS)
         ordinal, length = session["ordinal"], session[f"{transcript}_messages"]
-        first, last = transcript_key(ordinal, transcript, 1), transcript_key(ordinal, transcript, length)
-        rows = await self._rows(self._database.transcripts, {"_id": _span(first, last)})
+        first, last = codec.transcript_key(ordinal, transcript, 1), codec.transcript_key(ordinal, transcript, length)
+        rows = await self._find(self._database.transcripts, {"_id": _span(first, last)}, sort=_BY_KEY)
         newest = [row for row in session["tail"].get("messages", ()) if first <= row["_id"] <= last]
-        return decode_messages([row["data"] for row in _joined(rows, newest)])
-
-    async def _session(self, session_id: str, fields: Document) -> Document:
-        query = {"_id": well_formed(session_id)}
-        found = await self._availability.read(lambda: self._database.sessions.find_one(query, fields))
-        if found is None:
-            raise NotFound("no such session")
-        return found
-
-    async def _rows(self, collection: Collection, query: Document, **options: Any) -> list[Document]:
-        """Return rows in the order of their keys."""
-        return await self._availability.read(lambda: collection.find(query, sort=[("_id", 1)], **options).to_list(None))
+        return codec.decode_messages([row["data"] for row in _joined(rows, newest)])
 
 
 def _span(first: int, last: int) -> Document:
@@ -121,7 +99,7 @@ def _contiguous(rows: Sequence[Document], after: int, limit: int) -> list[EventR
     """Return the events that follow `after` without a gap. A row may be there twice."""
     records: list[EventRecord] = []
     for row in rows:
-        number = row["_id"] & MAX_NUMBER
+        number = row["_id"] & codec.MAX_NUMBER
         if number == after + len(records) + 1 and len(records) < limit:
             records.append(EventRecord(number, row["type"], row["data"]))
     return records

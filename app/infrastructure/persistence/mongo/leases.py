@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from app.domain.errors import NotFound
 from app.domain.repositories.leases import Lease
 from app.infrastructure.persistence.codec import well_formed
-from app.infrastructure.persistence.mongo.availability import StoreAvailability
-from app.infrastructure.persistence.mongo.client import Document, MongoDatabase
+from app.infrastructure.persistence.mongo.client import Document
+from app.infrastructure.persistence.mongo.repositories import MongoRepository
 
-_LEASE_FIELDS: Document = {"lease": 1, "last_user_message": 1, "stop_up_to": 1}
+_LEASE_FIELDS = ("lease", "last_user_message", "stop_up_to")
 _RELEASED: Document = {"lease.holder": ""}
 _RELEASED_OR_EXPIRED: Document = {"$or": [_RELEASED, {"$expr": {"$lte": ["$lease.until", "$$NOW"]}}]}
 
@@ -18,12 +18,8 @@ _GRACE_SECONDS = 3.0
 it before; a holder that lives has renewed it by then."""
 
 
-class MongoLeases:
+class MongoLeases(MongoRepository):
     """Implements `LeaseRepository`."""
-
-    def __init__(self, database: MongoDatabase, availability: StoreAvailability) -> None:
-        self._database = database
-        self._availability = availability
 
     async def acquire(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
         """Implement `LeaseRepository.acquire`."""
@@ -40,14 +36,13 @@ class MongoLeases:
         query = {"lease.holder": well_formed(holder)}
         change = [{"$set": {"lease.until": _from_now(seconds)}}]
         await self._availability.read(lambda: sessions.update_many(query, change))
-        rows = await self._availability.read(lambda: sessions.find(query, _LEASE_FIELDS).to_list(None))
-        return [_lease(row) for row in rows]
+        return [_lease(row) for row in await self._find(sessions, query, _LEASE_FIELDS)]
 
     async def release(self, lease: Lease) -> bool:
         """Implement `LeaseRepository.release`."""
         query: Document = {"_id": well_formed(lease.session_id), "lease.token": lease.token}
         change: Document = {"$set": {"lease.holder": "", "lease.until": "$$NOW"}}
-        released = await self._update(query, change, {"status": 1})
+        released = await self._update(query, change, ("status",))
         return released is not None and released["status"] == "active"
 
     async def take_over(self, session_id: str, *, holder: str, seconds: float) -> str | None:
@@ -66,10 +61,7 @@ class MongoLeases:
         free = self._is_free()
         query: Document = {"$or": [{"status": "active", **free}, {"stop_up_to": {"$gte": 0}, **free}]}
         order = [("lease.until", 1), ("_id", 1)]
-        sessions = self._database.sessions
-        rows = await self._availability.read(
-            lambda: sessions.find(query, {"_id": 1}, sort=order, limit=limit).to_list(None)
-        )
+        rows = await self._find(self._database.sessions, query, ("_id",), sort=order, limit=limit)
         return [row["_id"] for row in rows]
 
     async def request_stop(self, session_id: str, *, up_to: int) -> None:
@@ -82,11 +74,7 @@ class MongoLeases:
 
     async def requested_stop(self, session_id: str) -> int | None:
         """Implement `LeaseRepository.requested_stop`."""
-        query = {"_id": well_formed(session_id)}
-        found = await self._availability.read(lambda: self._database.sessions.find_one(query, {"stop_up_to": 1}))
-        if found is None:
-            raise NotFound("no such session")
-        return found.get("stop_up_to")
+        return (await self._find_session(session_id, ("stop_up_to",))).get("stop_up_to")
 
     async def clear_stop_request(self, session_id: str, *, up_to: int) -> None:
         """Implement `LeaseRepository.clear_stop_request`."""
@@ -99,7 +87,7 @@ class MongoLeases:
         in_grace = time.monotonic() < self._availability.recovered_at + _GRACE_SECONDS
         return _RELEASED if in_grace else _RELEASED_OR_EXPIRED
 
-    async def _update(self, query: Document, stage: Document, fields: Document = _LEASE_FIELDS) -> Document | None:
+    async def _update(self, query: Document, stage: Document, fields: Sequence[str] = _LEASE_FIELDS) -> Document | None:
         """Update one session with a pipeline stage. Return the updated document, None if no session matches."""
         sessions = self._database.sessions
         return await self._availability.read(

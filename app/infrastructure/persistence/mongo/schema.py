@@ -21,9 +21,10 @@
 import secrets
 
 import pymongo
+from pymongo import IndexModel
 
 from app.domain.errors import StoreUnavailable
-from app.infrastructure.persistence.mongo.client import CLIENT_ERRORS, Document, MongoDatabase, is_duplicate
+from app.infrastructure.persistence.mongo.client import CLIENT_ERRORS, MongoDatabase, is_duplicate
 
 VERSION = 2
 """Version of the schema. Version 1 was never released."""
@@ -35,38 +36,17 @@ _PREPARE_SECONDS = 20.0
 """Maximum seconds for creating the missing collections and indexes."""
 
 # Most indexes are partial, so that a search for work does not scan idle sessions.
-_INDEXES: dict[str, list[Document]] = {
-    "sessions": [
-        {"name": "ordinal", "key": {"ordinal": 1}, "unique": True},
-        {"name": "listed", "key": {"owner": 1, "last_activity": -1, "ordinal": -1}},
-        {
-            "name": "active",
-            "key": {"status": 1, "lease.until": 1},
-            "partialFilterExpression": {"status": "active"},
-        },
-        {
-            "name": "stopping",
-            "key": {"stop_up_to": 1},
-            "partialFilterExpression": {"stop_up_to": {"$exists": True}},
-        },
-        {
-            "name": "held",
-            "key": {"lease.holder": 1},
-            "partialFilterExpression": {"lease.holder": {"$gt": ""}},
-        },
-    ],
-    "events": [
-        {
-            "name": MESSAGES_INDEX,
-            "key": {"speaker": 1, "_id": 1},
-            "partialFilterExpression": {"speaker": {"$exists": True}},
-        },
-    ],
-    "tickets": [
-        {"name": "waiting", "key": {"session": 1, "expires_at": 1}},
-        {"name": "expiring", "key": {"expires_at": 1}},
-    ],
-}
+_SESSION_INDEXES = [
+    IndexModel("ordinal", name="ordinal", unique=True),
+    IndexModel([("owner", 1), ("last_activity", -1), ("ordinal", -1)], name="listed"),
+    IndexModel(["status", "lease.until"], name="active", partialFilterExpression={"status": "active"}),
+    IndexModel("stop_up_to", name="stopping", partialFilterExpression={"stop_up_to": {"$exists": True}}),
+    IndexModel("lease.holder", name="held", partialFilterExpression={"lease.holder": {"$gt": ""}}),
+]
+_EVENT_INDEXES = [
+    IndexModel(["speaker", "_id"], name=MESSAGES_INDEX, partialFilterExpression={"speaker": {"$exists": True}}),
+]
+_TICKET_INDEXES = [IndexModel(["session", "expires_at"], name="waiting"), IndexModel("expires_at", name="expiring")]
 
 
 async def prepare(database: MongoDatabase) -> str:
@@ -89,8 +69,10 @@ async def prepare(database: MongoDatabase) -> str:
                 f"MONGODB_DATABASE: the database has version {version}, this program needs version {VERSION}:"
                 " use a newer program, or another database"
             )
-        for name, indexes in _INDEXES.items():
-            await database.create_indexes(name, indexes)
+        # By default a server waits until every member has built an index: for ever while one member is away.
+        await database.sessions.create_indexes(_SESSION_INDEXES, commitQuorum="majority")
+        await database.events.create_indexes(_EVENT_INDEXES, commitQuorum="majority")
+        await database.tickets.create_indexes(_TICKET_INDEXES, commitQuorum="majority")
         return str(await _metadata(database, "installation", secrets.token_hex(8)))
 
 

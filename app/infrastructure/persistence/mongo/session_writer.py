@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from app.domain.errors import AnkerError, NotFound, StoreUnavailable
-from app.domain.models.event import EventRecord
+from app.infrastructure.persistence.group_commit import Outcome, WrittenBatch, attempt
 from app.infrastructure.persistence.mongo.availability import StoreAvailability, store_unavailable
 from app.infrastructure.persistence.mongo.client import (
     CLIENT_ERRORS,
@@ -36,7 +36,6 @@ from app.infrastructure.persistence.session_update import (
     SessionUpdate,
     WriteRequest,
 )
-from app.infrastructure.persistence.write_requests import Outcome, attempt
 
 _MAX_WRITE_BYTES = 12 * 2**20
 """Maximum bytes of the rows of one write: a document has at most 16 MiB."""
@@ -50,19 +49,9 @@ _CONFLICT_SECONDS = 5.0
 _MAX_PAUSE_SECONDS = 0.02
 """Maximum seconds to wait before a batch is repeated."""
 
-_KNOWN_FIELDS: Document = dict.fromkeys(
-    (
-        "ordinal",
-        "version",
-        "last_event",
-        "last_user_message",
-        "planner_messages",
-        "executor_messages",
-        "lease.token",
-        "revision",
-        "tail",
-    ),
-    1,
+_KNOWN_FIELDS = (
+    *("ordinal", "version", "last_event", "last_user_message", "planner_messages", "executor_messages"),
+    *("lease.token", "revision", "tail"),
 )
 
 
@@ -77,17 +66,6 @@ class KnownSession:
     """Rows of the last update, by collection; None once they are copied."""
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenBatch:
-    """Result of a batch of writes to one session."""
-
-    outcomes: Sequence[Outcome]
-    """Outcome of each request; shorter than the requests if the batch was full before."""
-    committed: Sequence[Sequence[EventRecord]]
-    """Stored events of each write."""
-    session: KnownSession
-
-
 class SessionCommitter:
     """Writes batches to sessions, one at a time for each session."""
 
@@ -98,8 +76,8 @@ class SessionCommitter:
 
     async def write(
         self, session_id: str, known: KnownSession | None, requests: Sequence[WriteRequest]
-    ) -> WrittenBatch:
-        """Write a batch.
+    ) -> tuple[WrittenBatch, KnownSession]:
+        """Write a batch, and return its result and the session after it.
 
         Args:
             session_id: Session to write to.
@@ -125,10 +103,10 @@ class SessionCommitter:
                 known = None
                 continue
             if update.is_empty:
-                return WrittenBatch(outcomes, (), session)
+                return WrittenBatch(outcomes, ()), session
             stored = await self._store(session_id, session, update)
             if stored is not None:
-                return WrittenBatch(outcomes, update.committed, stored)
+                return WrittenBatch(outcomes, [(session_id, records) for records in update.committed]), stored
             if time.monotonic() > deadline:
                 raise store_unavailable("too many processes write to this session at once")
             known = None

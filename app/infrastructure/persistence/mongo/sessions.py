@@ -1,7 +1,6 @@
 """The sessions over MongoDB."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from app.domain.errors import Conflict, NotFound, StoreUnavailable
 from app.domain.models.message import Usage
@@ -10,36 +9,30 @@ from app.infrastructure.persistence.codec import ASSISTANT, MAX_NUMBER, event_ke
 from app.infrastructure.persistence.mongo.availability import StoreAvailability, store_unavailable
 from app.infrastructure.persistence.mongo.client import CLIENT_ERRORS, Document, MongoDatabase, is_duplicate
 from app.infrastructure.persistence.mongo.deletion import SessionDeleter
+from app.infrastructure.persistence.mongo.repositories import MongoRepository
 from app.infrastructure.persistence.mongo.schema import MESSAGES_INDEX
 from app.infrastructure.persistence.mongo.write_queue import SessionWriteQueue
-from app.infrastructure.persistence.session_summary import ListedSession, check_timestamp, decode_cursor, page_of
-
-_USAGE_FIELDS = ("prompt_tokens", "cached_tokens", "completion_tokens", "calls")
-
-_LISTED: Document = dict.fromkeys(
-    (
-        "owner",
-        "title",
-        "status",
-        "latest_message",
-        "latest_message_at",
-        "unread",
-        "created_at",
-        "last_event",
-        "last_activity",
-        "ordinal",
-    ),
-    1,
+from app.infrastructure.persistence.session_summary import (
+    LISTED_FIELDS,
+    USAGE_FIELDS,
+    ListedSession,
+    check_timestamp,
+    decode_cursor,
+    listed_session,
+    page_of,
+    usage_of,
 )
-_DELIVERY_FIELDS: Document = dict.fromkeys(
-    ("ordinal", "version", "last_event", "delivered", "unread", "tail.events._id", "tail.events.speaker"), 1
+
+_DELIVERY_FIELDS = (
+    *("ordinal", "version", "last_event", "delivered", "unread"),
+    *("tail.events._id", "tail.events.speaker"),
 )
 
 _MAX_ATTEMPTS = 50
 """Maximum number of attempts to mark events as delivered while others write to the session."""
 
 
-class MongoSessions:
+class MongoSessions(MongoRepository):
     """Implements `SessionRepository`."""
 
     def __init__(
@@ -49,8 +42,7 @@ class MongoSessions:
         queue: SessionWriteQueue,
         deleter: SessionDeleter,
     ) -> None:
-        self._database = database
-        self._availability = availability
+        super().__init__(database, availability)
         self._queue = queue
         self._deleter = deleter
 
@@ -63,10 +55,7 @@ class MongoSessions:
 
     async def get(self, session_id: str, *, owner: str) -> Session:
         """Implement `SessionRepository.get`."""
-        rows = await self._find({"_id": well_formed(session_id), "owner": well_formed(owner)}, _LISTED, limit=1)
-        if not rows:
-            raise NotFound("no such session")
-        return _listed(rows[0]).session
+        return _session(await self._find_session(session_id, LISTED_FIELDS, owner=well_formed(owner))).session
 
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
         """Implement `SessionRepository.page`."""
@@ -77,21 +66,23 @@ class MongoSessions:
             query |= {"last_activity": {"$lte": last_activity}, "$or": earlier}
         # One session more than the limit tells whether there is a next page.
         order = [("last_activity", -1), ("ordinal", -1)]
-        rows = await self._find(query, _LISTED, sort=order, limit=max(limit, 0) + 1)
-        return page_of([_listed(row) for row in rows], limit)
+        rows = await self._find(self._database.sessions, query, LISTED_FIELDS, sort=order, limit=max(limit, 0) + 1)
+        return page_of([_session(row) for row in rows], limit)
 
     async def list_active(self) -> Sequence[str]:
         """Implement `SessionRepository.list_active`."""
-        rows = await self._find({"status": "active"}, {"ordinal": 1})
+        rows = await self._find(self._database.sessions, {"status": "active"}, ("ordinal",))
         return [row["_id"] for row in sorted(rows, key=lambda row: row["ordinal"])]
 
     async def list_ids(self) -> Sequence[str]:
         """Implement `SessionRepository.list_ids`."""
-        return [row["_id"] for row in await self._find({}, {"_id": 1}, hint="_id_")]
+        rows = await self._find(self._database.sessions, {}, ("_id",), hint="_id_")
+        return [row["_id"] for row in rows]
 
     async def last_event_numbers(self, session_ids: Sequence[str]) -> Mapping[str, int]:
         """Implement `SessionRepository.last_event_numbers`."""
-        rows = await self._find({"_id": {"$in": list(map(well_formed, session_ids))}}, {"last_event": 1})
+        query: Document = {"_id": {"$in": list(map(well_formed, session_ids))}}
+        rows = await self._find(self._database.sessions, query, ("last_event",))
         return {row["_id"]: row["last_event"] for row in rows}
 
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
@@ -102,10 +93,7 @@ class MongoSessions:
 
     async def usage(self, session_id: str) -> Usage:
         """Implement `SessionRepository.usage`."""
-        rows = await self._find({"_id": well_formed(session_id)}, dict.fromkeys(_USAGE_FIELDS, 1), limit=1)
-        if not rows:
-            raise NotFound("no such session")
-        return Usage(**{name: rows[0][name] for name in _USAGE_FIELDS})
+        return usage_of(await self._find_session(session_id, USAGE_FIELDS))
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Implement `SessionRepository.delete`."""
@@ -118,14 +106,10 @@ class MongoSessions:
     async def check(self) -> str | None:
         """Implement `SessionRepository.check`. Read something, because availability says nothing of permissions."""
         try:
-            await self._availability.read(lambda: self._database.metadata.find_one({"_id": "version"}))
+            await self._find(self._database.metadata, {"_id": "version"})
         except StoreUnavailable as error:
             return str(error)
         return None
-
-    async def _find(self, query: Document, fields: Document, **options: Any) -> list[Document]:
-        sessions = self._database.sessions
-        return await self._availability.read(lambda: sessions.find(query, fields, **options).to_list(None))
 
     async def _create(self, session_id: str, owner: str, timestamp: int) -> None:
         counted = await self._availability.write(
@@ -190,7 +174,7 @@ def _new_session(session_id: str, owner: str, timestamp: int, *, ordinal: int) -
         "planner_messages",
         "executor_messages",
         "version",
-        *_USAGE_FIELDS,
+        *USAGE_FIELDS,
     )
     return {
         "_id": session_id,
@@ -209,16 +193,5 @@ def _new_session(session_id: str, owner: str, timestamp: int, *, ordinal: int) -
     }
 
 
-def _listed(row: Document) -> ListedSession:
-    session = Session(
-        id=row["_id"],
-        owner=row["owner"],
-        title=row["title"],
-        status=row["status"],
-        latest_message=row["latest_message"],
-        latest_message_at=row["latest_message_at"],
-        unread_count=row["unread"],
-        created_at=row["created_at"],
-        last_event_number=row["last_event"],
-    )
-    return ListedSession(session, last_activity=row["last_activity"], ordinal=row["ordinal"])
+def _session(found: Document) -> ListedSession:
+    return listed_session(found["_id"], found)

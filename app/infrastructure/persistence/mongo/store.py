@@ -1,21 +1,20 @@
-"""The MongoDB store: its client, its background work and the small repositories."""
+"""The MongoDB store: its client, its repositories and its background work."""
 
 from types import TracebackType
 
-from app.domain.errors import NotFound, StoreUnavailable
-from app.domain.repositories.tickets import MAX_TICKETS, Ticket, too_many_tickets
-from app.infrastructure.persistence.codec import well_formed
+from app.domain.errors import StoreUnavailable
+from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.mongo.availability import StoreAvailability
-from app.infrastructure.persistence.mongo.client import CLIENT_ERRORS, ClientName, Document, MongoDatabase
+from app.infrastructure.persistence.mongo.client import CLIENT_ERRORS, ClientName, MongoDatabase
 from app.infrastructure.persistence.mongo.deletion import SessionDeleter
 from app.infrastructure.persistence.mongo.event_log import MongoEventLog
 from app.infrastructure.persistence.mongo.leases import MongoLeases
+from app.infrastructure.persistence.mongo.repositories import MongoScreenshots, MongoTickets
 from app.infrastructure.persistence.mongo.schema import prepare
 from app.infrastructure.persistence.mongo.session_writer import SessionCommitter
 from app.infrastructure.persistence.mongo.sessions import MongoSessions
 from app.infrastructure.persistence.mongo.write_queue import SessionWriteQueue
 from app.infrastructure.persistence.session_update import EncodeEvent
-from app.infrastructure.persistence.write_requests import OnCommitted
 
 
 class MongoStore:
@@ -86,84 +85,3 @@ class MongoStore:
 
     def _refuse_pending(self, error: StoreUnavailable) -> None:
         self._queue.refuse_pending(error)
-
-
-class MongoScreenshots:
-    """Implements `ScreenshotRepository`. Screenshots stored during a deletion are deleted with the other rows."""
-
-    def __init__(self, database: MongoDatabase, availability: StoreAvailability) -> None:
-        self._database = database
-        self._availability = availability
-
-    async def put(self, session_id: str, screenshot_id: str, jpeg: bytes) -> None:
-        """Implement `ScreenshotRepository.put`."""
-        ordinal = await _find_ordinal(self._database, self._availability, session_id)
-        if ordinal is None:
-            raise NotFound("no such session")
-        screenshot: Document = {"_id": {"s": ordinal, "k": well_formed(screenshot_id)}, "data": jpeg}
-        await self._availability.write(lambda: self._database.screenshots.insert_one(screenshot))
-
-    async def get(self, session_id: str, screenshot_id: str) -> bytes:
-        """Implement `ScreenshotRepository.get`."""
-        ordinal = await _find_ordinal(self._database, self._availability, session_id)
-        query: Document = {"_id": {"s": ordinal, "k": well_formed(screenshot_id)}}
-        found = await self._availability.read(lambda: self._database.screenshots.find_one(query))
-        if ordinal is None or found is None:
-            raise NotFound("no such screenshot in this session")
-        return bytes(found["data"])
-
-
-class MongoTickets:
-    """Implements `TicketRepository`. A ticket is redeemed by deleting it, which one process can do."""
-
-    def __init__(self, database: MongoDatabase, availability: StoreAvailability) -> None:
-        self._database = database
-        self._availability = availability
-
-    async def put(self, digest: str, ticket: Ticket, *, at: float) -> None:
-        """Implement `TicketRepository.put`. Tickets stored during a deletion are deleted with the other rows."""
-        ordinal = await _find_ordinal(self._database, self._availability, ticket.session_id)
-        if ordinal is None:
-            raise NotFound("no such session")
-        tickets, availability = self._database.tickets, self._availability
-        query: Document = {"session": ordinal, "expires_at": {"$gt": at}}
-        order = [("expires_at", 1)]
-        unused = await availability.read(
-            lambda: tickets.find(query, {"expires_at": 1}, sort=order, limit=MAX_TICKETS).to_list(None)
-        )
-        if len(unused) >= MAX_TICKETS:
-            raise too_many_tickets(unused[0]["expires_at"] - at)
-        row: Document = {
-            "_id": digest,
-            "session": ordinal,
-            "owner": well_formed(ticket.owner),
-            "view_only": ticket.view_only,
-            "expires_at": ticket.expires_at,
-        }
-        expired: Document = {"expires_at": {"$lte": at}}
-        await availability.wait_while_available(availability.write(lambda: tickets.insert_one(row)))
-        await availability.wait_while_available(availability.write(lambda: tickets.delete_many(expired)))
-
-    async def redeem(self, digest: str, *, session_id: str, at: float) -> Ticket | None:
-        """Implement `TicketRepository.redeem`."""
-        ordinal = await _find_ordinal(self._database, self._availability, session_id)
-        if ordinal is None:
-            return None
-        query: Document = {"_id": well_formed(digest), "session": ordinal, "expires_at": {"$gt": at}}
-        deleting = self._availability.write(lambda: self._database.tickets.find_one_and_delete(query))
-        found = await self._availability.wait_while_available(deleting)
-        if found is None:
-            return None
-        return Ticket(
-            session_id=session_id,
-            owner=found["owner"],
-            view_only=found["view_only"],
-            expires_at=found["expires_at"],
-        )
-
-
-async def _find_ordinal(database: MongoDatabase, availability: StoreAvailability, session_id: str) -> int | None:
-    """Return the ordinal of a session; None if the session does not exist."""
-    query = {"_id": well_formed(session_id)}
-    found = await availability.read(lambda: database.sessions.find_one(query, {"ordinal": 1}))
-    return None if found is None else int(found["ordinal"])

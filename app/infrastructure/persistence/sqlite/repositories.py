@@ -14,16 +14,16 @@ from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.models.session import Session, SessionPage
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.domain.repositories.tickets import Ticket
-from app.infrastructure.persistence.codec import (
-    MAX_NUMBER,
-    USER,
-    decode_checkpoint,
-    decode_messages,
-    event_key,
-    transcript_key,
-    well_formed,
+from app.infrastructure.persistence import codec
+from app.infrastructure.persistence.session_summary import (
+    LISTED_FIELDS,
+    USAGE_FIELDS,
+    ListedSession,
+    decode_cursor,
+    listed_session,
+    page_of,
+    usage_of,
 )
-from app.infrastructure.persistence.session_summary import ListedSession, decode_cursor, page_of
 from app.infrastructure.persistence.session_update import ReceiveRequest
 from app.infrastructure.persistence.sqlite.database import Database, ordinal_of
 from app.infrastructure.persistence.sqlite.writer import Writer
@@ -32,34 +32,36 @@ T = TypeVar("T")
 
 _Row = tuple[Any, ...]
 
-_NUMBER = f"key & {MAX_NUMBER}"
+_NUMBER = f"key & {codec.MAX_NUMBER}"
 _EVENTS = f"SELECT {_NUMBER}, type, data FROM events WHERE key > ? AND key <= ? ORDER BY key LIMIT ?"  # noqa: S608
 _MESSAGES = f"SELECT {_NUMBER}, data FROM events WHERE speaker = ? AND key > ? AND key <= ? ORDER BY key"  # noqa: S608
 _TRANSCRIPT = "SELECT data FROM transcripts WHERE key BETWEEN ? AND ? ORDER BY key"
 
-_LISTED = """
-SELECT id, owner, title, status, latest_message, latest_message_at, unread, created_at, last_event, last_activity,
-       ordinal
-FROM sessions
-"""
+_LISTED = f"SELECT id, {', '.join(LISTED_FIELDS)} FROM sessions"  # noqa: S608
 _FIRST_PAGE = f"{_LISTED} WHERE owner = ? ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
 _NEXT_PAGE = (
     f"{_LISTED} WHERE owner = ? AND (last_activity, ordinal) < (?, ?) ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
 )
 _LAST_EVENTS = "SELECT id, last_event FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
-_USAGE = "SELECT prompt_tokens, cached_tokens, completion_tokens, calls FROM sessions WHERE id = ?"
 _SCREENSHOT = """
 SELECT screenshots.data FROM screenshots JOIN sessions ON sessions.ordinal = screenshots.session
 WHERE sessions.id = ? AND screenshots.id = ?
 """
 
 
-class SqliteEventLog:
-    """Implements `EventLog`."""
+class _Repository:
+    """A connection for reading, and the writer."""
 
     def __init__(self, reader: Database, writer: Writer) -> None:
         self._reader = reader
         self._writer = writer
+
+    async def _rows(self, query: str, *values: object) -> list[_Row]:
+        return await self._reader.run(lambda connection: connection.execute(query, values).fetchall())
+
+
+class SqliteEventLog(_Repository):
+    """Implements `EventLog`."""
 
     async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
         """Implement `EventLog.commit`."""
@@ -67,14 +69,14 @@ class SqliteEventLog:
 
     async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
-        request = ReceiveRequest(content, at, None if key is None else well_formed(key))
+        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key))
         return await self._writer.write(lambda transaction: transaction.append_user_message(session_id, request))
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
         """Implement `EventLog.read`."""
 
         def query(connection: sqlite3.Connection, ordinal: int) -> Sequence[EventRecord]:
-            span = (event_key(ordinal, after), event_key(ordinal, MAX_NUMBER))
+            span = (codec.event_key(ordinal, after), codec.event_key(ordinal, codec.MAX_NUMBER))
             return list(map(EventRecord._make, connection.execute(_EVENTS, (*span, limit))))
 
         return await self._read(session_id, query)
@@ -83,8 +85,8 @@ class SqliteEventLog:
         """Implement `EventLog.unread_messages`."""
 
         def query(connection: sqlite3.Connection, ordinal: int) -> Sequence[UnreadMessage]:
-            span = (event_key(ordinal, after), event_key(ordinal, MAX_NUMBER))
-            rows = connection.execute(_MESSAGES, (USER, *span))
+            span = (codec.event_key(ordinal, after), codec.event_key(ordinal, codec.MAX_NUMBER))
+            rows = connection.execute(_MESSAGES, (codec.USER, *span))
             return [UnreadMessage(number=number, content=orjson.loads(data)["content"]) for number, data in rows]
 
         return await self._read(session_id, query)
@@ -94,7 +96,7 @@ class SqliteEventLog:
 
         def query(connection: sqlite3.Connection, ordinal: int) -> Checkpoint:
             row = connection.execute("SELECT data FROM checkpoints WHERE session = ?", (ordinal,)).fetchone()
-            return decode_checkpoint(row and row[0])
+            return codec.decode_checkpoint(row and row[0])
 
         return await self._read(session_id, query)
 
@@ -102,8 +104,11 @@ class SqliteEventLog:
         """Implement `EventLog.load_transcript`."""
 
         def query(connection: sqlite3.Connection, ordinal: int) -> Sequence[Message]:
-            span = (transcript_key(ordinal, transcript, 0), transcript_key(ordinal, transcript, MAX_NUMBER))
-            return decode_messages([data for (data,) in connection.execute(_TRANSCRIPT, span)])
+            span = (
+                codec.transcript_key(ordinal, transcript, 0),
+                codec.transcript_key(ordinal, transcript, codec.MAX_NUMBER),
+            )
+            return codec.decode_messages([data for (data,) in connection.execute(_TRANSCRIPT, span)])
 
         return await self._read(session_id, query)
 
@@ -112,12 +117,8 @@ class SqliteEventLog:
         return await self._reader.run(lambda connection: query(connection, ordinal_of(connection, session_id)))
 
 
-class SqliteSessions:
+class SqliteSessions(_Repository):
     """Implements `SessionRepository`."""
-
-    def __init__(self, reader: Database, writer: Writer) -> None:
-        self._reader = reader
-        self._writer = writer
 
     async def create(self, session_id: str, *, owner: str, at: int) -> None:
         """Implement `SessionRepository.create`."""
@@ -158,13 +159,10 @@ class SqliteSessions:
 
     async def usage(self, session_id: str) -> Usage:
         """Implement `SessionRepository.usage`."""
-        rows = await self._rows(_USAGE, session_id)
+        rows = await self._rows(f"SELECT {', '.join(USAGE_FIELDS)} FROM sessions WHERE id = ?", session_id)  # noqa: S608
         if not rows:
             raise NotFound("no such session")
-        prompt_tokens, cached_tokens, completion_tokens, calls = rows[0]
-        return Usage(
-            prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=completion_tokens, calls=calls
-        )
+        return usage_of(dict(zip(USAGE_FIELDS, rows[0], strict=True)))
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Implement `SessionRepository.delete`."""
@@ -190,16 +188,9 @@ class SqliteSessions:
             return str(error)
         return None
 
-    async def _rows(self, query: str, *values: object) -> list[_Row]:
-        return await self._reader.run(lambda connection: connection.execute(query, values).fetchall())
 
-
-class SqliteScreenshots:
+class SqliteScreenshots(_Repository):
     """Implements `ScreenshotRepository`."""
-
-    def __init__(self, reader: Database, writer: Writer) -> None:
-        self._reader = reader
-        self._writer = writer
 
     async def put(self, session_id: str, screenshot_id: str, jpeg: bytes) -> None:
         """Implement `ScreenshotRepository.put`."""
@@ -207,18 +198,14 @@ class SqliteScreenshots:
 
     async def get(self, session_id: str, screenshot_id: str) -> bytes:
         """Implement `ScreenshotRepository.get`."""
-        values = (session_id, screenshot_id)
-        row = await self._reader.run(lambda connection: connection.execute(_SCREENSHOT, values).fetchone())
-        if row is None:
+        rows = await self._rows(_SCREENSHOT, session_id, screenshot_id)
+        if not rows:
             raise NotFound("no such screenshot in this session")
-        return bytes(row[0])
+        return bytes(rows[0][0])
 
 
-class SqliteTickets:
+class SqliteTickets(_Repository):
     """Implements `TicketRepository`. One transaction at a time writes, so a ticket is redeemed once."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
 
     async def put(self, digest: str, ticket: Ticket, *, at: float) -> None:
         """Implement `TicketRepository.put`."""
@@ -230,15 +217,4 @@ class SqliteTickets:
 
 
 def _listed(row: _Row) -> ListedSession:
-    session = Session(
-        id=row[0],
-        owner=row[1],
-        title=row[2],
-        status=row[3],
-        latest_message=row[4],
-        latest_message_at=row[5],
-        unread_count=row[6],
-        created_at=row[7],
-        last_event_number=row[8],
-    )
-    return ListedSession(session, last_activity=row[9], ordinal=row[10])
+    return listed_session(row[0], dict(zip(LISTED_FIELDS, row[1:], strict=True)))

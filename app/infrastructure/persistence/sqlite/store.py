@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from app.domain.errors import StoreUnavailable
+from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.session_update import EncodeEvent
 from app.infrastructure.persistence.sqlite.database import Database, migrate
 from app.infrastructure.persistence.sqlite.repositories import (
@@ -18,7 +19,6 @@ from app.infrastructure.persistence.sqlite.repositories import (
     SqliteTickets,
 )
 from app.infrastructure.persistence.sqlite.writer import Writer
-from app.infrastructure.persistence.write_requests import OnCommitted
 
 _FILE = "anker.db"
 _LOCK = "anker.lock"
@@ -48,7 +48,7 @@ class SqliteStore:
         self.event_log = SqliteEventLog(self._reader, self._writer)
         self.sessions = SqliteSessions(self._reader, self._writer)
         self.screenshots = SqliteScreenshots(self._reader, self._writer)
-        self.tickets = SqliteTickets(self._writer)
+        self.tickets = SqliteTickets(self._reader, self._writer)
         self.installation = ""
         """Random id of the store, which marks what belongs to it elsewhere. Set by `open`."""
 
@@ -68,12 +68,11 @@ class SqliteStore:
         except BaseException:
             await self._release()
             raise
-        self._writer.start()
         await self.sessions.delete_rows()
 
     async def close(self) -> None:
         """Write what is waiting, close the file and release the lock. End runs and streams before."""
-        await self._writer.close()
+        await self._writer.wait_until_idle()
         await self._release()
 
     async def __aenter__(self) -> "SqliteStore":
