@@ -1,8 +1,8 @@
-"""The stores under contract, each with what a test needs beside the ports."""
+"""The stores under contract, each with what a test needs besides the ports."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,106 +23,102 @@ from tests.fakes.memory_store import MemoryScreenshots, MemoryStore
 from tests.fakes.memory_tickets import MemoryTickets
 from tests.support.stores import Mongod, require_mongod
 
-Committed = list[tuple[str, Sequence[EventRecord]]]
+STORES = ("memory", "mongo", "sqlite")
+CLIENTS: tuple[ClientName, ...] = ("motor", "pymongo")
+
 T = TypeVar("T", "MemoryHarness", "SqliteHarness", "MongoHarness", "Harness")
 
 
-class MemoryHarness:
-    """The fake; it has nothing to lose by being reopened."""
-
-    def __init__(self, _data_dir: Path) -> None:
-        self.committed: Committed = []
-        self._store = MemoryStore(on_committed=lambda session, records: self.committed.append((session, records)))
-        self.event_log: EventLog = self._store
-        self.sessions: SessionRepository = self._store
-        self.screenshots: ScreenshotRepository = MemoryScreenshots(self._store)
-        self.tickets: TicketRepository = MemoryTickets(self._store)
-        self.leases: LeaseRepository = MemoryLeases(self._store)
-
-    async def open(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
-
-class SqliteHarness:
-    """The real thing on a real file."""
+class _Harness:
+    """The ports of a store, and the events that it announced. A closed harness can be opened again."""
 
     event_log: EventLog
     sessions: SessionRepository
     screenshots: ScreenshotRepository
     tickets: TicketRepository
 
+    def __init__(self) -> None:
+        self.committed: list[tuple[str, Sequence[EventRecord]]] = []
+
+    def on_committed(self, session_id: str, records: Sequence[EventRecord]) -> None:
+        self.committed.append((session_id, records))
+
+    async def open(self) -> None:
+        """Open the store."""
+
+    async def close(self) -> None:
+        """Close the store."""
+
+
+class MemoryHarness(_Harness):
+    """The fake. Reopening it loses nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        store = MemoryStore(on_committed=self.on_committed)
+        self.event_log = self.sessions = store
+        self.screenshots = MemoryScreenshots(store)
+        self.tickets = MemoryTickets(store)
+        self.leases: LeaseRepository = MemoryLeases(store)
+
+
+class SqliteHarness(_Harness):
+    """The SQLite store, in a directory."""
+
     def __init__(self, data_dir: Path) -> None:
-        self.committed: Committed = []
+        super().__init__()
         self._data_dir = data_dir
 
     async def open(self) -> None:
-        self.store = SqliteStore(
-            self._data_dir,
-            encode=encode_event,
-            on_committed=lambda session, records: self.committed.append((session, records)),
-        )
+        self.store = SqliteStore(self._data_dir, encode=encode_event, on_committed=self.on_committed)
         await self.store.open()
-        self.event_log, self.sessions, self.screenshots = (
-            self.store.event_log,
-            self.store.sessions,
-            self.store.screenshots,
-        )
-        self.tickets = self.store.tickets
+        self.event_log, self.sessions = self.store.event_log, self.store.sessions
+        self.screenshots, self.tickets = self.store.screenshots, self.store.tickets
 
     async def close(self) -> None:
         await self.store.close()
 
 
-class MongoHarness:
-    """The real thing on a real server, in a database that lives as long as the test."""
+class MongoHarness(_Harness):
+    """The MongoDB store, on a real server, in a database that lives as long as the test."""
 
-    event_log: EventLog
-    sessions: SessionRepository
-    screenshots: ScreenshotRepository
-    tickets: TicketRepository
     leases: LeaseRepository
 
-    def __init__(self, mongod: Mongod, client: ClientName, database: str | None = None) -> None:
-        self.committed: Committed = []
+    def __init__(self, mongod: Mongod, client: ClientName = "motor", database: str | None = None) -> None:
+        super().__init__()
         self.mongod = mongod
         self.client: ClientName = client
         self.database = database or f"test_{secrets.token_hex(6)}"
 
     async def open(self) -> None:
         self.store = MongoStore(
-            self.mongod.url,
-            self.database,
-            encode=encode_event,
-            on_committed=lambda session, records: self.committed.append((session, records)),
-            client=self.client,
+            self.mongod.url, self.database, encode=encode_event, on_committed=self.on_committed, client=self.client
         )
         await self.store.open()
-        self.event_log, self.sessions, self.screenshots = (
-            self.store.event_log,
-            self.store.sessions,
-            self.store.screenshots,
-        )
-        self.tickets, self.leases = self.store.tickets, self.store.leases
+        self.event_log, self.sessions = self.store.event_log, self.store.sessions
+        self.screenshots, self.tickets = self.store.screenshots, self.store.tickets
+        self.leases = self.store.leases
 
     async def close(self) -> None:
         await self.store.close()
 
-    def drop(self) -> None:
-        self.mongod.drop(self.database)
+    def close_later(self, executor: ThreadPoolExecutor) -> None:
+        """Let `close` leave the client of Motor to `executor`: closing it waits up to half a second for its threads."""
+        database = self.store._database
+
+        async def close_client() -> None:
+            executor.submit(database._client.close)
+
+        database.close = close_client
 
 
 Harness = MemoryHarness | SqliteHarness | MongoHarness
-
-CLIENTS: dict[str, ClientName] = {"mongo-motor": "motor", "mongo-pymongo": "pymongo"}
-STORES = ("memory", "mongo-motor", "mongo-pymongo", "sqlite")
+LeasingHarness = MemoryHarness | MongoHarness
 
 
 @pytest.fixture(scope="session")
 def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
-    """One server for all tests that do not kill it."""
+    """Start one server for all tests that do not stop it."""
     require_mongod()
     server = Mongod(tmp_path_factory.mktemp("mongod"))
     server.start()
@@ -132,50 +128,69 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
         server.kill()
 
 
-def harness_of(name: str, data_dir: Path, request: pytest.FixtureRequest) -> Harness:
-    match name:
-        case "memory":
-            return MemoryHarness(data_dir)
-        case "sqlite":
-            return SqliteHarness(data_dir)
-        case _:
-            return MongoHarness(request.getfixturevalue("mongod"), CLIENTS[name])
+@pytest.fixture(scope="session")
+def cleanup(mongod: Mongod) -> Iterator[ThreadPoolExecutor]:
+    """Close clients and drop databases beside the tests that follow."""
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
 
 
 async def opened(harness: T) -> AsyncIterator[T]:
-    """The harness, open and with a session; afterwards nothing is left of it."""
+    """Open the harness and create session "s". Close it afterwards."""
     await harness.open()
     try:
         await harness.sessions.create("s", owner="me", at=100)
         yield harness
     finally:
         await harness.close()
-        if isinstance(harness, MongoHarness):
-            await asyncio.to_thread(harness.drop)
+
+
+async def opened_mongo(mongod: Mongod, cleanup: ThreadPoolExecutor) -> AsyncIterator[MongoHarness]:
+    """Open a MongoDB harness like `opened`, and drop its database afterwards."""
+    harness = MongoHarness(mongod)
+    try:
+        async for each in opened(harness):
+            yield each
+            each.close_later(cleanup)
+    finally:
+        cleanup.submit(mongod.drop, harness.database)
+
+
+async def opened_store(name: str, data_dir: Path, request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
+    match name:
+        case "memory":
+            stores = opened(MemoryHarness())
+        case "sqlite":
+            stores = opened(SqliteHarness(data_dir))
+        case _:
+            stores = opened_mongo(request.getfixturevalue("mongod"), request.getfixturevalue("cleanup"))
+    async for harness in stores:
+        yield harness
 
 
 @pytest.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
-    async for harness in opened(harness_of(request.param, tmp_path / "data", request)):
+    """Open every store in turn, with a session "s"."""
+    async for harness in opened_store(request.param, tmp_path / "data", request):
+        yield harness
+
+
+@pytest.fixture(params=["memory", "mongo"])
+async def leasing(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
+    """Open every store with leases in turn, with a session "s"."""
+    async for harness in opened_store(request.param, tmp_path / "data", request):
         yield harness
 
 
 @pytest.fixture
 async def sqlite(tmp_path: Path) -> AsyncIterator[SqliteHarness]:
+    """Open a SQLite store with a session "s"."""
     async for harness in opened(SqliteHarness(tmp_path / "data")):
         yield harness
 
 
-@pytest.fixture(params=sorted(CLIENTS))
-async def mongo(request: pytest.FixtureRequest, mongod: Mongod) -> AsyncIterator[MongoHarness]:
-    async for harness in opened(MongoHarness(mongod, CLIENTS[request.param])):
+@pytest.fixture
+async def mongo(mongod: Mongod, cleanup: ThreadPoolExecutor) -> AsyncIterator[MongoHarness]:
+    """Open a MongoDB store with a session "s"."""
+    async for harness in opened_mongo(mongod, cleanup):
         yield harness
-
-
-@pytest.fixture(params=["memory", *sorted(CLIENTS)])
-async def leasing(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryHarness | MongoHarness]:
-    """The stores that lease sessions."""
-    harness = harness_of(request.param, tmp_path, request)
-    assert not isinstance(harness, SqliteHarness)
-    async for each in opened(harness):
-        yield each

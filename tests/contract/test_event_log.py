@@ -1,4 +1,4 @@
-"""The `EventLog` port, on the fake and on every store."""
+"""Contract of the `EventLog` port, for the fake and for every store."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from app.interfaces.wire import encode_event
 from tests.contract.conftest import Harness
 from tests.unit.golden.events_v1 import AT, EVENTS
 
-SAID: tuple[Message, ...] = (
+MESSAGES: tuple[Message, ...] = (
     SystemMessage(content="s"),
     UserMessage(content="u ünï"),
     AssistantMessage(content="", tool_calls=(ToolCall(id="c", name="f", arguments='{"a": 1}'),)),
     ToolMessage(tool_call_id="c", content="r"),
 )
-STATE = Checkpoint(
+CHECKPOINT = Checkpoint(
     phase="executing",
     last_read_message=3,
     plan=Plan(goal="g", steps=(Step(id="1", description="d", status="running", result="r"),)),
@@ -50,13 +50,13 @@ async def fill(store: Harness, count: int) -> None:
     await store.event_log.commit("s", Commit(timestamp=1, events=[says(str(n)) for n in range(1, count + 1)]))
 
 
-async def test_a_commit_numbers_its_events_from_one_without_gaps(store: Harness) -> None:
+async def test_commits_number_events_from_one_without_gaps(store: Harness) -> None:
     first = await store.event_log.commit("s", Commit(timestamp=AT, events=EVENTS))
     second = await store.event_log.commit("s", Commit(timestamp=AT, events=(DoneEvent(),)))
     assert [record.number for record in (*first, *second)] == list(range(1, len(EVENTS) + 2))
 
 
-async def test_what_is_read_is_what_the_encoder_made_byte_for_byte_even_after_a_restart(store: Harness) -> None:
+async def test_read_after_reopening_returns_the_encoded_events_byte_for_byte(store: Harness) -> None:
     stored = await store.event_log.commit("s", Commit(timestamp=AT, events=EVENTS))
     expected = [(event.type, encode_event(event, number, AT)) for number, event in enumerate(EVENTS, start=1)]
     assert [(record.type, record.data) for record in stored] == expected
@@ -65,7 +65,7 @@ async def test_what_is_read_is_what_the_encoder_made_byte_for_byte_even_after_a_
     assert list(await store.event_log.read("s", after=0, limit=100)) == list(stored)
 
 
-async def test_a_page_holds_at_most_its_limit_of_what_comes_after_a_number(store: Harness) -> None:
+async def test_read_returns_at_most_limit_events_after_a_number(store: Harness) -> None:
     await fill(store, 10)
     assert [record.number for record in await store.event_log.read("s", after=3, limit=4)] == [4, 5, 6, 7]
     assert [record.number for record in await store.event_log.read("s", after=8, limit=4)] == [9, 10]
@@ -73,45 +73,47 @@ async def test_a_page_holds_at_most_its_limit_of_what_comes_after_a_number(store
     assert list(await store.event_log.read("s", after=10**15, limit=4)) == []
 
 
-async def test_sessions_do_not_see_each_others_rows(store: Harness) -> None:
+async def test_sessions_do_not_share_events_transcripts_or_checkpoints(store: Harness) -> None:
     await store.sessions.create("t", owner="me", at=100)
     await store.event_log.commit(
-        "s", Commit(timestamp=1, events=(says("s"),), messages=(("executor", SAID[0]),), checkpoint=STATE)
+        "s", Commit(timestamp=1, events=(says("s"),), messages=(("executor", MESSAGES[0]),), checkpoint=CHECKPOINT)
     )
-    await store.event_log.commit("t", Commit(timestamp=1, events=(says("t"),), messages=(("planner", SAID[1]),)))
+    await store.event_log.commit("t", Commit(timestamp=1, events=(says("t"),), messages=(("planner", MESSAGES[1]),)))
     assert [record.number for record in await store.event_log.read("t", after=0, limit=9)] == [1]
     assert list(await store.event_log.load_transcript("s", "planner")) == []
-    assert list(await store.event_log.load_transcript("t", "planner")) == [SAID[1]]
+    assert list(await store.event_log.load_transcript("t", "planner")) == [MESSAGES[1]]
     assert await store.event_log.load_checkpoint("t") == Checkpoint()
 
 
-async def test_transcripts_and_run_state_come_back_as_they_were_said_even_after_a_restart(store: Harness) -> None:
+async def test_transcripts_and_checkpoint_after_reopening_are_as_committed(store: Harness) -> None:
     assert await store.event_log.load_checkpoint("s") == Checkpoint()
     await store.event_log.commit(
         "s",
         Commit(
-            timestamp=1, messages=[("planner", SAID[0]), ("executor", SAID[2])], checkpoint=Checkpoint(model_turns=1)
+            timestamp=1,
+            messages=[("planner", MESSAGES[0]), ("executor", MESSAGES[2])],
+            checkpoint=Checkpoint(model_turns=1),
         ),
     )
     await store.event_log.commit(
-        "s", Commit(timestamp=1, messages=[("executor", SAID[3]), ("planner", SAID[1])], checkpoint=STATE)
+        "s", Commit(timestamp=1, messages=[("executor", MESSAGES[3]), ("planner", MESSAGES[1])], checkpoint=CHECKPOINT)
     )
     await store.close()
     await store.open()
-    await store.event_log.commit("s", Commit(timestamp=1, messages=[("planner", SAID[2])]))
-    assert list(await store.event_log.load_transcript("s", "planner")) == [SAID[0], SAID[1], SAID[2]]
-    assert list(await store.event_log.load_transcript("s", "executor")) == [SAID[2], SAID[3]]
-    assert await store.event_log.load_checkpoint("s") == STATE
+    await store.event_log.commit("s", Commit(timestamp=1, messages=[("planner", MESSAGES[2])]))
+    assert list(await store.event_log.load_transcript("s", "planner")) == [MESSAGES[0], MESSAGES[1], MESSAGES[2]]
+    assert list(await store.event_log.load_transcript("s", "executor")) == [MESSAGES[2], MESSAGES[3]]
+    assert await store.event_log.load_checkpoint("s") == CHECKPOINT
 
 
 def turn(revision: str, *, follows: str | None, **more: Any) -> Commit:
-    """A change of a run: an event, a message, what it cost, and the checkpoint `revision`."""
-    said: tuple[tuple[TranscriptName, Message], ...] = (("executor", UserMessage(content=revision)),)
+    """Return a commit with an event, a message, usage, and a checkpoint of `revision` that follows `follows`."""
+    messages: tuple[tuple[TranscriptName, Message], ...] = (("executor", UserMessage(content=revision)),)
     run = Checkpoint(model_turns=len(revision), revision=revision)
     return Commit(
         timestamp=1,
         events=(says(revision),),
-        messages=said,
+        messages=messages,
         checkpoint=run,
         usage=Usage(calls=1),
         expected_revision=follows,
@@ -119,7 +121,7 @@ def turn(revision: str, *, follows: str | None, **more: Any) -> Commit:
     )
 
 
-async def test_a_change_that_is_repeated_is_written_once_even_after_a_restart(store: Harness) -> None:
+async def test_repeated_commit_is_written_once_even_after_reopening(store: Harness) -> None:
     assert len(await store.event_log.commit("s", turn("a", follows=""))) == 1
     assert list(await store.event_log.commit("s", turn("a", follows=""))) == []
     await store.event_log.append_user_message("s", "in between", at=1, key=None)
@@ -127,15 +129,15 @@ async def test_a_change_that_is_repeated_is_written_once_even_after_a_restart(st
     await store.close()
     await store.open()
     await store.event_log.append_user_message("s", "later", at=1, key=None)
-    # Had it not been written before, the newer message would forbid it.
+    # The newer message would refuse this commit if it were not stored already.
     assert list(await store.event_log.commit("s", turn("b", follows="a", ends_after_message=2))) == []
     assert [record.number for record in await store.event_log.read("s", after=0, limit=9)] == [1, 2, 3, 4]
-    assert [said.content for said in await store.event_log.load_transcript("s", "executor")] == ["a", "b"]
+    assert [message.content for message in await store.event_log.load_transcript("s", "executor")] == ["a", "b"]
     assert await store.sessions.usage("s") == Usage(calls=2)
     assert [len(records) for _, records in store.committed] == [1, 1, 1, 1]
 
 
-async def test_a_change_that_follows_another_checkpoint_than_the_stored_one_is_refused(store: Harness) -> None:
+async def test_commit_that_expects_another_revision_is_refused(store: Harness) -> None:
     await store.event_log.commit("s", turn("a", follows=""))
     await store.event_log.commit("s", turn("b", follows="a"))
     for stale in (turn("c", follows="a"), turn("a", follows=""), turn("d", follows=""), turn("e", follows="d")):
@@ -147,17 +149,17 @@ async def test_a_change_that_follows_another_checkpoint_than_the_stored_one_is_r
     assert len(await store.event_log.commit("s", turn("d", follows=None))) == 1
 
 
-async def test_of_two_changes_that_follow_the_same_checkpoint_at_once_one_is_written(store: Harness) -> None:
-    changes = [turn(name, follows="") for name in "abcde"] * 2
+async def test_concurrent_commits_that_expect_the_same_revision_write_one(store: Harness) -> None:
+    commits = [turn(name, follows="") for name in "abcde"] * 2
     outcomes = await asyncio.gather(
-        *(store.event_log.commit("s", change) for change in changes), return_exceptions=True
+        *(store.event_log.commit("s", commit) for commit in commits), return_exceptions=True
     )
     written = [outcome for outcome in outcomes if not isinstance(outcome, StaleCheckpoint)]
     assert sorted(len(cast("Sequence[object]", outcome)) for outcome in written) == [0, 1]
     assert len(await store.event_log.read("s", after=0, limit=9)) == 1
 
 
-async def test_a_receipt_tells_the_number_and_the_same_key_is_the_same_message(store: Harness) -> None:
+async def test_message_with_a_repeated_key_is_stored_once(store: Harness) -> None:
     assert await store.event_log.append_user_message("s", "a", at=1, key="k") == StoredMessage(number=1, is_new=True)
     assert await store.event_log.append_user_message("s", "b", at=1, key=None) == StoredMessage(number=2, is_new=True)
     await store.close()
@@ -168,7 +170,7 @@ async def test_a_receipt_tells_the_number_and_the_same_key_is_the_same_message(s
     assert [session for session, _ in store.committed] == ["s", "s", "t"]
 
 
-async def test_unread_words_are_the_users_messages_after_a_number(store: Harness) -> None:
+async def test_unread_messages_are_the_user_messages_after_a_number(store: Harness) -> None:
     await store.event_log.append_user_message("s", "one", at=1, key=None)
     await fill(store, 2)
     await store.event_log.append_user_message("s", "two \ud83d", at=1, key=None)
@@ -176,35 +178,35 @@ async def test_unread_words_are_the_users_messages_after_a_number(store: Harness
         UnreadMessage(number=1, content="one"),
         UnreadMessage(number=4, content="two \ufffd"),
     ]
-    assert [words.number for words in await store.event_log.unread_messages("s", after=1)] == [4]
+    assert [message.number for message in await store.event_log.unread_messages("s", after=1)] == [4]
     assert list(await store.event_log.unread_messages("s", after=4)) == []
 
 
-async def test_fifty_messages_at_once_get_fifty_numbers_without_a_gap(store: Harness) -> None:
-    receipts = await asyncio.gather(
+async def test_concurrent_messages_get_numbers_without_gaps(store: Harness) -> None:
+    results = await asyncio.gather(
         *(store.event_log.append_user_message("s", str(n), at=1, key=str(n)) for n in range(50))
     )
-    assert sorted(receipt.number for receipt in receipts) == list(range(1, 51))
-    assert all(receipt.is_new for receipt in receipts)
+    assert sorted(result.number for result in results) == list(range(1, 51))
+    assert all(result.is_new for result in results)
 
 
-async def test_the_same_key_fifty_times_at_once_is_one_message(store: Harness) -> None:
-    receipts = await asyncio.gather(
+async def test_concurrent_messages_with_the_same_key_are_stored_once(store: Harness) -> None:
+    results = await asyncio.gather(
         *(store.event_log.append_user_message("s", "once", at=1, key="k") for _ in range(50))
     )
-    assert {receipt.number for receipt in receipts} == {1}
-    assert sum(receipt.is_new for receipt in receipts) == 1
+    assert {result.number for result in results} == {1}
+    assert sum(result.is_new for result in results) == 1
     assert (await store.sessions.get("s", owner="me")).last_event_number == 1
 
 
-async def test_a_run_may_not_end_over_words_that_it_has_not_read(store: Harness) -> None:
+async def test_ending_commit_is_refused_while_a_user_message_is_unread(store: Harness) -> None:
     await store.event_log.append_user_message("s", "one", at=1, key=None)
     await store.event_log.append_user_message("s", "two", at=1, key=None)
     ending = Commit(
         timestamp=1,
         events=(DoneEvent(),),
-        messages=[("planner", SAID[0])],
-        checkpoint=STATE,
+        messages=[("planner", MESSAGES[0])],
+        checkpoint=CHECKPOINT,
         usage=Usage(calls=1),
         ends_after_message=1,
     )
@@ -218,7 +220,7 @@ async def test_a_run_may_not_end_over_words_that_it_has_not_read(store: Harness)
     assert [record.number for record in await store.event_log.commit("s", ends)] == [3]
 
 
-async def test_one_refused_change_does_not_disturb_others_of_the_same_moment(store: Harness) -> None:
+async def test_refused_commits_do_not_affect_concurrent_commits(store: Harness) -> None:
     await store.event_log.append_user_message("s", "one", at=1, key=None)
     results = await asyncio.gather(
         store.event_log.commit("s", Commit(timestamp=1, events=(says("a"),))),
@@ -234,24 +236,24 @@ async def test_one_refused_change_does_not_disturb_others_of_the_same_moment(sto
     assert [record.number for record in await store.event_log.read("s", after=0, limit=9)] == [1, 2, 3]
 
 
-async def test_followers_hear_of_every_stored_event_in_order_before_the_caller_goes_on(store: Harness) -> None:
-    heard_by_caller: list[bool] = []
+async def test_on_committed_is_called_for_every_event_in_order_before_the_caller_continues(store: Harness) -> None:
+    announced_before_return: list[bool] = []
 
     async def call(n: int) -> None:
         records = await store.event_log.commit("s", Commit(timestamp=n, events=(says(str(n)), says("again"))))
-        heard_by_caller.append(("s", records) in store.committed)
+        announced_before_return.append(("s", records) in store.committed)
 
     await asyncio.gather(*(call(n) for n in range(30)))
-    await store.event_log.commit("s", Commit(timestamp=1, messages=[("planner", SAID[0])]))
+    await store.event_log.commit("s", Commit(timestamp=1, messages=[("planner", MESSAGES[0])]))
     numbers = [record.number for _, records in store.committed for record in records]
     assert numbers == list(range(1, 61))
-    assert all(heard_by_caller)
+    assert all(announced_before_return)
     assert all(records for _, records in store.committed)
 
 
-async def test_a_cancelled_caller_does_not_undo_the_write(store: Harness) -> None:
+async def test_cancelling_the_caller_does_not_undo_the_write(store: Harness) -> None:
     task = asyncio.create_task(store.event_log.append_user_message("s", "stays", at=1, key=None))
-    await asyncio.sleep(0)  # one turn of the loop: the write is on its way
+    await asyncio.sleep(0)  # one iteration of the event loop queues the write
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await store.event_log.commit("s", Commit(timestamp=1, events=(WaitEvent(),)))
@@ -259,7 +261,7 @@ async def test_a_cancelled_caller_does_not_undo_the_write(store: Harness) -> Non
     assert [records[0].type for _, records in store.committed] == ["message", "wait"]
 
 
-async def test_nothing_is_found_of_a_session_that_does_not_exist(store: Harness) -> None:
+async def test_every_method_raises_not_found_for_a_missing_session(store: Harness) -> None:
     event_log = store.event_log
     for call in (
         event_log.commit("no", Commit(timestamp=1)),
@@ -273,7 +275,7 @@ async def test_nothing_is_found_of_a_session_that_does_not_exist(store: Harness)
             await call
 
 
-async def test_what_a_model_sends_at_its_worst_is_stored_and_read_back(store: Harness) -> None:
+async def test_lone_surrogates_and_large_integers_are_stored(store: Harness) -> None:
     call = OpenCall(id="c", toolkit="shell", function="f", args={"a": "\ud800 \ud83d\ude00", "n": 2**70, "x": [{}]})
     events: list[Event] = [ToolCallingEvent.of(call), TitleEvent(title="t\udc00"), says("m\ud800")]
     records = await store.event_log.commit(
@@ -286,7 +288,7 @@ async def test_what_a_model_sends_at_its_worst_is_stored_and_read_back(store: Ha
     assert (session.title, session.latest_message) == ("t\ufffd", "m\ufffd")
 
 
-async def test_usage_adds_up(store: Harness) -> None:
+async def test_usage_is_the_sum_of_all_commits(store: Harness) -> None:
     assert await store.sessions.usage("s") == Usage()
     for _ in range(3):
         usage = Usage(prompt_tokens=10, cached_tokens=5, completion_tokens=2, calls=1)

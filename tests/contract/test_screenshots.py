@@ -1,4 +1,4 @@
-"""What every store promises about screenshots."""
+"""Contract of the `ScreenshotRepository` port, for the fake and for every store."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.contract.conftest import Harness
 JPEG = b"\xff\xd8" + bytes(range(256)) * 200
 
 
-async def test_a_screenshot_comes_back_byte_for_byte_also_after_a_restart(store: Harness) -> None:
+async def test_screenshot_after_reopening_is_byte_for_byte_the_same(store: Harness) -> None:
     await store.screenshots.put("s", "p1", JPEG)
     await store.screenshots.put("s", "p2", b"")
     await store.close()
@@ -17,7 +17,7 @@ async def test_a_screenshot_comes_back_byte_for_byte_also_after_a_restart(store:
     assert await store.screenshots.get("s", "p2") == b""
 
 
-async def test_a_screenshot_is_found_in_its_own_session_only(store: Harness) -> None:
+async def test_screenshot_is_found_only_in_its_session(store: Harness) -> None:
     await store.sessions.create("other", owner="me", at=1)
     await store.screenshots.put("s", "p", JPEG)
     for session, screenshot in (("other", "p"), ("s", "q"), ("gone", "p")):
@@ -25,12 +25,12 @@ async def test_a_screenshot_is_found_in_its_own_session_only(store: Harness) -> 
             await store.screenshots.get(session, screenshot)
 
 
-async def test_no_screenshot_is_kept_for_a_session_that_does_not_exist(store: Harness) -> None:
+async def test_put_for_a_missing_session_raises_not_found(store: Harness) -> None:
     with pytest.raises(NotFound):
         await store.screenshots.put("gone", "p", JPEG)
 
 
-async def test_screenshots_go_with_their_session(store: Harness) -> None:
+async def test_screenshots_are_deleted_with_their_session(store: Harness) -> None:
     await store.sessions.create("other", owner="me", at=1)
     await store.screenshots.put("other", "kept", JPEG)
     for number in range(250):

@@ -1,4 +1,4 @@
-"""The `SessionRepository` port, on the fake and on every store."""
+"""Contract of the `SessionRepository` port, for the fake and for every store."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ async def unread(store: Harness, session_id: str = "s") -> int:
     return (await store.sessions.get(session_id, owner="me")).unread_count
 
 
-async def test_a_new_session_is_pending_and_empty(store: Harness) -> None:
+async def test_new_session_is_pending_and_empty(store: Harness) -> None:
     assert await store.sessions.get("s", owner="me") == Session(
         id="s",
         owner="me",
@@ -38,12 +38,12 @@ async def test_a_new_session_is_pending_and_empty(store: Harness) -> None:
     )
 
 
-async def test_an_id_is_given_out_once(store: Harness) -> None:
+async def test_create_with_an_existing_id_raises_conflict(store: Harness) -> None:
     with pytest.raises(Conflict):
         await store.sessions.create("s", owner="other", at=1)
 
 
-async def test_somebody_elses_session_does_not_exist(store: Harness) -> None:
+async def test_session_of_another_owner_is_not_found(store: Harness) -> None:
     with pytest.raises(NotFound):
         await store.sessions.get("s", owner="other")
     with pytest.raises(NotFound):
@@ -63,13 +63,13 @@ async def test_somebody_elses_session_does_not_exist(store: Harness) -> None:
         ([TitleEvent(title="t"), StepEvent(id="1", description="d", status="running")], "pending"),
     ],
 )
-async def test_events_move_the_status(store: Harness, events: list[Event], status: str) -> None:
+async def test_events_change_the_status(store: Harness, events: list[Event], status: str) -> None:
     await store.event_log.commit("s", Commit(timestamp=1, events=events))
     assert (await store.sessions.get("s", owner="me")).status == status
     assert list(await store.sessions.list_active()) == (["s"] if status == "active" else [])
 
 
-async def test_the_summary_follows_the_events_and_survives_a_restart(store: Harness) -> None:
+async def test_summary_after_reopening_reflects_the_events(store: Harness) -> None:
     await store.event_log.append_user_message("s", "hello", at=150, key=None)
     await store.event_log.commit(
         "s", Commit(timestamp=160, events=(TitleEvent(title="T"), says("first"), says("x" * 5000)))
@@ -85,7 +85,7 @@ async def test_the_summary_follows_the_events_and_survives_a_restart(store: Harn
     assert (await store.sessions.page(owner="me", limit=1, cursor=None)).sessions == (session,)
 
 
-async def test_the_list_is_ordered_by_activity_and_the_newest_comes_first_within_a_second(store: Harness) -> None:
+async def test_page_is_ordered_by_activity_then_by_creation(store: Harness) -> None:
     for name in ("a", "b", "c"):
         await store.sessions.create(name, owner="me", at=100)
     assert await listed(store) == ["c", "b", "a", "s"]
@@ -96,7 +96,7 @@ async def test_the_list_is_ordered_by_activity_and_the_newest_comes_first_within
     assert await listed(store) == ["a", "s", "c", "b"]
 
 
-async def test_pages_join_without_gap_or_repeat(store: Harness) -> None:
+async def test_pages_contain_every_session_once(store: Harness) -> None:
     for n in range(10):
         await store.sessions.create(f"x{n}", owner="me", at=100 + n // 4)
     await store.sessions.create("foreign", owner="other", at=100)
@@ -111,17 +111,17 @@ async def test_pages_join_without_gap_or_repeat(store: Harness) -> None:
     assert len(found) == 11
 
 
-async def test_a_page_that_is_just_full_is_the_last(store: Harness) -> None:
+async def test_full_page_without_more_sessions_has_no_next_cursor(store: Harness) -> None:
     assert (await store.sessions.page(owner="me", limit=1, cursor=None)).next_cursor is None
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "1", "1-", "-1-2", "1-2-3", "1-2\n", "٣-1", "9" * 40 + "-1", "'; --"])
-async def test_a_cursor_that_is_none_of_ours_is_refused(store: Harness, cursor: str) -> None:
+async def test_invalid_cursor_is_refused(store: Harness, cursor: str) -> None:
     with pytest.raises(InvalidInput):
         await store.sessions.page(owner="me", limit=10, cursor=cursor)
 
 
-async def test_unread_counts_the_assistants_messages_that_were_not_delivered(store: Harness) -> None:
+async def test_unread_count_is_the_number_of_undelivered_assistant_messages(store: Harness) -> None:
     await store.event_log.append_user_message("s", "u", at=1, key=None)
     await store.event_log.commit(
         "s", Commit(timestamp=1, events=(says("2"), TitleEvent(title="3"), says("4"), says("5")))
@@ -138,20 +138,20 @@ async def test_unread_counts_the_assistants_messages_that_were_not_delivered(sto
     assert await unread(store) == 0
 
 
-async def test_a_mark_beyond_the_newest_event_does_not_count_for_later_ones(store: Harness) -> None:
+async def test_mark_beyond_the_newest_event_does_not_cover_later_events(store: Harness) -> None:
     await store.event_log.commit("s", Commit(timestamp=1, events=(says("1"),)))
     assert await store.sessions.mark_delivered("s", number=10**15) is True
     await store.event_log.commit("s", Commit(timestamp=1, events=(says("2"),)))
     assert await unread(store) == 1
 
 
-async def test_a_mark_over_events_that_are_no_messages_changes_nothing(store: Harness) -> None:
+async def test_mark_over_events_without_messages_changes_nothing(store: Harness) -> None:
     await store.event_log.commit("s", Commit(timestamp=1, events=(TitleEvent(title="t"), says("2"))))
     assert await store.sessions.mark_delivered("s", number=1) is False
     assert await unread(store) == 1
 
 
-async def test_deleting_leaves_nothing_and_the_id_starts_afresh(store: Harness) -> None:
+async def test_deleted_session_is_gone_and_its_id_can_be_created_again(store: Harness) -> None:
     await store.event_log.append_user_message("s", "u", at=1, key="k")
     await store.sessions.delete("s", owner="me")
     for call in (
@@ -171,7 +171,7 @@ async def test_deleting_leaves_nothing_and_the_id_starts_afresh(store: Harness) 
     assert [record.number for record in await store.event_log.read("s", after=0, limit=9)] == [1]
 
 
-async def test_writes_that_queue_around_a_delete_either_come_before_it_or_fail(store: Harness) -> None:
+async def test_writes_queued_before_a_delete_succeed_and_writes_after_it_fail(store: Harness) -> None:
     results = await asyncio.gather(
         *(store.event_log.append_user_message("s", "before", at=1, key=None) for _ in range(3)),
         store.sessions.delete("s", owner="me"),
@@ -184,17 +184,17 @@ async def test_writes_that_queue_around_a_delete_either_come_before_it_or_fail(s
         await store.event_log.read("s", after=0, limit=1)
 
 
-async def test_a_store_that_works_has_nothing_to_complain_of(store: Harness) -> None:
+async def test_check_of_an_available_store_returns_none(store: Harness) -> None:
     assert await store.sessions.check() is None
 
 
-async def test_all_ids_are_told_whoever_owns_them(store: Harness) -> None:
+async def test_list_ids_returns_sessions_of_all_owners(store: Harness) -> None:
     await store.sessions.create("a", owner="me", at=1)
     await store.sessions.create("b", owner="you", at=2)
     assert sorted(await store.sessions.list_ids()) == ["a", "b", "s"]
 
 
-async def test_the_heads_of_many_sessions_are_told_at_once(store: Harness) -> None:
+async def test_last_event_numbers_leave_out_missing_sessions(store: Harness) -> None:
     await store.sessions.create("a", owner="you", at=1)
     await store.event_log.append_user_message("a", "one", at=1, key=None)
     await store.event_log.append_user_message("a", "two", at=1, key=None)

@@ -1,4 +1,4 @@
-"""What only a store on a disk can get wrong: crashes, a full disk, a second process, files of other versions."""
+"""SQLite store: crashes, a full disk, a second process, and files of other versions."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ asyncio.run(main())
 """
 
 
-def big(content: str = "x") -> Commit:
+def large_commit(content: str = "x") -> Commit:
     return Commit(
         timestamp=1,
         events=(MessageEvent(role="assistant", content=content * 20_000),),
@@ -56,8 +56,8 @@ def big(content: str = "x") -> Commit:
     )
 
 
-async def pages(store: SqliteHarness, maximum: int | None) -> None:
-    """Bound the database's size to `maximum` pages, None for what it has now: a disk that is full."""
+async def limit_pages(store: SqliteHarness, maximum: int | None) -> None:
+    """Limit the database to `maximum` pages, or to its present size for None, which is like a full disk."""
 
     def work(connection: sqlite3.Connection) -> None:
         count = connection.execute("PRAGMA page_count").fetchone()[0] if maximum is None else maximum
@@ -73,7 +73,7 @@ def load_golden(data_dir: Path) -> None:
     connection.close()
 
 
-async def test_everything_acknowledged_before_a_kill_is_there_after_it(tmp_path: Path) -> None:
+async def test_kill_of_the_process_loses_no_acknowledged_event(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", APPENDER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -96,13 +96,13 @@ async def test_everything_acknowledged_before_a_kill_is_there_after_it(tmp_path:
         await store.close()
 
 
-async def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_works_when_there_is_room(
+async def test_full_disk_is_reported_and_writes_nothing_until_there_is_room(
     sqlite: SqliteHarness,
 ) -> None:
     await sqlite.event_log.append_user_message("s", "before", at=1, key=None)
-    await pages(sqlite, None)
+    await limit_pages(sqlite, None)
     failed = await asyncio.gather(
-        *(sqlite.event_log.commit("s", big()) for _ in range(5)),
+        *(sqlite.event_log.commit("s", large_commit()) for _ in range(5)),
         sqlite.event_log.append_user_message("s", "small", at=1, key="k"),
         return_exceptions=True,
     )
@@ -112,24 +112,24 @@ async def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_works_when
     assert [record.number for record in await sqlite.event_log.read("s", after=0, limit=9)] == [1]
     assert await sqlite.event_log.load_checkpoint("s") == Checkpoint()
     assert len(sqlite.committed) == 1
-    await pages(sqlite, 10**6)
-    assert [record.number for record in await sqlite.event_log.commit("s", big())] == [2]
+    await limit_pages(sqlite, 10**6)
+    assert [record.number for record in await sqlite.event_log.commit("s", large_commit())] == [2]
     assert await sqlite.event_log.append_user_message("s", "small", at=1, key="k") == StoredMessage(
         number=3, is_new=True
     )
     assert (await sqlite.sessions.get("s", owner="me")).last_event_number == 3
 
 
-async def test_a_store_in_trouble_says_so_until_writing_works_again(sqlite: SqliteHarness) -> None:
+async def test_check_reports_failed_writes_until_writing_works(sqlite: SqliteHarness) -> None:
     await sqlite.store._database.run(lambda connection: connection.execute("PRAGMA query_only = ON"))
     with pytest.raises(StoreUnavailable):
-        await sqlite.event_log.commit("s", big())
+        await sqlite.event_log.commit("s", large_commit())
     assert await sqlite.sessions.check() == "the store does not work now: the database is read-only"
     await sqlite.store._database.run(lambda connection: connection.execute("PRAGMA query_only = OFF"))
     assert await sqlite.sessions.check() is None
 
 
-async def test_a_second_store_on_the_same_directory_is_refused_in_one_line(
+async def test_second_process_on_the_same_directory_is_refused_with_one_line(
     sqlite: SqliteHarness, tmp_path: Path
 ) -> None:
     second = SqliteHarness(tmp_path / "data")
@@ -141,13 +141,13 @@ async def test_a_second_store_on_the_same_directory_is_refused_in_one_line(
     await sqlite.open()
 
 
-async def test_a_directory_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
+async def test_unusable_directory_is_refused_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreUnavailable, match=r"^DATA_DIR: .* cannot be used: .*$"):
         await SqliteHarness(tmp_path / "file").open()
 
 
-async def test_a_file_that_is_no_database_is_refused_and_the_lock_let_go(tmp_path: Path) -> None:
+async def test_file_that_is_not_a_database_is_refused_and_the_lock_released(tmp_path: Path) -> None:
     (tmp_path / "anker.db").write_bytes(b"not a database, but long enough to look at" * 100)
     with pytest.raises(StoreUnavailable, match="not a database of this service"):
         await SqliteHarness(tmp_path).open()
@@ -157,7 +157,7 @@ async def test_a_file_that_is_no_database_is_refused_and_the_lock_let_go(tmp_pat
     await store.close()
 
 
-async def test_a_file_of_a_newer_program_is_refused_untouched(tmp_path: Path) -> None:
+async def test_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "anker.db")
     connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     connection.close()
@@ -165,7 +165,7 @@ async def test_a_file_of_a_newer_program_is_refused_untouched(tmp_path: Path) ->
         await SqliteHarness(tmp_path).open()
 
 
-async def test_a_file_of_version_1_loads_whole_and_goes_on(tmp_path: Path) -> None:
+async def test_file_of_version_1_is_migrated_and_can_be_written(tmp_path: Path) -> None:
     load_golden(tmp_path / "data")
     store = SqliteHarness(tmp_path / "data")
     await store.open()
@@ -214,7 +214,7 @@ async def test_a_file_of_version_1_loads_whole_and_goes_on(tmp_path: Path) -> No
         await store.close()
 
 
-async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+async def test_failed_migration_leaves_the_file_unchanged(tmp_path: Path) -> None:
     load_golden(tmp_path / "data")
     connection = sqlite3.connect(tmp_path / "data" / "anker.db")
     connection.execute("CREATE TABLE leaving (in_the_way INTEGER)")
@@ -231,7 +231,7 @@ async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) 
     await store.close()
 
 
-async def test_events_of_version_1_are_read_back_unchanged(sqlite: SqliteHarness) -> None:
+async def test_events_of_version_1_are_read_unchanged(sqlite: SqliteHarness) -> None:
     lines = (GOLDEN / "events_v1.jsonl").read_bytes().splitlines()
     raw = [(line.split(b'"', 4)[3].decode(), line[line.index(b'"data":') + 7 : -1]) for line in lines]
     rows = [(1 << 32 | number, kind, data) for number, (kind, data) in enumerate(raw, start=1)]
@@ -241,7 +241,7 @@ async def test_events_of_version_1_are_read_back_unchanged(sqlite: SqliteHarness
     assert [(record.type, record.data) for record in records] == raw
 
 
-def test_the_first_migration_is_what_it_was() -> None:
+def test_first_migration_is_unchanged() -> None:
     golden, fresh = sqlite3.connect(":memory:"), sqlite3.connect(":memory:")
     golden.executescript((GOLDEN / "store_v1.sql").read_text())
     for statement in MIGRATIONS[0]:
@@ -250,14 +250,14 @@ def test_the_first_migration_is_what_it_was() -> None:
     assert golden.execute(schema).fetchall() == fresh.execute(schema).fetchall()
 
 
-async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(tmp_path: Path) -> None:
+async def test_closed_store_refuses_writes_and_keeps_those_queued_before(tmp_path: Path) -> None:
     store = SqliteHarness(tmp_path)
     await store.open()
     await store.sessions.create("s", owner="me", at=1)
     queued = [
         asyncio.create_task(store.event_log.commit("s", Commit(timestamp=1, events=(WaitEvent(),)))) for _ in range(20)
     ]
-    await asyncio.sleep(0)  # one turn of the loop: they are in the queue
+    await asyncio.sleep(0)  # one iteration of the event loop queues the writes
     await store.close()
     assert [(await write)[0].number for write in queued] == list(range(1, 21))
     with pytest.raises(StoreUnavailable):
@@ -270,7 +270,7 @@ async def test_a_closed_store_refuses_and_what_was_queued_before_is_kept(tmp_pat
     await store.close()
 
 
-async def rows(store: SqliteHarness) -> dict[str, int]:
+async def row_counts(store: SqliteHarness) -> dict[str, int]:
     tables = ("sessions", "events", "transcripts", "checkpoints", "message_keys", "screenshots", "tickets", "deletions")
     counts = {}
     for table in tables:
@@ -279,7 +279,7 @@ async def rows(store: SqliteHarness) -> dict[str, int]:
     return counts
 
 
-async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanwhile(sqlite: SqliteHarness) -> None:
+async def test_delete_of_a_long_session_leaves_no_rows_and_lets_others_write(sqlite: SqliteHarness) -> None:
     long = Commit(
         timestamp=1,
         events=[MessageEvent(role="assistant", content="x")] * 9000,
@@ -292,15 +292,15 @@ async def test_deleting_a_long_session_leaves_no_row_and_lets_others_write_meanw
     await sqlite.tickets.put("t", Ticket(session_id="s", owner="me", view_only=False, expires_at=2), at=1)
     await sqlite.sessions.create("other", owner="me", at=1)
     delete = asyncio.create_task(sqlite.sessions.delete("s", owner="me"))
-    while (await rows(sqlite))["deletions"] == 0 and not delete.done():
+    while (await row_counts(sqlite))["deletions"] == 0 and not delete.done():
         await asyncio.sleep(0)
     await sqlite.event_log.append_user_message("other", "meanwhile", at=1, key=None)
     assert not delete.done()
     await delete
-    assert await rows(sqlite) == dict.fromkeys(await rows(sqlite), 0) | {"sessions": 1, "events": 1}
+    assert await row_counts(sqlite) == dict.fromkeys(await row_counts(sqlite), 0) | {"sessions": 1, "events": 1}
 
 
-async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(sqlite: SqliteHarness) -> None:
+async def test_interrupted_delete_is_finished_at_the_next_start(sqlite: SqliteHarness) -> None:
     await sqlite.event_log.commit(
         "s", Commit(timestamp=1, events=[WaitEvent()] * 5000, checkpoint=Checkpoint(model_turns=1))
     )
@@ -312,10 +312,10 @@ async def test_a_delete_that_was_cut_short_is_finished_at_the_next_start(sqlite:
     await sqlite.store._database.run(cut_short)
     await sqlite.close()
     await sqlite.open()
-    assert set((await rows(sqlite)).values()) == {0}
+    assert set((await row_counts(sqlite)).values()) == {0}
 
 
-async def test_a_fault_in_a_follower_does_not_hurt_the_writer(tmp_path: Path) -> None:
+async def test_exception_in_on_committed_does_not_affect_the_writer(tmp_path: Path) -> None:
     faults: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
     store = SqliteHarness(tmp_path)
@@ -324,13 +324,13 @@ async def test_a_fault_in_a_follower_does_not_hurt_the_writer(tmp_path: Path) ->
         store.committed = None  # type: ignore[assignment]  # its `append` fails from now on
         await store.sessions.create("s", owner="me", at=1)
         for number in (1, 2):
-            assert [record.number for record in await store.event_log.commit("s", big())] == [number]
+            assert [record.number for record in await store.event_log.commit("s", large_commit())] == [number]
         assert len(faults) == 2
     finally:
         await store.close()
 
 
-async def test_what_cannot_be_encoded_fails_alone(sqlite: SqliteHarness) -> None:
+async def test_commit_that_cannot_be_encoded_fails_alone(sqlite: SqliteHarness) -> None:
     class Unencodable(MessageEvent):
         @property
         def content(self) -> str:  # type: ignore[override]
@@ -349,7 +349,7 @@ async def test_what_cannot_be_encoded_fails_alone(sqlite: SqliteHarness) -> None
     assert [record.number for record in await sqlite.event_log.read("s", after=0, limit=9)] == [1, 2]
 
 
-async def test_tickets_that_nobody_used_are_cleared_away_and_never_stored_as_they_are_shown(
+async def test_expired_tickets_are_deleted_and_secrets_are_never_stored(
     sqlite: SqliteHarness,
 ) -> None:
     now = [100.0]
@@ -360,4 +360,4 @@ async def test_tickets_that_nobody_used_are_cleared_away_and_never_stored_as_the
     assert not [each for each in issued if each.ticket in dump]
     now[0] += 30
     await service.issue("s", owner="me", view_only=False)
-    assert (await rows(sqlite))["tickets"] == 1
+    assert (await row_counts(sqlite))["tickets"] == 1

@@ -1,4 +1,4 @@
-"""Whatever is done to them, the fake and the real stores show the same."""
+"""The fake and the real stores give the same results for random operations."""
 
 import asyncio
 import tempfile
@@ -39,14 +39,14 @@ reopens = st.tuples(st.just("reopen"))
 steps = st.lists(st.one_of(commits, commits, receives, receives, marks, creates, deletes, reopens), max_size=25)
 
 
-async def do(store: Harness, step: tuple[object, ...]) -> object:
+async def run_step(store: Harness, step: tuple[object, ...]) -> object:
     match step:
         case ("commit", str(session), list(batch), int(at), ends_after, int(turns)):
-            said = [("planner", UserMessage(content=str(turns)))] * turns
+            messages = [("planner", UserMessage(content=str(turns)))] * turns
             change = Commit(
                 timestamp=at,
                 events=batch,
-                messages=said,  # type: ignore[arg-type]
+                messages=messages,  # type: ignore[arg-type]
                 checkpoint=Checkpoint(model_turns=turns) if turns else None,
                 usage=Usage(calls=turns) if turns else None,
                 ends_after_message=ends_after,  # type: ignore[arg-type]
@@ -93,61 +93,63 @@ async def observed(store: Harness) -> list[object]:
     return seen
 
 
-def same_story(batches: list[list[tuple[object, ...]]], *, together: bool, mongod: Mongod | None = None) -> None:
+def assert_same_results(
+    batches: list[list[tuple[object, ...]]], *, together: bool, mongod: Mongod | None = None
+) -> None:
     async def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
             real = SqliteHarness(Path(folder)) if mongod is None else MongoHarness(mongod, "pymongo")
-            stores: list[Harness] = [MemoryHarness(Path(folder)), real]
-            told: list[list[object]] = []
+            stores: list[Harness] = [MemoryHarness(), real]
+            observations: list[list[object]] = []
             for store in stores:
                 await store.open()
                 try:
-                    results: list[object] = [await outcome(do(store, ("create", "a", "me", 1)))]
+                    results: list[object] = [await outcome(run_step(store, ("create", "a", "me", 1)))]
                     for batch in batches:
                         if together:
-                            results.append(await asyncio.gather(*(outcome(do(store, step)) for step in batch)))
+                            results.append(await asyncio.gather(*(outcome(run_step(store, step)) for step in batch)))
                         else:
-                            results.append([await outcome(do(store, step)) for step in batch])
+                            results.append([await outcome(run_step(store, step)) for step in batch])
                     results += [await observed(store), store.committed]
                 finally:
                     await store.close()
                     if isinstance(store, MongoHarness):
-                        store.drop()
-                told.append(results)
-            assert told[0] == told[1]
+                        store.mongod.drop(store.database)
+                observations.append(results)
+            assert observations[0] == observations[1]
 
     asyncio.run(run())
 
 
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 few = settings(many, max_examples=10)
-"""A database that is made and dropped costs more than a file."""
+"""Fewer examples for MongoDB, because creating and dropping a database takes longer than creating a file."""
 
 alone = st.one_of(commits, receives, marks, creates, deletes).map(lambda step: (step[0], "a", *step[2:]))
-"""All of one session: what is done to different ones at once comes in any order, where writes do not share a queue."""
+"""Operations on one session. MongoDB queues the writes of each session, so writes to different ones have no order."""
 
 
 @many
 @given(steps)
-def test_one_after_the_other_they_tell_the_same_story(story: list[tuple[object, ...]]) -> None:
-    same_story([[step] for step in story], together=False)
+def test_sqlite_and_fake_agree_on_sequential_operations(operations: list[tuple[object, ...]]) -> None:
+    assert_same_results([[step] for step in operations], together=False)
 
 
 @many
 @given(st.lists(st.lists(st.one_of(commits, receives, marks, creates, deletes), max_size=12), max_size=3))
-def test_all_at_once_they_tell_the_same_story(batches: list[list[tuple[object, ...]]]) -> None:
-    same_story(batches, together=True)
+def test_sqlite_and_fake_agree_on_concurrent_operations(batches: list[list[tuple[object, ...]]]) -> None:
+    assert_same_results(batches, together=True)
 
 
 @few
 @given(steps)
-def test_mongodb_tells_the_same_story(mongod: Mongod, story: list[tuple[object, ...]]) -> None:
-    same_story([[step] for step in story], together=False, mongod=mongod)
+def test_mongodb_and_fake_agree_on_sequential_operations(mongod: Mongod, operations: list[tuple[object, ...]]) -> None:
+    assert_same_results([[step] for step in operations], together=False, mongod=mongod)
 
 
 @few
 @given(st.lists(st.lists(alone, max_size=12), max_size=3))
-def test_mongodb_tells_the_same_story_of_one_session_all_at_once(
+def test_mongodb_and_fake_agree_on_concurrent_operations_on_one_session(
     mongod: Mongod, batches: list[list[tuple[object, ...]]]
 ) -> None:
-    same_story(batches, together=True, mongod=mongod)
+    assert_same_results(batches, together=True, mongod=mongod)
