@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -135,6 +136,7 @@ def cleanup(mongod: Mongod) -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
+@asynccontextmanager
 async def opened(harness: T) -> AsyncIterator[T]:
     """Open the harness and create session "s". Close it afterwards."""
     await harness.open()
@@ -145,52 +147,55 @@ async def opened(harness: T) -> AsyncIterator[T]:
         await harness.close()
 
 
+@asynccontextmanager
 async def opened_mongo(mongod: Mongod, cleanup: ThreadPoolExecutor) -> AsyncIterator[MongoHarness]:
     """Open a MongoDB harness like `opened`, and drop its database afterwards."""
     harness = MongoHarness(mongod)
     try:
-        async for each in opened(harness):
-            yield each
-            each.close_later(cleanup)
+        async with opened(harness):
+            yield harness
+            harness.close_later(cleanup)
     finally:
         cleanup.submit(mongod.drop, harness.database)
 
 
+@asynccontextmanager
 async def opened_store(name: str, data_dir: Path, request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
+    """Open the store `name` of `STORES`, with a session "s"."""
     match name:
         case "memory":
-            stores = opened(MemoryHarness())
+            store = opened(MemoryHarness())
         case "sqlite":
-            stores = opened(SqliteHarness(data_dir))
+            store = opened(SqliteHarness(data_dir))
         case _:
-            stores = opened_mongo(request.getfixturevalue("mongod"), request.getfixturevalue("cleanup"))
-    async for harness in stores:
+            store = opened_mongo(request.getfixturevalue("mongod"), request.getfixturevalue("cleanup"))
+    async with store as harness:
         yield harness
 
 
 @pytest.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     """Open every store in turn, with a session "s"."""
-    async for harness in opened_store(request.param, tmp_path / "data", request):
+    async with opened_store(request.param, tmp_path / "data", request) as harness:
         yield harness
 
 
 @pytest.fixture(params=["memory", "mongo"])
 async def leasing(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     """Open every store with leases in turn, with a session "s"."""
-    async for harness in opened_store(request.param, tmp_path / "data", request):
+    async with opened_store(request.param, tmp_path / "data", request) as harness:
         yield harness
 
 
 @pytest.fixture
 async def sqlite(tmp_path: Path) -> AsyncIterator[SqliteHarness]:
     """Open a SQLite store with a session "s"."""
-    async for harness in opened(SqliteHarness(tmp_path / "data")):
+    async with opened(SqliteHarness(tmp_path / "data")) as harness:
         yield harness
 
 
 @pytest.fixture
 async def mongo(mongod: Mongod, cleanup: ThreadPoolExecutor) -> AsyncIterator[MongoHarness]:
     """Open a MongoDB store with a session "s"."""
-    async for harness in opened_mongo(mongod, cleanup):
+    async with opened_mongo(mongod, cleanup) as harness:
         yield harness

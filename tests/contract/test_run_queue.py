@@ -13,7 +13,7 @@ from app.infrastructure.queue import supervisor
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.streams.memory import LocalSignals
-from tests.contract.conftest import MongoHarness, SqliteHarness, harness_of
+from tests.contract.conftest import SqliteHarness, opened_store
 from tests.support.eventually import WAIT_SECONDS, eventually
 
 
@@ -74,23 +74,19 @@ async def make_queue(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
     if request.param == "inline":
         yield InlineRunQueue
         return
-    store = harness_of("memory" if request.param == "leased-memory" else "mongo-motor", tmp_path, request)
-    assert not isinstance(store, SqliteHarness)
-    await store.open()
-    for session_id in "abcs":
-        await store.sessions.create(session_id, owner="me", at=1)
+    name = "memory" if request.param == "leased-memory" else "mongo"
+    async with opened_store(name, tmp_path, request) as store:
+        assert not isinstance(store, SqliteHarness)
+        leases = store.leases
+        for session_id in "abc":
+            await store.sessions.create(session_id, owner="me", at=1)
 
-    def make(worker: RecordingWorker) -> LeasedRunQueue:
-        queue = LeasedRunQueue(worker, store.leases, LocalSignals(), holder="here", takes_runs=True)
-        queue.start()
-        return queue
+        def make(worker: RecordingWorker) -> LeasedRunQueue:
+            queue = LeasedRunQueue(worker, leases, LocalSignals(), holder="here", takes_runs=True)
+            queue.start()
+            return queue
 
-    try:
         yield make
-    finally:
-        await store.close()
-        if isinstance(store, MongoHarness):
-            store.drop()
 
 
 @pytest.fixture

@@ -1,15 +1,15 @@
-"""A place for screenshots in memory, for tests of the tools that make some."""
+"""Screenshots in memory, for tests of the tools that take them."""
 
 from app.domain.errors import StoreUnavailable
 
 
 class MemoryScreenshotKeeper:
-    """The port `Screenshots`: `kept` has every screenshot by its address."""
+    """Implements the port `Screenshots`. `kept` holds every screenshot by its address."""
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
         self.trouble: str | None = None
-        """When set, nothing can be stored."""
+        """Why the store is unavailable; None while it is available."""
 
     async def keep(self, session_id: str, jpeg: bytes) -> str:
         if self.trouble is not None:

@@ -1,4 +1,4 @@
-"""Stores that want a login: real servers, users with few rights and difficult passwords, and nothing of them shown."""
+"""MongoDB and Redis with logins: minimal rights suffice, and no user, password or address is ever shown."""
 
 import asyncio
 import base64
@@ -23,25 +23,26 @@ pytestmark = pytest.mark.timeout(180)
 DATABASE = "anker-of-ours"
 USER = "anker-ü@service"
 PASSWORD = "p@ss:w/o?r#d%41&+ü"
-"""Every character that means something in an address."""
+"""A password with every character that has a meaning in a URL."""
 
 ROOT = "root-of-the-test"
 RIGHTS = "~anker:* &anker:* +ping +publish +subscribe +unsubscribe +get +set +del"
-"""What docs/operations.md says that the user in Redis needs."""
+"""Rights of the Redis user according to docs/operations.md."""
 
 START_SECONDS = 60
+"""Maximum seconds for the start of a service, and for a chat."""
 
 
 @dataclass(frozen=True)
 class Stores:
-    """A MongoDB and a Redis with one user each, who may do what the service needs and nothing else."""
+    """A MongoDB and a Redis with one user each, who has only the rights that the service needs."""
 
     mongod: Mongod
     redis: RedisServer
     sandbox: SharedSandbox
 
     def settings(self, *, mongodb: str = PASSWORD, redis: str = PASSWORD) -> dict[str, str]:
-        """What a service is told, with these passwords."""
+        """Return the settings of a service with these passwords."""
         user = quote(USER, safe="")
         logins = [f"{user}:{quote(password, safe='')}@127.0.0.1" for password in (mongodb, redis)]
         return {
@@ -54,16 +55,16 @@ class Stores:
 
     @property
     def hidden(self) -> list[str]:
-        """What nobody may ever read."""
+        """Texts that must not appear in replies and logs."""
         addresses = [f"127.0.0.1:{server.port}" for server in (self.mongod, self.redis)]
         return [
-            *(shown for word in (USER, PASSWORD) for shown in (word, quote(word, safe=""))),
+            *(shown for text in (USER, PASSWORD) for shown in (text, quote(text, safe=""))),
             *addresses,
             "wrong-one",
         ]
 
     def grant(self, *roles: str) -> None:
-        """These roles in our database, and no others, are what the user has."""
+        """Give the user these roles in the database, and no others."""
         with as_root(self.mongod) as client:
             granted = [{"role": role, "db": DATABASE} for role in roles]
             client.admin.command("updateUser", USER, roles=granted)
@@ -79,7 +80,7 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
     server = Mongod(folder / "mongod", arguments=("--auth", "--keyFile", str(key)))
     server.start()
     try:
-        # The first user may be made by anybody on the server's own machine.
+        # Anybody on the machine of the server may create the first user.
         with pymongo.MongoClient(f"mongodb://127.0.0.1:{server.port}/?directConnection=true") as client:
             client.admin.command("createUser", ROOT, pwd=ROOT, roles=["root"])
         with as_root(server) as client:
@@ -99,17 +100,17 @@ async def stores(mongod: Mongod, tmp_path: Path) -> AsyncIterator[Stores]:
 
 
 def as_root(server: Mongod) -> "pymongo.MongoClient[dict[str, object]]":
-    """A client that may do everything."""
+    """Return a client with all rights."""
     return pymongo.MongoClient(f"mongodb://{ROOT}:{ROOT}@127.0.0.1:{server.port}/?directConnection=true")
 
 
-async def chatted(client: ApiClient) -> list[SseFrame]:
-    """A whole chat with the demo model, deltas included."""
+async def run_chat(client: ApiClient) -> list[SseFrame]:
+    """Return the frames of a whole chat with the demo model, text deltas included."""
     chat = await client.send_message(await client.create_session(), "What can this machine do?", stream=True)
     return await chat.read_all(START_SECONDS)
 
 
-async def test_a_whole_chat_needs_no_more_than_the_rights_that_are_documented(stores: Stores, tmp_path: Path) -> None:
+async def test_chat_works_with_the_documented_rights(stores: Stores, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         services = [ServiceProcess(tmp_path / part / "data", part, **stores.settings()) for part in ("api", "worker")]
         for service in services:
@@ -119,35 +120,35 @@ async def test_a_whole_chat_needs_no_more_than_the_rights_that_are_documented(st
         client = ApiClient(lines[0].split()[3])
         stack.push_async_callback(client.close)
 
-        seen = await chatted(client)
+        seen = await run_chat(client)
         assert [item.event for item in seen][-1] == "done"
-        assert "message_delta" in [item.event for item in seen]  # which came over Redis
-        answers = [(await client.http.get(path)) for path in ("/ready", "/health", "/metrics")]
-        assert [answer.status_code for answer in answers] == [200, 200, 200]
+        assert "message_delta" in [item.event for item in seen]  # deltas come over Redis
+        replies = [(await client.http.get(path)) for path in ("/ready", "/health", "/metrics")]
+        assert [reply.status_code for reply in replies] == [200, 200, 200]
 
         await asyncio.to_thread(stores.grant)
-        answers.append(await client.http.get("/ready"))
-        answers.append(await client.http.put("/api/v1/sessions"))
-        assert [answer.status_code for answer in answers[-2:]] == [503, 503]
-        for answer in answers[-2:]:
-            assert "the user of MONGODB_URL may not do this" in answer.json()["msg"]
+        replies.append(await client.http.get("/ready"))
+        replies.append(await client.http.put("/api/v1/sessions"))
+        assert [reply.status_code for reply in replies[-2:]] == [503, 503]
+        for reply in replies[-2:]:
+            assert "the user of MONGODB_URL may not do this" in reply.json()["msg"]
         await asyncio.to_thread(stores.grant, "readWrite")
         assert (await client.http.get("/ready")).status_code == 200
-        seen = await chatted(client)
+        seen = await run_chat(client)
         assert [item.event for item in seen][-1] == "done"
-    words = [*lines, *(service.log.read_text() for service in services), *(answer.text for answer in answers)]
-    assert "Traceback" not in "".join(words)
-    assert not [word for word in stores.hidden if word in "".join(words)]
+    texts = [*lines, *(service.log.read_text() for service in services), *(reply.text for reply in replies)]
+    assert "Traceback" not in "".join(texts)
+    assert not [text for text in stores.hidden if text in "".join(texts)]
 
 
-async def test_a_wrong_password_of_mongodb_ends_the_start_with_one_line(stores: Stores, tmp_path: Path) -> None:
+async def test_wrong_mongodb_password_fails_start_with_one_line(stores: Stores, tmp_path: Path) -> None:
     service = ServiceProcess(tmp_path / "data", "worker", **stores.settings(mongodb="wrong-one"))
     with pytest.raises(ServiceNotStarted) as ended:
         await service.launch(START_SECONDS)
     assert str(ended.value) == "MONGODB_URL: the store cannot be opened: the login in MONGODB_URL is refused\n"
 
 
-async def test_a_wrong_password_of_redis_is_told_and_the_service_works_without(stores: Stores, tmp_path: Path) -> None:
+async def test_wrong_redis_password_is_reported_and_the_service_works(stores: Stores, tmp_path: Path) -> None:
     service = ServiceProcess(tmp_path / "data", **stores.settings(redis="wrong-one"))
     line = await service.launch(START_SECONDS)
     client = ApiClient(line.split()[3])
@@ -155,7 +156,7 @@ async def test_a_wrong_password_of_redis_is_told_and_the_service_works_without(s
         ready = await client.http.get("/ready")
         assert ready.status_code == 503
         assert "redis: Redis is unavailable (the login in REDIS_URL is missing or refused)" in ready.json()["msg"]
-        seen = await chatted(client)
+        seen = await run_chat(client)
         assert [item.event for item in seen][-1] == "done"
     finally:
         await client.close()
@@ -163,4 +164,4 @@ async def test_a_wrong_password_of_redis_is_told_and_the_service_works_without(s
     log = service.log.read_text()
     assert "Redis is unavailable (the login in REDIS_URL is missing or refused)" in log
     assert "Traceback" not in log
-    assert not [word for word in stores.hidden if word in line + log + ready.text]
+    assert not [text for text in stores.hidden if text in line + log + ready.text]

@@ -1,4 +1,4 @@
-"""A real MongoDB server for tests: one process, a replica set of one member, in a folder of its own."""
+"""A MongoDB server for tests: one process, a replica set of one member, in a directory of its own."""
 
 import contextlib
 import importlib.util
@@ -17,19 +17,23 @@ import pytest
 from pymongo.errors import OperationFailure, PyMongoError
 
 START_SECONDS = 60.0
-"""Until it is a primary, on a machine that is busy with something else."""
+"""Maximum seconds until a server is primary, on a loaded machine."""
 
 QUIT_SECONDS = 30.0
-_OURS = range(15_000, 32_000)
-"""Below what Linux gives away."""
-SET = "rs0"
-"""The name of every replica set."""
+"""Maximum seconds until a server has ended."""
 
-_REPLICA_SET_NOT_INITIATED = 94
+SET = "rs0"
+"""Name of every replica set."""
+
+_PORTS = range(15_000, 32_000)
+"""Ports of the servers, below those that Linux assigns by itself."""
+
+_NOT_INITIATED_CODE = 94
+_ALREADY_INITIATED_CODE = 23
 
 
 def mongod_binary() -> str | None:
-    """The server: the one of the machine, or the one that comes with a package; None when there is neither."""
+    """Return the path of mongod: from PATH, or from an installed package; None if there is neither."""
     found = shutil.which("mongod")
     if found is not None:
         return found
@@ -42,7 +46,7 @@ def mongod_binary() -> str | None:
 
 
 def require_mongod() -> None:
-    """The test is left out where there is no mongod, and fails in CI."""
+    """Skip the test if there is no mongod. Fail it in CI."""
     if mongod_binary() is None:
         if os.environ.get("CI") == "true":
             pytest.fail("there is no mongod here")
@@ -50,23 +54,29 @@ def require_mongod() -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, and that the system gives to nobody who asks for any port: neither to another
-    server, nor to a client. One that connects again and again while our server is away could else be given that very
-    port, and meet itself there."""
+    """Return a free port that the system does not assign by itself.
+
+    A client that reconnects while the server is away could otherwise be assigned the server's port, and connect to
+    itself.
+    """
     while True:
-        port = secrets.choice(_OURS)
+        port = secrets.choice(_PORTS)
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port
 
 
 class Mongod:
-    """The server, life after life on the same port and the same data. `start` before anything else.
-
-    `arguments`: more of them for the program.
-    """
+    """A server that can be started and stopped repeatedly, on the same port and the same data."""
 
     def __init__(self, folder: Path, *, replica_set: bool = True, arguments: Sequence[str] = ()) -> None:
+        """Prepare the server; `start` starts it.
+
+        Args:
+            folder: Directory of the data and the log.
+            replica_set: Whether the server is a replica set.
+            arguments: Additional arguments of mongod.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = free_port()
@@ -76,12 +86,12 @@ class Mongod:
 
     @property
     def address(self) -> str:
-        """Host and port."""
+        """Host and port of the server."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
-        """What `MONGODB_URL` says of it."""
+        """Value of `MONGODB_URL` for the server."""
         return f"mongodb://127.0.0.1:{self.port}/" + (f"?replicaSet={SET}" if self._replica_set else "")
 
     @property
@@ -90,7 +100,7 @@ class Mongod:
         return self._process.pid
 
     def launch(self) -> None:
-        """Start the process, and do not wait until it answers."""
+        """Start the process without waiting until it answers."""
         binary = mongod_binary()
         assert binary is not None, "there is no mongod on this machine"
         command = [binary, "--dbpath", str(self.folder), "--port", str(self.port), "--bind_ip", "127.0.0.1"]
@@ -101,11 +111,11 @@ class Mongod:
             command += ["--replSet", SET]
         command += self._arguments
         with (self.folder / "mongod.log").open("ab") as log:
-            # A session of its own: a Ctrl-C for the tests is none for the server that they are still talking to.
+            # In a session of its own, so that Ctrl-C ends the tests and not the server that they still use.
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def start(self) -> None:
-        """Start it, and wait until it can be written."""
+        """Start the server, and wait until it can be written."""
         self.launch()
         deadline = time.monotonic() + START_SECONDS
         address = f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
@@ -117,23 +127,23 @@ class Mongod:
                 time.sleep(0.05)
 
     def kill(self) -> None:
-        """It is gone at once, as with a machine that lost its power."""
+        """End the server at once, like a machine that loses its power."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """It ends in order."""
+        """End the server in order."""
         self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        """It hangs: nothing is answered, no connection breaks."""
+        """Make the server hang: it answers nothing, and no connection breaks."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """It goes on where it was paused."""
+        """Resume a paused server."""
         os.kill(self.pid, signal.SIGCONT)
 
     def drop(self, database: str) -> None:
-        """Remove a database."""
+        """Drop a database."""
         with pymongo.MongoClient(self.url, serverSelectionTimeoutMS=5000) as client:
             client.drop_database(database)
 
@@ -146,7 +156,7 @@ class Mongod:
                 member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
                 client.admin.command("replSetInitiate", {"_id": SET, "members": [member]})
         except OperationFailure as error:
-            if error.code not in (_REPLICA_SET_NOT_INITIATED, 23):  # 23: somebody was faster
+            if error.code not in (_NOT_INITIATED_CODE, _ALREADY_INITIATED_CODE):
                 raise
         except PyMongoError:
             pass
