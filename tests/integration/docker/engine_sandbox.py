@@ -1,4 +1,4 @@
-"""An isolated part of a real Docker engine for one test run: names, labels and networks that nobody else uses."""
+"""An isolated part of a real Docker engine for one test run: names, labels and networks that no other test run uses."""
 
 import asyncio
 import os
@@ -97,7 +97,7 @@ class EngineSandbox:
         return f"{self.prefix}-{session}"
 
     def inspect(self, session: str) -> dict[str, Any]:
-        """Return what the engine says about a session's container."""
+        """Return what the engine reports about a session's container."""
         return self.api.inspect_container(self.name(session))
 
     def has_container(self, session: str) -> bool:

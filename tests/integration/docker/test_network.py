@@ -321,7 +321,7 @@ async def test_changed_egress_applies_to_sandboxes_started_before(
         await provider.destroy(session)
 
 
-async def test_service_in_container_joins_network_and_nobody_else_reaches_sandboxes(
+async def test_service_in_container_joins_network_and_only_it_reaches_sandboxes(
     engine: EngineSandbox, external: ExternalNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"{engine.network}-joined"

@@ -33,7 +33,7 @@ def container_and_volume(engine: EngineSandbox, name: str, labels: dict[str, str
 
 
 def existing(engine: EngineSandbox, name: str) -> tuple[bool, bool]:
-    """Return whether a container and a volume of this name exist, whoever owns them."""
+    """Return whether a container and a volume of this name exist, with any owner."""
     containers = engine.api.containers(all=True, filters={"name": f"^/{name}$"})
     volumes = engine.api.volumes({"name": name})["Volumes"] or []
     return bool(containers), any(each["Name"] == name for each in volumes)

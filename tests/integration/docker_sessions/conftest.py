@@ -33,7 +33,7 @@ class DockerService:
         return f"{self.prefix}-{session}"
 
     async def container(self, session: str) -> dict[str, Any]:
-        """Return what the engine says about a session's container."""
+        """Return what the engine reports about a session's container."""
         return await inspect(self.container_name(session))
 
     async def has_container(self, session: str) -> bool:

@@ -2,7 +2,7 @@
 
 Names and labels are the only record of which object belongs to which session:
 
-object                      name                        labels beside anker.installation
+object                      name                        labels besides anker.installation
 a session's container       <prefix>-<session>          anker.role=sandbox, anker.session
 its workspace (a volume)    <prefix>-<session>          anker.role=sandbox, anker.session
 a pooled container          <prefix>-pool-<random>      anker.role=pool, anker.session="", anker.volume, anker.maker
@@ -270,7 +270,7 @@ def parse_size(text: str) -> int:
 
 
 def _without_audit(profile: Config) -> Config:
-    """Return `profile` with an error for audit sockets that says "no audit system": on EPERM, sudo would give up."""
+    """Return `profile` with an error for audit sockets that means "no audit system". On EPERM, sudo fails."""
     rule = {
         "names": ["socket"],
         "action": "SCMP_ACT_ERRNO",

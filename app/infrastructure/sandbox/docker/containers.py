@@ -226,7 +226,7 @@ class ContainerLauncher:
             renewal.cancel()
 
     async def wait_until_ready(self, running: RunningContainer) -> bool:
-        """Return whether the sandbox of a container that somebody else started becomes ready in time."""
+        """Return whether the sandbox of a container that another process started becomes ready in time."""
         age = (datetime.now(UTC) - running.container.created).total_seconds()
         return await self._poll_until_ready(running, READY_SECONDS if age < 2 * READY_SECONDS else BUSY_SECONDS)
 
@@ -255,7 +255,7 @@ class ContainerLauncher:
         return False
 
     async def _exists(self, running: RunningContainer) -> bool:
-        """Return False only if the engine says that the container has ended or does not exist."""
+        """Return False only if the engine reports that the container has ended or does not exist."""
         try:
             container = await self._engine.container(running.container.id)
         except EngineUnavailable:

@@ -134,7 +134,7 @@ class DockerBackend:
                 except ObjectConflict:
                     await asyncio.sleep(RETRY_SECONDS)
                 except ObjectNotFound:
-                    # Somebody has removed the container or the network.
+                    # Another process has removed the container or the network.
                     self._firewall.invalidate()
                     await self._firewall.ensure()
         raise SandboxUnavailable(

@@ -188,7 +188,7 @@ class Reaper:
                 await self._firewall.remove_rules(network.name)
 
     async def _is_idle(self, container: EngineContainer, seconds: float) -> bool:
-        """Return whether the sandbox says that nobody used it for `seconds`, or has not responded for as long."""
+        """Return whether the sandbox reports no use for `seconds`, or has not responded for as long."""
         connection = self._connections.get(container.id)
         if connection is None:
             inspected = await self._engine.container(container.id)

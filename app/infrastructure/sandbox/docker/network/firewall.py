@@ -91,7 +91,7 @@ class SandboxNetwork:
         if endpoint is not None and BACKEND_ALIAS in endpoint.aliases:
             return
         try:
-            if endpoint is not None:  # connected by somebody else, without the alias
+            if endpoint is not None:  # connected by another program, without the alias
                 await self._engine.disconnect(own.id, self.name)
             await self._engine.connect(own.id, self.name, [BACKEND_ALIAS])
         except ObjectConflict:
@@ -176,12 +176,8 @@ class Firewall:
         self._applied_outages = 0
         self._resolvers: tuple[str, ...] | None = None
         self._applying: asyncio.Task[None] | None = None
-        self._services: tuple[str, ...] = ()
-
-    @property
-    def service_addresses(self) -> tuple[str, ...]:
+        self.service_addresses: tuple[str, ...] = ()
         """Addresses in the network that may connect to sandboxes. No sandbox may have one of them."""
-        return self._services
 
     @property
     def name_resolution(self) -> NameResolution:
@@ -245,12 +241,12 @@ class Firewall:
             await self._addresses.resolve()
         # Inspect the network again: this service may have joined it just now.
         network = await self._engine.network(network.id) or network
-        self._services = await self.network.service_addresses(network)
+        self.service_addresses = await self.network.service_addresses(network)
         rules = FirewallRules(
             network=self.network.name,
             egress=self._egress,
             subnets=_ipv4(network.subnets),
-            services=self._services,
+            services=self.service_addresses,
             resolvers=self._resolvers or (),
             addresses=self._addresses.all,
             other_subnets=await self.network.other_subnets(network),
