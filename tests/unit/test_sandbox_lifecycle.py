@@ -79,6 +79,9 @@ class Backend:
 class Provider(SessionSandboxProvider[Instance]):
     """A provider that reaps nothing."""
 
+    async def start(self) -> None:
+        return None
+
     async def reap(self) -> None:
         return None
 
@@ -90,9 +93,8 @@ def backend() -> Backend:
 
 @pytest_asyncio.fixture
 async def provider(backend: Backend) -> AsyncIterator[Provider]:
-    provider = Provider(backend)
-    yield provider
-    await provider.close()
+    async with Provider(backend) as provider:
+        yield provider
 
 
 async def yes() -> bool:

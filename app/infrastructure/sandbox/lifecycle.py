@@ -8,7 +8,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
@@ -209,6 +209,17 @@ class SessionSandboxProvider(ABC, Generic[R]):
         self._key = key
         self._removals: set[asyncio.Task[None]] = set()
         self._reaper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Clean up after earlier processes, and start the background work of the provider."""
 
     @abstractmethod
     async def reap(self) -> None:

@@ -212,15 +212,6 @@ class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
         self.start_reaper(self._reap_seconds)
         self.pool.start()
 
-    async def __aenter__(self) -> "DockerSandboxes":
-        """Start the provider."""
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the provider."""
-        await self.close()
-
     async def reap(self) -> None:
         """Refresh the firewall, remove what no session needs, and maintain the pool, once.
 

@@ -82,9 +82,7 @@ class SandboxProcess:
             read_end, write_end = os.pipe()
             try:
                 child = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "sandbox",
+                    *(sys.executable, "-m", "sandbox"),
                     cwd=REPOSITORY,
                     env={
                         **clean_environment(source, folder.workspace),

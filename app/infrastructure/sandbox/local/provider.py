@@ -194,13 +194,6 @@ class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
         )
         super().__init__(backend, key=encode_scope)
 
-    async def __aenter__(self) -> "LocalSandboxes":
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
     async def start(self) -> None:
         """End what a killed service has left over, complete its deletions, and start the reaper.
 
