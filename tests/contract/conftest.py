@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import pytest
 
+from app.domain.external.screenshots import ScreenshotRepository
 from app.domain.models.event import EventRecord
 from app.domain.repositories.event_log import EventLog
 from app.domain.repositories.leases import LeaseRepository
-from app.domain.repositories.screenshots import ScreenshotRepository
 from app.domain.repositories.sessions import SessionRepository
 from app.domain.repositories.tickets import TicketRepository
 from app.infrastructure.persistence.mongo.client import ClientName

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.domain.repositories.screenshots import ScreenshotRepository
+from app.domain.external.screenshots import ScreenshotRepository
 from app.domain.repositories.sessions import SessionRepository
 
 ID_BYTES = 16

@@ -26,10 +26,9 @@ from app.domain.models.message import ToolMessage, UserMessage
 from app.domain.models.tool import ToolResult
 from app.domain.prompts import executing, planning
 from app.domain.repositories.event_log import EventLog, UnreadMessage
-from app.domain.services.agents.answerer import Answerer
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.executor import Executor
-from app.domain.services.agents.planner import Planner
+from app.domain.services.agents.planner import Answerer, Planner
 from app.domain.services.tools.base import Tool, ToolContext
 
 log = logging.getLogger(__name__)
