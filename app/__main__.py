@@ -15,12 +15,13 @@ import sniffio
 import uvicorn
 from fastapi import FastAPI
 
-from app.bootstrap import RunningService, check_providers, open_service
+from app.bootstrap import RunningService, open_service
 from app.domain.errors import AnkerError
 from app.infrastructure.logging import configure_logging
 from app.interfaces.metrics import Metrics
 from app.interfaces.viewer_connection import MAX_MESSAGE, PING_SECONDS, PONG_SECONDS, ViewerConnection
 from app.main import create_app
+from app.providers import check_providers
 from app.settings import Role, Settings, UnusableSetting, load_settings
 
 DRAIN_SECONDS = 3

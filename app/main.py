@@ -6,12 +6,13 @@ from typing import Unpack
 
 from fastapi import FastAPI
 
-from app.bootstrap import Overrides, check_providers, open_service
+from app.bootstrap import Overrides, open_service
 from app.infrastructure.logging import configure_logging
 from app.interfaces.api.app_setup import ROUTERS, WORKER_ROUTERS, set_up_app
 from app.interfaces.api.services import provide
 from app.interfaces.metrics import Metrics
 from app.interfaces.middleware import OriginMiddleware
+from app.providers import check_providers
 from app.settings import Role, Settings, load_settings
 
 

@@ -16,21 +16,21 @@ MAX_MODULE_LINES = 400
 """Maximum number of lines of a module, docstrings and comments included."""
 
 MAX_FUNCTION_LINES = 50
-"""Maximum number of lines of a function."""
+"""Maximum number of lines of a function, without its docstring."""
 
-MAX_APP_CODE_LINES = 15_900
+MAX_APP_CODE_LINES = 14_450
 """Maximum number of lines of code in `app/`, without docstrings, comments and blank lines."""
 
-MAX_INFRASTRUCTURE_CODE_LINES = 11_200
+MAX_INFRASTRUCTURE_CODE_LINES = 9_800
 """Maximum number of lines of code in `app/infrastructure/`."""
 
-MAX_INFRASTRUCTURE_MODULES = 135
+MAX_INFRASTRUCTURE_MODULES = 95
 """Maximum number of modules in `app/infrastructure/`."""
 
-MAX_SINGLE_IMPORTERS = 93
+MAX_SINGLE_IMPORTERS = 55
 """Maximum number of modules in `app/` and `sandbox/` that exactly one other module imports."""
 
-MAX_DUPLICATE_CLASS_NAMES = 20
+MAX_DUPLICATE_CLASS_NAMES = 0
 """Maximum number of class names that a program (`app/` or `sandbox/`) defines more than once."""
 
 _IGNORED_TOKENS = frozenset(
@@ -84,7 +84,8 @@ def test_modules_and_functions_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_MODULE_LINES
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno + 1 <= MAX_FUNCTION_LINES, node.name
+            docstring = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            assert (node.end_lineno or 0) - node.lineno + 1 - docstring <= MAX_FUNCTION_LINES, node.name
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_env_example_lists_every_setting_with_its_default() -> None:
 
 
 def test_only_the_composition_root_and_the_entry_points_read_settings() -> None:
-    allowed = {"settings.py", "bootstrap.py", "main.py", "__main__.py"}
+    allowed = {"settings.py", "providers.py", "bootstrap.py", "main.py", "__main__.py"}
     for path in modules_in("app"):
         if path.parent == ROOT / "app" and path.name in allowed:
             continue

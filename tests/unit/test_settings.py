@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.bootstrap import check_providers
+from app.providers import check_providers
 from app.settings import Role, UnusableSetting, load_settings
 
 

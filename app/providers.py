@@ -1,0 +1,195 @@
+"""The tables of providers: a name of a setting, and the factory of its adapter.
+
+A new provider is one file with the adapter and one line in a table (see docs/extending.md). The fourth table of this
+kind is `TOOLKITS` in `app/domain/services/tools/registry.py`.
+"""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+from pydantic import SecretStr
+
+from app.domain.external.llm import LLM
+from app.domain.external.sandbox import SandboxProvider
+from app.domain.external.search import SearchEngine
+from app.infrastructure.llm.demo import DemoModel
+from app.infrastructure.llm.openai_model import OpenAIModel
+from app.infrastructure.persistence.sqlite.store import SqliteStore
+from app.infrastructure.sandbox.auto import REAL_MODEL_UNISOLATED, UnavailableSandboxes, choose_provider
+from app.infrastructure.sandbox.docker.container_spec import DockerOptions
+from app.infrastructure.sandbox.docker.network.egress import parse_egress
+from app.infrastructure.sandbox.docker.provider import DockerSandboxes
+from app.infrastructure.sandbox.local.privacy import hide_process
+from app.infrastructure.sandbox.local.provider import LocalSandboxes, has_chromium
+from app.infrastructure.sandbox.remote import RemoteSandboxes
+from app.infrastructure.search.ddgs import DdgsSearch
+from app.infrastructure.search.google import GoogleSearch
+from app.settings import ONE_PROCESS_ONLY, Role, Settings, UnusableSetting
+
+if TYPE_CHECKING:
+    from app.infrastructure.persistence.mongo.store import MongoStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactoryContext:
+    """What a provider's factory may use: the settings, what this process does, and the open store."""
+
+    settings: Settings
+    role: Role
+    store: "Store"
+
+
+F = TypeVar("F")
+
+
+@dataclass(frozen=True, slots=True)
+class Provider(Generic[F]):
+    """An entry of a provider table: how to create the adapter, and the settings that must not be empty for it.
+
+    A factory returns the adapter and its description in the service's start message.
+    """
+
+    create: F
+    needs: tuple[str, ...] = ()
+
+
+Store: TypeAlias = "SqliteStore | MongoStore"
+LLMFactory = Callable[[FactoryContext], tuple[LLM, str]]
+SearchFactory = Callable[[FactoryContext], SearchEngine]
+SandboxFactory = Callable[[FactoryContext], Awaitable[tuple[SandboxProvider, str]]]
+
+
+def _openai_model(context: FactoryContext) -> tuple[LLM, str]:
+    settings = context.settings
+    model = OpenAIModel(
+        api_key=settings.api_key.get_secret_value(),
+        base_url=settings.api_base,
+        model=settings.model_name,
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        timeout_seconds=settings.llm_timeout_seconds,
+    )
+    if context.role != "api":
+        model.warm_up()
+    return model, f"{settings.model_name} at {settings.api_base}"
+
+
+def _demo_model(_: FactoryContext) -> tuple[LLM, str]:
+    return DemoModel(), "the demo, scripted and offline (set API_KEY for a real one)"
+
+
+LLM_PROVIDERS: dict[str, Provider[LLMFactory]] = {
+    "openai": Provider(_openai_model, needs=("api_key",)),
+    "demo": Provider(_demo_model),
+}
+"""Values of `LLM_PROVIDER`. When it is empty, `Settings.model_provider` chooses one of these."""
+
+
+def _google_search(context: FactoryContext) -> SearchEngine:
+    settings = context.settings
+    return GoogleSearch(
+        api_key=settings.google_search_api_key.get_secret_value(), engine_id=settings.google_search_engine_id
+    )
+
+
+def _ddgs_search(_: FactoryContext) -> SearchEngine:
+    return DdgsSearch()
+
+
+def _auto_search(context: FactoryContext) -> SearchEngine:
+    return _google_search(context) if context.settings.has_google_keys else _ddgs_search(context)
+
+
+SEARCH_ENGINES: dict[str, Provider[SearchFactory]] = {
+    "auto": Provider(_auto_search),
+    "google": Provider(_google_search, needs=("google_search_api_key", "google_search_engine_id")),
+    "ddgs": Provider(_ddgs_search),
+}
+"""Values of `SEARCH_PROVIDER`."""
+
+
+async def _auto_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:
+    choice = await choose_provider(os.environ, demo_model=context.settings.model_provider == "demo")
+    if choice == "docker":
+        return await _docker_sandboxes(context)
+    if not isinstance(context.store, SqliteStore):
+        raise UnusableSetting(ONE_PROCESS_ONLY)
+    if choice == "local":
+        return await _local_sandboxes(context)
+    log.warning(REAL_MODEL_UNISOLATED)
+    return UnavailableSandboxes(REAL_MODEL_UNISOLATED), "none (see the warning)"
+
+
+async def _docker_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:
+    settings, store = context.settings, context.store
+    try:
+        egress = parse_egress(settings.sandbox_egress)
+    except ValueError as error:
+        raise UnusableSetting(f"SANDBOX_EGRESS: {error}") from None
+    options = DockerOptions(
+        image=settings.sandbox_image,
+        name_prefix=settings.sandbox_name_prefix,
+        network=settings.sandbox_network,
+        ttl_minutes=settings.sandbox_ttl_minutes,
+        # Only the process that fills a pool can use it, and an API process starts no sandboxes.
+        pool_size=0 if context.role == "api" else settings.sandbox_pool_size,
+        memory=settings.sandbox_memory,
+        cpus=settings.sandbox_cpus,
+        egress=egress,
+        sudo=settings.sandbox_sudo,
+        runtime=settings.sandbox_runtime,
+    )
+    docker = DockerSandboxes(options, installation=store.installation, existing=store.sessions.last_event_numbers)
+    await docker.start()
+    return docker, f"Docker containers of {settings.sandbox_image}"
+
+
+async def _local_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:
+    settings = context.settings
+    log.warning("sandboxes are local: the model's commands run on this machine as your user, unisolated")
+    local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
+    hide_process()
+    await local.start()
+    if removed := await local.sweep(await context.store.sessions.list_ids()):
+        log.info("removed %d workspaces of deleted sessions", removed)
+    browser = "" if has_chromium() else ", without a browser (no Chromium found)"
+    return local, f"processes on this machine, unisolated{browser}"
+
+
+async def _remote_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:
+    address, token = context.settings.sandbox_address, context.settings.sandbox_token.get_secret_value()
+    return RemoteSandboxes(address, token), f"one for all sessions, at {address}"
+
+
+SANDBOX_PROVIDERS: dict[str, Provider[SandboxFactory]] = {
+    "auto": Provider(_auto_sandboxes),
+    "docker": Provider(_docker_sandboxes),
+    "local": Provider(_local_sandboxes),
+    "remote": Provider(_remote_sandboxes, needs=("sandbox_address",)),
+}
+"""Values of `SANDBOX_PROVIDER`."""
+
+
+def check_providers(settings: Settings) -> None:
+    """Check that the tables hold the providers that the settings name, and that what they need is set.
+
+    Raises:
+        UnusableSetting: A provider is unknown, or a setting that it needs is empty.
+    """
+    chosen = (
+        ("LLM_PROVIDER", settings.model_provider, LLM_PROVIDERS),
+        ("SEARCH_PROVIDER", settings.search_provider, SEARCH_ENGINES),
+        ("SANDBOX_PROVIDER", settings.sandbox_provider, SANDBOX_PROVIDERS),
+    )
+    for variable, name, table in chosen:
+        if name not in table:
+            raise UnusableSetting(f"{variable}: must be one of {', '.join(table)}")
+        for needed in table[name].needs:
+            value: object = getattr(settings, needed)
+            if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
+                raise UnusableSetting(f"{needed.upper()}: {variable}={name} needs it")
