@@ -1,4 +1,4 @@
-"""What every test of the project shares."""
+"""Settings that every test of the project shares: required programs, timeouts, and groups for parallel runs."""
 
 import os
 import shutil
@@ -8,42 +8,61 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A loaded machine must not fail an example for being slow; `pytest-timeout` catches what hangs.
-settings.register_profile("house", deadline=None)
-settings.load_profile("house")
+# A loaded machine must not fail an example for being slow; pytest-timeout ends what hangs.
+settings.register_profile("anker", deadline=None)
+settings.load_profile("anker")
 
 ROOT = Path(__file__).parent
 
-PARTS = {
+REQUIRED_PROGRAMS = {
     "tests/integration/docker": "docker",
     "tests/integration/docker_sessions": "docker",
     "tests/integration/backend_image": "docker",
     "tests/integration/vnc": "docker",
     "tests/integration/browser": "chromium",
 }
-"""What the tests of a folder cannot do without; `./test.sh` gets it where it can."""
+"""The program that the tests of a folder need; `./test.sh` installs it where it can."""
 
+BUILD_TIMEOUT_SECONDS = 900
+"""Timeout of a test that may have to build a Docker image first."""
 
-BUILD_SECONDS = 900
-"""For the first test of such a folder: an image may have to be built before it."""
+GROUPS = {
+    "tests/integration/docker": "docker",
+    "tests/integration/docker_sessions": "docker",
+    "tests/integration/backend_image": "docker",
+    "tests/integration/vnc": "docker",
+    "tests/contract/sandbox": "docker",
+    "tests/chaos": "chaos",
+    "tests/integration/browser": "browser",
+}
+"""Folders whose tests run one after the other in one pytest-xdist worker, because they share an engine, a browser or
+a replica set. The groups start in this order, the longest first. The tests of any other file form a group too."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the tests whose parts are not on this machine; not in CI, where they must be."""
-    there: dict[str, bool] = {}
+    """Skip the tests whose program is missing (in CI they fail instead), and assign every test to a group."""
+    available: dict[str, bool] = {}
     for item in items:
-        part = PARTS.get(str(item.path.parent.relative_to(ROOT)))
-        if part is None:
+        folder = _folder_of(item)
+        item.add_marker(pytest.mark.xdist_group(GROUPS.get(folder, str(item.path.relative_to(ROOT)))))
+        program = REQUIRED_PROGRAMS.get(folder)
+        if program is None:
             continue
-        item.add_marker(pytest.mark.timeout(BUILD_SECONDS))
-        if part not in there:
-            there[part] = os.environ.get("CI") == "true" or _is_there(part)
-        if not there[part]:
-            item.add_marker(pytest.mark.skip(reason=f"there is no {part} here"))
+        item.add_marker(pytest.mark.timeout(BUILD_TIMEOUT_SECONDS))
+        if program not in available:
+            available[program] = os.environ.get("CI") == "true" or _is_available(program)
+        if not available[program]:
+            item.add_marker(pytest.mark.skip(reason=f"{program} is not installed or does not run"))
+    order = list(dict.fromkeys(GROUPS.values()))
+    items.sort(key=lambda item: order.index(GROUPS[_folder_of(item)]) if _folder_of(item) in GROUPS else len(order))
 
 
-def _is_there(part: str) -> bool:
-    path = shutil.which(part)
+def _folder_of(item: pytest.Item) -> str:
+    return str(item.path.parent.relative_to(ROOT))
+
+
+def _is_available(program: str) -> bool:
+    path = shutil.which(program)
     if path is None:
         return False
-    return part != "docker" or subprocess.run([path, "version"], capture_output=True).returncode == 0
+    return program != "docker" or subprocess.run([path, "version"], capture_output=True).returncode == 0
