@@ -1,4 +1,4 @@
-"""The seed, how much there is to bear, and the model."""
+"""Fixtures of the chaos tests: the seed, the number of faults, the stores and the model."""
 
 import os
 import random
@@ -13,18 +13,25 @@ from tests.support.redis_server import RedisServer
 from tests.support.stores import Mongod, mongod_binary
 
 LONG = os.environ.get("CHAOS_LONG") == "1"
-KILLS = int(os.environ.get("CHAOS_ROUNDS", "200" if LONG else "20"))
-"""SIGKILLs of the service's processes, over both back ends."""
-KILLS_A_STORM = 10
-SEED = os.environ.get("CHAOS_SEED", str(random.SystemRandom().randrange(10**6)))
+"""Whether to run the long mode: ten times as many kills, each time with a new seed, and the tests that take minutes."""
 
-MANY = {"api1": "api", "api2": "api", "worker1": "worker", "worker2": "worker"}
-"""Two of each: the least with which any of them can be missed."""
+KILLS = int(os.environ.get("CHAOS_ROUNDS", "200" if LONG else "20"))
+"""Number of SIGKILLs to the processes of the service, over both stores."""
+
+KILLS_PER_TEST = 10
+
+DEFAULT_SEED = "224775"
+"""Seed of the short mode, so that CI injects the same faults every time."""
+
+SEED = os.environ.get("CHAOS_SEED") or (str(random.SystemRandom().randrange(10**6)) if LONG else DEFAULT_SEED)
+
+TWO_OF_EACH = {"api1": "api", "api2": "api", "worker1": "worker", "worker2": "worker"}
+"""The smallest cluster in which any process can fail."""
 
 Settings = dict[str, str]
 
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20_000) if hard > 0 else 20_000, hard))
+_soft_limit, _hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(_hard_limit, 20_000) if _hard_limit > 0 else 20_000, _hard_limit))
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def settings(model: ScriptedOpenAI) -> Settings:
 
 
 def settings_for(model: ScriptedOpenAI) -> Settings:
-    """Of every process of the service."""
+    """Return the settings of every process of the service."""
     return {"API_KEY": "sk-0123456789", "API_BASE": model.url, "SANDBOX_PROVIDER": "local"}
 
 
@@ -64,17 +71,17 @@ async def redis() -> AsyncIterator[RedisServer]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What hangs is noticed by the tests themselves, which say more about it."""
+    """Give the tests more time than the tests themselves wait, and skip those whose stores are not installed."""
     for item in items:
         if "chaos" not in item.path.parts:
             continue
         item.add_marker(pytest.mark.timeout(300))
-        missing = _missing() if "mongod" in getattr(item, "fixturenames", ()) else ""
+        missing = _missing_program() if "mongod" in getattr(item, "fixturenames", ()) else ""
         if missing and os.environ.get("CI") != "true":
-            item.add_marker(pytest.mark.skip(reason=f"there is no {missing} here"))
+            item.add_marker(pytest.mark.skip(reason=f"{missing} is not installed"))
 
 
-def _missing() -> str:
+def _missing_program() -> str:
     if mongod_binary() is None:
         return "mongod"
     return "" if shutil.which("redis-server") else "redis-server"

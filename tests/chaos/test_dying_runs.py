@@ -1,4 +1,4 @@
-"""A run that kills every process that takes it comes to an end all the same."""
+"""A run that kills every process that carries it ends in an error."""
 
 import asyncio
 import random
@@ -9,21 +9,22 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.chaos.checks import events_of
-from tests.chaos.conftest import LONG, MANY, Settings
+from tests.chaos.checks import as_events
+from tests.chaos.conftest import LONG, TWO_OF_EACH, Settings
 from tests.fakes.scripted_openai import Answer, Asked, Reply, ScriptedOpenAI
-from tests.support.cluster import Cluster, Member, SharedSandbox
+from tests.support.cluster import Cluster, Member, SandboxProcess
 from tests.support.invariants import check_log
 from tests.support.marking import MarkingModel, task
 from tests.support.reader import ChatReader, RequestRefused, stored_frames
 from tests.support.redis_server import RedisServer
 from tests.support.stores import Mongod
 
-MOST_DEATHS = 12
+MAX_DEATHS = 12
+"""Maximum number of deaths before the service gives a run up."""
 
 
-class Deadly:
-    """Answers a step by having the process killed that asked."""
+class HangingModelCall:
+    """A step script that never completes its response, and reports that it was asked."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -34,68 +35,74 @@ class Deadly:
         return Reply(text="It is all over.", hang_after=0)
 
 
-async def _until_given_up(cluster: Cluster, deadly: Deadly, victims: Callable[[], list[Member]], session: str) -> int:
-    """Kill whoever asks, start it again, until the run is over; how often that was."""
+async def _kill_until_run_ends(
+    cluster: Cluster, call: HangingModelCall, victims: Callable[[], list[Member]], session_id: str
+) -> int:
+    """Kill and restart the victims at each model call of the run until the run is over; return the number of kills."""
     deaths = 0
     while True:
-        asked = asyncio.create_task(deadly.asked.wait())
-        over = asyncio.create_task(_over(cluster, session))
-        async with asyncio.timeout(cluster.patience(30)):
-            await asyncio.wait([asked, over], return_when=asyncio.FIRST_COMPLETED)
-        for task_ in (asked, over):
-            task_.cancel()
-        if over.done() and not over.cancelled() and over.result():
+        asked = asyncio.create_task(call.asked.wait())
+        ended = asyncio.create_task(_wait_for_end(cluster, session_id))
+        async with asyncio.timeout(cluster.scaled(30)):
+            await asyncio.wait([asked, ended], return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            asked.cancel()
+            await ended
             return deaths
-        deadly.asked.clear()
+        ended.cancel()
+        call.asked.clear()
         for member in victims():
             await member.kill()
             await member.start()
         deaths += 1
-        assert deaths <= MOST_DEATHS, "it goes on for ever"
+        assert deaths <= MAX_DEATHS, "the run is not given up"
 
 
-async def _over(cluster: Cluster, session: str) -> bool:
+async def _wait_for_end(cluster: Cluster, session_id: str) -> None:
     while True:
-        client = await cluster.api(random.Random(0))
+        client = await cluster.pick_client(random.Random(0))
         with suppress(httpx.HTTPError, RequestRefused):
-            if (history := await stored_frames(client, session)) and history[-1].event in ("error", "done"):
-                return True
+            history = await stored_frames(client, session_id)
+            if history and history[-1].event in ("error", "done"):
+                return
         await asyncio.sleep(0.05)
 
 
-async def _give_up(cluster: Cluster, model: ScriptedOpenAI, victims: Callable[[], list[Member]], marks: Path) -> None:
-    script, deadly = MarkingModel(random.Random(0), marks), Deadly()
-    script.answers["deadly"] = deadly
+async def _check_run_is_given_up(
+    cluster: Cluster, model: ScriptedOpenAI, victims: Callable[[], list[Member]], marks: Path
+) -> None:
+    script, call = MarkingModel(random.Random(0), marks), HangingModelCall()
+    script.step_scripts["deadly"] = call
     model.reset(script)
-    client = await cluster.api(random.Random(0))
-    session = await client.create_session()
+    client = await cluster.pick_client(random.Random(0))
+    session_id = await client.create_session()
     with suppress(httpx.HTTPError):
-        await ChatReader(session).read(client.http, task("deadly"), max_bytes=1)
-    deaths = await _until_given_up(cluster, deadly, victims, session)
-    client = await cluster.api(random.Random(0))
-    history = await stored_frames(client, session)
+        await ChatReader(session_id).read(client.http, task("deadly"), max_bytes=1)
+    deaths = await _kill_until_run_ends(cluster, call, victims, session_id)
+    client = await cluster.pick_client(random.Random(0))
+    history = await stored_frames(client, session_id)
     print(f"given up after {deaths} deaths: {history[-1].raw.decode()}")
-    check_log(events_of(history))
+    check_log(as_events(history))
     assert history[-1].event == "error"
-    assert 2 <= deaths <= MOST_DEATHS
-    # The session is none the worse for it.
-    reader = ChatReader(session, after=history[-1].number)
+    assert 2 <= deaths <= MAX_DEATHS
+    # The session accepts the next message.
+    reader = ChatReader(session_id, after=history[-1].number)
     await reader.read(client.http, task("harmless"))
     assert reader.frames[-1].event == "done"
-    reader.check(await stored_frames(client, session))
+    reader.check(await stored_frames(client, session_id))
 
 
-async def test_a_run_that_kills_the_process_every_time_ends_in_an_error(
+async def test_run_that_kills_its_process_every_time_ends_in_error(
     model: ScriptedOpenAI, settings: Settings, tmp_path: Path
 ) -> None:
     async with Cluster(tmp_path / "cluster", {"one": ""}, settings) as cluster:
-        await _give_up(cluster, model, lambda: cluster.alive(""), tmp_path / "marks")
+        await _check_run_is_given_up(cluster, model, lambda: cluster.running_members(""), tmp_path / "marks")
 
 
-@pytest.mark.skipif(not LONG, reason="takes over so often that it takes a minute: CHAOS_LONG=1")
-async def test_a_run_that_kills_every_worker_ends_in_an_error(
+@pytest.mark.skipif(not LONG, reason="takes a minute of takeovers; set CHAOS_LONG=1")
+async def test_run_that_kills_every_worker_ends_in_error(
     model: ScriptedOpenAI, settings: Settings, mongod: Mongod, redis: RedisServer, tmp_path: Path
 ) -> None:
-    sandbox = SharedSandbox(tmp_path / "sandbox")
-    async with Cluster(tmp_path / "cluster", MANY, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
-        await _give_up(cluster, model, lambda: cluster.alive("worker"), tmp_path / "marks")
+    sandbox, folder = SandboxProcess(tmp_path / "sandbox"), tmp_path / "cluster"
+    async with Cluster(folder, TWO_OF_EACH, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
+        await _check_run_is_given_up(cluster, model, lambda: cluster.running_members("worker"), tmp_path / "marks")

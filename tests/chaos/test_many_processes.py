@@ -1,5 +1,4 @@
-"""API processes and workers over MongoDB and Redis, each of which dies, leaves and comes back in the middle of it all.
-CHAOS_SEED plays a storm again."""
+"""API processes and workers over MongoDB and Redis, while each of them fails. CHAOS_SEED repeats the faults."""
 
 import itertools
 import random
@@ -7,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.checks import check_at_rest, check_lives
-from tests.chaos.conftest import KILLS, KILLS_A_STORM, Settings
-from tests.chaos.lives import Life
-from tests.chaos.storm import Storm, live_through, longest_silence, moments
+from tests.chaos.checks import check_sessions, check_stores_are_clean
+from tests.chaos.conftest import KILLS, KILLS_PER_TEST, TWO_OF_EACH, Settings
+from tests.chaos.fault_injector import FaultInjector, longest_silence, progress_counters, run_users
+from tests.chaos.user_session import UserSession
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.cluster import Cluster, SharedSandbox, leftovers, none_left, running
+from tests.support.cluster import Cluster, SandboxProcess, processes_using, processes_with_argument, wait_until_gone
 from tests.support.marking import MarkingModel
 from tests.support.redis_server import RedisServer
 from tests.support.stores import Mongod
 
-STORMS = max(1, KILLS // 2 // KILLS_A_STORM)
-PARTS = {"api1": "api", "api2": "api", "worker1": "worker", "worker2": "worker", "worker3": "worker"}
+ROUNDS = max(1, KILLS // 2 // KILLS_PER_TEST)
+PARTS = {**TWO_OF_EACH, "worker3": "worker"}
 
 
-@pytest.mark.parametrize("number", range(STORMS))
-async def test_nothing_is_lost_and_nothing_done_twice_whichever_processes_die(
+@pytest.mark.parametrize("number", range(ROUNDS))
+async def test_any_process_killed_loses_no_event_and_repeats_no_command(
     model: ScriptedOpenAI,
     settings: Settings,
     mongod: Mongod,
@@ -31,22 +30,23 @@ async def test_nothing_is_lost_and_nothing_done_twice_whichever_processes_die(
     tmp_path: Path,
     number: int,
 ) -> None:
-    marks, storm_seed = tmp_path / "marks", f"{seed}-many-{number}"
-    script = MarkingModel(random.Random(storm_seed), marks, slow=0.3)
+    marks, round_seed = tmp_path / "marks", f"{seed}-many-{number}"
+    script = MarkingModel(random.Random(round_seed), marks, slow=0.3)
     model.reset(script)
-    sandbox, numbers = SharedSandbox(tmp_path / "sandbox"), itertools.count()
+    sandbox, numbers = SandboxProcess(tmp_path / "sandbox"), itertools.count()
     folder = tmp_path / "cluster"
     async with Cluster(folder, PARTS, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
-        storm = Storm(cluster, storm_seed, kills=min(KILLS_A_STORM, KILLS // 2), counts=moments(model, marks))
-        lives = await live_through(
-            cluster, storm, lambda: Life(cluster, script, f"{storm_seed}-{next(numbers)}"), at_once=5
+        counters = progress_counters(model, marks)
+        faults = FaultInjector(cluster, round_seed, kills=min(KILLS_PER_TEST, KILLS // 2), counters=counters)
+        sessions = await run_users(
+            cluster, faults, lambda: UserSession(cluster, script, f"{round_seed}-{next(numbers)}"), users=5
         )
-        await check_lives(cluster, lives, model.asked, marks)
-        silence = longest_silence(cluster, lives)
-        print(f"{len(lives)} sessions, {storm.kills} deaths, longest silence {silence:.2f} s")
-        assert silence < cluster.patience(20)
-        await check_at_rest(cluster, [life.session for life in lives if not life.deleted])
-        await cluster.stop()
-        lengths = [length for life in lives if life.endless and life.certain for length in life.lengths]
-        await none_left(lambda: running(lengths))
-    await none_left(lambda: leftovers(tmp_path))
+        await check_sessions(cluster, sessions, model.asked, marks)
+        silence = longest_silence(cluster, sessions)
+        print(f"{len(sessions)} sessions, {faults.kills} kills, longest silence {silence:.2f} s")
+        assert silence < cluster.scaled(20)
+        await check_stores_are_clean(cluster, [one.session_id for one in sessions if not one.deleted])
+        await cluster.terminate()
+        ended = [each for one in sessions if one.endless and one.cleanup_certain for each in one.endless_commands]
+        await wait_until_gone(lambda: processes_with_argument(ended))
+    await wait_until_gone(lambda: processes_using(tmp_path))

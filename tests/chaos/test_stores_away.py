@@ -1,4 +1,4 @@
-"""The stores go away under a run, and come back."""
+"""MongoDB or Redis becomes unavailable during a run, and available again."""
 
 import asyncio
 import random
@@ -11,21 +11,23 @@ import httpx
 import pytest
 
 from app.infrastructure.queue.leases import LeaseTimes
-from tests.chaos.checks import events_of
-from tests.chaos.conftest import MANY, Settings
+from tests.chaos.checks import as_events
+from tests.chaos.conftest import TWO_OF_EACH, Settings
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.cluster import Cluster, SharedSandbox
+from tests.support.cluster import Cluster, SandboxProcess
+from tests.support.eventually import eventually
 from tests.support.invariants import check_log
-from tests.support.marking import CALLS, STEPS, MarkingModel, check_marks, task, words_in
+from tests.support.marking import CALLS, STEPS, MarkingModel, check_marks, read_marks, task
 from tests.support.reader import ChatReader, RequestRefused, stored_frames
 from tests.support.redis_server import RedisServer
 from tests.support.service import ApiClient
 from tests.support.stores import Mongod
 
-NOTICED_SECONDS = 2.0
-"""Until it is known that MongoDB is away; what was sent when nobody knew yet is refused then."""
-PATIENCE = 3.0
-"""How much longer than promised something may take on a machine that is busy with other tests."""
+DETECTION_SECONDS = 2.0
+"""Promised limit until the service knows that MongoDB is unavailable; requests sent before then wait for it."""
+
+TOLERANCE_SECONDS = 3.0
+"""Seconds that a request may take longer than promised on a machine that is busy with other tests."""
 
 
 @pytest.fixture
@@ -33,22 +35,14 @@ async def cluster(
     model: ScriptedOpenAI, settings: Settings, mongod: Mongod, redis: RedisServer, tmp_path: Path
 ) -> AsyncIterator[Cluster]:
     model.reset(MarkingModel(random.Random(0), tmp_path / "marks", slow=1))
-    sandbox = SharedSandbox(tmp_path / "sandbox")
-    async with Cluster(tmp_path / "cluster", MANY, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
+    sandbox, folder = SandboxProcess(tmp_path / "sandbox"), tmp_path / "cluster"
+    async with Cluster(folder, TWO_OF_EACH, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
         yield cluster
-        await cluster.stop()
+        await cluster.terminate()
 
 
-async def _to_the_end(reader: ChatReader, client: ApiClient) -> None:
-    async with asyncio.timeout(100):
-        while not reader.at_end:
-            with suppress(httpx.HTTPError, RequestRefused):
-                await reader.read(client.http)
-            await asyncio.sleep(0.05)
-
-
-async def _begin(client: ApiClient) -> ChatReader:
-    """A run in the middle of its work."""
+async def _start_run(client: ApiClient) -> ChatReader:
+    """Start a run and read until its first tool call."""
     reader = ChatReader(await client.create_session())
     await reader.read(client.http, task("any"), max_bytes=1)
     async with asyncio.timeout(60):
@@ -57,155 +51,155 @@ async def _begin(client: ApiClient) -> ChatReader:
     return reader
 
 
-@asynccontextmanager
-async def _away(cluster: Cluster, mongod: Mongod, how: str) -> AsyncIterator[None]:
-    """MongoDB is `killed` or `frozen`, and comes back whatever happens: others use it as well."""
-    if how == "killed":
-        await asyncio.to_thread(mongod.kill)
-    else:
-        mongod.pause()
-    cluster.note(f"mongod is {how}")
-    try:
-        yield
-    finally:
-        if how == "killed":
-            await asyncio.to_thread(mongod.start)
-        else:
-            mongod.resume()
-        cluster.note("mongod is back")
-
-
-async def _refused(client: ApiClient, method: str, path: str, body: object = None) -> float:
-    """The seconds until a request was refused with a 503 that says when to come again."""
-    begun = time.monotonic()
-    answer = await client.http.request(method, path, json=body)
-    assert answer.status_code == 503, answer.text
-    assert int(answer.headers["Retry-After"]) >= 1
-    assert answer.json()["data"] is None
-    return time.monotonic() - begun
-
-
-@pytest.mark.parametrize("how", ["killed", "frozen"])
-async def test_without_mongod_requests_are_refused_at_once_and_runs_rest(
-    cluster: Cluster, mongod: Mongod, how: str
-) -> None:
-    client, other = cluster.apis
-    reader = await _begin(client)
-    async with _away(cluster, mongod, how):
-        session = f"/api/v1/sessions/{reader.session_id}"
-        # Those that come at the very instant at which nobody knows of it yet.
-        ready, put, post = await asyncio.gather(
-            _ready_turns_red(client),
-            _refused(client, "PUT", "/api/v1/sessions"),
-            _refused(other, "POST", f"{session}/chat", {"message": "Hello?"}),
-        )
-        took = {
-            "ready": ready,
-            "first put": put,
-            "first chat": post,
-            "get": await _refused(client, "GET", session),
-            "put": await _refused(client, "PUT", "/api/v1/sessions"),
-            "chat": await _refused(client, "POST", f"{session}/chat", {"message": "Hello?"}),
-            "stop": await _refused(other, "POST", f"{session}/stop"),
-            "delete": await _refused(other, "DELETE", session),
-        }
-    print(f"mongod {how}: refused after", {name: round(seconds, 2) for name, seconds in took.items()})
-    noticed = max(took.pop("ready"), took.pop("first put"), took.pop("first chat"))
-    assert noticed < cluster.patience(NOTICED_SECONDS + PATIENCE)
-    assert max(took.values()) < cluster.patience(1 + PATIENCE)
-    back = time.monotonic()
-    await _to_the_end(reader, client)
-    print(f"the run went on, and ended {time.monotonic() - back:.2f} s after mongod was back")
-    history = await stored_frames(other, reader.session_id)
-    check_log(events_of(history))
-    assert history[-1].event == "done"
-    reader.check(history)
-    async with asyncio.timeout(60):
-        while (await client.http.get("/ready")).status_code != 200:
+async def _read_to_end(reader: ChatReader, client: ApiClient) -> None:
+    async with asyncio.timeout(100):
+        while not reader.at_end:
+            with suppress(httpx.HTTPError, RequestRefused):
+                await reader.read(client.http)
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen"])
-async def test_a_call_that_ends_while_mongod_is_away_is_known_and_its_run_stays_where_it_is(
-    cluster: Cluster, mongod: Mongod, tmp_path: Path, how: str
+@asynccontextmanager
+async def _unavailable(cluster: Cluster, mongod: Mongod, fault: str) -> AsyncIterator[None]:
+    """Make MongoDB unavailable, and available again whatever happens: other tests use it too."""
+    if fault == "killed":
+        await asyncio.to_thread(mongod.kill)
+    else:
+        mongod.pause()
+    cluster.record(f"mongod is {fault}")
+    try:
+        yield
+    finally:
+        if fault == "killed":
+            await asyncio.to_thread(mongod.start)
+        else:
+            mongod.resume()
+        cluster.record("mongod runs")
+
+
+async def _seconds_until_refused(client: ApiClient, method: str, path: str, body: object = None) -> float:
+    """Send a request, check that it returns a complete 503, and return the seconds it took."""
+    started = time.monotonic()
+    response = await client.http.request(method, path, json=body)
+    assert response.status_code == 503, response.text
+    assert int(response.headers["Retry-After"]) >= 1
+    assert response.json()["data"] is None
+    return time.monotonic() - started
+
+
+async def _seconds_until_ready_is(client: ApiClient, status: int) -> float:
+    started = time.monotonic()
+
+    async def has_status() -> bool:
+        return (await client.http.get("/ready")).status_code == status
+
+    await eventually(has_status, seconds=60, interval=0.05)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("fault", ["killed", "suspended"])
+async def test_requests_without_mongod_return_503_at_once_and_run_resumes(
+    cluster: Cluster, mongod: Mongod, fault: str
 ) -> None:
-    client, other = cluster.apis
-    reader = await _begin(client)
-    async with _away(cluster, mongod, how):
-        async with asyncio.timeout(60):
-            while not words_in(tmp_path / "marks"):
-                await asyncio.sleep(0.02)
-        await asyncio.sleep(LeaseTimes().duration + 2)  # every lease runs out
-    await _to_the_end(reader, client)
+    client, other = cluster.clients
+    reader = await _start_run(client)
+    async with _unavailable(cluster, mongod, fault):
+        session = f"/api/v1/sessions/{reader.session_id}"
+        # These arrive before any process has noticed.
+        ready, first_put, first_chat = await asyncio.gather(
+            _seconds_until_ready_is(client, 503),
+            _seconds_until_refused(client, "PUT", "/api/v1/sessions"),
+            _seconds_until_refused(other, "POST", f"{session}/chat", {"message": "Hello?"}),
+        )
+        durations = {
+            "get": await _seconds_until_refused(client, "GET", session),
+            "put": await _seconds_until_refused(client, "PUT", "/api/v1/sessions"),
+            "chat": await _seconds_until_refused(client, "POST", f"{session}/chat", {"message": "Hello?"}),
+            "stop": await _seconds_until_refused(other, "POST", f"{session}/stop"),
+            "delete": await _seconds_until_refused(other, "DELETE", session),
+        }
+    detection = {"ready": ready, "first put": first_put, "first chat": first_chat}
+    durations_shown = {name: round(seconds, 2) for name, seconds in {**detection, **durations}.items()}
+    print(f"mongod {fault}: refused after", durations_shown)
+    assert max(detection.values()) < cluster.scaled(DETECTION_SECONDS + TOLERANCE_SECONDS)
+    assert max(durations.values()) < cluster.scaled(1 + TOLERANCE_SECONDS)
+    available = time.monotonic()
+    await _read_to_end(reader, client)
+    print(f"the run ended {time.monotonic() - available:.2f} s after mongod was available again")
     history = await stored_frames(other, reader.session_id)
-    check_log(events_of(history))
+    check_log(as_events(history))
+    assert history[-1].event == "done"
+    reader.check(history)
+    await _seconds_until_ready_is(client, 200)
+
+
+@pytest.mark.parametrize("fault", ["killed", "suspended"])
+async def test_tool_call_that_ends_without_mongod_is_stored_and_run_stays_with_its_worker(
+    cluster: Cluster, mongod: Mongod, tmp_path: Path, fault: str
+) -> None:
+    client, other = cluster.clients
+    reader = await _start_run(client)
+    async with _unavailable(cluster, mongod, fault):
+        await eventually(lambda: read_marks(tmp_path / "marks"), seconds=60, interval=0.02)
+        await asyncio.sleep(LeaseTimes().duration + 2)  # every lease expires
+    await _read_to_end(reader, client)
+    history = await stored_frames(other, reader.session_id)
+    check_log(as_events(history))
     reader.check(history)
     assert not any(b"interrupted" in frame.raw for frame in history)
-    marks = words_in(tmp_path / "marks")
+    marks = read_marks(tmp_path / "marks")
     assert len(marks) == STEPS * CALLS and set(marks.values()) == {1}
     assert not any("lost to another worker" in member.log for member in cluster.members)
 
 
-async def test_a_worker_that_waits_for_mongod_ends_when_it_is_told_to(
+async def test_worker_that_waits_for_mongod_ends_after_sigterm(
     cluster: Cluster, mongod: Mongod, tmp_path: Path
 ) -> None:
-    client, other = cluster.apis
-    reader = await _begin(client)
-    workers = cluster.alive("worker")
-    async with _away(cluster, mongod, "killed"):
-        async with asyncio.timeout(60):
-            while not any("what was done waits for it" in worker.log for worker in workers):
-                await asyncio.sleep(0.02)
-        took = await asyncio.gather(*(worker.hand_over() for worker in workers))
-        print("workers ended after", [round(seconds, 2) for seconds in took])
+    client, other = cluster.clients
+    reader = await _start_run(client)
+    workers = cluster.running_members("worker")
+    async with _unavailable(cluster, mongod, "killed"):
+        await eventually(
+            lambda: any("what was done waits for it" in worker.log for worker in workers), seconds=60, interval=0.02
+        )
+        durations = await asyncio.gather(*(worker.terminate() for worker in workers))
+        print("workers ended after", [round(seconds, 2) for seconds in durations])
     await asyncio.gather(*(worker.start() for worker in workers))
-    await _to_the_end(reader, client)
+    await _read_to_end(reader, client)
     history = await stored_frames(other, reader.session_id)
-    check_log(events_of(history))
+    check_log(as_events(history))
     reader.check(history)
-    check_marks([history], words_in(tmp_path / "marks"))
+    check_marks([history], read_marks(tmp_path / "marks"))
 
 
-async def _ready_turns_red(client: ApiClient) -> float:
-    begun = time.monotonic()
-    while (await client.http.get("/ready")).status_code != 503:
-        assert time.monotonic() - begun < 60
-        await asyncio.sleep(0.05)
-    return time.monotonic() - begun
-
-
-@pytest.mark.parametrize("how", ["killed", "frozen"])
-async def test_without_redis_streams_are_slower_and_lose_nothing(
-    cluster: Cluster, redis: RedisServer, how: str
-) -> None:
-    client, other = cluster.apis
-    reader = await _begin(client)
-    if how == "killed":
+@pytest.mark.parametrize("fault", ["killed", "suspended"])
+async def test_streams_without_redis_are_slower_and_complete(cluster: Cluster, redis: RedisServer, fault: str) -> None:
+    client, other = cluster.clients
+    reader = await _start_run(client)
+    if fault == "killed":
         await redis.kill()
     else:
         redis.freeze()
-    cluster.note(f"redis is {how}")
+    cluster.record(f"Redis is {fault}")
     try:
-        await _to_the_end(reader, client)
+        await _read_to_end(reader, client)
         reader.check(await stored_frames(other, reader.session_id))
-        begun = time.monotonic()
-        anew = ChatReader(await other.create_session())
+        started = time.monotonic()
+        second = ChatReader(await other.create_session())
         async with asyncio.timeout(60):
-            await anew.read(other.http, task("another"))
-        assert anew.frames[-1].event == "done"
-        anew.check(await stored_frames(client, anew.session_id))
-        print(f"redis {how}: a whole chat in one stream took {time.monotonic() - begun:.2f} s")
+            await second.read(other.http, task("another"))
+        assert second.frames[-1].event == "done"
+        second.check(await stored_frames(client, second.session_id))
+        print(f"Redis {fault}: a whole chat in one stream took {time.monotonic() - started:.2f} s")
         assert (await client.http.get("/health")).status_code == 200
         assert "redis" in (await client.http.get("/ready")).json()["msg"]
     finally:
-        if how == "killed":
+        if fault == "killed":
             await redis.start()
         else:
             redis.thaw()
-    async with asyncio.timeout(60):
-        while (await client.http.get("/ready")).status_code != 200:
-            await asyncio.sleep(0.05)
-    begun = time.monotonic()
-    await anew.read(other.http, task("another"))
-    print(f"and with it again {time.monotonic() - begun:.2f} s")
-    anew.check(await stored_frames(client, anew.session_id))
+    await _seconds_until_ready_is(client, 200)
+    started = time.monotonic()
+    await second.read(other.http, task("another"))
+    print(f"with Redis again: {time.monotonic() - started:.2f} s")
+    second.check(await stored_frames(client, second.session_id))

@@ -1,8 +1,8 @@
-"""An OpenAI-compatible model server whose answers a test writes down beforehand; real HTTP on a loopback port.
+"""An OpenAI-compatible model server that answers from a script, over real HTTP on a loopback port.
 
 In a test: `with ScriptedOpenAI([Reply(text="Hello.")]) as server: ... server.url ... server.asked[0].body`. A script is
-a list of answers, used up in order, or a function from a request to an answer. As a process of its own, for
-benchmarks: `python -m tests.fakes.scripted_openai --port 0`, which prints its base URL and plays `agent_script`.
+a list of answers that are used in order, or a function from a request to an answer. As a process of its own:
+`python -m tests.fakes.scripted_openai --port 0` prints its base URL and follows `agent_script`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ Kind = Literal["planning", "executing", "final"]
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call as the model writes it; arguments as text may be broken JSON, as a dict they are encoded."""
+    """A tool call of the model. Arguments given as text are sent unchanged and may be invalid JSON."""
 
     name: str
     arguments: str | dict[str, Any] = field(default_factory=dict)
@@ -31,16 +31,20 @@ class Call:
 
     @property
     def text(self) -> str:
-        """The arguments as the JSON text that goes over the wire."""
+        """The arguments as they are sent."""
         return self.arguments if isinstance(self.arguments, str) else orjson.dumps(self.arguments).decode()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A turn of the model. Streamed when the request asks for it, unless `plain`.
+    """A turn of the model, streamed if the request asks for it.
 
-    `size` is the number of characters a piece, `delay` the seconds before each; `hang_after` and `cut_after` are
-    the numbers of pieces after which the server goes silent for ever, or drops the connection.
+    Args:
+        size: Number of characters of each piece.
+        delay: Seconds before each piece.
+        hang_after: Number of pieces after which the server sends nothing more.
+        cut_after: Number of pieces after which the server drops the connection.
+        plain: Never stream.
     """
 
     text: str = ""
@@ -73,7 +77,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """An answer that is not a turn: an HTTP status with a body (a dict becomes JSON) and headers."""
+    """An HTTP status with a body (a dict is sent as JSON) and headers, instead of a turn."""
 
     status: int
     body: dict[str, Any] | str = ""
@@ -82,8 +86,7 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class Raw:
-    """A stream byte for byte: each element is sent as one piece. At its end the connection is dropped with `cut`, and
-    left open in silence with `hang`."""
+    """A stream given byte for byte, in pieces. After the last one `cut` drops the connection; `hang` keeps it open."""
 
     pieces: Sequence[bytes]
     cut: bool = False
@@ -95,7 +98,7 @@ Answer = Reply | Status | Raw
 
 
 class Asked:
-    """One request as the server got it."""
+    """One request as the server received it."""
 
     def __init__(self, path: str, headers: dict[str, str], raw: bytes, *, client: tuple[str, int]) -> None:
         self.client = client
@@ -109,7 +112,7 @@ class Asked:
 
     @property
     def kind(self) -> Kind:
-        """What the service wants, told by the functions on offer as the contract says."""
+        """The part of a run that sent the request, recognised by the functions on offer."""
         if "create_plan" in self.tools:
             return "planning"
         return "executing" if "complete_step" in self.tools else "final"
@@ -121,7 +124,7 @@ Script = Sequence[Answer] | Callable[[Asked], Answer]
 def agent_script(
     *, steps: int = 2, calls: Sequence[Call] = (), text: str = "All is done."
 ) -> Callable[[Asked], Answer]:
-    """A model that gets any task done: a plan of `steps`, in each step one turn for each of `calls`, a final answer."""
+    """Return a script that completes any task: a plan, one turn for each of `calls` in each step, a final answer."""
     plan = {
         "title": "A scripted task",
         "message": "I will do what you ask.",
@@ -185,7 +188,7 @@ def _whole(reply: Reply, number: int) -> bytes:
 
 
 class ScriptedApp:
-    """The ASGI application: hands each request to the script and plays the answer."""
+    """The ASGI application: passes each request to the script and sends the answer."""
 
     def __init__(self, script: Script = (), *, record: bool = True) -> None:
         self.script = script
@@ -195,7 +198,7 @@ class ScriptedApp:
         self._arrived = threading.Condition()
 
     def reset(self, script: Script) -> None:
-        """Forget what was asked and play `script` from its beginning."""
+        """Forget every request and follow `script` from its beginning."""
         self.script, self.asked, self._count = script, [], 0
 
     def wait_for(self, count: int, timeout: float = 30) -> bool:
@@ -245,7 +248,7 @@ async def _play(answer: Answer, asked: Asked, number: int, receive: Any, send: A
             await _start(send, 200, answer.content_type)
             for piece in answer.pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-                await asyncio.sleep(0)  # so that each piece becomes a packet of its own
+                await asyncio.sleep(0)  # so that each piece becomes a packet
             if answer.cut:
                 raise _Cut
             if answer.hang and await _pause(None, asked, receive):
@@ -260,7 +263,7 @@ async def _play(answer: Answer, asked: Asked, number: int, receive: Any, send: A
 
 
 async def _pause(seconds: float | None, asked: Asked, receive: Any) -> bool:
-    """Wait; True when the client went away meanwhile. (After the body, `receive` returns only for a disconnect.)"""
+    """Wait, and return whether the client disconnected. (After the body, `receive` returns only for that.)"""
     with suppress(TimeoutError):
         await asyncio.wait_for(receive(), seconds)
         asked.disconnected.set()
@@ -294,7 +297,7 @@ def _config(app: ScriptedApp) -> uvicorn.Config:
 
 
 class ScriptedOpenAI(ScriptedApp):
-    """The server in a thread of this process, as a context manager."""
+    """A context manager that runs the server in a thread of this process."""
 
     def __init__(self, script: Script = ()) -> None:
         super().__init__(script)
@@ -309,7 +312,7 @@ class ScriptedOpenAI(ScriptedApp):
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Without `force_exit` the server would wait for an answer that was told to hang for ever.
+        # Without `force_exit` the server would wait for an answer that hangs.
         self._server.should_exit = self._server.force_exit = True
         self._thread.join(10)
         self._socket.close()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.invariants import check_conversation, check_log
-from tests.support.marking import MarkingModel, words_in
+from tests.support.marking import MarkingModel, read_marks
 from tests.support.reader import ChatReader, stored_frames
 from tests.support.service import ServiceProcess
 
@@ -106,5 +106,5 @@ async def test_runs_continue_after_every_kill_without_repeating_a_command(
         assert received == (await stored_frames(client, reader.session_id))[1:]
     for request in model.asked:
         check_conversation(request.messages)
-    assert all(count == 1 for count in words_in(marks).values()), "a command ran twice"
+    assert all(count == 1 for count in read_marks(marks).values()), "a command ran twice"
     await client.close()

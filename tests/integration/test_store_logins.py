@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pymongo
 import pytest
 
-from tests.support.cluster import SharedSandbox
+from tests.support.cluster import SandboxProcess
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.service import ApiClient, ServiceNotStarted, ServiceProcess
 from tests.support.sse import SseFrame
@@ -39,7 +39,7 @@ class Stores:
 
     mongod: Mongod
     redis: RedisServer
-    sandbox: SharedSandbox
+    sandbox: SandboxProcess
 
     def settings(self, *, mongodb: str = PASSWORD, redis: str = PASSWORD) -> dict[str, str]:
         """Return the settings of a service with these passwords."""
@@ -95,7 +95,7 @@ async def stores(mongod: Mongod, tmp_path: Path) -> AsyncIterator[Stores]:
     require_redis()
     users = tmp_path / "users.acl"
     users.write_text(f"user default off\nuser {USER} on >{PASSWORD} resetchannels -@all {RIGHTS}\n")
-    async with RedisServer("--aclfile", str(users)) as redis, SharedSandbox(tmp_path / "sandbox") as sandbox:
+    async with RedisServer("--aclfile", str(users)) as redis, SandboxProcess(tmp_path / "sandbox") as sandbox:
         yield Stores(mongod, redis, sandbox)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import SharedSandbox
+from tests.support.cluster import SandboxProcess
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.service import ApiClient, ServiceProcess
 from tests.support.stores import Mongod, require_mongod
@@ -23,7 +23,7 @@ async def apis(tmp_path: Path) -> AsyncIterator[list[ApiClient]]:
     await asyncio.to_thread(mongod.start)
     try:
         async with RedisServer() as redis, AsyncExitStack() as stack:
-            sandbox = await stack.enter_async_context(SharedSandbox(tmp_path / "sandbox"))
+            sandbox = await stack.enter_async_context(SandboxProcess(tmp_path / "sandbox"))
             stores = {"MONGODB_URL": mongod.url, "REDIS_URL": redis.url, "LOG_LEVEL": "DEBUG", **sandbox.settings}
             services: list[ServiceProcess] = []
             clients: list[ApiClient] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.cluster import SharedSandbox
+from tests.support.cluster import SandboxProcess
 from tests.support.redis_server import RedisServer, require_redis
 from tests.support.service import ApiClient, ServiceNotStarted, ServiceProcess
 from tests.support.stores import Mongod, require_mongod
@@ -22,7 +22,7 @@ async def stores(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
     mongod = Mongod(tmp_path / "mongod")
     await asyncio.to_thread(mongod.start)
     try:
-        async with RedisServer() as redis, SharedSandbox(tmp_path / "sandbox") as sandbox:
+        async with RedisServer() as redis, SandboxProcess(tmp_path / "sandbox") as sandbox:
             yield {"MONGODB_URL": mongod.url, "REDIS_URL": redis.url, **sandbox.settings}
     finally:
         mongod.kill()

@@ -1,4 +1,4 @@
-"""Processes of the service that live and die together, and what they stand on: stores, a model, a shared sandbox."""
+"""Several processes of the service over shared stores, a shared model and a shared sandbox."""
 
 import asyncio
 import contextlib
@@ -11,25 +11,29 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import psutil
 
+from tests.support.eventually import eventually
 from tests.support.redis_server import RedisServer
 from tests.support.replicas import ReplicaSet
 from tests.support.service import ROOT, ApiClient, ServiceNotStarted, ServiceProcess
 from tests.support.stores import Mongod
 
 EXIT_SECONDS = 5.0
-"""A service that is told to stop has ended by then; on a machine that is too busy for that, in twice the time that it
-took to start, which is several times the work."""
+"""Seconds within which a service ends after SIGTERM. On a machine that is too busy for that, twice the time that the
+service took to start, which is several times the work."""
 
 GONE_SECONDS = 10.0
+"""Seconds within which a killed process disappears from the process table."""
+
 START_SECONDS = 2.0
-"""In which a process is up that has a processor of a machine to itself."""
+"""Seconds that a process takes to start with a processor of its own."""
 
 
 class Member:
-    """One process of the service under one name, life after life."""
+    """One process of the service under one name, which the test may end and start again."""
 
     def __init__(self, name: str, folder: Path, part: str, settings: Mapping[str, str]) -> None:
         folder.mkdir(parents=True)
@@ -37,17 +41,17 @@ class Member:
         self.part = part
         self.service = ServiceProcess(folder / "data", part, **settings)
         self.client: ApiClient | None = None
-        self.up = False
-        self.busy = False
-        """Whether it is on its way down or up: nobody else may kill or start it."""
+        self.running = False
+        self.in_transition = False
+        """Whether it is being ended or started: nobody else may do so meanwhile."""
         self.start_seconds = 0.0
-        """How long its last start took."""
+        """Seconds that its last start took."""
 
     async def start(self, seconds: float = 120) -> None:
-        """Until it is up; again and again, as a supervisor would, while a store that it needs is away."""
+        """Start the process. Repeat it, as a supervisor would, while a store that it needs is unavailable."""
         async with asyncio.timeout(seconds):
             while True:
-                begun = time.monotonic()
+                started = time.monotonic()
                 try:
                     line = await self.service.launch(seconds)
                 except ServiceNotStarted as error:
@@ -55,50 +59,50 @@ class Member:
                     await asyncio.sleep(0.2)
                     continue
                 break
-        self.start_seconds = time.monotonic() - begun
+        self.start_seconds = time.monotonic() - started
         if self.part != "worker":
             self.service.url = line.split()[3]
             self.client = ApiClient(self.service.url)
-        self.up = True
+        self.running = True
 
     async def kill(self) -> None:
-        """SIGKILL."""
-        self.up = False
+        """Send SIGKILL and wait for the end."""
+        self.running = False
         await self.service.kill()
-        await self._hang_up()
+        await self._close_client()
 
-    def freeze(self) -> None:
-        """SIGSTOP: it hangs, and its connections stay open."""
+    def suspend(self) -> None:
+        """Send SIGSTOP: the process hangs, its connections stay open."""
         self.service.signal(signal.SIGSTOP)
 
-    def thaw(self) -> None:
-        """SIGCONT."""
+    def resume(self) -> None:
+        """Send SIGCONT."""
         self.service.signal(signal.SIGCONT)
 
-    async def hand_over(self, *, hang_up: bool = True) -> float:
-        """SIGTERM; answers the seconds until it had ended, as it should. `hang_up`: then our client is closed."""
-        self.up = False
-        begun = time.monotonic()
+    async def terminate(self, *, close_client: bool = True) -> float:
+        """Send SIGTERM, check that the process ends in order and in time, and return the seconds it took."""
+        self.running = False
+        started = time.monotonic()
         code = await self.service.stop()
-        seconds = time.monotonic() - begun
-        if hang_up:
-            await self._hang_up()
-        # uvicorn ends itself by the signal that it was told to end with, once everything is closed.
+        seconds = time.monotonic() - started
+        if close_client:
+            await self._close_client()
+        # uvicorn ends by the signal that it received, once everything is closed.
         assert code in (0, -signal.SIGTERM), f"{self.name} ended with {code}"
         limit = max(EXIT_SECONDS, 2 * self.start_seconds)
-        assert seconds < limit, f"{self.name} ended after {seconds:.2f} s, and not in {limit:.2f} s"
+        assert seconds < limit, f"{self.name} took {seconds:.2f} s to end; the limit is {limit:.2f} s"
         return seconds
 
-    async def end(self) -> None:
-        """Whatever it is doing."""
-        self.up = False
+    async def clean_up(self) -> None:
+        """End the process, whatever state it is in."""
+        self.running = False
         process = self.service.process
         if process is not None and process.returncode is None:
             process.send_signal(signal.SIGKILL)
             await process.wait()
-        await self._hang_up()
+        await self._close_client()
 
-    async def _hang_up(self) -> None:
+    async def _close_client(self) -> None:
         client, self.client = self.client, None
         if client is not None:
             await client.close()
@@ -108,8 +112,8 @@ class Member:
         return self.service.log.read_text() if self.service.log.exists() else ""
 
 
-class SharedSandbox:
-    """`python -m sandbox`, which outlives whoever uses it, as a container does."""
+class SandboxProcess:
+    """`python -m sandbox`, which outlives the services that use it, as a container does."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -120,11 +124,11 @@ class SharedSandbox:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a service needs to use it."""
+        """The settings of a service that uses this sandbox."""
         address = f"http://127.0.0.1:{self._port}"
         return {"SANDBOX_PROVIDER": "remote", "SANDBOX_ADDRESS": address, "SANDBOX_TOKEN": self._token}
 
-    async def __aenter__(self) -> "SharedSandbox":
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -132,7 +136,7 @@ class SharedSandbox:
         await self.stop()
 
     async def start(self) -> None:
-        """Start it; it answers from now on."""
+        """Start the process; it accepts connections from now on."""
         environment = {
             "PATH": os.environ["PATH"],
             "LANG": "C.UTF-8",
@@ -154,7 +158,7 @@ class SharedSandbox:
             )
 
     async def stop(self) -> None:
-        """End it with all that runs in it."""
+        """Send SIGTERM, which ends everything that runs in the sandbox."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(60):
@@ -162,7 +166,16 @@ class SharedSandbox:
 
 
 class Cluster:
-    """An async context manager. `parts`: what runs, by name: "api", "worker", or "" for both in one process."""
+    """An async context manager that runs the processes of `parts`.
+
+    Args:
+        folder: Where each process gets a folder for its data and its log.
+        parts: The part of each process by name: "api", "worker", or "" for both in one process.
+        settings: Settings of every process.
+        sandbox: Started and stopped with the cluster.
+        mongod: The running MongoDB of the cluster; None for SQLite.
+        redis: The running Redis of the cluster.
+    """
 
     def __init__(
         self,
@@ -170,7 +183,7 @@ class Cluster:
         parts: Mapping[str, str],
         settings: Mapping[str, str],
         *,
-        sandbox: SharedSandbox | None = None,
+        sandbox: SandboxProcess | None = None,
         mongod: Mongod | ReplicaSet | None = None,
         redis: RedisServer | None = None,
     ) -> None:
@@ -179,15 +192,15 @@ class Cluster:
         self.mongod = mongod
         self.redis = redis
         self.database = f"chaos_{secrets.token_hex(4)}"
-        self.diary: list[tuple[float, str]] = []
-        """What was done to it, and when, on the monotonic clock."""
-        self.set_back: list[float] = []
-        """When something happened after which a run may take a while to go on."""
+        self.timeline: list[tuple[float, str]] = []
+        """What the test did to the cluster, with its monotonic time."""
+        self.disruptions: list[float] = []
+        """Monotonic times of the faults after which a run may need a while to go on."""
         self._parts = parts
         self._settings = settings
         self.members: list[Member] = []
 
-    async def __aenter__(self) -> "Cluster":
+    async def __aenter__(self) -> Self:
         settings = {"LOG_LEVEL": "DEBUG", **self._settings}
         if self.mongod is not None:
             settings |= {"MONGODB_URL": self.mongod.url, "MONGODB_DATABASE": self.database}
@@ -200,7 +213,7 @@ class Cluster:
         try:
             await asyncio.gather(*(member.start() for member in self.members))
         except BaseException:
-            await self._end()
+            await self._clean_up()
             raise
         return self
 
@@ -209,78 +222,80 @@ class Cluster:
             if kind is not None:
                 print(self.report())
         finally:
-            await self._end()
+            await self._clean_up()
 
-    async def _end(self) -> None:
+    async def _clean_up(self) -> None:
         for member in self.members:
-            await member.end()
+            await member.clean_up()
         if self.sandbox is not None:
             await self.sandbox.stop()
 
-    def patience(self, seconds: float) -> float:
-        """`seconds`; on a machine on which the processes took longer to start, as many times longer."""
+    def scaled(self, seconds: float) -> float:
+        """Return `seconds`, lengthened on a machine that starts processes more slowly than `START_SECONDS`."""
         slowest = max((member.start_seconds for member in self.members), default=0)
         usual = START_SECONDS * max(1, len(self.members) / (os.cpu_count() or 1))
         return seconds * max(1, slowest / usual)
 
-    def note(self, text: str, *, sets_back: bool = False) -> None:
-        """Into the diary."""
-        self.diary.append((time.monotonic(), text))
-        if sets_back:
-            self.set_back.append(self.diary[-1][0])
+    def record(self, text: str, *, disrupts: bool = False) -> None:
+        """Add a line to the timeline. `disrupts`: a run may need a while to go on after this."""
+        self.timeline.append((time.monotonic(), text))
+        if disrupts:
+            self.disruptions.append(self.timeline[-1][0])
 
-    def alive(self, *parts: str) -> list[Member]:
-        """The members of these parts that are up."""
-        return [member for member in self.members if member.up and member.part in parts]
+    def running_members(self, *parts: str) -> list[Member]:
+        return [member for member in self.members if member.running and member.part in parts]
 
     @property
-    def apis(self) -> list[ApiClient]:
-        """Clients of the processes that answer requests now."""
-        return [member.client for member in self.alive("api", "") if member.client is not None]
+    def clients(self) -> list[ApiClient]:
+        """Clients of the processes that accept requests now."""
+        return [member.client for member in self.running_members("api", "") if member.client is not None]
 
-    async def api(self, rng: random.Random) -> ApiClient:
-        """One of them, once there is one."""
-        async with asyncio.timeout(60):
-            while not (apis := self.apis):
-                await asyncio.sleep(0.01)
-        return rng.choice(apis)
+    async def pick_client(self, rng: random.Random) -> ApiClient:
+        """Return the client of a random process, and wait for one if none accepts requests."""
+        return rng.choice(await eventually(lambda: self.clients, seconds=60))
 
-    async def stop(self) -> None:
-        """End every process as an operator would, all at once, and look at how they ended."""
-        await asyncio.gather(*(member.hand_over() for member in self.members if member.up))
+    async def terminate(self) -> None:
+        """Terminate every process at once, as an operator would, and check how they ended."""
+        await asyncio.gather(*(member.terminate() for member in self.members if member.running))
         for member in self.members:
             assert "Traceback" not in member.log, member.log[member.log.index("Traceback") - 2000 :][:6000]
 
     def report(self) -> str:
-        """What happened, for whoever looks into a failure."""
-        begun = self.diary[0][0] if self.diary else 0.0
-        lines = [f"{at - begun:8.3f} {text}" for at, text in self.diary]
+        """Return the timeline and the end of every log, to explain a failure."""
+        begin = self.timeline[0][0] if self.timeline else 0.0
+        lines = [f"{at - begin:8.3f} {text}" for at, text in self.timeline]
         for member in self.members:
-            state = "up" if member.up else "down"
+            state = "running" if member.running else "down"
             lines += [f"--- {member.name} ({state}): the end of its log", member.log[-6000:]]
         return "\n".join(lines)
 
 
-async def none_left(found: Callable[[], list[str]]) -> None:
-    """Nothing is found, or soon nothing: a process that was killed is not gone at that very instant."""
-    deadline = time.monotonic() + GONE_SECONDS
-    while left := await asyncio.to_thread(found):
-        assert time.monotonic() < deadline, f"left behind: {left}"
-        await asyncio.sleep(0.02)
+async def wait_until_gone(find: Callable[[], list[str]]) -> None:
+    """Wait until `find` returns nothing: a killed process disappears a moment after the signal."""
+    found: list[str] = []
+
+    def look() -> bool:
+        found[:] = find()
+        return not found
+
+    try:
+        await eventually(lambda: asyncio.to_thread(look), seconds=GONE_SECONDS, interval=0.02)
+    except AssertionError:
+        raise AssertionError(f"still running: {found}") from None
 
 
-def leftovers(folder: Path) -> list[str]:
-    """The living processes that were given something below `folder` in their environment."""
+def processes_using(folder: Path) -> list[str]:
+    """Return the living processes that have a path below `folder` in their environment."""
     return [
         f"{process.pid} {' '.join(command)}"
         for process in psutil.process_iter()
-        if (command := _given(process, str(folder)))
+        if (command := _command_if_using(process, str(folder)))
     ]
 
 
-def running(words: Sequence[str]) -> list[str]:
-    """The command lines of living processes that have one of `words` as an argument."""
-    wanted, found = set(words), list[str]()
+def processes_with_argument(arguments: Sequence[str]) -> list[str]:
+    """Return the command lines of the living processes that have one of `arguments`."""
+    wanted, found = set(arguments), list[str]()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if wanted & set(command := process.cmdline()):
@@ -288,7 +303,7 @@ def running(words: Sequence[str]) -> list[str]:
     return found
 
 
-def _given(process: psutil.Process, folder: str) -> list[str]:
+def _command_if_using(process: psutil.Process, folder: str) -> list[str]:
     with contextlib.suppress(psutil.Error, OSError):
         if process.status() != psutil.STATUS_ZOMBIE and any(folder in value for value in process.environ().values()):
             return process.cmdline()

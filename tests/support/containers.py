@@ -1,4 +1,4 @@
-"""The Docker engine as a person uses it, and clearing up after a test that used it."""
+"""Use the Docker engine from the command line, and remove what a test left."""
 
 import asyncio
 import json
@@ -8,14 +8,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 SANDBOX_IMAGE = os.environ.get("SANDBOX_IMAGE") or "simpleyyt/anker-sandbox"
-"""The image of the sandboxes; `scripts/image.sh` makes it."""
+"""Name of the sandbox image; `scripts/image.sh` builds it."""
 
-ROUNDS = 5
-"""A service that is removed may have begun to make something that only shows afterwards."""
+MAX_CLEAR_ROUNDS = 5
+"""Maximum number of rounds to remove everything: a container that is removed may have started to create something
+that appears only afterwards."""
 
 
 async def run(*command: str, check: bool = True) -> str:
-    """What a command writes to stdout."""
+    """Run a command and return its standard output."""
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -29,12 +30,12 @@ async def docker(*arguments: str, check: bool = True) -> str:
 
 
 async def inspect(name: str) -> dict[str, Any]:
-    """A container, volume, network or image."""
+    """Return what the engine knows about a container, volume, network or image."""
     return json.loads(await docker("inspect", name))[0]
 
 
 async def named(prefix: str) -> dict[str, list[str]]:
-    """The containers, volumes and networks whose name begins with `prefix`."""
+    """Return the names of the containers, volumes and networks that begin with `prefix`, by kind."""
     listings = {
         "container": ("ps", "--all", "--format", "{{.Names}}"),
         "volume": ("volume", "ls", "--format", "{{.Name}}"),
@@ -45,8 +46,8 @@ async def named(prefix: str) -> dict[str, list[str]]:
 
 
 async def clear(prefix: str) -> None:
-    """Remove everything whose name begins with `prefix`."""
-    for _ in range(ROUNDS):
+    """Remove every container, volume and network whose name begins with `prefix`."""
+    for _ in range(MAX_CLEAR_ROUNDS):
         found = await named(prefix)
         if not any(found.values()):
             return
@@ -61,7 +62,7 @@ async def clear(prefix: str) -> None:
 
 @asynccontextmanager
 async def cleared(prefix: str) -> AsyncIterator[str]:
-    """Nothing begins with `prefix` before, nor after."""
+    """Remove everything whose name begins with `prefix`, before and after the block."""
     await clear(prefix)
     try:
         yield prefix

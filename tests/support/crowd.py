@@ -1,4 +1,4 @@
-"""Very many requests at the same time, with as little of our own in the way as possible."""
+"""Send very many requests at the same time, with as little client code as possible."""
 
 import asyncio
 import json
@@ -7,8 +7,8 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 
-class Request:
-    """One request on a connection of its own."""
+class RawRequest:
+    """One HTTP request on a connection of its own."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -17,8 +17,8 @@ class Request:
     @classmethod
     async def send(
         cls, url: str, method: str, path: str, *, body: object = None, headers: Mapping[str, str] | None = None
-    ) -> "Request":
-        """Connect and send; does not wait for the answer."""
+    ) -> "RawRequest":
+        """Connect and send the request. Do not wait for the response."""
         address = urlsplit(url)
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         content = b"" if body is None else json.dumps(body).encode()
@@ -28,18 +28,18 @@ class Request:
         await writer.drain()
         return cls(reader, writer)
 
-    async def status(self) -> int:
-        """The status of the answer, once its head is there."""
+    async def read_status(self) -> int:
+        """Wait for the response's headers and return its status."""
         head = await self._reader.readuntil(b"\r\n\r\n")
         return int(head.split(b" ", 2)[1])
 
-    async def rest(self) -> bytes:
-        """What comes after the head until the other side ends the connection."""
+    async def read_rest(self) -> bytes:
+        """Read until the server closes the connection."""
         with suppress(ConnectionError):
             return await self._reader.read()
         return b""
 
-    async def hang_up(self) -> None:
+    async def close(self) -> None:
         self._writer.close()
         with suppress(ConnectionError):
             await self._writer.wait_closed()

@@ -1,4 +1,4 @@
-"""What must hold for every session's log and for every request to the model, whatever happened."""
+"""The invariants of every event log and of every request to the model."""
 
 import json
 from collections.abc import Sequence
@@ -6,85 +6,97 @@ from typing import Any
 
 from tests.fakes.scripted_openai import Asked
 
+UNSTORED_MESSAGES = 3
+"""Maximum number of messages that an interrupted attempt sent to the model before they were stored."""
+
 
 def check_log(events: Sequence[dict[str, Any]], *, ended: bool = True) -> None:
-    """`events`: `{"event", "data"}` as the history returns them."""
+    """Check the order and the pairs of a session's events.
+
+    Args:
+        events: Items of the form `{"event", "data"}`, as the history returns them.
+        ended: Whether the last run must be over.
+    """
     numbers = [int(item["data"]["event_id"]) for item in events]
-    assert numbers == list(range(1, len(events) + 1)), "a gap or a repeat"
+    assert numbers == list(range(1, len(events) + 1)), "an event is missing or repeated"
+    _check_tool_calls(events, ended=ended)
+    _check_steps(events, ended=ended)
+    _check_runs(events, ended=ended)
+
+
+def _check_tool_calls(events: Sequence[dict[str, Any]], *, ended: bool) -> None:
     calling: dict[str, dict[str, Any]] = {}
     for item in events:
         if item["event"] != "tool":
             continue
-        call = item["data"]["tool_call_id"]
+        call_id = item["data"]["tool_call_id"]
         if item["data"]["status"] == "calling":
-            assert call not in calling, "called twice"
-            calling[call] = item["data"]
+            assert call_id not in calling, "a tool call began twice"
+            calling[call_id] = item["data"]
         else:
-            began = calling.pop(call)
-            assert all(item["data"][k] == began[k] for k in ("name", "function", "args"))
+            began = calling.pop(call_id)
+            assert all(item["data"][name] == began[name] for name in ("name", "function", "args"))
             assert set(item["data"]["result"]) == {"success", "message", "data"}
-    assert not calling or not ended, f"never ended: {calling}"
-    _check_steps(events, ended=ended)
-    _check_ends(events, ended=ended)
+    assert not calling or not ended, f"tool calls never ended: {calling}"
 
 
 def _check_steps(events: Sequence[dict[str, Any]], *, ended: bool) -> None:
     running: set[str] = set()
     for item in events:
         if item["event"] == "step":
-            step = item["data"]["id"]
+            step_id = item["data"]["id"]
             if item["data"]["status"] == "running":
-                assert not running, "two steps at once"
-                running.add(step)
+                assert not running, "two steps run at the same time"
+                running.add(step_id)
             else:
-                running.remove(step)
+                running.remove(step_id)
         elif item["event"] in ("done", "error"):
-            assert not running, "a run ended with a step under way"
-    assert not running or not ended
+            assert not running, "a run ended within a step"
+    assert not running or not ended, f"steps never ended: {running}"
 
 
-def _check_ends(events: Sequence[dict[str, Any]], *, ended: bool) -> None:
-    going = False
+def _check_runs(events: Sequence[dict[str, Any]], *, ended: bool) -> None:
+    active = False
     for item in events:
         if item["event"] == "message" and item["data"]["role"] == "user":
-            going = True
+            active = True
         elif item["event"] in ("done", "error"):
-            assert going, "a run ended twice"
-            going = False
-    assert not going or not ended, "no end"
+            assert active, "a run ended twice"
+            active = False
+    assert not active or not ended, "the last run never ended"
 
 
 def check_requests(asked: Sequence[Asked]) -> None:
-    """Every request is one that a strict provider accepts, and extends what its transcript held before."""
+    """Check that a strict provider accepts each request, and that each extends the transcript of the one before."""
     before: dict[str, list[dict[str, Any]]] = {}
     tools: dict[str, Any] = {}
     for request in asked:
         check_conversation(request.messages)
-        thread = "work" if request.kind == "executing" else "talk"
-        earlier = before.get(thread, [])
-        # What an attempt that was cut short had not stored yet may be asked anew; the stored prefix never changes.
+        transcript = "work" if request.kind == "executing" else "talk"
+        earlier = before.get(transcript, [])
+        # The end of an interrupted attempt may differ in the next one; the stored prefix never changes.
         shared = 0
         while shared < min(len(earlier), len(request.messages)) and earlier[shared] == request.messages[shared]:
             shared += 1
-        assert shared >= len(earlier) - 3, f"the {thread} transcript was rewritten"
-        before[thread] = request.messages
+        assert shared >= len(earlier) - UNSTORED_MESSAGES, f"the {transcript} transcript was rewritten"
+        before[transcript] = request.messages
         offered = request.body.get("tools")
         assert tools.setdefault(request.kind, offered) == offered, "the tools changed between calls"
 
 
 def check_conversation(messages: Sequence[dict[str, Any]]) -> None:
-    """No tool call without an answer, no answer without a call, arguments that are JSON objects."""
+    """Check that tool calls and results are paired and that arguments are JSON objects."""
     open_calls: set[str] = set()
     assert messages[0]["role"] == "system"
     for message in messages:
         if message["role"] == "tool":
             open_calls.remove(message["tool_call_id"])
             continue
-        assert not open_calls, f"calls without an answer: {open_calls}"
+        assert not open_calls, f"tool calls without a result: {open_calls}"
         for call in message.get("tool_calls") or ():
             assert call["id"] not in open_calls
             open_calls.add(call["id"])
             assert isinstance(json.loads(call["function"]["arguments"]), dict)
         if message["role"] == "assistant":
             assert message.get("content") or message.get("tool_calls")
-    assert not open_calls, f"calls without an answer: {open_calls}"
+    assert not open_calls, f"tool calls without a result: {open_calls}"
