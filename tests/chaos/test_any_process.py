@@ -110,7 +110,7 @@ async def test_another_worker_takes_run_over_in_same_stream(cluster: Cluster, fa
     if fault == "suspended":
         # The worker continues in a run that another has ended, and finds that it may no longer write.
         member.resume()
-        await eventually(lambda: "a run was lost to another worker" in member.log, seconds=60, interval=0.05)
+        await eventually(lambda: "lease lost: another worker has the run" in member.log, seconds=60, interval=0.05)
         assert await stored_frames(client, session_id) == history
 
 
