@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same as run.sh, started anew whenever the code changes.
+# Run the service like run.sh, and restart it whenever the code changes.
 set -euo pipefail
 cd "$(dirname "$0")"
 . scripts/venv.sh

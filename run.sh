@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up what the service needs (once) and run it. Settings: environment variables or .env; see .env.example.
+# Install what the service needs (once) and run it. Settings: environment variables or .env; see .env.example.
 set -euo pipefail
 cd "$(dirname "$0")"
 . scripts/venv.sh

