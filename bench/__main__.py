@@ -40,21 +40,21 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterable[Row]]] = {
 
 
 def main() -> int:
-    """The exit status: 0, whatever the numbers say; 1 when a benchmark could not run."""
+    """Run the benchmarks. Return 0 whatever the results are, and 1 if a benchmark could not run."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)} (all)")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions; all of it in two minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions: two minutes for all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}")
-    # So that the processes that were started end with us.
+    # SIGTERM must run the clean-up of the processes that were started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     before = machine()
     rows, failed = _run(options.names or list(BENCHMARKS), quick=options.quick)
     print(f"Machine: {before['cores']} cores, Python {before['python']}, load before {before['load_average']}", end="")
-    print(f", after {machine()['load_average']} (the benchmarks' own included)\n")
+    print(f", after {machine()['load_average']} (including the benchmarks)\n")
     print(table(rows))
     if options.json:
         report = {"machine": before, "quick": options.quick, "rows": [row.as_json() for row in rows], "failed": failed}

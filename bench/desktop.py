@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.client import Connection
 from bench.containers import Corner, corner, docker, inspect, token_of
-from bench.harness import Bench, CannotRun, Running, median
+from bench.harness import Bench, CannotRun, RunningProcess, median
 from bench.report import Row
 
 SHARE = 0.8
@@ -68,33 +68,33 @@ def _rows(seen: dict[str, list[Seen]]) -> Iterable[Row]:
     paired = sorted(ours.rate / direct.rate for ours, direct in zip(seen["sandbox"], seen["port"], strict=True))
     yield Row(
         benchmark="desktop",
-        what="raw pictures through the sandbox's WS /vnc",
+        measurement="raw pictures through the sandbox's WS /vnc",
         unit="MB/s",
-        ours=rates["sandbox"],
-        beside="Xvnc's own TCP port",
-        other=rates["port"],
+        result=rates["sandbox"],
+        reference="Xvnc's own TCP port",
+        reference_value=rates["port"],
         at_least=SHARE,
         note=f"pair by pair {median(paired):.2f} ({paired[0]:.2f} to {paired[-1]:.2f}); "
         f"{pictures['sandbox']:.0f} pictures of 4.1 MB a second",
     )
     yield Row(
         benchmark="desktop",
-        what="the same, beside a viewer in the container",
+        measurement="the same, beside a viewer in the container",
         unit="MB/s",
-        ours=rates["sandbox"],
-        beside="Xvnc's unix socket",
-        other=rates["socket"],
+        result=rates["sandbox"],
+        reference="Xvnc's unix socket",
+        reference_value=rates["socket"],
         note=f"no network in between: Xvnc's own TCP port is at {rates['port'] / rates['socket']:.2f}",
     )
     cpu = median([each.cpu for each in seen["service"]])
     share = rates["service"] / rates["port"]
     yield Row(
         benchmark="desktop",
-        what="raw pictures through the service",
+        measurement="raw pictures through the service",
         unit="MB/s",
-        ours=rates["service"],
-        beside="a gigabit line",
-        other=LINE,
+        result=rates["service"],
+        reference="a gigabit line",
+        reference_value=LINE,
         at_least=1,
         note=f"{share:.2f} of Xvnc's own TCP port; {pictures['service']:.0f} pictures a second; {cpu:.1f} CPU ms a MB",
     )
@@ -130,7 +130,7 @@ def _open_port(container: str) -> None:
     docker("exec", container, "timeout", "10", "sh", "-c", look, why="a second Xvnc does not start")
 
 
-def _seen(way: Callable[[], bytes], service: Running) -> Seen:
+def _seen(way: Callable[[], bytes], service: RunningProcess) -> Seen:
     before = service.cpu_seconds()
     told = json.loads(way())
     megabytes = told["bytes"] / 1e6

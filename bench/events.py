@@ -1,4 +1,4 @@
-"""Sessions full of events, written through the store itself, for the benchmarks that read them."""
+"""Fill a store with sessions for the benchmarks that read them."""
 
 import asyncio
 import time
@@ -11,12 +11,12 @@ from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.interfaces.wire import encode_event
 
-AT_ONCE = 5_000
+EVENTS_PER_COMMIT = 5_000
 _LINE = "-rw-r--r-- 1 ubuntu ubuntu    4096 Jan  1 00:00 a-file-of-the-workspace.txt\n"
 
 
 def sample(number: int) -> Event:
-    """An ordinary event of about 1.2 KB: a command that listed a few files."""
+    """Return an event of about 1.2 KB: a command that listed a few files."""
     output = _LINE * 5
     call = OpenCall(
         id=f"call_{number}",
@@ -35,14 +35,14 @@ def sample(number: int) -> Event:
 
 
 def session_of(count: int) -> list[Event]:
-    """`count` events of one finished session: a message, a title, mostly tools, an answer."""
+    """Return `count` events of one finished session, most of them tool calls."""
     opening: list[Event] = [MessageEvent(role="user", content="List the files."), TitleEvent(title="A list of files")]
     ending: list[Event] = [MessageEvent(role="assistant", content="There are many files."), DoneEvent()]
     return [*opening, *(sample(number) for number in range(count - 4)), *ending]
 
 
 def fill(data_dir: Path, sessions: Mapping[str, int]) -> None:
-    """Make `sessions` (id → number of events) in the store of `data_dir`."""
+    """Create `sessions` (id to number of events) in the SQLite store of `data_dir`."""
     asyncio.run(_fill(data_dir, sessions))
 
 
@@ -52,7 +52,7 @@ async def _fill(data_dir: Path, sessions: Mapping[str, int]) -> None:
         for later, (session_id, count) in enumerate(sessions.items()):
             await store.sessions.create(session_id, owner="", at=at + later)
             events = session_of(count)
-            for start in range(0, count, AT_ONCE):
+            for start in range(0, count, EVENTS_PER_COMMIT):
                 await store.event_log.commit(
-                    session_id, Commit(timestamp=at + later, events=events[start : start + AT_ONCE])
+                    session_id, Commit(timestamp=at + later, events=events[start : start + EVENTS_PER_COMMIT])
                 )

@@ -1,4 +1,4 @@
-"""POST chat → the first event, with a model that answers at once and a store that has it on disk before."""
+"""Measure from POST chat to the first event. The model responds at once; the event is on disk before it is sent."""
 
 import time
 from collections.abc import Iterable
@@ -8,11 +8,13 @@ from bench.harness import Bench, Disk, median, model_settings, percentile
 from bench.report import Row, within
 
 LIMIT = 8.0
+"""Limit in milliseconds."""
+
 _TITLE = b"\nevent: title\n"
 
 
 def run(bench: Bench) -> Iterable[Row]:
-    """A fresh session each; a bare ASGI application that streams at once is asked in turn."""
+    """Measure new sessions, in turn with a bare ASGI application that streams at once."""
     disk, times, floor = Disk(bench.folder), [], []
     with (
         bench.program("tests.fakes.scripted_openai", "--steps", "0") as model,
@@ -36,16 +38,16 @@ def _first(connection: Connection) -> float:
     session = connection.new_session()
     began = time.perf_counter()
     connection.send("POST", f"/api/v1/sessions/{session}/chat", {"message": "Hello"})
-    connection.until(_TITLE)
+    connection.read_until(_TITLE)
     taken = time.perf_counter() - began
-    connection.rest()
+    connection.read_response()
     return taken * 1e3
 
 
 def _bare(connection: Connection) -> float:
     began = time.perf_counter()
     connection.send("POST", "/first", {"message": "Hello"})
-    connection.until(_TITLE)
+    connection.read_until(_TITLE)
     taken = time.perf_counter() - began
-    connection.rest()
+    connection.read_response()
     return taken * 1e3

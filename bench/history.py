@@ -1,4 +1,4 @@
-"""Reading a session's events: a whole history, and the newest page of a short and of a very long one."""
+"""Read a session's events: a whole history, and the newest page of a short and of a very long one."""
 
 import time
 from collections.abc import Iterable
@@ -9,17 +9,22 @@ from bench.harness import Bench, median, percentile
 from bench.report import Row, within
 
 LIMIT = 20.0
-GROWTH = 1.3
+"""Limit in milliseconds for a whole history."""
+
+MAX_GROWTH = 1.3
+"""Maximum ratio of the newest page of the long history to that of the short one."""
+
 WHOLE, SHORT, LONG = 5_000, 100, 100_000
+"""Numbers of events."""
 
 
 def run(bench: Bench) -> Iterable[Row]:
-    """A store that is filled before the service starts on it."""
+    """Fill a store, start the service on it, and measure."""
     data_dir = bench.path("data")
     fill(data_dir, {"whole": WHOLE, "long": LONG, "short": SHORT})
     with bench.program("bench.programs.bare") as bare, bench.service(data_dir=data_dir) as service:
         with service.connect() as ours, bare.connect() as peer:
-            size = len(ours.ask("GET", "/api/v1/sessions/whole"))
+            size = len(ours.request("GET", "/api/v1/sessions/whole"))
             whole: list[float] = []
             floor: list[float] = []
             for _ in range(bench.pick(60, 20)):
@@ -30,13 +35,13 @@ def run(bench: Bench) -> Iterable[Row]:
     yield within("history", f"GET a session of {WHOLE:,} events", median(whole), LIMIT, "ms", note)
     yield Row(
         benchmark="history",
-        what=f"newest page of {LONG:,} events",
+        measurement=f"newest page of {LONG:,} events",
         unit="ms",
-        ours=median(long),
-        beside=f"of {SHORT} events",
-        other=median(short),
-        at_most=GROWTH,
-        note="in alternation",
+        result=median(long),
+        reference=f"of {SHORT} events",
+        reference_value=median(short),
+        at_most=MAX_GROWTH,
+        note="measured in turn",
     )
 
 
@@ -51,5 +56,5 @@ def _pages(connection: Connection, repetitions: int) -> tuple[list[float], list[
 
 def _timed(connection: Connection, path: str) -> float:
     began = time.perf_counter()
-    connection.ask("GET", path)
+    connection.request("GET", path)
     return (time.perf_counter() - began) * 1e3

@@ -1,4 +1,4 @@
-"""A hundred sessions at once in one process: what they cost it in CPU time."""
+"""Measure the CPU time of a hundred concurrent sessions in one process."""
 
 import asyncio
 import json
@@ -9,18 +9,23 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from bench.harness import Bench, CannotRun, Running, answered, median, model_settings, sandbox_settings
+from bench.harness import Bench, CannotRun, RunningProcess, median, model_settings, sandbox_settings, wait_for_response
 from bench.report import Row, within
 
 LIMIT = 4.0
+"""Limit in CPU seconds of the service."""
+
 SESSIONS, CALLS = 100, 4
 _SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one round: CPU seconds of the service, seconds until the last session was done, and how many sessions had a
-    call that failed, with the reason of the last of them."""
+    """The result of one round.
+
+    `cpu` are CPU seconds of the service, `wall` seconds until the last session ended. `failed` counts the sessions in
+    which a tool call failed; `reason` is that of the last one.
+    """
 
     cpu: float
     wall: float
@@ -29,7 +34,7 @@ class Cost:
 
 
 def run(bench: Bench) -> Iterable[Row]:
-    """A fresh service each time; the two sandboxes in turn."""
+    """Measure rounds with a new service each, with the two sandboxes in turn."""
     costs: dict[str, list[Cost]] = {"stand-in sandbox": [], "real sandbox": []}
     for _ in range(bench.pick(3, 1)):
         costs["stand-in sandbox"].append(_round(bench, bench.sandbox_stand_in()))
@@ -38,17 +43,17 @@ def run(bench: Bench) -> Iterable[Row]:
         what = f"{SESSIONS} sessions at once, {CALLS} calls each, {sandbox}"
         note = f"wall {median([cost.wall for cost in found]):.1f} s"
         worst = max(found, key=lambda cost: cost.failed)
-        broken = f"{worst.failed} sessions had failing calls: {worst.reason}" if worst.failed else ""
+        failure = f"{worst.failed} sessions had failed tool calls: {worst.reason}" if worst.failed else ""
         cpu = median([cost.cpu for cost in found])
-        yield within("many", what, cpu, LIMIT, "CPU s", note, broken=broken)
+        yield within("many", what, cpu, LIMIT, "CPU s", note, failure=failure)
 
 
-def _round(bench: Bench, one_sandbox: AbstractContextManager[Running]) -> Cost:
+def _round(bench: Bench, one_sandbox: AbstractContextManager[RunningProcess]) -> Cost:
     call = ["shell_exec", {"id": "main", "exec_dir": "~", "command": "echo done"}]
     script = ["--steps", "1", "--calls", json.dumps([call] * CALLS)]
     with one_sandbox as sandbox, bench.program("tests.fakes.scripted_openai", *script) as model:
         with bench.service(model_settings(model) | sandbox_settings(sandbox)) as service:
-            answered(service, "/health")
+            wait_for_response(service, "/health")
             before, began = service.cpu_seconds(), time.monotonic()
             streams = asyncio.run(_chats(service))
             cpu, wall = service.cpu_seconds() - before, time.monotonic() - began
@@ -56,7 +61,7 @@ def _round(bench: Bench, one_sandbox: AbstractContextManager[Running]) -> Cost:
     return Cost(cpu, wall, len(reasons), reasons[-1] if reasons else "")
 
 
-async def _chats(service: Running) -> list[bytes]:
+async def _chats(service: RunningProcess) -> list[bytes]:
     with service.connect() as connection:
         sessions = [connection.new_session() for _ in range(SESSIONS)]
     async with asyncio.timeout(_SECONDS):
@@ -64,19 +69,19 @@ async def _chats(service: Running) -> list[bytes]:
 
 
 def _failure(stream: bytes) -> str:
-    """Why a tool call of this chat failed; empty when all went well.
+    """Return why a tool call of this chat failed, or an empty string.
 
     Raises:
-        CannotRun: the run itself did not end as it should.
+        CannotRun: The run did not end with `done` and all of its calls.
     """
     if stream.count(b"\nevent: done\n") != 1 or stream.count(b'"status":"called"') != CALLS:
-        raise CannotRun(f"a session was not done: {stream[-2000:]!r}")
+        raise CannotRun(f"a session did not end: {stream[-2000:]!r}")
     failed = re.search(rb'"success":false,"message":"([^(":]{1,60})', stream)
     return failed[1].decode() if failed else ""
 
 
 async def _chat(url: str, session: str) -> bytes:
-    """The whole stream of a chat."""
+    """Send a message and return the whole stream."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     body = b'{"message":"Do it."}'

@@ -1,4 +1,4 @@
-"""An API process and a worker over a real MongoDB and a real Redis: what the way through them costs."""
+"""Measure an API process and a worker over a real MongoDB and a real Redis."""
 
 import asyncio
 import secrets
@@ -14,31 +14,34 @@ from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.mongo.store import MongoStore
 from app.interfaces.wire import encode_event
 from bench.client import Connection
-from bench.harness import Bench, Running, first_line, median, model_settings, percentile, sandbox_settings
+from bench.harness import Bench, RunningProcess, first_line, median, model_settings, percentile, sandbox_settings
 from bench.report import Row, within
 from tests.support.redis_server import RedisServer
 from tests.support.stores import Mongod
 
 FIRST_EVENT_LIMIT = 25.0
-COMMIT_RATIO = 4.0
+"""Limit in milliseconds from POST chat to the first event."""
+
+MAX_COMMIT_RATIO = 4.0
+"""Maximum ratio of a commit to one insert with the same write concern."""
+
 _TITLE = b"\nevent: title\n"
 
 
 def run(bench: Bench) -> Iterable[Row]:
-    """The commit of a change beside the smallest write that is as safe, in turn; then whole chats through two
-    processes."""
+    """Measure commits in turn with the smallest write of the same safety, then chats through two processes."""
     mongod = Mongod(bench.path("mongod"))
     mongod.start()
     try:
         ours, bare = asyncio.run(_commits(mongod, bench.pick(400, 100)))
         yield Row(
             benchmark="processes",
-            what="event, transcript and state in MongoDB, p50",
+            measurement="event, transcript and checkpoint in MongoDB, p50",
             unit="ms",
-            ours=median(ours),
-            beside="one bare insert",
-            other=median(bare),
-            at_most=COMMIT_RATIO,
+            result=median(ours),
+            reference="one bare insert",
+            reference_value=median(bare),
+            at_most=MAX_COMMIT_RATIO,
             note=f"p10 {percentile(ours, 0.1):.1f}, p95 {percentile(ours, 0.95):.1f} ms; all majority and journaled",
         )
         yield from _chats(bench, mongod)
@@ -47,7 +50,7 @@ def run(bench: Bench) -> Iterable[Row]:
 
 
 async def _commits(mongod: Mongod, times: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of ours and of a bare insert of the same event."""
+    """Return the milliseconds of our commits and of bare inserts of the same event."""
     ours: list[float] = []
     bare: list[float] = []
     event = MessageEvent(role="assistant", content="x" * 600)
@@ -105,19 +108,19 @@ def _chats(bench: Bench, mongod: Mongod) -> Iterator[Row]:
 
 
 def _chat(connection: Connection) -> float:
-    """A whole chat; answers the milliseconds until its first event."""
+    """Run a whole chat and return the milliseconds until its first event."""
     session = connection.new_session()
     began = time.perf_counter()
     connection.send("POST", f"/api/v1/sessions/{session}/chat", {"message": "Hello"})
-    connection.until(_TITLE)
+    connection.read_until(_TITLE)
     taken = (time.perf_counter() - began) * 1e3
-    connection.rest()
+    connection.read_response()
     return taken
 
 
 @contextmanager
-def _cluster(bench: Bench, mongod: Mongod) -> Iterator[tuple[Running, Running]]:
-    """An API process and a worker, ready."""
+def _cluster(bench: Bench, mongod: Mongod) -> Iterator[tuple[RunningProcess, RunningProcess]]:
+    """Start an API process and a worker, and yield them once they are up."""
     with ExitStack() as stack:
         redis = stack.enter_context(_redis())
         model = stack.enter_context(bench.program("tests.fakes.scripted_openai", "--steps", "0"))
@@ -133,9 +136,9 @@ def _cluster(bench: Bench, mongod: Mongod) -> Iterator[tuple[Running, Running]]:
         }
         process, log = stack.enter_context(bench.spawn(["-m", "app", "worker"], settings))
         first_line(process, log)
-        worker = Running(process, "", log)
+        worker = RunningProcess(process, "", log)
         process, log = stack.enter_context(bench.spawn(["-m", "app", "api"], settings))
-        yield Running(process, first_line(process, log).split()[3], log), worker
+        yield RunningProcess(process, first_line(process, log).split()[3], log), worker
 
 
 @contextmanager

@@ -1,41 +1,41 @@
-"""What a benchmark reports: rows, as a table for people and as JSON for programs."""
+"""Rows of results, as a Markdown table and as JSON."""
 
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_HEAD = ("benchmark", "what", "ours", "beside it", "ratio", "wanted", "holds", "more")
+_HEADINGS = ("benchmark", "measurement", "result", "reference", "ratio", "target", "met", "notes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One measured number of ours beside that of a peer, or beside a limit; both in `unit`.
+    """One result and its reference, a peer's result or a limit, both in `unit`.
 
-    `at_most` and `at_least` bound the ratio ours / other. With neither the row only informs.
+    `at_most` and `at_least` bound the ratio result / reference. Without them the row has no target.
     """
 
     benchmark: str
-    what: str
+    measurement: str
     unit: str
-    ours: float
-    beside: str
-    other: float
+    result: float
+    reference: str
+    reference_value: float
     at_most: float | None = None
     at_least: float | None = None
     note: str = ""
-    broken: str = ""
-    """What went wrong in what was measured: such a row does not hold, however good its number is."""
+    failure: str = ""
+    """What failed during the measurement; such a row does not meet its target, whatever the result."""
 
     @property
     def ratio(self) -> float:
-        """Ours / other."""
-        return self.ours / self.other if self.other else float("inf")
+        """Return result / reference."""
+        return self.result / self.reference_value if self.reference_value else float("inf")
 
     @property
-    def holds(self) -> bool | None:
-        """Whether the ratio is within its bounds; None when it has none."""
-        if self.broken:
+    def met(self) -> bool | None:
+        """Return whether the ratio is within its bounds; None if it has none."""
+        if self.failure:
             return False
         if self.at_most is None and self.at_least is None:
             return None
@@ -44,69 +44,71 @@ class Row:
         return low <= self.ratio <= high
 
     @property
-    def wanted(self) -> str:
-        """The bounds in words."""
+    def target(self) -> str:
+        """Return the bounds as text."""
         if self.at_most is not None:
             return f"<= {self.at_most:g}"
         return "" if self.at_least is None else f">= {self.at_least:g}"
 
     def cells(self) -> tuple[str, ...]:
-        """The row of the table."""
-        holds = {True: "yes", False: "NO", None: "-"}[self.holds]
-        other = f"{self.beside} {shown(self.other, self.unit)}"
+        """Return the cells of the row."""
+        met = {True: "yes", False: "NO", None: "-"}[self.met]
+        reference = f"{self.reference} {shown(self.reference_value, self.unit)}"
         return (
             self.benchmark,
-            self.what,
-            shown(self.ours, self.unit),
-            other,
+            self.measurement,
+            shown(self.result, self.unit),
+            reference,
             f"{self.ratio:.2f}",
-            self.wanted,
-            holds,
-            "; ".join(part for part in (self.broken, self.note) if part),
+            self.target,
+            met,
+            "; ".join(part for part in (self.failure, self.note) if part),
         )
 
     def as_json(self) -> dict[str, object]:
-        """The row for programs."""
+        """Return the row as a JSON object."""
         return {
             "benchmark": self.benchmark,
-            "what": self.what,
+            "measurement": self.measurement,
             "unit": self.unit,
-            "ours": self.ours,
-            "beside": self.beside,
-            "other": self.other,
+            "result": self.result,
+            "reference": self.reference,
+            "reference_value": self.reference_value,
             "ratio": self.ratio,
-            "wanted": self.wanted,
-            "holds": self.holds,
+            "target": self.target,
+            "met": self.met,
             "note": self.note,
-            "broken": self.broken,
+            "failure": self.failure,
         }
 
 
-def within(benchmark: str, what: str, ours: float, limit: float, unit: str, note: str = "", *, broken: str = "") -> Row:
-    """A row beside a limit that ours must not exceed."""
+def within(
+    benchmark: str, measurement: str, result: float, limit: float, unit: str, note: str = "", *, failure: str = ""
+) -> Row:
+    """Return a row whose result must not exceed `limit`."""
     return Row(
         benchmark=benchmark,
-        what=what,
+        measurement=measurement,
         unit=unit,
-        ours=ours,
-        beside="limit",
-        other=limit,
+        result=result,
+        reference="limit",
+        reference_value=limit,
         at_most=1,
         note=note,
-        broken=broken,
+        failure=failure,
     )
 
 
 def shown(value: float, unit: str) -> str:
-    """A value with three digits that mean something."""
+    """Return a value with three significant digits, and its unit."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f} {unit}"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, aligned to be read in a terminal as well."""
-    lines = [_HEAD, *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD))]
+    """Return the rows as a Markdown table, aligned for a terminal."""
+    lines = [_HEADINGS, *(row.cells() for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
     printed = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     ]
@@ -115,7 +117,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def machine() -> dict[str, object]:
-    """Where it was measured, and how busy that machine was with other things."""
+    """Return the machine's properties and its load."""
     return {
         "python": platform.python_version(),
         "kernel": platform.release(),

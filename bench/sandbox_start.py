@@ -71,15 +71,15 @@ def _starts(times: Times) -> Iterable[Row]:
     pairs = sorted(ours / bare for ours, bare in zip(times.cold, times.bare, strict=True))
     yield Row(
         benchmark="sandbox_start",
-        what="a sandbox from nothing",
+        measurement="a sandbox from nothing",
         unit="s",
-        ours=median(times.cold),
-        beside="docker run, the same options",
-        other=median(times.bare),
+        result=median(times.cold),
+        reference="docker run, the same options",
+        reference_value=median(times.bare),
         at_most=SHARE,
         note=f"pair by pair {median(pairs):.2f} ({pairs[0]:.2f} to {pairs[-1]:.2f}); "
         f"lowest {min(times.cold):.2f} beside {min(times.bare):.2f} s",
-        broken=times.unlike,
+        failure=times.unlike,
     )
     for part, name in (("desktop", "its desktop"), ("browser", "its browser (CDP)")):
         yield _told(f"{name} ready", "s", median(times.parts[part]), "docker run", median(times.parts_bare[part]))
@@ -93,7 +93,7 @@ def _starts(times: Times) -> Iterable[Row]:
 def _taken(times: Times) -> Iterable[Row]:
     note = f"highest {max(times.adopted) * 1e3:.0f} ms; the engine alone {_milliseconds(times.engine):.1f} ms"
     adopted = _milliseconds(times.adopted)
-    yield within("sandbox_start", "a waiting one adopted", adopted, ADOPTION_LIMIT, "ms", note, broken=times.made)
+    yield within("sandbox_start", "a waiting one adopted", adopted, ADOPTION_LIMIT, "ms", note, failure=times.made)
     note = f"within 2 s of its last answer {_milliseconds(times.running):.2f} ms"
     verified = _milliseconds(times.verified)
     yield within("sandbox_start", "one that runs, asked first", verified, RUNNING_LIMIT, "ms", note)
@@ -102,7 +102,15 @@ def _taken(times: Times) -> Iterable[Row]:
 
 def _told(what: str, unit: str, ours: float, beside: str, other: float, note: str = "") -> Row:
     """A row that only informs."""
-    return Row(benchmark="sandbox_start", what=what, unit=unit, ours=ours, beside=beside, other=other, note=note)
+    return Row(
+        benchmark="sandbox_start",
+        measurement=what,
+        unit=unit,
+        result=ours,
+        reference=beside,
+        reference_value=other,
+        note=note,
+    )
 
 
 def _milliseconds(seconds: list[float]) -> float:

@@ -1,19 +1,23 @@
-"""Starting the service, and what it holds in memory when it has nothing to do."""
+"""Measure the start of the service and its memory when idle."""
 
 import time
 from collections.abc import Iterable
 
-from bench.harness import Bench, Running, answered, free_port, median, model_settings
+from bench.harness import Bench, RunningProcess, free_port, median, model_settings, wait_for_response
 from bench.report import Row, within
 
 START_LIMIT = 1.2
+"""Limit in seconds."""
+
 MEMORY_LIMIT = 90.0
+"""Limit in units of 10^6 bytes."""
+
 CHATS = 20
 _SETTLE_SECONDS = 1.0
 
 
 def run(bench: Bench) -> Iterable[Row]:
-    """The settings of someone who has set nothing: the demo model."""
+    """Measure the service with default settings, then with the real model adapter."""
     started, floor = [], []
     idle: list[float] = []
     _start(bench, "app", idle)
@@ -29,7 +33,7 @@ def run(bench: Bench) -> Iterable[Row]:
 
 
 def _start(bench: Bench, program: str, memory: list[float]) -> float:
-    """Seconds until it answers; its memory a second later goes to `memory`."""
+    """Return the seconds until the first response; append the memory a second later to `memory`."""
     port = free_port()
     commands = {
         "app": ["-m", "app"],
@@ -38,8 +42,8 @@ def _start(bench: Bench, program: str, memory: list[float]) -> float:
     settings = {"PORT": str(port), "DATA_DIR": str(bench.path("data"))}
     began = time.monotonic()
     with bench.spawn(commands[program], settings) as (process, log):
-        running = Running(process, f"http://127.0.0.1:{port}", log)
-        taken = answered(running, "/health" if program == "app" else "/docs") - began
+        running = RunningProcess(process, f"http://127.0.0.1:{port}", log)
+        taken = wait_for_response(running, "/health" if program == "app" else "/docs") - began
         if program == "app":
             time.sleep(_SETTLE_SECONDS)
             memory.append(running.rss_megabytes())
@@ -51,6 +55,6 @@ def _after_chats(bench: Bench) -> float:
         with bench.service(model_settings(model)) as service, service.connect() as connection:
             for _ in range(CHATS):
                 path = f"/api/v1/sessions/{connection.new_session()}/chat"
-                connection.ask("POST", path, {"message": "Hello"})
+                connection.request("POST", path, {"message": "Hello"})
             time.sleep(_SETTLE_SECONDS)
             return service.rss_megabytes()

@@ -1,20 +1,25 @@
-"""Our own time in a tool turn: from the model's answer to the next question it gets, without the sandbox's time."""
+"""Measure the service's time in a tool turn: from a model response to the next model request, without the sandbox."""
 
 import threading
 from collections.abc import Iterable, Sequence
 
-from bench.harness import Bench, CannotRun, Disk, Running, median, model_settings, percentile, sandbox_settings
+from bench.harness import Bench, CannotRun, Disk, RunningProcess, median, model_settings, percentile, sandbox_settings
 from bench.report import Row, within
 
 LIMIT = 3.0
-GROWTH = 1.3
+"""Limit in milliseconds."""
+
+MAX_GROWTH = 1.3
+"""Maximum ratio of a late turn to an early one."""
+
 EARLY = 50
+"""Number of the early turn."""
 
 Interval = Sequence[float]
 
 
 def run(bench: Bench) -> Iterable[Row]:
-    """Two runs whose turns alternate: one about its turn 50, the other far along."""
+    """Measure two runs whose turns alternate: one around turn 50, the other far along."""
     late, window = bench.pick(2_000, 200), bench.pick(80, 50)
     tracks = {"early": EARLY - window // 2, "late": late - window // 2}
     with bench.sandbox_stand_in() as sandbox:
@@ -38,23 +43,23 @@ def run(bench: Bench) -> Iterable[Row]:
         yield within("tool_turn", f"own time at turn {turn:,}", median(own[name]), LIMIT, "ms", note)
     yield Row(
         benchmark="tool_turn",
-        what=f"turn {late:,} beside turn {EARLY}",
+        measurement=f"turn {late:,} compared with turn {EARLY}",
         unit="ms",
-        ours=median(own["late"]),
-        beside=f"turn {EARLY}",
-        other=median(own["early"]),
-        at_most=GROWTH,
-        note=f"in alternation; {disk}",
+        result=median(own["late"]),
+        reference=f"turn {EARLY}",
+        reference_value=median(own["early"]),
+        at_most=MAX_GROWTH,
+        note=f"measured in turn; {disk}",
     )
 
 
-def _chat_at_once(service: Running, names: Iterable[str]) -> None:
-    """One chat for each name, read to its end."""
+def _chat_at_once(service: RunningProcess, names: Iterable[str]) -> None:
+    """Run one chat for each name at the same time, and read each to its end."""
 
     def chat(name: str) -> None:
         with service.connect() as connection:
             path = f"/api/v1/sessions/{connection.new_session()}/chat"
-            connection.ask("POST", path, {"message": f"Do bench-{name}."})
+            connection.request("POST", path, {"message": f"Do bench-{name}."})
 
     threads = [threading.Thread(target=chat, args=(name,)) for name in names]
     for thread in threads:
@@ -64,7 +69,7 @@ def _chat_at_once(service: Running, names: Iterable[str]) -> None:
 
 
 def _own(turn: Interval, execs: Sequence[Interval]) -> float:
-    """Milliseconds of the turn that were not the sandbox's."""
+    """Return the milliseconds of the turn without the sandbox's time."""
     sent, asked = turn
     sandbox = sum(answered - arrived for arrived, answered in execs if sent <= arrived <= asked)
     return (asked - sent - sandbox) * 1e3

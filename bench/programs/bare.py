@@ -1,7 +1,8 @@
-"""The peer: an ASGI application with nothing in it, under the same uvicorn settings as the service.
+"""The reference: a bare ASGI application under the same uvicorn settings as the service.
 
-`GET /bytes?n=N`: N bytes. `POST /first`: a stream whose first event is sent at once. `GET /stream?n=N`: waits for
-`GET /go`, then sends N events that are ready bytes, one event a send.
+- `GET /bytes?n=N` returns N bytes.
+- `POST /first` returns a stream whose first event is sent at once.
+- `GET /stream?n=N` waits for `GET /go`, then sends N encoded events, one per send.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from app.interfaces.wire import encode_event, sse_frame
 from bench.events import sample
 from bench.programs.serving import serve
 
-_HELLO = b": open\n\n"
+_OPEN_COMMENT = b": open\n\n"
 
 
 class Bare:
@@ -23,7 +24,7 @@ class Bare:
         self._frames: list[bytes] = []
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """See the ASGI specification."""
+        """Respond to a request, as the ASGI specification says."""
         if scope["type"] != "http":
             return
         number = int(scope["query_string"].partition(b"=")[2] or 0)
@@ -36,7 +37,7 @@ class Bare:
                 await _whole(send, b"{}")
             case "/first":
                 await _start(send)
-                await _body(send, _HELLO)
+                await _body(send, _OPEN_COMMENT)
                 await _body(send, sse_frame(EventRecord(1, "title", b'{"title":"A title"}')))
                 await _body(send, b"", more=False)
             case "/stream":
@@ -49,7 +50,7 @@ class Bare:
             records = (EventRecord(n, "tool", encode_event(sample(n), n, 1_767_225_600)) for n in range(1, number + 1))
             self._frames = [sse_frame(record) for record in records]
         await _start(send)
-        await _body(send, _HELLO)
+        await _body(send, _OPEN_COMMENT)
         await self._go.wait()
         for frame in self._frames:
             await send({"type": "http.response.body", "body": frame, "more_body": True})

@@ -25,13 +25,13 @@ class _Store(SqliteStore):
 
 
 class WithBursts:
-    """The service and the route."""
+    """The service with the additional route."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """See the ASGI specification."""
+        """Respond to a request, as the ASGI specification says."""
         path = scope.get("path", "")
         if not path.startswith("/bench/burst/"):
             await self._app(scope, receive, send)

@@ -1,10 +1,10 @@
-"""Many readers of one stream, as lean as can be: they count frames and parse nothing.
+"""Many readers of one stream that count frames and parse nothing.
 
     python -m bench.programs.readers URL READERS FRAMES
 
-Connects them all, asks, prints `ready` when each has its first frame (the comment that opens a stream), and once each
-has FRAMES more `{"asked": …, "first": …, "last": …}`: monotonic seconds of the first request, and of the arrival of the
-first of these frames and of the last.
+Connects every reader and sends the requests. Prints `ready` once each reader has its first frame, which is the comment
+that opens a stream. Once each has FRAMES more, prints `{"asked": …, "first": …, "last": …}`: the monotonic times of the
+first request and of the arrival of the first and of the last of these frames.
 """
 
 import json
@@ -21,28 +21,28 @@ _SECONDS = 120
 
 @dataclass(slots=True, eq=False)
 class Reader:
-    """One connection. `half`: a newline was read that may be the first of two."""
+    """One connection. `half` says that the last byte read may be the first of two newlines."""
 
     socket: socket.socket
     frames: int = 0
     half: bool = False
 
     def count(self, buffer: bytearray, size: int) -> None:
-        """Count the ends of frames in what was read; one may be cut in two."""
+        """Count the ends of frames in the first `size` bytes of `buffer`; an end may be split over two reads."""
         joined = self.half and buffer[0] == 10
         self.frames += joined + buffer.count(_END, int(joined), size)
         self.half = buffer[size - 1] == 10 and not (buffer[size - 2 : size] == _END if size > 1 else joined)
 
 
 class Readers:
-    """All of them, on one selector."""
+    """Every reader, on one selector."""
 
     def __init__(self, url: str, number: int) -> None:
         self._selector = selectors.DefaultSelector()
         self._buffer = bytearray(1 << 18)
         self._readers: list[Reader] = []
         self.first: float | None = None
-        """When the first event came: what is more than the comment that opens the stream."""
+        """Monotonic time at which the first event arrived."""
         address = urlsplit(url)
         request = f"GET {address.path}?{address.query} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode()
         for _ in range(number):
@@ -54,12 +54,12 @@ class Readers:
             reader.socket.sendall(request)
 
     def read(self, frames: int) -> None:
-        """Read until every reader has `frames`."""
+        """Read until every reader has `frames` frames."""
         missing = sum(reader.frames < frames for reader in self._readers)
         while missing:
             ready = self._selector.select(_SECONDS)
             if not ready:
-                sys.exit("nothing comes any more")
+                sys.exit(f"nothing arrived within {_SECONDS} s")
             for key, _ in ready:
                 reader: Reader = key.data
                 before = reader.frames
@@ -76,7 +76,7 @@ class Readers:
 
 
 def main() -> None:
-    """Read, and say when."""
+    """Read the streams and print the times."""
     url, number, frames = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     readers = Readers(url, number)
     readers.read(1)

@@ -1,6 +1,6 @@
-"""A sandbox that runs nothing: answers shell calls at once, as the real one would, and notes when.
+"""A stand-in for the sandbox that runs nothing and responds to shell calls at once.
 
-`BENCH_TOKEN` is its token. `GET /bench/execs` → `[[arrived, answered], …]` of every exec, monotonic seconds.
+`BENCH_TOKEN` is its token. `GET /bench/execs` returns `[[arrived, responded], …]` of every exec in monotonic seconds.
 """
 
 import os
@@ -8,31 +8,31 @@ import time
 
 import orjson
 
-from bench.programs.rawhttp import Asked, Exchange, serve
+from bench.programs.rawhttp import Exchange, Request, serve
 
 OUTPUT = "total 8\ndrwxr-xr-x 2 ubuntu ubuntu 4096 Jan  1 00:00 .\ndrwxr-xr-x 9 root   root   4096 Jan  1 00:00 ..\n"
 
 
 class Sandbox:
-    """The stand-in."""
+    """The stand-in for the sandbox."""
 
     def __init__(self, token: str) -> None:
         self._authorization = f"\r\nauthorization: bearer {token}\r\n".encode()
         self._execs: list[tuple[float, float]] = []
 
-    def answer(self, exchange: Exchange, asked: Asked) -> None:
-        """Answer one request in the sandbox's envelope."""
-        if asked.path == "/bench/execs":
+    def respond(self, exchange: Exchange, request: Request) -> None:
+        """Respond to one request in the sandbox's envelope."""
+        if request.path == "/bench/execs":
             exchange.send(orjson.dumps(self._execs))
-        elif self._authorization not in asked.head.lower():
+        elif self._authorization not in request.head.lower():
             exchange.send(_envelope(None, message="no or wrong token"), status="401 Unauthorized")
-        elif asked.path == "/api/v1/shell/exec":
-            body = _envelope(_ended(orjson.loads(asked.body)), message="ended with exit code 0")
-            self._execs.append((asked.at, time.monotonic()))
+        elif request.path == "/api/v1/shell/exec":
+            body = _envelope(_ended(orjson.loads(request.body)), message="ended with exit code 0")
+            self._execs.append((request.at, time.monotonic()))
             exchange.send(body)
-        elif asked.path == "/api/v1/shell/kill_all":
+        elif request.path == "/api/v1/shell/kill_all":
             exchange.send(_envelope({"killed": []}))
-        elif asked.path == "/api/v1/status":
+        elif request.path == "/api/v1/status":
             missing = {"ready": False, "reason": "not installed"}
             exchange.send(_envelope({"shell": {"ready": True, "reason": ""}, "browser": missing, "desktop": missing}))
         else:
@@ -57,4 +57,4 @@ def _ended(call: dict[str, str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    serve(Sandbox(os.environ["BENCH_TOKEN"]).answer)
+    serve(Sandbox(os.environ["BENCH_TOKEN"]).respond)

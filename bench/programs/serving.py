@@ -1,4 +1,4 @@
-"""uvicorn as `python -m app` runs it."""
+"""Run uvicorn as `python -m app` does."""
 
 import socket
 from typing import Any

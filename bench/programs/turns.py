@@ -1,11 +1,11 @@
-"""A model that makes two runs take turns, so that both are measured in the same moments.
+"""A model server that makes two runs take turns, so that both are measured under the same conditions.
 
     python -m bench.programs.turns WINDOW NAME=TURNS NAME=TURNS
 
-The user's words hold `bench-NAME`. A run is answered with one shell_exec call a turn, at once, up to its turn TURNS.
-There it waits for the other. Then the two get an answer in alternation, WINDOW turns each: each waits while the other
-works. After that both come to their end. `GET /bench/turns` → `{NAME: {"turns": [[sent, asked again], …], "bytes": size
-of the last request's body}}`, monotonic seconds of the WINDOW turns.
+The user message of a run contains `bench-NAME`. Each turn of a run is one shell_exec call, sent at once up to turn
+TURNS. There the run waits for the other one. Then the two runs get WINDOW turns each, in turn: one waits while the
+other works. Then both end. `GET /bench/turns` returns `{NAME: {"turns": [[sent, asked again], …], "bytes": N}}`: the
+monotonic times of the WINDOW turns and the size of the last request.
 """
 
 import re
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from bench.programs.rawhttp import Asked, Exchange, serve
+from bench.programs.rawhttp import Exchange, Request, serve
 
 _NAME = re.compile(rb"bench-([a-z]+)")
 _PLAN = {
@@ -31,7 +31,7 @@ _COMPLETE = {"success": True, "result": "Looked."}
 
 @dataclass(slots=True)
 class Track:
-    """One of the runs."""
+    """The state of one run."""
 
     free: int
     count: int = 0
@@ -42,45 +42,45 @@ class Track:
 
 
 class Turns:
-    """The model."""
+    """The model server."""
 
     def __init__(self, window: int, tracks: dict[str, Track]) -> None:
         self._window = window
         self._tracks = tracks
         self._over = False
 
-    def answer(self, exchange: Exchange, asked: Asked) -> None:
-        """Answer one request, now or when it is its run's turn."""
-        if asked.path == "/bench/turns":
+    def respond(self, exchange: Exchange, request: Request) -> None:
+        """Respond to one request, now or when it is the turn of its run."""
+        if request.path == "/bench/turns":
             tracks = {name: {"turns": track.turns, "bytes": track.size} for name, track in self._tracks.items()}
             exchange.send(orjson.dumps(tracks))
             return
-        named = _NAME.search(asked.body)
+        named = _NAME.search(request.body)
         if named is None:
             exchange.send(b'{"error":{"message":"the stand-in found no bench-NAME"}}', status="400 Bad Request")
             return
         track = self._tracks[named[1].decode()]
-        if b'"create_plan"' in asked.body:
+        if b'"create_plan"' in request.body:
             exchange.send(_call("create_plan", _PLAN, 0), kind="text/event-stream")
-        elif b'"complete_step"' not in asked.body:
+        elif b'"complete_step"' not in request.body:
             exchange.send(_text("All is done."), kind="text/event-stream")
         else:
-            self._executing(track, exchange, asked)
+            self._executing(track, exchange, request)
 
-    def _executing(self, track: Track, exchange: Exchange, asked: Asked) -> None:
+    def _executing(self, track: Track, exchange: Exchange, request: Request) -> None:
         track.count += 1
         if track.sent is not None:
-            track.turns.append((track.sent, asked.at))
-            track.size, track.sent = asked.size, None
+            track.turns.append((track.sent, request.at))
+            track.size, track.sent = request.size, None
         if track.count <= track.free:
             exchange.send(_call("shell_exec", _EXEC, track.count), kind="text/event-stream")
             return
         track.parked = exchange
         if not self._over and all(each.parked for each in self._tracks.values()):
-            self._go_on()
+            self._send_next_turn()
 
-    def _go_on(self) -> None:
-        """Both wait: answer the one that has had fewer turns, or end both."""
+    def _send_next_turn(self) -> None:
+        """Respond to the run that has had fewer turns, or end both. Both must be waiting."""
         track = min(self._tracks.values(), key=lambda each: len(each.turns))
         if len(track.turns) == self._window:
             self._over = True
@@ -117,10 +117,10 @@ def _stream(delta: dict[str, object], finish: str) -> bytes:
 
 
 def main() -> None:
-    """Serve until killed."""
+    """Serve until the process is killed."""
     window, *tracks = sys.argv[1:]
     pairs = (track.split("=") for track in tracks)
-    serve(Turns(int(window), {name: Track(int(turns)) for name, turns in pairs}).answer)
+    serve(Turns(int(window), {name: Track(int(turns)) for name, turns in pairs}).respond)
 
 
 if __name__ == "__main__":
