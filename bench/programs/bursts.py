@@ -1,8 +1,8 @@
-"""The service as it is, with one more route: `GET /bench/burst/SESSION/EVENTS/EACH` stores EVENTS events of 1.2 KB in
-the session's event_log, EACH at a time, as fast as it takes them, as a run would.
+"""The service with one more route, `GET /bench/burst/SESSION/EVENTS/EACH`, which stores events.
 
-The settings come from the environment. The event_log is the very one that the service opens: `SqliteStore` is replaced
-by a subclass that remembers itself, because nothing outside of the composition root gets to see it.
+The route stores EVENTS events of 1.2 KB in the session, EACH per commit, as fast as the store accepts them. Settings
+come from the environment. `SqliteStore` is replaced by a subclass that keeps its instance, because only the composition
+root has access to the store.
 """
 
 import time

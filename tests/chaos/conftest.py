@@ -7,8 +7,10 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import pytest_asyncio
 
 from tests.fakes.scripted_openai import ScriptedOpenAI
+from tests.support.cluster import Cluster, SandboxProcess
 from tests.support.redis_server import RedisServer
 from tests.support.stores import Mongod, mongod_binary
 
@@ -68,6 +70,21 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongod]:
 async def redis() -> AsyncIterator[RedisServer]:
     async with RedisServer() as server:
         yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_cluster(
+    model: ScriptedOpenAI, mongod: Mongod, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Cluster]:
+    """A cluster of two API processes and two workers for all tests of a module; it takes seconds to start."""
+    folder = tmp_path_factory.mktemp("shared")
+    settings, sandbox = settings_for(model), SandboxProcess(folder / "sandbox")
+    async with (
+        RedisServer() as redis,
+        Cluster(folder / "cluster", TWO_OF_EACH, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster,
+    ):
+        yield cluster
+        await cluster.terminate()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from pymongo import AsyncMongoClient
 
 from tests.chaos.checks import as_events, check_stores_are_clean
-from tests.chaos.conftest import TWO_OF_EACH, Settings
+from tests.chaos.conftest import Settings
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.cluster import Cluster, Member, SandboxProcess, processes_with_argument, wait_until_gone
+from tests.support.cluster import Cluster, Member, processes_with_argument, wait_until_gone
 from tests.support.crowd import RawRequest
 from tests.support.eventually import eventually
 from tests.support.invariants import check_log
 from tests.support.marking import MarkingModel, run_endless_command, task
 from tests.support.reader import stored_frames
-from tests.support.redis_server import RedisServer
 from tests.support.service import ApiClient, ChatStream
-from tests.support.stores import Mongod
 
 STREAMS = 1_000
 SESSIONS, KEYS = 100, 10
@@ -36,6 +35,8 @@ TAKEOVER_SECONDS = 20.0
 HANDOVER_SECONDS = 5.0
 """Limit for another worker to take over from one that was told to end."""
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 @pytest.fixture
 def script(model: ScriptedOpenAI, tmp_path: Path) -> MarkingModel:
@@ -44,14 +45,10 @@ def script(model: ScriptedOpenAI, tmp_path: Path) -> MarkingModel:
     return script
 
 
-@pytest.fixture
-async def cluster(
-    script: MarkingModel, settings: Settings, mongod: Mongod, redis: RedisServer, tmp_path: Path
-) -> AsyncIterator[Cluster]:
-    sandbox, folder = SandboxProcess(tmp_path / "sandbox"), tmp_path / "cluster"
-    async with Cluster(folder, TWO_OF_EACH, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
-        yield cluster
-        await cluster.terminate()
+@pytest_asyncio.fixture(loop_scope="module")
+async def cluster(script: MarkingModel, shared_cluster: Cluster) -> AsyncIterator[Cluster]:
+    yield shared_cluster
+    await shared_cluster.recover()
 
 
 async def test_stop_of_run_in_another_process_takes_effect_within_a_second(

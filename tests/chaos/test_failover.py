@@ -5,29 +5,26 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 from pymongo import AsyncMongoClient
 
 from app.infrastructure.persistence.mongo.client import ClientName
 from app.infrastructure.persistence.mongo.store import MongoStore
 from app.interfaces.wire import encode_event
 from tests.chaos.checks import as_events, check_sessions, check_stores_are_clean
-from tests.chaos.conftest import TWO_OF_EACH, settings_for
 from tests.chaos.fault_injector import longest_silence, run_users
 from tests.chaos.user_session import UserSession
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.cluster import Cluster, SandboxProcess
+from tests.support.cluster import Cluster
 from tests.support.eventually import eventually
 from tests.support.invariants import check_log
 from tests.support.marking import MarkingModel, task
 from tests.support.reader import stored_frames
-from tests.support.redis_server import RedisServer
 from tests.support.replicas import ReplicaSet
 from tests.support.service import ApiClient
 from tests.support.sse import SseFrame, read_frames
@@ -61,18 +58,9 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaSet]:
         replicas.kill()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(
-    mongod: ReplicaSet, model: ScriptedOpenAI, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Cluster]:
-    folder = tmp_path_factory.mktemp("failover")
-    settings, sandbox = settings_for(model), SandboxProcess(folder / "sandbox")
-    async with (
-        RedisServer() as redis,
-        Cluster(folder / "cluster", TWO_OF_EACH, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster,
-    ):
-        yield cluster
-        await cluster.terminate()
+@pytest.fixture(scope="module")
+def cluster(shared_cluster: Cluster) -> Cluster:
+    return shared_cluster
 
 
 class EventStream:

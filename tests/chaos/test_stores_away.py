@@ -9,17 +9,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+import pytest_asyncio
 
 from app.infrastructure.queue.leases import LeaseTimes
 from tests.chaos.checks import as_events
-from tests.chaos.conftest import TWO_OF_EACH, Settings
 from tests.fakes.scripted_openai import ScriptedOpenAI
-from tests.support.cluster import Cluster, SandboxProcess
+from tests.support.cluster import Cluster
 from tests.support.eventually import eventually
 from tests.support.invariants import check_log
 from tests.support.marking import CALLS, STEPS, MarkingModel, check_marks, read_marks, task
 from tests.support.reader import ChatReader, RequestRefused, stored_frames
-from tests.support.redis_server import RedisServer
 from tests.support.service import ApiClient
 from tests.support.stores import Mongod
 
@@ -30,15 +29,14 @@ TOLERANCE_SECONDS = 3.0
 """Seconds that a request may take longer than promised on a machine that is busy with other tests."""
 
 
-@pytest.fixture
-async def cluster(
-    model: ScriptedOpenAI, settings: Settings, mongod: Mongod, redis: RedisServer, tmp_path: Path
-) -> AsyncIterator[Cluster]:
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def cluster(model: ScriptedOpenAI, shared_cluster: Cluster, tmp_path: Path) -> AsyncIterator[Cluster]:
     model.reset(MarkingModel(random.Random(0), tmp_path / "marks", slow=1))
-    sandbox, folder = SandboxProcess(tmp_path / "sandbox"), tmp_path / "cluster"
-    async with Cluster(folder, TWO_OF_EACH, settings, sandbox=sandbox, mongod=mongod, redis=redis) as cluster:
-        yield cluster
-        await cluster.terminate()
+    yield shared_cluster
+    await shared_cluster.recover()
 
 
 async def _start_run(client: ApiClient) -> ChatReader:
@@ -175,8 +173,10 @@ async def test_worker_that_waits_for_mongod_ends_after_sigterm(
 
 
 @pytest.mark.parametrize("fault", ["killed", "suspended"])
-async def test_streams_without_redis_are_slower_and_complete(cluster: Cluster, redis: RedisServer, fault: str) -> None:
+async def test_streams_without_redis_are_slower_and_complete(cluster: Cluster, fault: str) -> None:
     client, other = cluster.clients
+    redis = cluster.redis
+    assert redis is not None
     reader = await _start_run(client)
     if fault == "killed":
         await redis.kill()

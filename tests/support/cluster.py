@@ -46,6 +46,7 @@ class Member:
         """Whether it is being ended or started: nobody else may do so meanwhile."""
         self.start_seconds = 0.0
         """Seconds that its last start took."""
+        self._log_start = 0
 
     async def start(self, seconds: float = 120) -> None:
         """Start the process. Repeat it, as a supervisor would, while a store that it needs is unavailable."""
@@ -109,7 +110,12 @@ class Member:
 
     @property
     def log(self) -> str:
-        return self.service.log.read_text() if self.service.log.exists() else ""
+        """The log since the last call of `skip_log`."""
+        return self.service.log.read_bytes()[self._log_start :].decode() if self.service.log.exists() else ""
+
+    def skip_log(self) -> None:
+        """Leave what is in the log now out of `log`."""
+        self._log_start = self.service.log.stat().st_size
 
 
 class SandboxProcess:
@@ -254,9 +260,22 @@ class Cluster:
         """Return the client of a random process, and wait for one if none accepts requests."""
         return rng.choice(await eventually(lambda: self.clients, seconds=60))
 
+    async def recover(self) -> None:
+        """Bring every process back for the next test, which does not see the log of this one."""
+        self.check_logs()
+        for member in self.members:
+            if member.running:
+                member.resume()
+            member.skip_log()
+        await asyncio.gather(*(member.start() for member in self.members if not member.running))
+
     async def terminate(self) -> None:
         """Terminate every process at once, as an operator would, and check how they ended."""
         await asyncio.gather(*(member.terminate() for member in self.members if member.running))
+        self.check_logs()
+
+    def check_logs(self) -> None:
+        """Check that no process logged an unexpected error."""
         for member in self.members:
             assert "Traceback" not in member.log, member.log[member.log.index("Traceback") - 2000 :][:6000]
 
