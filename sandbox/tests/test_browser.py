@@ -14,7 +14,8 @@ from playwright.async_api import async_playwright
 from websockets.sync.client import connect
 
 from sandbox.parts.browser import find_chromium
-from sandbox.tests.real import Service, arguments, below, name, until
+from sandbox.tests.real import Service, arguments, below, name
+from tests.support.eventually import wait_until
 
 pytestmark = pytest.mark.skipif(find_chromium("") is None, reason="there is no Chromium on this machine")
 
@@ -59,7 +60,7 @@ def test_lazy_browser_starts_on_first_request(start):
 
 def test_eager_browser_starts_without_request(start):
     service = start(SANDBOX_BROWSER="eager")
-    until(lambda: service.status()["browser"]["ready"])
+    wait_until(lambda: service.status()["browser"]["ready"])
 
 
 def test_devtools_addresses_point_to_requested_port(start):
@@ -160,7 +161,7 @@ def test_restart_replaces_every_process_and_returns_when_ready(start):
     assert answer["success"], answer
     assert service.status()["browser"]["ready"]
     assert cdp(service, "/json/version").json()["webSocketDebuggerUrl"] != first
-    until(lambda: not any(process.is_running() for process in before))
+    wait_until(lambda: not any(process.is_running() for process in before))
 
 
 def test_restart_of_unused_browser_starts_it(start):
@@ -240,9 +241,9 @@ def test_connected_driver_counts_as_use_only_when_it_sends(start):
     service = start()
     address = cdp(service, "/json/version").json()["webSocketDebuggerUrl"]
     with connect(address, additional_headers=service.headers) as driver:
-        until(lambda: service.status()["idle_seconds"] > 0.3)
+        wait_until(lambda: service.status()["idle_seconds"] > 0.3)
         before = time.monotonic()
         driver.send(json.dumps({"id": 1, "method": "Browser.getVersion"}))
         assert json.loads(driver.recv(10))["id"] == 1
         assert service.status()["idle_seconds"] <= time.monotonic() - before
-        until(lambda: service.status()["idle_seconds"] > 0.3)
+        wait_until(lambda: service.status()["idle_seconds"] > 0.3)

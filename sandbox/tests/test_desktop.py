@@ -13,8 +13,9 @@ import websockets
 from playwright.async_api import async_playwright
 
 from sandbox.parts.browser import find_chromium
-from sandbox.tests.real import Service, arguments, below, until
+from sandbox.tests.real import Service, arguments, below
 from sandbox.tests.real import name as name_of
+from tests.support.eventually import wait_until
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("Xvnc") is None, reason="there is no Xvnc on this machine"),
@@ -43,7 +44,7 @@ def named(service: Service, name: str) -> list[psutil.Process]:
 
 
 def ready(service: Service, part: str) -> None:
-    until(lambda: service.status()[part]["ready"])
+    wait_until(lambda: service.status()[part]["ready"])
 
 
 def viewing(service: Service):
@@ -108,7 +109,7 @@ def test_desktop_starts_and_listens_only_on_unix_sockets(start):
     ready(service, "desktop")
     (server,) = named(service, "Xvnc")
     assert [found for found in server.net_connections("inet") if found.status == psutil.CONN_LISTEN] == []
-    until(lambda: named(service, "jwm"))
+    wait_until(lambda: named(service, "jwm"))
     assert service.status()["browser"] == {"ready": False, "reason": "switched off"}
 
 
@@ -144,12 +145,12 @@ async def test_many_viewers_see_same_screen(start):
 def test_killed_desktop_programs_restart(start, name):
     service = start()
     ready(service, "desktop")
-    until(lambda: named(service, name))
+    wait_until(lambda: named(service, name))
     (before,) = named(service, name)
     before.send_signal(signal.SIGKILL)
-    until(lambda: [process.pid for process in named(service, name)] not in ([], [before.pid]))
+    wait_until(lambda: [process.pid for process in named(service, name)] not in ([], [before.pid]))
     ready(service, "desktop")
-    until(lambda: named(service, "jwm"))
+    wait_until(lambda: named(service, "jwm"))
 
 
 async def test_viewer_gets_close_frame_when_desktop_dies(start):
@@ -216,4 +217,4 @@ async def test_browser_restarts_with_desktop(start):
         mains = [one for one in below(service.process.pid) if "--start-maximized" in arguments(one)]
         return bool(mains) and not {one.pid for one in mains} & before and service.status()["browser"]["ready"]
 
-    await asyncio.to_thread(until, replaced)
+    await asyncio.to_thread(wait_until, replaced)

@@ -11,7 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from sandbox.tests.real import ROOT, Service, until
+from sandbox.tests.real import ROOT, Service
+from tests.support.eventually import wait_until
 
 
 async def test_every_request_requires_token(box):
@@ -114,7 +115,7 @@ def sleepers() -> int:
 
 def begun(count: int) -> None:
     """Wait until that many sleepers run. A background job may start after its command has ended."""
-    until(lambda: sleepers() == count)
+    wait_until(lambda: sleepers() == count)
 
 
 def test_sigterm_ends_all_processes_quickly(service, tmp_path):
@@ -180,7 +181,7 @@ def test_waiting_request_is_answered_at_shutdown(service):
 
         thread = threading.Thread(target=ask)
         thread.start()
-        until(lambda: service.status()["idle_seconds"] == 0)  # the request has arrived
+        wait_until(lambda: service.status()["idle_seconds"] == 0)  # the request has arrived
         service.process.send_signal(signal.SIGTERM)
         service.process.wait(30)
         thread.join(30)

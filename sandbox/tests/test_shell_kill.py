@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from sandbox.tests.real import until
+from tests.support.eventually import wait_until
 
 OURS = f".{os.getpid()}"
 """Suffix of the sleep times of this test run, which tells them apart from other runs on this machine."""
@@ -35,7 +35,7 @@ def sleepers() -> list[str]:
 
 def begun(*seconds: str) -> None:
     """Wait until these sleepers run. Some start after their command has ended or after the response."""
-    until(lambda: sorted(sleepers()) == sorted(seconds))
+    wait_until(lambda: sorted(sleepers()) == sorted(seconds))
 
 
 async def test_kill_ends_process_tree_and_keeps_bash(quick):

@@ -12,6 +12,7 @@ from sandbox.parts import supervisor as supervisor_module
 from sandbox.parts.child import Command
 from sandbox.parts.supervisor import Supervisor
 from sandbox.tests.real import below
+from tests.support.eventually import eventually
 
 PID_LINE = re.compile(rb"^pid (\d+)\n", re.MULTILINE)
 
@@ -37,12 +38,6 @@ async def supervise(tmp_path):
     yield make
     for supervisor in supervisors:
         await supervisor.stop()
-
-
-async def wait_until(condition, seconds: float = 30) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_program_is_ready_once_pattern_appears(supervise):
@@ -71,14 +66,14 @@ async def test_program_that_ends_is_restarted(supervise):
     supervisor.start()
     first = await supervisor.wait_ready(30)
     os.kill(int(first), 9)
-    await wait_until(lambda: supervisor.ready_text not in (None, first))
+    await eventually(lambda: supervisor.ready_text not in (None, first))
     assert {int(supervisor.ready_text)} == supervisor.pids
 
 
 async def test_restart_pause_grows_with_repeated_failures(supervise):
     supervisor = supervise("echo no luck >&2; exit 3")
     supervisor.start()
-    await wait_until(lambda: len(supervisor.starts()) >= 4)
+    await eventually(lambda: len(supervisor.starts()) >= 4)
     starts = supervisor.starts()
     pauses = [later - earlier for earlier, later in itertools.pairwise(starts)]
     assert pauses[0] >= 0.1 and pauses[1] >= 0.2 and pauses[2] >= 0.4
@@ -91,7 +86,7 @@ async def test_missing_program_is_retried_and_reason_is_kept(supervise, tmp_path
 
     supervisor = Supervisor("none", launch)
     supervisor.start()
-    await wait_until(lambda: supervisor.last_failure)
+    await eventually(lambda: supervisor.last_failure)
     assert supervisor.started and not supervisor.pids
     await supervisor.stop()
 
@@ -100,20 +95,20 @@ async def test_restart_ends_process_group_and_starts_at_once(supervise):
     supervisor = supervise("(trap '' TERM; sleep 30) & sleep 31 & echo pid $$; wait", ready=PID_LINE, grace=0.3)
     supervisor.start()
     first = int(await supervisor.wait_ready(30))
-    await wait_until(lambda: len(below(first)) >= 2)
+    await eventually(lambda: len(below(first)) >= 2)
     family = below(first)
     began = time.monotonic()
     await supervisor.restart()
     assert int(await supervisor.wait_ready(30)) != first
     assert time.monotonic() - began < 15  # half of the time that the group would have run
-    await wait_until(lambda: not any(process.is_running() and process.status() != "zombie" for process in family))
+    await eventually(lambda: not any(process.is_running() and process.status() != "zombie" for process in family))
 
 
 async def test_restart_during_pause_starts_at_once(supervise, tmp_path, monkeypatch):
     monkeypatch.setattr(supervisor_module, "_FIRST_PAUSE", 300)
     supervisor = supervise('[ -e go ] || exit 1; echo "pid $$"; sleep 30', ready=PID_LINE)
     supervisor.start()
-    await wait_until(lambda: supervisor.starts() and not supervisor.pids)
+    await eventually(lambda: supervisor.starts() and not supervisor.pids)
     (tmp_path / "go").touch()
     await supervisor.restart()
     await supervisor.wait_ready(30)
@@ -148,5 +143,5 @@ async def test_stopped_program_is_not_restarted(supervise):
 async def test_heavy_output_is_read_and_only_tail_kept(supervise):
     supervisor = supervise("head -c 3000000 /dev/zero | tr '\\0' x; echo; echo the end; exit 1")
     supervisor.start()
-    await wait_until(lambda: supervisor.last_failure.endswith("the end"))
+    await eventually(lambda: supervisor.last_failure.endswith("the end"))
     assert len(supervisor.last_failure) <= 4096

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 
 T = TypeVar("T")
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 """Default limit in seconds: much more than a condition needs, so that a loaded machine fails no test."""
 
 
