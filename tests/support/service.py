@@ -151,8 +151,11 @@ class ServiceProcess:
                 stderr=log,
             )
         assert self.process.stdout is not None
-        async with asyncio.timeout(seconds):
-            line = (await self.process.stdout.readline()).decode()
+        try:
+            async with asyncio.timeout(seconds):
+                line = (await self.process.stdout.readline()).decode()
+        except TimeoutError:
+            raise AssertionError(f"not up within {seconds:g} s: {self.log.read_text()[-4000:]}") from None
         if not line:
             await self.process.wait()
             raise ServiceNotStarted(self.log.read_text()[-4000:])
