@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.infrastructure.streams import polling
-from app.infrastructure.streams.redis.feed import MAX_RECORDS_BYTES, MAX_TEXT_CHARACTERS, TEXT_SECONDS
+from app.infrastructure.streams.redis.feed import MAX_RECORDS_BYTES
 from tests.support.eventually import eventually
 from tests.support.feeds import FeedProcess, Store, feed_processes
 from tests.support.redis_server import RedisServer
@@ -137,60 +137,68 @@ async def test_late_reader_in_another_process_receives_the_whole_text_so_far(
     await eventually(lambda: first_reader.texts == late_reader.texts == {"m": "Once upon a time"})
 
 
-async def test_late_reader_does_not_receive_ended_text(
-    store: Store, server: RedisServer, processes: list[FeedProcess]
+async def test_late_reader_of_a_long_text_receives_all_of_it(store: Store, processes: list[FeedProcess]) -> None:
+    writer, second, third = processes
+    first_reader = await second.follow()
+    text = "".join(chr(ord("a") + number % 26) * 1_000 for number in range(200))
+    for start in range(0, len(text), 1_000):
+        writer.write(text[start : start + 1_000])
+    await eventually(lambda: first_reader.texts == {"m": text})
+    late_reader = await third.follow()
+    await eventually(lambda: late_reader.texts == {"m": text})
+
+
+async def test_late_reader_while_text_is_written_receives_every_piece_once(
+    store: Store, processes: list[FeedProcess]
 ) -> None:
+    writer, second, third = processes
+    readers = [await second.follow()]
+    for number in range(300):
+        writer.write(f"{number} ")
+        if number == 100:
+            readers.append(await third.start_reader())
+        await asyncio.sleep(0)
+    expected = "".join(f"{number} " for number in range(300))
+    await eventually(lambda: all(reader.texts == {"m": expected} for reader in readers))
+
+
+async def test_late_reader_does_not_receive_ended_text(store: Store, processes: list[FeedProcess]) -> None:
     writer, second, third = processes
     first_reader = await second.follow()
     writer.write("given up")
     await eventually(lambda: first_reader.texts == {"m": "given up"})
     writer.feed.end_delta("s")
-    await wait_until_no_keys(server)
     late_reader = await third.follow()
     writer.write("again")
     await eventually(lambda: late_reader.texts == {"m": "again"})
 
 
-async def test_end_of_the_run_deletes_the_text_of_a_crashed_worker(
-    store: Store, server: RedisServer, processes: list[FeedProcess]
-) -> None:
+async def test_end_of_the_run_ends_the_text_of_a_crashed_worker(store: Store, processes: list[FeedProcess]) -> None:
     crashed_writer, second, third = processes
     reader = await third.follow()
     crashed_writer.write("half")
     await eventually(lambda: reader.texts == {"m": "half"})
+    await crashed_writer.connection.__aexit__()
     second.publish(store.add(kind="error"))
-    await wait_until_no_keys(server)
-    assert (await second.follow()).texts == {}
+    await eventually(lambda: reader.numbers == [1])
+    late_readers = [await second.follow(), await third.follow()]
+    second.publish(store.add())
+    await eventually(lambda: all(late_reader.numbers == [1, 2] for late_reader in late_readers))
+    assert [late_reader.texts for late_reader in late_readers] == [{}, {}]
 
 
-async def test_text_in_redis_has_the_prefix_expires_and_is_bounded(
+async def test_redis_stores_nothing_and_all_channels_have_the_prefix(
     store: Store, server: RedisServer, processes: list[FeedProcess]
 ) -> None:
     writer, second, _ = processes
     reader = await second.follow()
-    writer.write("x" * (MAX_TEXT_CHARACTERS - 1))
-    await eventually(lambda: reader.texts == {"m": "x" * (MAX_TEXT_CHARACTERS - 1)})
-    keys = await server.execute("KEYS", "*")
-    assert keys == [b"test:text:s"]
-    assert 0 < await server.execute("TTL", keys[0]) <= TEXT_SECONDS
-    writer.write("yz")
-    await eventually(lambda: reader.texts["m"].endswith("xyz"))
+    writer.write("text")
+    await eventually(lambda: reader.texts == {"m": "text"})
+    await eventually(lambda: writer.is_subscribed("text:s"))
     assert await server.execute("KEYS", "*") == []
-
-
-async def test_text_continues_after_redis_lost_its_keys(
-    store: Store, server: RedisServer, processes: list[FeedProcess]
-) -> None:
-    writer, second, third = processes
-    reader = await second.follow()
-    writer.write("Once ")
-    await eventually(lambda: reader.texts == {"m": "Once "})
-    await server.execute("FLUSHALL")
-    late_reader = await third.follow()
-    writer.write("upon a time")
-    await eventually(lambda: reader.texts == late_reader.texts == {"m": "Once upon a time"})
+    assert sorted(await server.execute("PUBSUB", "CHANNELS")) == [b"test:session:s", b"test:text:s"]
     writer.publish(store.add(kind="message"))
-    await eventually(lambda: reader.numbers == late_reader.numbers == [1])
+    await eventually(lambda: not writer.is_subscribed("text:s"))
 
 
 async def test_deleting_a_session_ends_its_readers_in_every_process(store: Store, processes: list[FeedProcess]) -> None:
@@ -234,10 +242,3 @@ async def test_closed_feed_publishes_nothing_and_others_continue(store: Store, p
     await eventually(lambda: reader.numbers == [1])
     assert reader.texts == {}
     assert await closed.feed.sessions_changed(0) is None
-
-
-async def wait_until_no_keys(server: RedisServer) -> None:
-    """Wait until Redis holds no keys."""
-    async with asyncio.timeout(30):
-        while await server.execute("KEYS", "*"):
-            pass

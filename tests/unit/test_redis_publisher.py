@@ -1,20 +1,22 @@
 """What the publisher keeps until it is sent to Redis."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
+from redis.asyncio import Redis
 
 from app.infrastructure.streams.redis.publisher import (
     MAX_DEFERRED,
     MAX_OUTBOX_BYTES,
     MAX_OUTBOX_MESSAGES,
-    Command,
+    Message,
     Publisher,
 )
 
 PROCESS_ID = b"process"
 CHANNEL = b"c"
-NOTIFICATION = ("PUBLISH", CHANNEL, PROCESS_ID)
+NOTIFICATION = (CHANNEL, b"")
 
 
 @pytest.fixture
@@ -24,33 +26,32 @@ def publisher() -> Publisher:
     return publisher
 
 
-def take_all(publisher: Publisher) -> list[Command]:
+def take_all(publisher: Publisher) -> list[Message]:
     """Return everything that waits, batch by batch."""
-    commands: list[Command] = []
+    messages: list[Message] = []
     while batch := publisher.take_batch():
-        commands += batch
+        messages += batch
     assert (len(publisher), publisher._messages_size) == (0, 0)
-    return commands
+    return messages
 
 
-def arguments(commands: Sequence[Command]) -> list[tuple[bytes | str | int, ...]]:
-    """Return the arguments of `commands`."""
-    return [command.arguments for command in commands]
+def contents(messages: Sequence[Message]) -> list[tuple[bytes, bytes]]:
+    """Return the channels and payloads of `messages`."""
+    return [(message.channel, message.payload) for message in messages]
 
 
-def test_messages_are_sent_in_order_and_before_deferred_commands(publisher: Publisher) -> None:
-    publisher.get(b"k", lambda _: None)
+def test_messages_are_sent_in_order_and_before_deferred_ones(publisher: Publisher) -> None:
+    publisher.notify(CHANNEL)
     for number in range(2_000):
         publisher.publish(CHANNEL, b"%d" % number)
-    messages = [("PUBLISH", CHANNEL, PROCESS_ID + b"%d" % number) for number in range(2_000)]
-    assert arguments(take_all(publisher)) == [*messages, ("GET", b"k")]
+    assert contents(take_all(publisher)) == [*((CHANNEL, b"%d" % number) for number in range(2_000)), NOTIFICATION]
 
 
 def test_surplus_of_small_messages_becomes_one_notification_a_channel(publisher: Publisher) -> None:
     for _ in range(3 * MAX_OUTBOX_MESSAGES):
         publisher.publish(CHANNEL, b"x")
     assert len(publisher) == MAX_OUTBOX_MESSAGES + 1
-    assert take_all(publisher)[-1].arguments == NOTIFICATION
+    assert contents(take_all(publisher))[-1] == NOTIFICATION
 
 
 def test_surplus_of_large_messages_becomes_one_notification_a_channel(publisher: Publisher) -> None:
@@ -64,53 +65,54 @@ def test_message_becomes_a_notification_while_redis_is_unavailable(publisher: Pu
     publisher.connected = False
     for _ in range(3):
         publisher.publish(CHANNEL, b"x")
-    assert arguments(take_all(publisher)) == [NOTIFICATION]
+    assert contents(take_all(publisher)) == [NOTIFICATION]
 
 
-def test_number_of_deferred_commands_is_bounded(publisher: Publisher) -> None:
+def test_number_of_deferred_messages_is_bounded(publisher: Publisher) -> None:
     for number in range(2 * MAX_DEFERRED):
         publisher.notify(b"%d" % number)
     assert len(publisher) == MAX_DEFERRED
 
 
-def test_deferred_commands_are_built_when_they_are_sent_and_once_a_key(publisher: Publisher) -> None:
-    texts = ["first"]
+def test_deferred_messages_are_built_when_they_are_sent_and_once_a_key(publisher: Publisher) -> None:
+    texts = [b"first"]
     for _ in range(3):
-        publisher.defer("text", lambda: [Command(("SET", "text", texts[-1]))])
-    texts.append("last")
-    assert arguments(take_all(publisher)) == [("SET", "text", "last")]
+        publisher.defer("text", lambda: [Message(CHANNEL, texts[-1])])
+    texts.append(b"last")
+    assert contents(take_all(publisher)) == [(CHANNEL, b"last")]
 
 
-def test_last_of_several_reads_of_a_key_receives_the_value(publisher: Publisher) -> None:
-    values: list[tuple[str, bytes | None]] = []
-    publisher.get(b"k", lambda value: values.append(("first", value)))
-    publisher.get(b"k", lambda value: values.append(("last", value)))
-    (command,) = take_all(publisher)
-    assert command.on_reply is not None
-    command.on_reply(b"v")
-    assert values == [("last", b"v")]
-
-
-def test_lost_commands_become_notifications_and_repeated_reads(publisher: Publisher) -> None:
+async def test_messages_lost_with_the_connection_become_one_notification_a_channel(publisher: Publisher) -> None:
+    resent: list[bytes] = []
     for number in range(100):
         publisher.publish(b"%d" % (number % 3), b"x")
-    publisher.get(b"k", lambda _: None)
-    lost = take_all(publisher)
-    for command in lost:
-        assert command.on_lost is not None
-        command.on_lost()
-    notifications = [("PUBLISH", b"%d" % number, PROCESS_ID) for number in range(3)]
-    assert arguments(take_all(publisher)) == [*notifications, ("GET", b"k")]
+    publisher.defer("text", lambda: [Message(CHANNEL, b"text", on_lost=lambda: resent.append(CHANNEL))])
 
+    class FailingRedis:
+        """Accepts the first batch and fails at the next one."""
 
-def test_lost_read_does_not_replace_a_newer_one(publisher: Publisher) -> None:
-    values: list[str] = []
-    publisher.get(b"k", lambda _: values.append("lost"))
-    (lost,) = take_all(publisher)
-    publisher.get(b"k", lambda _: values.append("newer"))
-    assert lost.on_lost is not None
-    lost.on_lost()
-    (command,) = take_all(publisher)
-    assert command.on_reply is not None
-    command.on_reply(None)
-    assert values == ["newer"]
+        batches = 0
+
+        def pipeline(self, *, transaction: bool) -> "FailingRedis":
+            return self
+
+        async def __aenter__(self) -> "FailingRedis":
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        def publish(self, channel: bytes, message: bytes) -> None:
+            assert message.startswith(PROCESS_ID)
+
+        async def execute(self, *, raise_on_error: bool) -> list[object]:
+            self.batches += 1
+            if self.batches == 2:
+                publisher.publish(b"3", b"waiting")
+                raise ConnectionError
+            return []
+
+    with pytest.raises(ConnectionError):
+        await publisher.run(cast("Redis", FailingRedis()), lambda: None)
+    assert resent == [CHANNEL]
+    assert contents(take_all(publisher)) == [(b"%d" % number, b"") for number in range(4)]

@@ -74,7 +74,7 @@ class RedisConnection:
 
     Args:
         url: Address of the Redis.
-        prefix: Begins the names of all channels and keys, so that several installations can share a Redis.
+        prefix: Begins the names of all channels, so that several installations can share a Redis.
     """
 
     def __init__(self, url: str, *, prefix: str) -> None:
@@ -82,8 +82,8 @@ class RedisConnection:
         self._prefix = prefix
         self.process_id = secrets.token_hex(8).encode()
         """Random id of this process."""
-        self.publisher = Publisher(self.process_id, self.name("trial"))
-        self.subscriber = Subscriber(self.process_id, self.name("trial"))
+        self.publisher = Publisher(self.process_id, self.name("probe"))
+        self.subscriber = Subscriber(self.process_id, self.name("probe"))
         self._connected_roles: set[str] = set()
         self._connected = asyncio.Event()
         self._failure = ""
@@ -95,7 +95,7 @@ class RedisConnection:
         return self._connected.is_set()
 
     def name(self, name: str) -> bytes:
-        """Return the name of a channel or key in Redis."""
+        """Return the name of a channel in Redis."""
         return f"{self._prefix}:{name}".encode()
 
     async def __aenter__(self) -> Self:

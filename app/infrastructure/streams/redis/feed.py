@@ -17,16 +17,10 @@ from app.infrastructure.streams.redis.messages import (
     decode,
     encode,
 )
-from app.infrastructure.streams.redis.publisher import Command
+from app.infrastructure.streams.redis.publisher import Message
 
 MAX_RECORDS_BYTES = 256 * 1024
 """Maximum size of records to send; subscribers read larger ones from the event log."""
-
-TEXT_SECONDS = 60
-"""Time in seconds for which Redis keeps the text so far of a message to which nothing is added."""
-
-MAX_TEXT_CHARACTERS = 64 * 1024
-"""Maximum length of a text that Redis keeps; subscribers who come later to a longer one wait for the whole message."""
 
 
 class RedisFeed(PollingFeed):
@@ -54,6 +48,7 @@ class RedisFeed(PollingFeed):
         if self._closed or not records:
             return
         super().publish(session_id, records)
+        self._outgoing.update_end(session_id)
         channel = _channel(self._connection, session_id)
         if sum(len(record.data) for record in records) <= MAX_RECORDS_BYTES:
             self._connection.publisher.publish(channel, encode(RecordsStored(records)))
@@ -61,11 +56,8 @@ class RedisFeed(PollingFeed):
             self._connection.publisher.notify(channel)
         types = {record.type for record in records}
         if types & TERMINAL:
-            self._outgoing.update(session_id)  # Also deletes the text that a crashed worker left in Redis.
             if session_id in self._incoming:
                 self._incoming[session_id].end()
-        elif types & TEXT_ENDING_TYPES:
-            self._outgoing.end(session_id)
         if types & LISTED:
             self._connection.publisher.notify(self._list_channel)
 
@@ -78,7 +70,7 @@ class RedisFeed(PollingFeed):
     def end_delta(self, session_id: str) -> None:
         """Implement `Feed.end_delta`."""
         super().end_delta(session_id)
-        self._outgoing.end(session_id)
+        self._outgoing.update_end(session_id)
 
     def notify_list_changed(self) -> None:
         """Implement `Feed.notify_list_changed`."""
@@ -91,7 +83,7 @@ class RedisFeed(PollingFeed):
         super().close_session(session_id)
         if not self._closed:
             self._connection.publisher.publish(_channel(self._connection, session_id), encode(SessionDeleted()))
-            self._outgoing.update(session_id)
+            self._outgoing.update_end(session_id)
 
     async def sessions_changed(self, seen: int) -> int | None:
         """Implement `Feed.sessions_changed`."""
@@ -166,7 +158,7 @@ class OutgoingTexts:
     """Sends the messages that are written in this process to other processes, piece by piece.
 
     Text is a preview of the message that will be stored. It may be late or missing, but no piece of it is shown twice
-    or without what came before it. Redis keeps the text so far for processes that missed its beginning.
+    or without what came before it. A process that missed the beginning requests it on the session's text channel.
     """
 
     def __init__(self, hub: MemoryFeed, connection: RedisConnection) -> None:
@@ -177,44 +169,49 @@ class OutgoingTexts:
 
     def update(self, session_id: str) -> None:
         """Send soon what was added to the message, or its end."""
-        self._connection.publisher.defer(session_id, partial(self._commands, session_id))
+        self._connection.publisher.defer(session_id, partial(self._messages, session_id))
 
-    def end(self, session_id: str) -> None:
+    def update_end(self, session_id: str) -> None:
         """Send soon the end of the message, if any of it was sent."""
         if session_id in self._sent:
             self.update(session_id)
 
-    def _commands(self, session_id: str) -> Sequence[Command]:
-        """Return the commands that bring other processes up to date."""
-        channel, key = _channel(self._connection, session_id), _text_key(self._connection, session_id)
-        publisher, sent = self._connection.publisher, self._sent.get(session_id)
-        message = self._hub.partial_message(session_id)
-        if message is None or message.is_remote:
-            delete = Command(("DEL", key), on_lost=partial(self.update, session_id))
-            if sent is None:
-                return [delete]
-            del self._sent[session_id]
-            return [delete, publisher.message(channel, encode(TextEnded(sent.text_id)))]
-        if sent is None or sent.message is not message:
-            self._begun += 1
-            sent = SentText(message, f"{self._connection.process_id.decode()}-{self._begun}")
-            self._sent[session_id] = sent
+    def _messages(self, session_id: str) -> Sequence[Message]:
+        """Return the messages that bring other processes up to date."""
+        channel, messages = _channel(self._connection, session_id), list[Message]()
+        message, sent = self._hub.partial_message(session_id), self._sent.get(session_id)
+        if message is not None and message.is_remote:
+            message = None
+        if sent is not None and sent.message is not message:
+            messages.append(Message(channel, encode(TextEnded(sent.text_id))))
+            self._end(session_id)
+            sent = None
+        if message is not None:
+            sent = sent or self._begin(session_id, message)
+            added = "".join(message.pieces[sent.pieces :])
+            piece = TextAdded(sent.text_id, message.message_id, sent.characters, added)
+            sent.pieces = len(message.pieces)
+            sent.characters += len(added)
+            messages.append(Message(channel, encode(piece), on_lost=partial(self._resend, session_id)))
+        return messages
 
-        def resend() -> None:
+    def _begin(self, session_id: str, message: PartialMessage) -> SentText:
+        self._begun += 1
+        sent = SentText(message, f"{self._connection.process_id.decode()}-{self._begun}")
+        self._sent[session_id] = sent
+        resend = partial(self._resend, session_id)
+        self._connection.subscriber.subscribe(_text_channel(self._connection, session_id), Listener(resend, resend))
+        return sent
+
+    def _end(self, session_id: str) -> None:
+        del self._sent[session_id]
+        self._connection.subscriber.unsubscribe(_text_channel(self._connection, session_id))
+
+    def _resend(self, session_id: str, _payload: bytes = b"", _sender: bytes = b"") -> None:
+        """Send the message again from its beginning."""
+        if (sent := self._sent.get(session_id)) is not None:
             sent.pieces = sent.characters = 0
             self.update(session_id)
-
-        added = "".join(message.pieces[sent.pieces :])
-        piece = TextAdded(sent.text_id, message.message_id, sent.characters, added)
-        sent.pieces = len(message.pieces)
-        sent.characters += len(added)
-        # The key is written before the piece is sent: a process that needs more than the piece finds it there.
-        if sent.characters <= MAX_TEXT_CHARACTERS:
-            whole = TextAdded(sent.text_id, message.message_id, 0, "".join(message.pieces))
-            keep = Command(("SET", key, encode(whole), "EX", TEXT_SECONDS))
-        else:
-            keep = Command(("DEL", key))
-        return [keep, publisher.message(channel, encode(piece), resend)]
 
 
 class IncomingText:
@@ -229,43 +226,38 @@ class IncomingText:
         self._length = 0
         self._ended = True
         self._replaced_id = ""
-        self._requested_id = ""
-        self._version = 0
 
     def add(self, piece: TextAdded) -> None:
-        """Show `piece`. If the text before it is missing, read the whole text from Redis."""
+        """Show `piece`. If text before it is missing, request the whole text."""
         shown = self._hub.partial_message(self._session_id)
-        own = piece.text_id.startswith(self._connection.process_id.decode())
         # While this process writes, another one that writes has lost its lease and will end.
-        if own or piece.text_id == self._replaced_id or (shown is not None and not shown.is_remote):
+        if piece.text_id == self._replaced_id or (shown is not None and not shown.is_remote):
             return
         is_new = piece.text_id != self._text_id
         if piece.offset > (0 if is_new else self._length):
-            self._request(piece.text_id)
+            self._request()
         elif is_new or not self._ended:
             if is_new:
                 self._begin(piece)
-            added = piece.text[self._length - piece.offset :]
-            self._message.pieces.append(added)
-            self._length += len(added)
+            if added := piece.text[self._length - piece.offset :]:
+                self._message.pieces.append(added)
+                self._length += len(added)
             self._hub.show_partial_message(self._session_id, self._message)
 
     def end(self, text_id: str = "") -> None:
         """End the message if its text id begins with `text_id`."""
-        self._version += 1
         if self._text_id.startswith(text_id):
             self._ended = True
             self._hide()
 
     def resync(self) -> None:
-        """Hide the message until more of it arrives, as its end may have been missed. Read it from Redis."""
+        """Hide the message until more of it arrives, as its end may have been missed. Request the whole text."""
         self._hide()
-        self._request("")
+        self._request()
 
     def _begin(self, piece: TextAdded) -> None:
         if not self._ended:
             self._replaced_id = self._text_id
-        self._version += 1
         self._message = PartialMessage(piece.message_id, is_remote=True)
         self._text_id, self._length, self._ended = piece.text_id, 0, False
 
@@ -273,29 +265,15 @@ class IncomingText:
         if self._hub.partial_message(self._session_id) is self._message:
             self._hub.end_delta(self._session_id)
 
-    def _request(self, text_id: str) -> None:
-        """Read the text so far from Redis, unless Redis did not have this text the last time."""
-        if text_id and text_id == self._requested_id:
-            return
-        self._requested_id = text_id
-        version = self._version
-
-        def on_value(value: bytes | None) -> None:
-            piece = None if value is None else decode(value)
-            if version != self._version:  # What arrived meanwhile is newer.
-                self._requested_id = ""
-            elif isinstance(piece, TextAdded):
-                self._requested_id = ""
-                self.add(piece)
-
-        self._connection.publisher.get(_text_key(self._connection, self._session_id), on_value)
+    def _request(self) -> None:
+        self._connection.publisher.notify(_text_channel(self._connection, self._session_id))
 
 
 def _channel(connection: RedisConnection, session_id: str) -> bytes:
     return connection.name(f"session:{session_id}")
 
 
-def _text_key(connection: RedisConnection, session_id: str) -> bytes:
+def _text_channel(connection: RedisConnection, session_id: str) -> bytes:
     return connection.name(f"text:{session_id}")
 
 
