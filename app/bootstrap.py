@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AnyFeed = MemoryFeed | PollingFeed
-
 
 class Overrides(TypedDict, total=False):
     """Parts that a test or an embedding program passes in; the settings choose the others."""
@@ -95,7 +93,7 @@ class _Parts:
 
     store: Store
     redis: "RedisConnection | None"
-    feed: AnyFeed
+    feed: MemoryFeed
     queue: RunQueue
     sandboxes: SandboxProvider
     browsers: Browsers
@@ -169,15 +167,15 @@ async def _redis(settings: Settings, store: Store, stack: AsyncExitStack) -> "Re
 
 async def _feed_and_signals(
     store: Store, redis: "RedisConnection | None", stack: AsyncExitStack
-) -> tuple[AnyFeed, Signals]:
+) -> tuple[MemoryFeed, Signals]:
     if redis is None and isinstance(store, SqliteStore):
         return MemoryFeed(), LocalSignals()
-    hub, last_event_numbers = MemoryFeed(single_process=False), store.sessions.last_event_numbers
+    last_event_numbers = store.sessions.last_event_numbers
     if redis is None:
-        return await stack.enter_async_context(PollingFeed(hub, last_event_numbers)), LocalSignals()
+        return await stack.enter_async_context(PollingFeed(last_event_numbers)), LocalSignals()
     from app.infrastructure.streams.redis.feed import RedisFeed, RedisSignals
 
-    return await stack.enter_async_context(RedisFeed(hub, redis, last_event_numbers)), RedisSignals(redis)
+    return await stack.enter_async_context(RedisFeed(redis, last_event_numbers)), RedisSignals(redis)
 
 
 async def _queue(store: Store, worker: PlanActWorker, signals: Signals, *, role: Role) -> RunQueue:

@@ -24,8 +24,7 @@ async def feed(request: pytest.FixtureRequest) -> AsyncIterator[Feed]:
         memory_feed.close()
         return
     async with RedisServer() as server, RedisConnection(server.url, prefix="test") as connection:
-        hub = MemoryFeed(single_process=False)
-        async with ConfirmedRedisFeed(hub, connection, Store().last_event_numbers) as redis_feed:
+        async with ConfirmedRedisFeed(connection, Store().last_event_numbers) as redis_feed:
             await redis_feed.confirm_list()
             yield redis_feed
 

@@ -10,7 +10,7 @@ from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.external.feed import Feed
 from app.domain.models.event import EventRecord, TextDelta
 from app.domain.repositories.event_log import EventLog
-from app.infrastructure.streams.memory import MemoryFeed, MemorySubscription
+from app.infrastructure.streams.memory import MemorySubscription
 from app.infrastructure.streams.polling import PollingFeed
 from app.infrastructure.streams.redis.connection import RedisConnection
 from app.infrastructure.streams.redis.feed import RedisFeed
@@ -145,11 +145,10 @@ async def feed_processes(count: int, store: Store, server: RedisServer | None) -
     async with AsyncExitStack() as stack:
         opened: list[FeedProcess] = []
         for _ in range(count):
-            hub = MemoryFeed(single_process=False)
-            connection, feed = None, PollingFeed(hub, store.last_event_numbers)
+            connection, feed = None, PollingFeed(store.last_event_numbers)
             if server is not None:
                 connection = await stack.enter_async_context(RedisConnection(server.url, prefix="test"))
-                feed = RedisFeed(hub, connection, store.last_event_numbers)
+                feed = RedisFeed(connection, store.last_event_numbers)
             await stack.enter_async_context(feed)
             opened.append(FeedProcess(store, feed, connection))
             stack.push_async_callback(opened[-1].stop_readers)

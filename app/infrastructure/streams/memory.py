@@ -148,8 +148,8 @@ class MemoryFeed:
     It keeps records only while a session has subscribers, and not more than the limits above.
 
     Args:
-        single_process: No other process writes to the store, so all events are published here. Otherwise the owner
-            of this feed reports what other processes wrote with `deliver`, `mark_stale` and `mark_stale_below`.
+        single_process: No other process writes to the store, so all events are published here. Otherwise a subclass
+            reports what other processes wrote with `deliver`, `mark_stale` and `mark_stale_below`.
     """
 
     def __init__(self, *, single_process: bool = True) -> None:
@@ -239,6 +239,10 @@ class MemoryFeed:
 
     def notify_list_changed(self) -> None:
         """Implement `Feed.notify_list_changed`."""
+        self.wake_list_readers()
+
+    def wake_list_readers(self) -> None:
+        """Wake the readers of the session list in this process."""
         self._list_version += 1
         # A new event per version: waiters of this version may still be asleep when the next version is announced.
         changed, self._list_changed = self._list_changed, asyncio.Event()
@@ -246,6 +250,10 @@ class MemoryFeed:
 
     def close_session(self, session_id: str) -> None:
         """Implement `Feed.close_session`."""
+        self.end_subscriptions(session_id)
+
+    def end_subscriptions(self, session_id: str) -> None:
+        """End the session's subscriptions in this process."""
         self._partial_messages.pop(session_id, None)
         self._last_numbers.pop(session_id, None)
         if (topic := self._topics.pop(session_id, None)) is not None:
@@ -281,8 +289,8 @@ class MemoryFeed:
         """Implement `Feed.close`."""
         self._closed = True
         for session_id in list(self._topics):
-            self.close_session(session_id)
-        self.notify_list_changed()
+            self.end_subscriptions(session_id)
+        self.wake_list_readers()
 
     def _last_number(self, session_id: str) -> int:
         topic = self._topics.get(session_id)

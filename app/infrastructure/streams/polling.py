@@ -8,9 +8,7 @@ from itertools import count
 from typing import Self
 
 from app.domain.errors import StoreUnavailable
-from app.domain.external.feed import Subscription
-from app.domain.models.event import EventRecord, TextDelta
-from app.infrastructure.streams.memory import MemoryFeed
+from app.infrastructure.streams.memory import MemoryFeed, MemorySubscription
 
 log = logging.getLogger(__name__)
 
@@ -32,29 +30,22 @@ _POLL_TIMEOUT_SECONDS = 5.0
 """Maximum duration of one poll."""
 
 
-class PollingFeed:
+class PollingFeed(MemoryFeed):
     """A `Feed` for one of several processes that share only the store. Open it with `async with`.
 
     Subscribers receive the complete messages of other processes but not their deltas. A poll is one read of the store
     for all sessions that have subscribers; without subscribers there are no polls.
 
     Args:
-        hub: The feed inside this process, made with `single_process=False`.
         last_event_numbers: Returns the last event numbers of sessions; deleted sessions are absent.
     """
 
-    def __init__(self, hub: MemoryFeed, last_event_numbers: LastEventNumbers) -> None:
-        self._hub = hub
+    def __init__(self, last_event_numbers: LastEventNumbers) -> None:
+        super().__init__(single_process=False)
         self._last_event_numbers = last_event_numbers
-        self._closed = False
         self._list_waiters = 0
         self._poll_needed = asyncio.Event()
         self._poll_task: asyncio.Task[None] | None = None
-
-    @property
-    def subscriber_count(self) -> int:
-        """Number of subscriptions to sessions in this process."""
-        return self._hub.subscriber_count
 
     @property
     def is_notified(self) -> bool:
@@ -71,38 +62,22 @@ class PollingFeed:
             self._poll_task.cancel()
             await asyncio.gather(self._poll_task, return_exceptions=True)
 
-    def publish(self, session_id: str, records: Sequence[EventRecord]) -> None:
-        """Implement `Feed.publish`."""
-        self._hub.publish(session_id, records)
-
-    def publish_delta(self, session_id: str, delta: TextDelta) -> None:
-        """Implement `Feed.publish_delta`."""
-        self._hub.publish_delta(session_id, delta)
-
-    def end_delta(self, session_id: str) -> None:
-        """Implement `Feed.end_delta`."""
-        self._hub.end_delta(session_id)
-
-    def notify_list_changed(self) -> None:
-        """Implement `Feed.notify_list_changed`."""
-        self._hub.notify_list_changed()
-
-    def close_session(self, session_id: str) -> None:
-        """Implement `Feed.close_session`."""
-        self._hub.close_session(session_id)
+    def end_subscriptions(self, session_id: str) -> None:
+        """End the session's subscriptions in this process."""
+        super().end_subscriptions(session_id)
         self._on_unsubscribed(session_id)
 
     @asynccontextmanager
-    async def subscribe(self, session_id: str) -> AsyncGenerator[Subscription, None]:
+    async def subscribe(self, session_id: str) -> AsyncGenerator[MemorySubscription, None]:
         """Implement `Feed.subscribe`."""
         try:
-            async with self._hub.subscribe(session_id) as subscription:
-                if not self._closed:
+            async with super().subscribe(session_id) as subscription:
+                if not subscription.ended:
                     self._poll_needed.set()
                     self._on_subscribed(session_id)
                 yield subscription
         finally:
-            if session_id not in self._hub.subscribed_sessions:
+            if session_id not in self.subscribed_sessions:
                 self._on_unsubscribed(session_id)
 
     async def sessions_changed(self, seen: int) -> int | None:
@@ -110,14 +85,9 @@ class PollingFeed:
         self._list_waiters += 1
         self._poll_needed.set()
         try:
-            return await self._hub.sessions_changed(seen)
+            return await super().sessions_changed(seen)
         finally:
             self._list_waiters -= 1
-
-    def close(self) -> None:
-        """Implement `Feed.close`."""
-        self._closed = True
-        self._hub.close()
 
     def _on_subscribed(self, session_id: str) -> None:
         """Note that the session has one more subscriber."""
@@ -129,16 +99,16 @@ class PollingFeed:
         """Note that a poll found events that this process was not notified of."""
 
     async def _poll_forever(self) -> None:
-        for tick in count():
+        for tick in count(1):
             await self._poll_needed.wait()
             await asyncio.sleep(_TICK_SECONDS)
-            sessions = list(self._hub.subscribed_sessions)
+            sessions = list(self.subscribed_sessions)
             if not sessions and not self._list_waiters:
                 self._poll_needed.clear()
             if sessions and tick % (_NOTIFIED_POLL_TICKS if self.is_notified else _POLL_TICKS) == 0:
                 await self._poll(sessions)
             if self._list_waiters and tick % (_NOTIFIED_LIST_POLL_TICKS if self.is_notified else _LIST_POLL_TICKS) == 0:
-                self._hub.notify_list_changed()
+                self.wake_list_readers()
 
     async def _poll(self, sessions: Sequence[str]) -> None:
         try:
@@ -152,7 +122,6 @@ class PollingFeed:
         for session_id in sessions:
             last_number = last_numbers.get(session_id)
             if last_number is None:
-                self._hub.close_session(session_id)
-                self._on_unsubscribed(session_id)
-            elif session_id in self._hub.subscribed_sessions and self._hub.mark_stale_below(session_id, last_number):
+                self.end_subscriptions(session_id)
+            elif session_id in self.subscribed_sessions and self.mark_stale_below(session_id, last_number):
                 self._on_stale(session_id)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from app.domain.external.signals import Signal
-from app.domain.models.event import LISTED, TERMINAL, EventRecord, TextDelta
+from app.domain.models.event import TERMINAL, EventRecord, TextDelta
 from app.infrastructure.streams.memory import TEXT_ENDING_TYPES, MemoryFeed, PartialMessage
 from app.infrastructure.streams.polling import LastEventNumbers, PollingFeed
 from app.infrastructure.streams.redis.connection import Listener, RedisConnection
@@ -30,12 +30,12 @@ class RedisFeed(PollingFeed):
     from the event log. The process is subscribed to a session's channel while the session has subscribers here.
     """
 
-    def __init__(self, hub: MemoryFeed, connection: RedisConnection, last_event_numbers: LastEventNumbers) -> None:
-        super().__init__(hub, last_event_numbers)
+    def __init__(self, connection: RedisConnection, last_event_numbers: LastEventNumbers) -> None:
+        super().__init__(last_event_numbers)
         self._connection = connection
         self._list_channel = connection.name("sessions")
         self._list_subscribed = False
-        self._outgoing = OutgoingTexts(hub, connection)
+        self._outgoing = OutgoingTexts(self, connection)
         self._incoming: dict[str, IncomingText] = {}
 
     @property
@@ -48,18 +48,13 @@ class RedisFeed(PollingFeed):
         if self._closed or not records:
             return
         super().publish(session_id, records)
-        self._outgoing.update_end(session_id)
         channel = _channel(self._connection, session_id)
         if sum(len(record.data) for record in records) <= MAX_RECORDS_BYTES:
             self._connection.publisher.publish(channel, encode(RecordsStored(records)))
         else:
             self._connection.publisher.notify(channel)
-        types = {record.type for record in records}
-        if types & TERMINAL:
-            if session_id in self._incoming:
-                self._incoming[session_id].end()
-        if types & LISTED:
-            self._connection.publisher.notify(self._list_channel)
+        if session_id in self._incoming and any(record.type in TERMINAL for record in records):
+            self._incoming[session_id].end()
 
     def publish_delta(self, session_id: str, delta: TextDelta) -> None:
         """Implement `Feed.publish_delta`."""
@@ -93,18 +88,12 @@ class RedisFeed(PollingFeed):
             self._connection.subscriber.subscribe(self._list_channel, listener)
         return await super().sessions_changed(seen)
 
-    def close(self) -> None:
-        """Implement `Feed.close`."""
-        super().close()
-        for session_id in list(self._incoming):
-            self._on_unsubscribed(session_id)
-
     def _on_list_changed(self, _payload: bytes = b"", _sender: bytes = b"") -> None:
-        self._hub.notify_list_changed()
+        self.wake_list_readers()
 
     def _on_subscribed(self, session_id: str) -> None:
         if session_id not in self._incoming:
-            self._incoming[session_id] = IncomingText(self._hub, self._connection, session_id)
+            self._incoming[session_id] = IncomingText(self, self._connection, session_id)
             listener = Listener(partial(self._on_message, session_id), partial(self._on_lost, session_id))
             self._connection.subscriber.subscribe(_channel(self._connection, session_id), listener)
 
@@ -118,7 +107,7 @@ class RedisFeed(PollingFeed):
 
     def _on_lost(self, session_id: str) -> None:
         """Note that messages about the session may have been lost."""
-        self._hub.mark_stale(session_id)
+        self.mark_stale(session_id)
         self._incoming[session_id].resync()
 
     def _on_message(self, session_id: str, payload: bytes, sender: bytes) -> None:
@@ -131,15 +120,14 @@ class RedisFeed(PollingFeed):
                 elif types & TEXT_ENDING_TYPES:
                     # The message of another process may be the user's, which does not end what the agent writes.
                     text.end(sender.decode())
-                if not self._hub.deliver(session_id, records):
+                if not self.deliver(session_id, records):
                     text.resync()
             case TextAdded() as piece:
                 text.add(piece)
             case TextEnded(text_id):
                 text.end(text_id)
             case SessionDeleted():
-                self._hub.close_session(session_id)
-                self._on_unsubscribed(session_id)
+                self.end_subscriptions(session_id)
             case _:  # A notification.
                 self._on_lost(session_id)
 
@@ -161,8 +149,8 @@ class OutgoingTexts:
     or without what came before it. A process that missed the beginning requests it on the session's text channel.
     """
 
-    def __init__(self, hub: MemoryFeed, connection: RedisConnection) -> None:
-        self._hub = hub
+    def __init__(self, feed: MemoryFeed, connection: RedisConnection) -> None:
+        self._feed = feed
         self._connection = connection
         self._sent: dict[str, SentText] = {}
         self._begun = 0
@@ -179,7 +167,7 @@ class OutgoingTexts:
     def _messages(self, session_id: str) -> Sequence[Message]:
         """Return the messages that bring other processes up to date."""
         channel, messages = _channel(self._connection, session_id), list[Message]()
-        message, sent = self._hub.partial_message(session_id), self._sent.get(session_id)
+        message, sent = self._feed.partial_message(session_id), self._sent.get(session_id)
         if message is not None and message.is_remote:
             message = None
         if sent is not None and sent.message is not message:
@@ -217,8 +205,8 @@ class OutgoingTexts:
 class IncomingText:
     """The message that another process writes in a session with subscribers here."""
 
-    def __init__(self, hub: MemoryFeed, connection: RedisConnection, session_id: str) -> None:
-        self._hub = hub
+    def __init__(self, feed: MemoryFeed, connection: RedisConnection, session_id: str) -> None:
+        self._feed = feed
         self._connection = connection
         self._session_id = session_id
         self._message = PartialMessage("", is_remote=True)
@@ -229,7 +217,7 @@ class IncomingText:
 
     def add(self, piece: TextAdded) -> None:
         """Show `piece`. If text before it is missing, request the whole text."""
-        shown = self._hub.partial_message(self._session_id)
+        shown = self._feed.partial_message(self._session_id)
         # While this process writes, another one that writes has lost its lease and will end.
         if piece.text_id == self._replaced_id or (shown is not None and not shown.is_remote):
             return
@@ -242,7 +230,7 @@ class IncomingText:
             if added := piece.text[self._length - piece.offset :]:
                 self._message.pieces.append(added)
                 self._length += len(added)
-            self._hub.show_partial_message(self._session_id, self._message)
+            self._feed.show_partial_message(self._session_id, self._message)
 
     def end(self, text_id: str = "") -> None:
         """End the message if its text id begins with `text_id`."""
@@ -262,8 +250,8 @@ class IncomingText:
         self._text_id, self._length, self._ended = piece.text_id, 0, False
 
     def _hide(self) -> None:
-        if self._hub.partial_message(self._session_id) is self._message:
-            self._hub.end_delta(self._session_id)
+        if self._feed.partial_message(self._session_id) is self._message:
+            self._feed.end_delta(self._session_id)
 
     def _request(self) -> None:
         self._connection.publisher.notify(_text_channel(self._connection, self._session_id))
