@@ -23,10 +23,10 @@ R = TypeVar("R", bound=RunningSandbox)
 
 
 class SandboxBackend(Protocol[R]):
-    """What a technology provides: one session's sandbox instance, started, found and ended.
+    """Starts, finds and ends sandbox instances with one technology.
 
-    Except `is_alive`, no two calls for one session overlap. `known` is the instance that this process used last; it may
-    have ended since. The caller closes it when another instance, or None, is returned.
+    Except for `is_alive`, no two calls for one session overlap. `known` is the instance that this process used last; it
+    may have ended since. The caller closes it when another instance, or None, is returned.
     """
 
     async def is_alive(self, known: R) -> bool:

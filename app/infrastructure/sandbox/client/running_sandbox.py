@@ -25,8 +25,8 @@ NO_SHELL = "/"
 class RunningSandbox:
     """A sandbox instance that runs, and the connection to it.
 
-    `sandbox` enters it around every call, several at once: so it knows when this process last used the instance, and
-    whether the instance responds.
+    `sandbox` enters this context manager around every call, so that it records when this process last used the
+    instance and whether the instance responds. Calls may overlap.
     """
 
     def __init__(
