@@ -35,19 +35,22 @@ async def test_concurrent_acquires_share_one_process(provider: LocalSandboxes, t
 
 
 async def test_concurrent_starts_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    starting, maximum = 0, 0
+    starting, maximum, may_end = 0, 0, asyncio.Event()
 
     async def spawn(*_: object, **__: object) -> SandboxProcess:
         nonlocal starting, maximum
         starting += 1
         maximum = max(maximum, starting)
-        await asyncio.to_thread(os.getpid)
+        await may_end.wait()
         starting -= 1
         raise SandboxUnavailable("nothing is started here")
 
     monkeypatch.setattr(SandboxProcess, "spawn", spawn)
     async with LocalSandboxes(tmp_path, starts_at_once=2) as provider:
-        await asyncio.gather(*(provider.acquire(f"s{n}") for n in range(5)), return_exceptions=True)
+        starts = asyncio.gather(*(provider.acquire(f"s{n}") for n in range(5)), return_exceptions=True)
+        await eventually(lambda: starting == 2)
+        may_end.set()
+        await starts
     assert maximum == 2
 
 
