@@ -12,6 +12,7 @@ from app.domain.models.run import TranscriptName
 from app.domain.models.session import changes_of
 from app.domain.repositories.event_log import Commit, StoredMessage
 from app.infrastructure.persistence import codec
+from app.infrastructure.persistence.group_commit import CommittedEvents
 from app.infrastructure.persistence.session_summary import USAGE_FIELDS, check_timestamp, preview
 
 EncodeEvent = Callable[[Event, int, int], bytes]
@@ -76,27 +77,32 @@ class SessionUpdate:
 
     def __init__(
         self,
+        session_id: str,
         cursor: SessionCursor,
         encode: EncodeEvent,
         *,
+        committed: list[CommittedEvents] | None = None,
         message_keys: Mapping[str, int] | None = None,
         max_bytes: int | None = None,
     ) -> None:
         """Start an update.
 
         Args:
+            session_id: Id of the session.
             cursor: Position of the session before the update.
             encode: Encoder of events.
+            committed: List to append the events of each write to.
             message_keys: Stored idempotency keys with the numbers of their messages. The store adds what it looks up
                 later.
             max_bytes: Maximum size of one write.
         """
+        self._session_id = session_id
         self._encode = encode
         self._max_bytes = max_bytes
         self.cursor = cursor
         """Position of the session after the update."""
         self.message_keys = dict(message_keys or {})
-        self.committed: list[Sequence[EventRecord]] = []
+        self.committed: list[CommittedEvents] = [] if committed is None else committed
         """Events of each write, in order."""
         self.events: list[EventRow] = []
         self.messages: list[TranscriptRow] = []
@@ -195,7 +201,7 @@ class SessionUpdate:
             for event, record in zip(events, records, strict=True)
         ]
         self.events += rows
-        self.committed.append(records)
+        self.committed.append((self._session_id, records))
         self._move(last_event=records[-1].number)
         from_user = [record.number for row, record in zip(rows, records, strict=True) if row.speaker == codec.USER]
         if from_user:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import pymongo
 
@@ -206,12 +206,8 @@ class StoreAvailability:
         return self._majority.check(task.result(), now=time.monotonic())
 
 
-class _LogPosition(NamedTuple):
-    """Position in the log that all servers of a replica set share. Each primary has a term of its own."""
-
-    term: int
-    second: int
-    step: int
+_LogPosition = tuple[int, int, int]
+"""Position in the log that all servers of a replica set share: term of the primary, second, and step within it."""
 
 
 class MajorityMonitor:
@@ -233,7 +229,7 @@ class MajorityMonitor:
         if "majorityOpTime" not in last_write:
             return None  # a router, which checks its servers itself
         newest, confirmed = _position(last_write["opTime"]), _position(last_write["majorityOpTime"])
-        if confirmed.term < newest.term:
+        if confirmed[0] < newest[0]:
             return NEW_PRIMARY
         if self._unconfirmed is None or self._unconfirmed[0] <= confirmed:
             self._unconfirmed = None if newest <= confirmed else (newest, now)
@@ -243,7 +239,7 @@ class MajorityMonitor:
 
 
 def _position(optime: Document) -> _LogPosition:
-    return _LogPosition(int(optime["t"]), optime["ts"].time, optime["ts"].inc)
+    return int(optime["t"]), optime["ts"].time, optime["ts"].inc
 
 
 def _start(work: Awaitable[T]) -> "asyncio.Future[T]":

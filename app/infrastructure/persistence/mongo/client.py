@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -52,6 +52,9 @@ _NO_PRIMARY_CODES = {91, 189, 10107, 11600, 11602, 13435, 13436}
 
 _LOGIN_CODES = {18, 8000}
 """Error codes of a refused login. The client then treats the server as unknown until its next check."""
+
+_DUPLICATE_CODE = 11000
+"""Error code of an insert whose document exists."""
 
 _REASONS = {
     13: "the user of MONGODB_URL may not do this, or it names none",
@@ -177,13 +180,17 @@ class MongoDatabase:
         return NO_SERVER
 
 
-def is_duplicate(error: Exception) -> bool:
-    """Return whether an insert failed only because its documents exist."""
-    if isinstance(error, errors.BulkWriteError):
+async def insert_missing(collection: Collection, documents: Sequence[Document]) -> bool:
+    """Insert those documents that do not exist. Return whether all of them were missing."""
+    try:
+        await collection.insert_many(documents, ordered=False)
+    except errors.BulkWriteError as error:
         details = cast("Document", error.details)
         codes = {failure.get("code") for failure in details.get("writeErrors", ())}
-        return codes == {11000} and not details.get("writeConcernErrors")
-    return isinstance(error, errors.DuplicateKeyError)
+        if codes != {_DUPLICATE_CODE} or details.get("writeConcernErrors"):
+            raise
+        return False
+    return True
 
 
 def _reason(code: int | None) -> str:

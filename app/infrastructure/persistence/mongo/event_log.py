@@ -40,9 +40,7 @@ class MongoEventLog(MongoRepository):
     async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
         request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key))
-        return await self._availability.wait_while_available(
-            self._queue.receive(codec.well_formed(session_id), request)
-        )
+        return await self._queue.receive(codec.well_formed(session_id), request)
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
         """Implement `EventLog.read`."""

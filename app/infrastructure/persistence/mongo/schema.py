@@ -24,7 +24,7 @@ import pymongo
 from pymongo import IndexModel
 
 from app.domain.errors import StoreUnavailable
-from app.infrastructure.persistence.mongo.client import CLIENT_ERRORS, MongoDatabase, is_duplicate
+from app.infrastructure.persistence.mongo.client import MongoDatabase, insert_missing
 
 VERSION = 2
 """Version of the schema. Version 1 was never released."""
@@ -80,11 +80,6 @@ async def _metadata(database: MongoDatabase, name: str, default: object) -> obje
     """Return a stored value; store `default` if there is none."""
     found = await database.metadata.find_one({"_id": name})
     if found is None:
-        try:
-            await database.metadata.insert_one({"_id": name, "value": default})
-            return default
-        except CLIENT_ERRORS as error:
-            if not is_duplicate(error):
-                raise
-            found = await database.metadata.find_one({"_id": name})
+        await insert_missing(database.metadata, [{"_id": name, "value": default}])
+        found = await database.metadata.find_one({"_id": name})
     return None if found is None else found["value"]

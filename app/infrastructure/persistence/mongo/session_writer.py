@@ -22,13 +22,7 @@ from dataclasses import dataclass, replace
 from app.domain.errors import AnkerError, NotFound, StoreUnavailable
 from app.infrastructure.persistence.group_commit import Outcome, WrittenBatch, attempt
 from app.infrastructure.persistence.mongo.availability import StoreAvailability, store_unavailable
-from app.infrastructure.persistence.mongo.client import (
-    CLIENT_ERRORS,
-    Collection,
-    Document,
-    MongoDatabase,
-    is_duplicate,
-)
+from app.infrastructure.persistence.mongo.client import Document, MongoDatabase, insert_missing
 from app.infrastructure.persistence.session_update import (
     EncodeEvent,
     ReceiveRequest,
@@ -92,6 +86,7 @@ class SessionCommitter:
         while True:
             session = await self.copy_tail(known or await self._load(session_id))
             update = SessionUpdate(
+                session_id,
                 session.cursor,
                 self._encode,
                 message_keys=await self._find_keys(session.cursor, requests),
@@ -106,7 +101,7 @@ class SessionCommitter:
                 return WrittenBatch(outcomes, ()), session
             stored = await self._store(session_id, session, update)
             if stored is not None:
-                return WrittenBatch(outcomes, [(session_id, records) for records in update.committed]), stored
+                return WrittenBatch(outcomes, update.committed), stored
             if time.monotonic() > deadline:
                 raise store_unavailable("too many processes write to this session at once")
             known = None
@@ -120,7 +115,7 @@ class SessionCommitter:
         """
         if session.tail is None:
             return session
-        copies: list[Awaitable[None]] = []
+        copies: list[Awaitable[bool]] = []
         for name, collection in (
             ("events", self._database.events),
             ("messages", self._database.transcripts),
@@ -128,9 +123,9 @@ class SessionCommitter:
         ):
             if rows := session.tail.get(name):
                 # Abandoned when the server is lost. A row that still arrives is the row that the next writer inserts.
-                copies.append(self._availability.read(lambda c=collection, r=rows: _insert(c, r)))
+                copies.append(self._availability.read(lambda c=collection, r=rows: insert_missing(c, r)))
         for result in await asyncio.gather(*copies, return_exceptions=True):
-            if result is not None:
+            if isinstance(result, BaseException):
                 raise result
         return replace(session, tail=None)
 
@@ -213,11 +208,3 @@ def _tail(update: SessionUpdate) -> Document:
     keys = [{"_id": {"s": ordinal, "k": key}, "number": number} for key, number in update.new_keys.items()]
     tail: Document = {"events": events, "messages": messages, "keys": keys}
     return {name: rows for name, rows in tail.items() if rows}
-
-
-async def _insert(collection: Collection, rows: Sequence[Document]) -> None:
-    try:
-        await collection.insert_many(rows, ordered=False)
-    except CLIENT_ERRORS as error:
-        if not is_duplicate(error):
-            raise

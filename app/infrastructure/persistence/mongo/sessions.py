@@ -5,23 +5,14 @@ from collections.abc import Mapping, Sequence
 from app.domain.errors import Conflict, NotFound, StoreUnavailable
 from app.domain.models.message import Usage
 from app.domain.models.session import Session, SessionPage
-from app.infrastructure.persistence.codec import ASSISTANT, MAX_NUMBER, event_key, well_formed
+from app.infrastructure.persistence import session_summary
+from app.infrastructure.persistence.codec import ASSISTANT, event_key, well_formed
 from app.infrastructure.persistence.mongo.availability import StoreAvailability, store_unavailable
-from app.infrastructure.persistence.mongo.client import CLIENT_ERRORS, Document, MongoDatabase, is_duplicate
+from app.infrastructure.persistence.mongo.client import Document, MongoDatabase, insert_missing
 from app.infrastructure.persistence.mongo.deletion import SessionDeleter
 from app.infrastructure.persistence.mongo.repositories import MongoRepository
 from app.infrastructure.persistence.mongo.schema import MESSAGES_INDEX
 from app.infrastructure.persistence.mongo.write_queue import SessionWriteQueue
-from app.infrastructure.persistence.session_summary import (
-    LISTED_FIELDS,
-    USAGE_FIELDS,
-    ListedSession,
-    check_timestamp,
-    decode_cursor,
-    listed_session,
-    page_of,
-    usage_of,
-)
 
 _DELIVERY_FIELDS = (
     *("ordinal", "version", "last_event", "delivered", "unread"),
@@ -48,26 +39,29 @@ class MongoSessions(MongoRepository):
 
     async def create(self, session_id: str, *, owner: str, at: int) -> None:
         """Implement `SessionRepository.create`."""
-        check_timestamp(at)
+        session_summary.check_timestamp(at)
         key, owner = well_formed(session_id), well_formed(owner)
-        creating = self._queue.run_exclusively(key, lambda: self._create(key, owner, at), changes_session=True)
-        await self._availability.wait_while_available(creating)
+        await self._queue.run_exclusively(key, lambda: self._create(key, owner, at), changes_session=True)
 
     async def get(self, session_id: str, *, owner: str) -> Session:
         """Implement `SessionRepository.get`."""
-        return _session(await self._find_session(session_id, LISTED_FIELDS, owner=well_formed(owner))).session
+        return _session(
+            await self._find_session(session_id, session_summary.LISTED_FIELDS, owner=well_formed(owner))
+        ).session
 
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
         """Implement `SessionRepository.page`."""
         query: Document = {"owner": well_formed(owner)}
         if cursor is not None:
-            last_activity, ordinal = decode_cursor(cursor)
+            last_activity, ordinal = session_summary.decode_cursor(cursor)
             earlier: list[Document] = [{"last_activity": {"$lt": last_activity}}, {"ordinal": {"$lt": ordinal}}]
             query |= {"last_activity": {"$lte": last_activity}, "$or": earlier}
         # One session more than the limit tells whether there is a next page.
         order = [("last_activity", -1), ("ordinal", -1)]
-        rows = await self._find(self._database.sessions, query, LISTED_FIELDS, sort=order, limit=max(limit, 0) + 1)
-        return page_of([_session(row) for row in rows], limit)
+        rows = await self._find(
+            self._database.sessions, query, session_summary.LISTED_FIELDS, sort=order, limit=max(limit, 0) + 1
+        )
+        return session_summary.page_of([_session(row) for row in rows], limit)
 
     async def list_active(self) -> Sequence[str]:
         """Implement `SessionRepository.list_active`."""
@@ -88,20 +82,19 @@ class MongoSessions(MongoRepository):
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         """Implement `SessionRepository.mark_delivered`."""
         key = well_formed(session_id)
-        marking = self._queue.run_exclusively(key, lambda: self._mark_delivered(key, number), changes_session=False)
-        return await self._availability.wait_while_available(marking)
+        return await self._queue.run_exclusively(key, lambda: self._mark_delivered(key, number), changes_session=False)
 
     async def usage(self, session_id: str) -> Usage:
         """Implement `SessionRepository.usage`."""
-        return usage_of(await self._find_session(session_id, USAGE_FIELDS))
+        return session_summary.usage_of(await self._find_session(session_id, session_summary.USAGE_FIELDS))
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Implement `SessionRepository.delete`."""
         key, owner = well_formed(session_id), well_formed(owner)
-        deleting = self._queue.run_exclusively(
+        ordinal = await self._queue.run_exclusively(
             key, lambda: self._deleter.delete_session(key, owner), changes_session=True
         )
-        await self._deleter.delete_rows(await self._availability.wait_while_available(deleting))
+        await self._deleter.delete_rows(ordinal)
 
     async def check(self) -> str | None:
         """Implement `SessionRepository.check`. Read something, because availability says nothing of permissions."""
@@ -120,18 +113,8 @@ class MongoSessions(MongoRepository):
         if counted is None:
             raise store_unavailable("the database refused")
         session = _new_session(session_id, owner, timestamp, ordinal=counted["value"])
-        if not await self._availability.write(lambda: self._insert(session)):
+        if not await self._availability.write(lambda: insert_missing(self._database.sessions, [session])):
             raise Conflict("a session with this id exists")
-
-    async def _insert(self, session: Document) -> bool:
-        """Insert a session. Return False if its id exists."""
-        try:
-            await self._database.sessions.insert_one(session)
-        except CLIENT_ERRORS as error:
-            if is_duplicate(error):
-                return False
-            raise
-        return True
 
     async def _mark_delivered(self, session_id: str, number: int) -> bool:
         sessions, write = self._database.sessions, self._availability.write
@@ -154,27 +137,18 @@ class MongoSessions(MongoRepository):
 
     async def _count_unread(self, session: Document, delivered: int) -> int:
         """Return the number of the assistant's messages after `delivered`, in the collection and in the tail."""
+        first, last = (event_key(session["ordinal"], number) for number in (delivered + 1, session["last_event"]))
+        query: Document = {"speaker": ASSISTANT, "_id": {"$gte": first, "$lte": last}}
+        rows = await self._find(self._database.events, query, ("_id",), hint=MESSAGES_INDEX)
         tail = session["tail"].get("events", ())
-        copied = session["last_event"] - len(tail)
-        count = sum(row.get("speaker") == ASSISTANT and row["_id"] & MAX_NUMBER > delivered for row in tail)
-        if delivered < copied:
-            first, last = (event_key(session["ordinal"], number) for number in (delivered, copied))
-            query: Document = {"speaker": ASSISTANT, "_id": {"$gt": first, "$lte": last}}
-            events = self._database.events
-            count += await self._availability.write(lambda: events.count_documents(query, hint=MESSAGES_INDEX))
-        return count
+        newest = [row for row in tail if row.get("speaker") == ASSISTANT and row["_id"] >= first]
+        return len({row["_id"] for row in (*rows, *newest)})
 
 
 def _new_session(session_id: str, owner: str, timestamp: int, *, ordinal: int) -> Document:
     counters = (
-        "last_event",
-        "last_user_message",
-        "delivered",
-        "unread",
-        "planner_messages",
-        "executor_messages",
-        "version",
-        *USAGE_FIELDS,
+        *("last_event", "last_user_message", "planner_messages", "executor_messages", "delivered", "unread", "version"),
+        *session_summary.USAGE_FIELDS,
     )
     return {
         "_id": session_id,
@@ -193,5 +167,5 @@ def _new_session(session_id: str, owner: str, timestamp: int, *, ordinal: int) -
     }
 
 
-def _session(found: Document) -> ListedSession:
-    return listed_session(found["_id"], found)
+def _session(found: Document) -> session_summary.ListedSession:
+    return session_summary.listed_session(found["_id"], found)

@@ -1,7 +1,5 @@
 """The MongoDB store: its client, its repositories and its background work."""
 
-from types import TracebackType
-
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.mongo.availability import StoreAvailability
@@ -78,9 +76,7 @@ class MongoStore:
         await self.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.close()
 
     def _refuse_pending(self, error: StoreUnavailable) -> None:

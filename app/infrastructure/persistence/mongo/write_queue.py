@@ -62,7 +62,7 @@ class _SessionQueue(GroupCommitQueue[WriteRequest | _ExclusiveOperation]):
 class SessionWriteQueue:
     """Writes of one process, in order for each session. Cancelling a caller that waits does not undo its write.
 
-    Every method raises, itself or through its future:
+    Every method raises:
         StoreUnavailable: See `EventLog`.
         AnkerError: The write was refused; nothing of it is stored.
     """
@@ -74,25 +74,26 @@ class SessionWriteQueue:
         self._queues: dict[str, _SessionQueue] = {}
         self._closing = False
 
-    def commit(self, session_id: str, commit: Commit) -> asyncio.Future[Sequence[EventRecord]]:
-        """Queue a commit. The future is done when it is stored."""
-        return self._queue(session_id).put(commit)
+    async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
+        """Store a commit. Wait for the outcome even if the store becomes unavailable."""
+        return await self._queue(session_id).put(commit)
 
-    def receive(self, session_id: str, request: ReceiveRequest) -> asyncio.Future[StoredMessage]:
-        """Queue a user message. The future is done when it is stored."""
-        return self._queue(session_id).put(request)
+    async def receive(self, session_id: str, request: ReceiveRequest) -> StoredMessage:
+        """Store a user message."""
+        return await self._availability.wait_while_available(self._queue(session_id).put(request))
 
-    def run_exclusively(
+    async def run_exclusively(
         self, session_id: str, operation: Callable[[], Awaitable[T]], *, changes_session: bool
-    ) -> asyncio.Future[T]:
-        """Queue an operation that runs alone, between the writes before and after it.
+    ) -> T:
+        """Run an operation alone, between the writes before and after it.
 
         Args:
             session_id: Session whose queue to use.
             operation: Function to call.
             changes_session: Whether the operation creates or deletes the session.
         """
-        return self._queue(session_id).put(_ExclusiveOperation(operation, changes_session))
+        pending = self._queue(session_id).put(_ExclusiveOperation(operation, changes_session))
+        return await self._availability.wait_while_available(pending)
 
     def refuse_pending(self, failure: StoreUnavailable) -> None:
         """Refuse every write that has not begun."""

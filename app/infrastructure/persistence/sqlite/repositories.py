@@ -14,16 +14,7 @@ from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.models.session import Session, SessionPage
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.domain.repositories.tickets import Ticket
-from app.infrastructure.persistence import codec
-from app.infrastructure.persistence.session_summary import (
-    LISTED_FIELDS,
-    USAGE_FIELDS,
-    ListedSession,
-    decode_cursor,
-    listed_session,
-    page_of,
-    usage_of,
-)
+from app.infrastructure.persistence import codec, session_summary
 from app.infrastructure.persistence.session_update import ReceiveRequest
 from app.infrastructure.persistence.sqlite.database import Database, ordinal_of
 from app.infrastructure.persistence.sqlite.writer import Writer
@@ -37,12 +28,13 @@ _EVENTS = f"SELECT {_NUMBER}, type, data FROM events WHERE key > ? AND key <= ? 
 _MESSAGES = f"SELECT {_NUMBER}, data FROM events WHERE speaker = ? AND key > ? AND key <= ? ORDER BY key"  # noqa: S608
 _TRANSCRIPT = "SELECT data FROM transcripts WHERE key BETWEEN ? AND ? ORDER BY key"
 
-_LISTED = f"SELECT id, {', '.join(LISTED_FIELDS)} FROM sessions"  # noqa: S608
+_LISTED = f"SELECT id, {', '.join(session_summary.LISTED_FIELDS)} FROM sessions"  # noqa: S608
 _FIRST_PAGE = f"{_LISTED} WHERE owner = ? ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
 _NEXT_PAGE = (
     f"{_LISTED} WHERE owner = ? AND (last_activity, ordinal) < (?, ?) ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
 )
 _LAST_EVENTS = "SELECT id, last_event FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
+_USAGE = f"SELECT {', '.join(session_summary.USAGE_FIELDS)} FROM sessions WHERE id = ?"  # noqa: S608
 _SCREENSHOT = """
 SELECT screenshots.data FROM screenshots JOIN sessions ON sessions.ordinal = screenshots.session
 WHERE sessions.id = ? AND screenshots.id = ?
@@ -137,8 +129,8 @@ class SqliteSessions(_Repository):
         if cursor is None:
             rows = await self._rows(_FIRST_PAGE, owner, limit + 1)
         else:
-            rows = await self._rows(_NEXT_PAGE, owner, *decode_cursor(cursor), limit + 1)
-        return page_of([_listed(row) for row in rows], limit)
+            rows = await self._rows(_NEXT_PAGE, owner, *session_summary.decode_cursor(cursor), limit + 1)
+        return session_summary.page_of([_listed(row) for row in rows], limit)
 
     async def list_active(self) -> Sequence[str]:
         """Implement `SessionRepository.list_active`."""
@@ -159,10 +151,10 @@ class SqliteSessions(_Repository):
 
     async def usage(self, session_id: str) -> Usage:
         """Implement `SessionRepository.usage`."""
-        rows = await self._rows(f"SELECT {', '.join(USAGE_FIELDS)} FROM sessions WHERE id = ?", session_id)  # noqa: S608
+        rows = await self._rows(_USAGE, session_id)
         if not rows:
             raise NotFound("no such session")
-        return usage_of(dict(zip(USAGE_FIELDS, rows[0], strict=True)))
+        return session_summary.usage_of(dict(zip(session_summary.USAGE_FIELDS, rows[0], strict=True)))
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Implement `SessionRepository.delete`."""
@@ -216,5 +208,5 @@ class SqliteTickets(_Repository):
         return await self._writer.write(lambda transaction: transaction.redeem_ticket(digest, session_id, at))
 
 
-def _listed(row: _Row) -> ListedSession:
-    return listed_session(row[0], dict(zip(LISTED_FIELDS, row[1:], strict=True)))
+def _listed(row: _Row) -> session_summary.ListedSession:
+    return session_summary.listed_session(row[0], dict(zip(session_summary.LISTED_FIELDS, row[1:], strict=True)))

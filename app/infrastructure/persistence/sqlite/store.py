@@ -6,7 +6,6 @@ import os
 import secrets
 import sqlite3
 from pathlib import Path
-from types import TracebackType
 
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.group_commit import OnCommitted
@@ -79,9 +78,7 @@ class SqliteStore:
         await self.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_exception: object) -> None:
         await self.close()
 
     async def _release(self) -> None:
@@ -95,7 +92,7 @@ class SqliteStore:
 
 
 def _lock(directory: Path) -> int:
-    """Lock `directory` for this process. The lock ends with the descriptor, however the process ends."""
+    """Lock `directory` for this process. The lock ends with the returned descriptor, however the process ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -105,13 +102,12 @@ def _lock(directory: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError as error:
+    except OSError as error:
         holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "?"
         os.close(descriptor)
-        raise StoreUnavailable(f"DATA_DIR: {directory} is in use by another process ({holder})") from error
-    except OSError as error:
-        os.close(descriptor)
-        raise StoreUnavailable(f"DATA_DIR: {directory} cannot be locked: {error.strerror}") from error
+        is_used = isinstance(error, BlockingIOError)
+        reason = f"is in use by another process ({holder})" if is_used else f"cannot be locked: {error.strerror}"
+        raise StoreUnavailable(f"DATA_DIR: {directory} {reason}") from error
     return descriptor
 
 

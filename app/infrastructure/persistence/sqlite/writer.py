@@ -53,7 +53,7 @@ RETURNING owner, view_only, expires_at
 
 
 class Transaction:
-    """Any number of writes, committed together. `begin`, then the writes, then `end` or `roll_back`.
+    """Any number of writes, committed together by `finish`.
 
     A write checks and encodes everything before it changes anything: a refused write leaves no trace, and the other
     writes of the transaction go on.
@@ -72,28 +72,16 @@ class Transaction:
         self.committed: list[CommittedEvents] = []
         """Events of this transaction, in the order of the writes."""
 
-    def begin(self) -> None:
-        """Begin the transaction."""
-        self._connection.execute("BEGIN IMMEDIATE")
-
-    def end(self) -> None:
+    def finish(self) -> None:
         """Write the updates and commit. On return everything is on the disk."""
         for session_id in list(self._updates):
             self._flush(session_id)
         self._connection.execute("COMMIT")
         self._cached_cursors.update(self._cursors)
 
-    def roll_back(self) -> None:
-        """Undo all writes."""
-        if self._connection.in_transaction:
-            self._connection.rollback()
-
     def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
         """Implement `EventLog.commit`."""
-        records = self._update(session_id).commit(commit)
-        if records:
-            self.committed.append((session_id, records))
-        return records
+        return self._update(session_id).commit(commit)
 
     def append_user_message(self, session_id: str, request: ReceiveRequest) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
@@ -104,10 +92,7 @@ class Transaction:
             row = self._connection.execute(query, (ordinal, key)).fetchone()
             if row is not None:
                 update.message_keys[key] = row[0]
-        stored = update.receive(request)
-        if stored.is_new:
-            self.committed.append((session_id, update.committed[-1]))
-        return stored
+        return update.receive(request)
 
     def create_session(self, session_id: str, owner: str, timestamp: int) -> None:
         """Implement `SessionRepository.create`."""
@@ -198,7 +183,8 @@ class Transaction:
         update = self._updates.get(session_id)
         if update is None:
             cursor = self._cursors.get(session_id) or self._cached_cursors.get(session_id) or self._load(session_id)
-            update = self._updates[session_id] = SessionUpdate(cursor, self._encode)
+            update = SessionUpdate(session_id, cursor, self._encode, committed=self.committed)
+            self._updates[session_id] = update
         return update
 
     def _load(self, session_id: str) -> SessionCursor:
@@ -275,10 +261,10 @@ class Writer(GroupCommitQueue[Work[object]]):
             self._cursors.clear()
         transaction = Transaction(connection, self._cursors, self._encode)
         try:
-            transaction.begin()
+            connection.execute("BEGIN IMMEDIATE")
             outcomes = [attempt(lambda w=work: w(transaction)) for work in works]
-            transaction.end()
+            transaction.finish()
         except BaseException:
-            transaction.roll_back()
+            connection.rollback()
             raise
         return WrittenBatch(outcomes, transaction.committed)
