@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox import lifecycle
+from app.infrastructure.sandbox.client import running_sandbox
 from tests.integration.docker.engine_sandbox import engine_sandbox, read, run, write
 from tests.integration.docker.external_network import ExternalNetwork, responds
 from tests.support.eventually import eventually
@@ -25,7 +25,7 @@ pytestmark = [
 async def test_restart_of_engine_restores_sandboxes_with_files_and_firewall(
     docker_ready: None, external: ExternalNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(running_sandbox, "FRESH_SECONDS", 0.0)
     async with engine_sandbox() as engine, engine.provider(pool_size=1) as provider:
         session, unused = engine.new_session(), engine.new_session()
         first = await provider.acquire(session)

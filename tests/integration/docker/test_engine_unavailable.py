@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox import lifecycle
+from app.infrastructure.sandbox.client import running_sandbox
 from app.infrastructure.sandbox.docker import engine as engine_module
 from tests.integration.docker.engine_sandbox import EngineSandbox, run
 from tests.support.eventually import eventually
@@ -80,7 +80,7 @@ async def engine_proxy(engine: EngineSandbox, folder: Path) -> AsyncIterator[Eng
 async def test_without_engine_running_sandboxes_stay_usable_and_new_ones_are_refused_at_once(
     engine: EngineSandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(running_sandbox, "FRESH_SECONDS", 0.0)
     running, new, deleted = engine.new_session(), engine.new_session(), engine.new_session()
     async with engine_proxy(engine, tmp_path) as proxy, engine.provider(environment=proxy.environment) as provider:
         sandbox = await provider.acquire(running)
@@ -113,7 +113,7 @@ async def test_without_engine_running_sandboxes_stay_usable_and_new_ones_are_ref
 async def test_stalled_engine_times_out_without_blocking_the_event_loop(
     engine: EngineSandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(running_sandbox, "FRESH_SECONDS", 0.0)
     monkeypatch.setattr(engine_module, "QUERY_SECONDS", 1.0)
     monkeypatch.setattr(engine_module, "PING_SECONDS", 1.0)
     running, new = engine.new_session(), engine.new_session()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from app.infrastructure.sandbox import lifecycle
+from app.infrastructure.sandbox.client import running_sandbox
 from app.infrastructure.sandbox.docker import reaper
 from app.infrastructure.sandbox.docker.provider import DockerSandboxes
 from tests.integration.docker.engine_sandbox import EngineSandbox, engine_sandbox, read, run, write
@@ -47,7 +47,7 @@ async def test_session_adopts_pooled_sandbox_with_its_workspace(
     await pooled.reap()
     assert await read(found, "kept.txt") == "still here"
     engine.api.remove_container(ready, force=True)
-    monkeypatch.setattr(lifecycle, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(running_sandbox, "FRESH_SECONDS", 0.0)
     await pooled.reap()
     again = await pooled.acquire(session)
     assert again.instance_id not in (ready, *pooled.pool.ready_ids)
