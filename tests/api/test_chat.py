@@ -1,4 +1,4 @@
-"""Endpoints 6 and 11: what streams bring, and how they resume and end."""
+"""Endpoints 6 and 11: the content of streams, and how they resume and end."""
 
 import asyncio
 from contextlib import aclosing
@@ -20,9 +20,7 @@ async def real(response: httpx.Response) -> list[SseFrame]:
     return [frame async for frame in read_frames(response)]
 
 
-async def test_a_message_is_answered_and_not_repeated_to_its_sender(
-    harness: ApiHarness, live_client: httpx.AsyncClient
-) -> None:
+async def test_message_starts_run_and_is_not_streamed_back(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     async with live_client.stream("POST", f"{API}/{session_id}/chat", json={"message": "hello"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -34,7 +32,7 @@ async def test_a_message_is_answered_and_not_repeated_to_its_sender(
     assert sent[1].data["content"] == "You said: hello"
 
 
-async def test_attaching_after_the_end_replays_everything_and_ends(harness: ApiHarness) -> None:
+async def test_attach_after_run_replays_all_events_and_ends(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
     assert await harness.send_message(session_id) == []
     await harness.send_message(session_id, {"message": "hello"})
@@ -43,13 +41,13 @@ async def test_attaching_after_the_end_replays_everything_and_ends(harness: ApiH
 
 
 @pytest.mark.parametrize("content", [b"", b"  ", b"{}"])
-async def test_an_empty_body_attaches(harness: ApiHarness, client: httpx.AsyncClient, content: bytes) -> None:
+async def test_empty_body_attaches(harness: ApiHarness, client: httpx.AsyncClient, content: bytes) -> None:
     answer = await client.post(f"{API}/{await harness.create_session()}/chat", content=content)
     assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("seen", [0, 1, 2, 3, 4])
-async def test_a_stream_resumes_after_the_last_event_seen(harness: ApiHarness, seen: int) -> None:
+async def test_stream_resumes_after_given_event_id(harness: ApiHarness, seen: int) -> None:
     session_id = await harness.create_session()
     await harness.send_message(session_id, {"message": "hello"})
     expected = list(range(seen + 1, 5))
@@ -59,22 +57,20 @@ async def test_a_stream_resumes_after_the_last_event_seen(harness: ApiHarness, s
     assert numbers(await harness.send_message(session_id, **header)) == expected
 
 
-async def test_the_body_names_the_position_before_the_header(harness: ApiHarness) -> None:
+async def test_event_id_in_body_wins_over_last_event_id_header(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
     await harness.send_message(session_id, {"message": "hello"})
     assert numbers(await harness.send_message(session_id, {"event_id": "3"}, **{"Last-Event-ID": "1"})) == [4]
 
 
-async def test_a_message_replays_what_was_missed_first(harness: ApiHarness) -> None:
+async def test_message_with_event_id_replays_missed_events_first(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
     await harness.send_message(session_id, {"message": "one"})
     assert numbers(await harness.send_message(session_id, {"message": "two", "event_id": "3"})) == [4, 6, 7, 8]
 
 
 @pytest.mark.parametrize("event_id", ["x", "-1", "5", "1e3", "9" * 40, "٣", "0"])
-async def test_an_event_id_that_was_never_issued_is_refused(
-    harness: ApiHarness, client: httpx.AsyncClient, event_id: str
-) -> None:
+async def test_unknown_event_id_returns_400(harness: ApiHarness, client: httpx.AsyncClient, event_id: str) -> None:
     session_id = await harness.create_session()
     await harness.send_message(session_id, {"message": "hello"})
     for body in ({"event_id": event_id}, {"message": "more", "event_id": event_id}):
@@ -85,7 +81,7 @@ async def test_an_event_id_that_was_never_issued_is_refused(
     assert len(await harness.list_events(session_id)) == 4  # nothing was stored
 
 
-async def test_readers_that_come_early_late_and_again_see_the_same_bytes(
+async def test_early_late_and_resumed_readers_receive_same_bytes(
     harness: ApiHarness, live_client: httpx.AsyncClient
 ) -> None:
     session_id = await harness.create_session()
@@ -103,7 +99,7 @@ async def test_readers_that_come_early_late_and_again_see_the_same_bytes(
     assert first == second == await read({"event_id": "1"})
 
 
-async def test_an_event_is_sent_when_it_happens(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+async def test_event_is_streamed_immediately(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     harness.worker.gate.clear()
     async with live_client.stream("POST", f"{API}/{session_id}/chat", json={"message": "hello"}) as answer:
@@ -114,14 +110,12 @@ async def test_an_event_is_sent_when_it_happens(harness: ApiHarness, live_client
         assert [frame.event async for frame in sent] == ["message", "done"]
 
 
-async def test_an_open_stream_says_so_before_anything_happens(
-    harness: ApiHarness, live_client: httpx.AsyncClient
-) -> None:
+async def test_new_stream_sends_comment_before_any_event(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     async with live_client.stream("GET", f"{API}/{await harness.create_session()}/events") as answer:
         assert (await anext(read_frames(answer, comments=True))).comment == "open"
 
 
-async def test_a_quiet_stream_is_kept_open_by_comments() -> None:
+async def test_quiet_stream_sends_heartbeat_comments() -> None:
     harness = ApiHarness(heartbeat=0.02)
     async with (
         serve(harness) as live_client,
@@ -132,7 +126,7 @@ async def test_a_quiet_stream_is_kept_open_by_comments() -> None:
     await harness.close()
 
 
-async def test_following_goes_on_after_done_and_resumes_by_header(
+async def test_events_stream_continues_after_done_and_resumes_by_header(
     harness: ApiHarness, live_client: httpx.AsyncClient
 ) -> None:
     session_id = await harness.create_session()
@@ -147,7 +141,7 @@ async def test_following_goes_on_after_done_and_resumes_by_header(
         assert (await anext(read_frames(answer))).id == "000000000008"
 
 
-async def test_followers_end_when_the_session_is_deleted(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+async def test_deleting_session_ends_events_streams(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     async with live_client.stream("GET", f"{API}/{session_id}/events") as answer:
         seen = read_frames(answer, comments=True)
@@ -156,9 +150,7 @@ async def test_followers_end_when_the_session_is_deleted(harness: ApiHarness, li
         assert [frame async for frame in seen] == []
 
 
-async def test_a_client_that_leaves_stops_its_stream_but_not_the_run(
-    harness: ApiHarness, live_client: httpx.AsyncClient
-) -> None:
+async def test_disconnect_ends_stream_but_not_run(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     harness.worker.gate.clear()
     async with live_client.stream("POST", f"{API}/{session_id}/chat", json={"message": "hello"}) as answer:
@@ -175,7 +167,7 @@ async def test_a_client_that_leaves_stops_its_stream_but_not_the_run(
     ]
 
 
-async def test_deltas_come_only_when_asked_for(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+async def test_deltas_are_streamed_only_with_stream_true(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     harness.worker.gate.clear()
 
@@ -201,7 +193,7 @@ async def test_deltas_come_only_when_asked_for(harness: ApiHarness, live_client:
     assert [frame.event for frame in await without] == ["title", "message", "done"]
 
 
-async def test_the_same_key_twice_is_one_message(harness: ApiHarness) -> None:
+async def test_repeated_idempotency_key_stores_one_message(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
     key = {"Idempotency-Key": "k1"}
     first = await harness.send_message(session_id, {"message": "hello"}, **key)
@@ -209,7 +201,7 @@ async def test_the_same_key_twice_is_one_message(harness: ApiHarness) -> None:
     assert harness.worker.runs == 1
 
 
-async def test_a_key_said_again_by_a_client_that_has_the_end_already_gets_a_stream_that_ends(
+async def test_repeated_key_with_final_event_id_gets_ended_stream(
     harness: ApiHarness,
 ) -> None:
     session_id = await harness.create_session()
@@ -224,7 +216,9 @@ async def test_a_key_said_again_by_a_client_that_has_the_end_already_gets_a_stre
 
 
 @pytest.mark.parametrize("key", ["", "k" * 201])
-async def test_a_key_has_a_length(harness: ApiHarness, client: httpx.AsyncClient, key: str) -> None:
+async def test_idempotency_key_of_invalid_length_returns_400(
+    harness: ApiHarness, client: httpx.AsyncClient, key: str
+) -> None:
     answer = await client.post(
         f"{API}/{await harness.create_session()}/chat", json={"message": "x"}, headers={"Idempotency-Key": key}
     )
@@ -248,7 +242,7 @@ async def test_a_key_has_a_length(harness: ApiHarness, client: httpx.AsyncClient
         {"stream": "yes"},
     ],
 )
-async def test_a_body_of_the_wrong_shape_is_refused_by_field(
+async def test_invalid_body_returns_400_that_names_the_field(
     harness: ApiHarness, client: httpx.AsyncClient, body: dict[str, object]
 ) -> None:
     session_id = await harness.create_session()
@@ -258,13 +252,13 @@ async def test_a_body_of_the_wrong_shape_is_refused_by_field(
     assert await harness.list_events(session_id) == []
 
 
-async def test_unknown_fields_are_ignored_and_times_are_kept(harness: ApiHarness) -> None:
+async def test_unknown_body_fields_are_ignored_and_timestamp_is_stored(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
     await harness.send_message(session_id, {"message": "x", "timestamp": 0, "attachments": [], "more": {"a": 1}})
     assert (await harness.list_events(session_id))[0]["data"]["timestamp"] == 0
 
 
-async def test_a_message_has_a_length(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_too_long_message_returns_413(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     await harness.send_message(session_id, {"message": "é" * 100_000})
     answer = await client.post(f"{API}/{session_id}/chat", json={"message": "x" * 100_001})
@@ -272,7 +266,7 @@ async def test_a_message_has_a_length(harness: ApiHarness, client: httpx.AsyncCl
     assert len(await harness.list_events(session_id)) == 4
 
 
-async def test_a_stream_ends_at_wait(harness: ApiHarness) -> None:
+async def test_stream_ends_after_wait(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
     harness.worker.script = lambda words: [
         TitleEvent(title="t"), MessageEvent(role="assistant", content="Which?"), WaitEvent(), DoneEvent()
@@ -284,7 +278,7 @@ async def test_a_stream_ends_at_wait(harness: ApiHarness) -> None:
     ]
 
 
-async def test_a_store_that_fails_is_503_before_a_stream_and_ends_it_quietly_within(
+async def test_store_failure_returns_503_before_stream_and_ends_open_stream(
     harness: ApiHarness, live_client: httpx.AsyncClient
 ) -> None:
     session_id = await harness.create_session()
@@ -303,7 +297,7 @@ async def test_a_store_that_fails_is_503_before_a_stream_and_ends_it_quietly_wit
     assert len(rest) < 3000
 
 
-async def test_open_streams_end_whole_when_the_server_shuts_down(harness: ApiHarness) -> None:
+async def test_shutdown_completes_open_streams(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
     async with serve(harness) as live_client, live_client.stream("GET", f"{API}/{session_id}/events") as answer:
         seen = read_frames(answer, comments=True)

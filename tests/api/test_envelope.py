@@ -1,4 +1,4 @@
-"""Whatever is asked, the answer has the envelope."""
+"""Every JSON response has the envelope, whatever the request."""
 
 import json
 import logging
@@ -53,7 +53,9 @@ BODIES = {
 
 @pytest.mark.parametrize("path", ["chat", "shell", "file"])
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
-async def test_an_unusable_body_is_400(harness: ApiHarness, client: httpx.AsyncClient, path: str, body: bytes) -> None:
+async def test_malformed_body_returns_400(
+    harness: ApiHarness, client: httpx.AsyncClient, path: str, body: bytes
+) -> None:
     for content_type in ("application/json", "text/plain", "application/x-www-form-urlencoded", "garbage"):
         answer = await client.post(
             f"{API}/{await harness.create_session()}/{path}", content=body, headers={"content-type": content_type}
@@ -63,7 +65,9 @@ async def test_an_unusable_body_is_400(harness: ApiHarness, client: httpx.AsyncC
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_over_a_mebibyte_is_413(harness: ApiHarness, client: httpx.AsyncClient, chunked: bool) -> None:
+async def test_body_over_one_mebibyte_returns_413(
+    harness: ApiHarness, client: httpx.AsyncClient, chunked: bool
+) -> None:
     piece = b" " * 65_536
 
     async def pieces():
@@ -77,7 +81,7 @@ async def test_a_body_over_a_mebibyte_is_413(harness: ApiHarness, client: httpx.
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_client_that_sends_everything_first_still_reads_its_413(
+async def test_client_that_sends_whole_body_first_reads_413(
     harness: ApiHarness, live_client: httpx.AsyncClient, chunked: bool
 ) -> None:
     piece = b" " * 65_536
@@ -92,7 +96,7 @@ async def test_a_client_that_sends_everything_first_still_reads_its_413(
     check(answer)
 
 
-async def test_a_body_without_an_end_is_cut(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+async def test_endless_body_is_cut_off(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     async def endless():
         while True:
             yield b"x" * 65_536
@@ -127,7 +131,7 @@ async def test_a_body_without_an_end_is_cut(harness: ApiHarness, live_client: ht
         ("BREW", API, 405),
     ],
 )
-async def test_what_does_not_exist_or_is_not_allowed(
+async def test_unknown_path_or_method_returns_envelope(
     client: httpx.AsyncClient, method: str, path: str, status: int
 ) -> None:
     answer = await client.request(method, path)
@@ -136,11 +140,11 @@ async def test_what_does_not_exist_or_is_not_allowed(
     assert ("allow" in answer.headers) == (status == 405)
 
 
-async def test_a_refused_method_is_told_all_that_are_allowed(client: httpx.AsyncClient) -> None:
+async def test_405_lists_all_allowed_methods(client: httpx.AsyncClient) -> None:
     assert (await client.patch(API)).headers["allow"] == "GET, HEAD, POST, PUT"
 
 
-async def test_head_is_get_without_its_body(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+async def test_head_returns_headers_of_get_without_body(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     for path in ("/health", API, f"{API}/{session_id}", f"{API}/{session_id}/events"):
         head = await live_client.head(path)
@@ -149,7 +153,7 @@ async def test_head_is_get_without_its_body(harness: ApiHarness, live_client: ht
     assert (await live_client.get("/health")).status_code == 200  # the connection still works
 
 
-async def test_a_fault_of_ours_is_500_and_logged_with_the_request_id(
+async def test_unexpected_error_returns_500_and_is_logged_with_request_id(
     harness: ApiHarness, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(**_: object) -> None:
@@ -163,7 +167,7 @@ async def test_a_fault_of_ours_is_500_and_logged_with_the_request_id(
     assert record.exc_info
 
 
-async def test_a_store_that_is_away_is_503_everywhere(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_unavailable_store_returns_503_on_every_endpoint(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     harness.store.trouble = "the database is away"
     for method, path in [
@@ -181,7 +185,7 @@ async def test_a_store_that_is_away_is_503_everywhere(harness: ApiHarness, clien
         assert answer.headers["retry-after"] == "5"
 
 
-async def test_health_and_readiness(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_health_and_ready_report_states(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     assert check(await client.get("/health"))["data"] == {"status": "ok"}
     assert check(await client.get("/ready"))["data"] == {"store": "ok", "sandbox": "ok"}
     harness.store.trouble = "the disk is full"
@@ -195,14 +199,12 @@ async def test_health_and_readiness(harness: ApiHarness, client: httpx.AsyncClie
     ("sent", "kept"),
     [("abc-1._X", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("é", False), ("", False)],
 )
-async def test_a_plain_request_id_is_kept_and_any_other_replaced(
-    client: httpx.AsyncClient, sent: str, kept: bool
-) -> None:
+async def test_plain_request_id_is_kept_and_other_is_replaced(client: httpx.AsyncClient, sent: str, kept: bool) -> None:
     answer = await client.get("/health", headers={"X-Request-ID": sent.encode()})
     assert (answer.headers["x-request-id"] == sent) == kept
 
 
-async def test_each_request_is_one_line_in_the_log(
+async def test_each_request_is_logged_once(
     client: httpx.AsyncClient, harness: ApiHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "app.interfaces.middleware")
@@ -212,7 +214,7 @@ async def test_each_request_is_one_line_in_the_log(
     assert record.__dict__["status"] == 200
 
 
-async def test_only_named_origins_may_call_from_a_page() -> None:
+async def test_cors_allows_only_named_origins() -> None:
     harness = ApiHarness(origins=["https://ui.example"])
     preflight = {"Access-Control-Request-Method": "PUT", "Access-Control-Request-Headers": "idempotency-key"}
     answer = await harness.client.options(API, headers={"Origin": "https://ui.example", **preflight})
@@ -224,7 +226,7 @@ async def test_only_named_origins_may_call_from_a_page() -> None:
     await harness.close()
 
 
-def test_every_error_has_a_status() -> None:
+def test_every_error_class_has_a_status() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AnkerError)]
     assert {kind.__name__: status_of(kind("x")) for kind in kinds} == {
         "AnkerError": 500,
@@ -264,9 +266,7 @@ NAMES = st.sampled_from(["message", "timestamp", "event_id", "stream", "session_
     path=st.sampled_from(["chat", "shell", "file", "stop"]),
     body=st.binary(max_size=60) | (JSON | st.dictionaries(NAMES, JSON)).map(lambda value: json.dumps(value).encode()),
 )
-async def test_no_body_brings_a_500_or_an_answer_without_the_envelope(
-    harness: ApiHarness, path: str, body: bytes
-) -> None:
+async def test_random_bodies_never_return_500_or_no_envelope(harness: ApiHarness, path: str, body: bytes) -> None:
     answer = await harness.client.post(f"{API}/{await harness.create_session()}/{path}", content=body)
     assert answer.status_code in (200, 400, 404)
     if not answer.headers["content-type"].startswith("text/event-stream"):
@@ -275,7 +275,7 @@ async def test_no_body_brings_a_500_or_an_answer_without_the_envelope(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=st.dictionaries(st.sampled_from(["after", "limit", "tail", "cursor"]), st.text(max_size=30)))
-async def test_no_query_brings_a_500(harness: ApiHarness, query: dict[str, str]) -> None:
+async def test_random_queries_never_return_500(harness: ApiHarness, query: dict[str, str]) -> None:
     for path in (API, f"{API}/{await harness.create_session()}"):
         answer = await harness.client.get(path, params=query)
         assert answer.status_code in (200, 400)

@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus."""
+"""The metrics that `/metrics` reports to Prometheus."""
 
 import re
 
@@ -7,9 +7,7 @@ import httpx
 from tests.support.api_harness import ApiHarness
 
 
-async def test_metrics_count_requests_by_route_and_show_what_is_open(
-    harness: ApiHarness, client: httpx.AsyncClient
-) -> None:
+async def test_metrics_count_requests_by_route_and_show_gauges(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     await client.get(f"/api/v1/sessions/{session_id}")
     await client.get("/api/v1/sessions/nobody")

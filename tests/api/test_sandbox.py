@@ -1,4 +1,4 @@
-"""Endpoints 7 and 8."""
+"""Endpoints 7 and 8: shells and files of a session's sandbox."""
 
 import httpx
 import pytest
@@ -7,7 +7,7 @@ from app.domain.errors import SandboxFailure, SandboxUnavailable
 from tests.support.api_harness import API, ApiHarness
 
 
-async def test_a_shell_shows_its_console(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_shell_returns_console(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     sandbox = await harness.sandboxes.acquire(session_id)
     sandbox.script("ls", "a.txt\n")
@@ -17,7 +17,7 @@ async def test_a_shell_shows_its_console(harness: ApiHarness, client: httpx.Asyn
     assert data == {"output": "a.txt\n", "session_id": "main", "console": console}
 
 
-async def test_without_a_sandbox_there_is_no_shell_and_none_is_started(
+async def test_shell_without_sandbox_returns_404_and_starts_none(
     harness: ApiHarness, client: httpx.AsyncClient
 ) -> None:
     answer = await client.post(f"{API}/{await harness.create_session()}/shell", json={"session_id": "main"})
@@ -25,7 +25,7 @@ async def test_without_a_sandbox_there_is_no_shell_and_none_is_started(
     assert harness.sandboxes.starts == 0
 
 
-async def test_a_file_is_read_from_the_workspace(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_file_returns_content_from_workspace(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     await (await harness.sandboxes.acquire(session_id)).file_write("a.txt", "één\n", append=False, sudo=False)
     answer = await client.post(f"{API}/{session_id}/file", content='{"file": "a.txt"}')  # as `curl -d` sends it
@@ -44,7 +44,7 @@ async def test_a_file_is_read_from_the_workspace(harness: ApiHarness, client: ht
         (SandboxUnavailable("away", retry_after=7), 503),
     ],
 )
-async def test_what_the_sandbox_refuses_keeps_its_meaning(
+async def test_sandbox_failure_status_is_mapped(
     harness: ApiHarness, client: httpx.AsyncClient, failure: SandboxFailure | SandboxUnavailable, status: int
 ) -> None:
     session_id = await harness.create_session()
@@ -57,7 +57,7 @@ async def test_what_the_sandbox_refuses_keeps_its_meaning(
 
 
 @pytest.mark.parametrize("body", [{}, {"file": None}, {"file": ""}, {"file": 5}, {"file": "x" * 5000}, {"path": "a"}])
-async def test_a_file_without_a_usable_path_is_refused(
+async def test_file_with_invalid_path_returns_400(
     harness: ApiHarness, client: httpx.AsyncClient, body: dict[str, object]
 ) -> None:
     answer = await client.post(f"{API}/{await harness.create_session()}/file", json=body)

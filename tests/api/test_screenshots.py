@@ -1,11 +1,11 @@
-"""Fetching a session's screenshots."""
+"""The endpoint for screenshots of a session."""
 
 from tests.support.api_harness import ApiHarness
 
 JPEG = b"\xff\xd8\xff\xe0 a screenshot"
 
 
-async def test_a_screenshot_is_fetched_from_its_address_and_may_be_kept_by_its_owner(harness: ApiHarness) -> None:
+async def test_screenshot_is_served_from_its_address_and_cacheable(harness: ApiHarness) -> None:
     address = await harness.screenshots.keep(await harness.create_session(), JPEG)
     answer = await harness.client.get(address)
     assert answer.status_code == 200
@@ -15,14 +15,14 @@ async def test_a_screenshot_is_fetched_from_its_address_and_may_be_kept_by_its_o
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_addresses_cannot_be_guessed_from_one_another(harness: ApiHarness) -> None:
+async def test_screenshot_addresses_are_unpredictable(harness: ApiHarness) -> None:
     session = await harness.create_session()
     addresses = {await harness.screenshots.keep(session, JPEG) for _ in range(50)}
     assert len(addresses) == 50
     assert all(len(address.rpartition("/")[2]) >= 20 for address in addresses)
 
 
-async def test_no_screenshot_is_answered_with_404_in_the_envelope(harness: ApiHarness) -> None:
+async def test_unknown_screenshot_returns_404_envelope(harness: ApiHarness) -> None:
     session = await harness.create_session()
     address = await harness.screenshots.keep(session, JPEG)
     other = await harness.create_session()
@@ -32,7 +32,7 @@ async def test_no_screenshot_is_answered_with_404_in_the_envelope(harness: ApiHa
         assert answer.json()["data"] is None
 
 
-async def test_a_screenshot_is_gone_with_its_session(harness: ApiHarness) -> None:
+async def test_screenshot_is_deleted_with_its_session(harness: ApiHarness) -> None:
     session = await harness.create_session()
     address = await harness.screenshots.keep(session, JPEG)
     await harness.client.delete(f"/api/v1/sessions/{session}")

@@ -1,4 +1,4 @@
-"""Endpoints 1 to 5 and 10."""
+"""Endpoints 1 to 5 and 10: sessions and their list."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.support.api_harness import API, ApiHarness
 from tests.support.sse import read_frames
 
 
-async def test_a_new_session_is_pending_and_has_nothing(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_new_session_is_pending_and_empty(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     expected = {"session_id": session_id, "title": None, "status": "pending", "events": []}
     answer = await client.get(f"{API}/{session_id}")
@@ -20,7 +20,7 @@ async def test_a_new_session_is_pending_and_has_nothing(harness: ApiHarness, cli
     assert answer.headers["content-type"] == "application/json"
 
 
-async def test_history_is_what_the_stream_sent(harness: ApiHarness) -> None:
+async def test_history_equals_streamed_events(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
     sent = await harness.send_message(session_id, {"message": "hello"})
     events = await harness.list_events(session_id)
@@ -41,7 +41,7 @@ async def test_history_is_what_the_stream_sent(harness: ApiHarness) -> None:
         ({"after": "1200"}, range(0)),
     ],
 )
-async def test_a_long_history_comes_whole_or_in_the_part_asked_for(
+async def test_long_history_is_returned_whole_or_in_requested_part(
     harness: ApiHarness, query: dict[str, str | int], numbers: range
 ) -> None:
     session_id = await harness.create_session()
@@ -50,7 +50,7 @@ async def test_a_long_history_comes_whole_or_in_the_part_asked_for(
     assert [int(event["data"]["event_id"]) for event in events] == list(numbers)
 
 
-async def test_a_history_of_many_pages_costs_little(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_history_of_many_pages_is_fast(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     await harness.commit_events(session_id, *(MessageEvent(role="user", content="x" * 900) for _ in range(5000)))
     data = (await client.get(f"{API}/{session_id}")).json()["data"]
@@ -58,15 +58,13 @@ async def test_a_history_of_many_pages_costs_little(harness: ApiHarness, client:
 
 
 @pytest.mark.parametrize("query", ["after=1", "after=x", "after=-1", "limit=0", "limit=5001", "tail=x", "tail=0"])
-async def test_a_part_that_does_not_exist_is_refused(
-    harness: ApiHarness, client: httpx.AsyncClient, query: str
-) -> None:
+async def test_invalid_history_part_returns_400(harness: ApiHarness, client: httpx.AsyncClient, query: str) -> None:
     answer = await client.get(f"{API}/{await harness.create_session()}?{query}")
     assert answer.status_code == 400
     assert answer.json()["data"] is None
 
 
-async def test_the_list_shows_the_latest_first_and_pages(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_list_is_paged_with_latest_first(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     ids = [await harness.create_session() for _ in range(3)]
     first = (await client.get(API, params={"limit": 2})).json()["data"]
     second = (await client.get(API, params={"limit": 2, "cursor": first["next_cursor"]})).json()["data"]
@@ -83,11 +81,11 @@ async def test_the_list_shows_the_latest_first_and_pages(harness: ApiHarness, cl
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=many", "cursor=%00", "cursor=nonsense"])
-async def test_a_list_that_cannot_be_given_is_refused(client: httpx.AsyncClient, query: str) -> None:
+async def test_invalid_list_query_returns_400(client: httpx.AsyncClient, query: str) -> None:
     assert (await client.get(f"{API}?{query}")).status_code == 400
 
 
-async def test_messages_are_unread_until_a_chat_stream_delivers_them(
+async def test_messages_are_unread_until_chat_stream_delivers_them(
     harness: ApiHarness, client: httpx.AsyncClient
 ) -> None:
     session_id = await harness.create_session()
@@ -101,13 +99,13 @@ async def test_messages_are_unread_until_a_chat_stream_delivers_them(
     [session] = (await client.get(API)).json()["data"]["sessions"]
     assert (session["unread_message_count"], session["title"], session["status"]) == (1, "Greeting", "completed")
     assert (session["latest_message"], session["latest_message_at"]) == ("hello", 1_700_000_000)
-    await harness.list_events(session_id)  # looking at the history delivers nothing
+    await harness.list_events(session_id)  # reading the history does not count as delivery
     assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 1
     await harness.send_message(session_id)
     assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 0
 
 
-async def test_messages_are_delivered_also_by_a_stream_that_never_catches_up_before_its_end(
+async def test_stream_that_never_catches_up_still_marks_messages_read(
     harness: ApiHarness, client: httpx.AsyncClient
 ) -> None:
     session_id = await harness.create_session()
@@ -122,7 +120,7 @@ async def test_messages_are_delivered_also_by_a_stream_that_never_catches_up_bef
     assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 0
 
 
-async def test_a_deleted_session_is_gone_and_deleting_it_again_is_404(
+async def test_deleted_session_is_gone_and_second_delete_returns_404(
     harness: ApiHarness, client: httpx.AsyncClient
 ) -> None:
     session_id = await harness.create_session()
@@ -132,7 +130,7 @@ async def test_a_deleted_session_is_gone_and_deleting_it_again_is_404(
     assert (await client.get(f"{API}/{session_id}")).status_code == 404
 
 
-async def test_a_delete_that_the_store_refuses_leaves_the_run_going(
+async def test_failed_delete_leaves_run_active(
     harness: ApiHarness, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def full(session_id: str, *, owner: str) -> None:
@@ -150,7 +148,7 @@ async def test_a_delete_that_the_store_refuses_leaves_the_run_going(
         assert (await stream)[-1].event == "done"
 
 
-async def test_stop_ends_the_run_and_may_be_repeated(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_stop_ends_run_and_is_idempotent(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     harness.worker.gate.clear()
     stream = asyncio.create_task(harness.send_message(session_id, {"message": "work"}))
@@ -161,7 +159,7 @@ async def test_stop_ends_the_run_and_may_be_repeated(harness: ApiHarness, client
     assert (await client.get(f"{API}/{session_id}")).json()["data"]["status"] == "completed"
 
 
-async def test_the_list_is_streamed_at_once_and_at_every_change(
+async def test_list_is_streamed_at_start_and_at_every_change(
     harness: ApiHarness, live_client: httpx.AsyncClient
 ) -> None:
     async with live_client.stream("POST", API) as answer:
@@ -206,7 +204,7 @@ STRANGE = [
         ("POST", "/file", {"file": "a"}),
     ],
 )
-async def test_an_unknown_session_is_404_everywhere(
+async def test_unknown_session_returns_404_on_every_endpoint(
     client: httpx.AsyncClient, session_id: str, method: str, rest: str, body: object
 ) -> None:
     answer = await client.request(method, f"{API}/{session_id}{rest}", json=body)

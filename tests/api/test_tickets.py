@@ -1,4 +1,4 @@
-"""Endpoint 14, and what its tickets open."""
+"""Endpoint 14, and the endpoints that its tickets open."""
 
 import asyncio
 import json
@@ -33,12 +33,12 @@ async def issue(harness: ApiHarness, session_id: str, **more: Any) -> str:
 async def events(
     live_client: httpx.AsyncClient, session_id: str, ticket: str, **query: Any
 ) -> tuple[int, dict[str, Any]]:
-    """The status of endpoint 11, and the body of a failure; a stream is left at once."""
+    """Return the status of endpoint 11, and the body of a failure. Disconnect from a stream immediately."""
     async with live_client.stream("GET", f"{API}/{session_id}/events", params={"ticket": ticket, **query}) as answer:
         return answer.status_code, {} if answer.status_code == 200 else json.loads(await answer.aread())
 
 
-async def test_a_ticket_is_not_to_be_guessed_or_kept_and_says_until_when_it_is_good(harness: ApiHarness) -> None:
+async def test_ticket_is_random_uncacheable_and_has_expiry(harness: ApiHarness) -> None:
     answer = await harness.client.post(TICKETS, json={"session_id": await harness.create_session(), "view_only": True})
     data = answer.json()["data"]
     assert data.keys() == {"ticket", "expires_at"}
@@ -48,9 +48,7 @@ async def test_a_ticket_is_not_to_be_guessed_or_kept_and_says_until_when_it_is_g
     assert [each for each in harness.tickets.kept if data["ticket"] in each] == []
 
 
-async def test_a_ticket_opens_the_events_of_its_session_once(
-    harness: ApiHarness, live_client: httpx.AsyncClient
-) -> None:
+async def test_ticket_opens_events_of_its_session_once(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     await harness.send_message(session_id, {"message": "hello"})
     ticket = await issue(harness, session_id)
@@ -64,24 +62,20 @@ async def test_a_ticket_opens_the_events_of_its_session_once(
 
 
 @pytest.mark.parametrize("ticket", ["", "x", "x" * 32, "x" * 10_000, "é\x00", "'; DROP TABLE tickets"])
-async def test_what_is_no_ticket_opens_nothing(
-    harness: ApiHarness, live_client: httpx.AsyncClient, ticket: str
-) -> None:
+async def test_invalid_ticket_returns_401(harness: ApiHarness, live_client: httpx.AsyncClient, ticket: str) -> None:
     status, body = await events(live_client, await harness.create_session(), ticket)
     assert (status, body["code"]) == (401, 401)
     assert len(ticket) < 3 or ticket not in body["msg"]
 
 
-async def test_of_many_requests_at_the_same_instant_a_ticket_lets_one_in(
-    harness: ApiHarness, live_client: httpx.AsyncClient
-) -> None:
+async def test_concurrent_requests_redeem_ticket_once(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     ticket = await issue(harness, session_id)
     found = await asyncio.gather(*(events(live_client, session_id, ticket) for _ in range(20)))
     assert sorted(status for status, _ in found) == [200] + [401] * 19
 
 
-async def test_a_ticket_is_good_for_thirty_seconds(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+async def test_ticket_expires_after_thirty_seconds(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     early, late = await issue(harness, session_id), await issue(harness, session_id)
     harness.now += 29.9
@@ -90,9 +84,7 @@ async def test_a_ticket_is_good_for_thirty_seconds(harness: ApiHarness, live_cli
     assert (await events(live_client, session_id, late))[0] == 401
 
 
-async def test_a_request_that_fails_before_it_is_let_in_does_not_use_its_ticket_up(
-    harness: ApiHarness, live_client: httpx.AsyncClient
-) -> None:
+async def test_malformed_request_does_not_use_up_ticket(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id, other = await harness.create_session(), await harness.create_session()
     ticket = await issue(harness, session_id)
     assert (await events(live_client, other, ticket))[0] == 401
@@ -101,7 +93,7 @@ async def test_a_request_that_fails_before_it_is_let_in_does_not_use_its_ticket_
     assert (await events(live_client, session_id, ticket))[0] == 200
 
 
-async def test_a_ticket_goes_with_its_session(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+async def test_deleting_session_deletes_its_tickets(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     ticket = await issue(harness, session_id)
     await harness.client.delete(f"{API}/{session_id}")
@@ -109,7 +101,7 @@ async def test_a_ticket_goes_with_its_session(harness: ApiHarness, live_client: 
     assert (await harness.client.post(TICKETS, json={"session_id": session_id})).status_code == 404
 
 
-async def test_without_a_ticket_everything_is_as_before(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+async def test_request_without_ticket_still_works(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     async with live_client.stream("GET", f"{API}/{await harness.create_session()}/events") as answer:
         assert answer.status_code == 200
 
@@ -128,12 +120,12 @@ async def test_without_a_ticket_everything_is_as_before(harness: ApiHarness, liv
         (b'{"session_id": "nobody", "view_only": "yes"}', 400),
     ],
 )
-async def test_a_ticket_for_nothing_is_refused(client: httpx.AsyncClient, body: bytes, status: int) -> None:
+async def test_ticket_for_invalid_session_is_refused(client: httpx.AsyncClient, body: bytes, status: int) -> None:
     answer = await client.post(TICKETS, content=body)
     assert (answer.status_code, answer.json()["code"], answer.json()["data"]) == (status, status, None)
 
 
-async def test_only_so_many_tickets_of_a_session_wait(harness: ApiHarness) -> None:
+async def test_too_many_unused_tickets_return_429(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
     for _ in range(MAX_TICKETS):
         await issue(harness, session_id)
@@ -145,7 +137,7 @@ async def test_only_so_many_tickets_of_a_session_wait(harness: ApiHarness) -> No
     await issue(harness, session_id)
 
 
-async def test_a_store_that_is_away_is_said_and_costs_no_ticket(
+async def test_unavailable_store_returns_503_and_keeps_ticket(
     harness: ApiHarness, live_client: httpx.AsyncClient
 ) -> None:
     session_id = await harness.create_session()
@@ -157,7 +149,7 @@ async def test_a_store_that_is_away_is_said_and_costs_no_ticket(
     assert (await events(live_client, session_id, ticket))[0] == 200
 
 
-async def test_a_ticket_opens_the_desktop_once_and_lets_everything_through(vnc_harness: VncHarness) -> None:
+async def test_ticket_opens_desktop_once_with_full_access(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     ticket = await issue(vnc_harness.api, session_id)
     viewer = await vnc_harness.connect_viewer(session_id, ticket=ticket)
@@ -168,7 +160,7 @@ async def test_a_ticket_opens_the_desktop_once_and_lets_everything_through(vnc_h
     await viewer.close()
 
 
-async def test_a_bad_ticket_starts_no_sandbox(vnc_harness: VncHarness) -> None:
+async def test_invalid_ticket_starts_no_sandbox(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     other, _ = await vnc_harness.create_session()
     for ticket in ("", "wrong", await issue(vnc_harness.api, other)):
@@ -177,7 +169,7 @@ async def test_a_bad_ticket_starts_no_sandbox(vnc_harness: VncHarness) -> None:
     assert vnc_harness.viewers == 0
 
 
-async def test_who_may_only_watch_sees_everything_and_changes_nothing(vnc_harness: VncHarness) -> None:
+async def test_view_only_viewer_sees_desktop_and_changes_nothing(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewer = await vnc_harness.connect_viewer(
         session_id, ticket=await issue(vnc_harness.api, session_id, view_only=True)
@@ -197,7 +189,7 @@ async def test_who_may_only_watch_sees_everything_and_changes_nothing(vnc_harnes
     assert desktop.received == GREETING + REQUEST * 2
 
 
-async def test_what_a_watcher_says_before_the_desktop_is_there_is_sifted_too(vnc_harness: VncHarness) -> None:
+async def test_view_only_input_before_desktop_is_ready_is_filtered(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     vnc_harness.api.sandboxes.may_start.clear()
     viewer = await vnc_harness.connect_viewer(
@@ -212,7 +204,7 @@ async def test_what_a_watcher_says_before_the_desktop_is_there_is_sifted_too(vnc
     await viewer.close()
 
 
-async def test_a_watcher_who_says_something_unknown_is_sent_away(vnc_harness: VncHarness) -> None:
+async def test_view_only_viewer_with_unknown_message_is_closed(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewer = await vnc_harness.connect_viewer(
         session_id, ticket=await issue(vnc_harness.api, session_id, view_only=True)
@@ -226,7 +218,7 @@ async def test_a_watcher_who_says_something_unknown_is_sent_away(vnc_harness: Vn
     assert REQUEST * 2 not in screen.desktops[0].received
 
 
-async def test_a_watcher_and_a_person_at_work_have_the_same_desktop_side_by_side(vnc_harness: VncHarness) -> None:
+async def test_view_only_and_full_viewer_share_desktop(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     watcher = await vnc_harness.connect_viewer(
         session_id, ticket=await issue(vnc_harness.api, session_id, view_only=True)
@@ -244,9 +236,7 @@ async def test_a_watcher_and_a_person_at_work_have_the_same_desktop_side_by_side
         await worker.recv()
 
 
-async def test_no_ticket_reaches_the_log_even_at_debug(
-    vnc_harness: VncHarness, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_tickets_are_never_logged(vnc_harness: VncHarness, caplog: pytest.LogCaptureFixture) -> None:
     session_id, screen = await vnc_harness.create_session()
     with caplog.at_level(logging.DEBUG):
         for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):

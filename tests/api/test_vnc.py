@@ -27,11 +27,11 @@ from tests.support.api_harness import API, ApiHarness
 from tests.support.eventually import eventually
 
 BUFFERS = 24 * MIB
-"""What the buffers between a desktop and a viewer may hold: the kernel's of two sockets, and ours."""
+"""Maximum number of bytes in the buffers between a desktop and a viewer: two sockets' and the service's own."""
 
 
 async def settled(value: Callable[[], int]) -> int:
-    """The value once it has not changed for half a second in which everybody on this loop had their turns."""
+    """Return the value once it has not changed for half a second, in which the other tasks could run."""
     last, looks = value(), 0
     async with asyncio.timeout(30):
         while looks < 25:
@@ -48,7 +48,7 @@ async def read(viewer: ClientConnection, size: int) -> bytes:
     return bytes(data)
 
 
-async def test_bytes_go_through_unchanged_in_both_directions(vnc_harness: VncHarness) -> None:
+async def test_bytes_pass_unchanged_in_both_directions(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
@@ -66,7 +66,7 @@ async def test_bytes_go_through_unchanged_in_both_directions(vnc_harness: VncHar
 @pytest.mark.parametrize(
     ("offered", "chosen"), [(None, None), (["binary"], "binary"), (["base64", "binary"], "binary")]
 )
-async def test_the_subprotocol_is_accepted_when_it_is_offered(
+async def test_offered_subprotocol_is_accepted(
     vnc_harness: VncHarness, offered: list[Subprotocol] | None, chosen: str | None
 ) -> None:
     session_id, screen = await vnc_harness.create_session()
@@ -78,7 +78,7 @@ async def test_the_subprotocol_is_accepted_when_it_is_offered(
     await viewer.close()
 
 
-async def test_a_viewer_that_speaks_something_else_is_refused_in_the_envelope(vnc_harness: VncHarness) -> None:
+async def test_unknown_subprotocol_returns_400_envelope(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     with pytest.raises(InvalidStatus) as refused:
         await vnc_harness.connect_viewer(session_id, subprotocols=["base64"])
@@ -87,7 +87,7 @@ async def test_a_viewer_that_speaks_something_else_is_refused_in_the_envelope(vn
     assert not screen.opened.is_set()
 
 
-async def test_the_sandbox_is_started_while_the_viewer_waits(vnc_harness: VncHarness) -> None:
+async def test_sandbox_starts_while_viewer_waits(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     vnc_harness.api.sandboxes.may_start.clear()
     viewer = await vnc_harness.connect_viewer(session_id)
@@ -102,7 +102,7 @@ async def test_the_sandbox_is_started_while_the_viewer_waits(vnc_harness: VncHar
 
 
 @pytest.mark.parametrize("rudely", [False, True])
-async def test_a_viewer_that_leaves_meanwhile_is_not_waited_for(vnc_harness: VncHarness, rudely: bool) -> None:
+async def test_viewer_that_leaves_during_start_ends_connection(vnc_harness: VncHarness, rudely: bool) -> None:
     session_id, screen = await vnc_harness.create_session()
     vnc_harness.api.sandboxes.may_start.clear()
     viewer = await vnc_harness.connect_viewer(session_id)
@@ -116,7 +116,7 @@ async def test_a_viewer_that_leaves_meanwhile_is_not_waited_for(vnc_harness: Vnc
     assert not screen.opened.is_set()
 
 
-async def test_what_a_viewer_says_too_early_is_heard_later(vnc_harness: VncHarness) -> None:
+async def test_input_before_desktop_is_ready_is_delivered_later(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     vnc_harness.api.sandboxes.may_start.clear()
     viewer = await vnc_harness.connect_viewer(session_id)
@@ -130,7 +130,7 @@ async def test_what_a_viewer_says_too_early_is_heard_later(vnc_harness: VncHarne
     await viewer.close()
 
 
-async def test_a_viewer_that_says_much_too_early_is_sent_away(vnc_harness: VncHarness) -> None:
+async def test_too_much_early_input_closes_connection(vnc_harness: VncHarness) -> None:
     session_id, _ = await vnc_harness.create_session()
     vnc_harness.api.sandboxes.may_start.clear()
     viewer = await vnc_harness.connect_viewer(session_id)
@@ -142,11 +142,11 @@ async def test_a_viewer_that_says_much_too_early_is_sent_away(vnc_harness: VncHa
 
 
 @pytest.mark.parametrize("session_id", ["0" * 32, "x" * 65, "a%20b"])
-async def test_an_unknown_session_is_named_as_the_reason(vnc_harness: VncHarness, session_id: str) -> None:
+async def test_unknown_session_closes_with_4404(vnc_harness: VncHarness, session_id: str) -> None:
     assert await close_reason(await vnc_harness.connect_viewer(session_id)) == (4404, "no such session")
 
 
-async def test_a_sandbox_that_does_not_start_is_the_reason(vnc_harness: VncHarness) -> None:
+async def test_sandbox_start_failure_closes_with_reason(vnc_harness: VncHarness) -> None:
     session_id, _ = await vnc_harness.create_session()
     vnc_harness.api.sandboxes.refusal = SandboxUnavailable("Docker does not answer on this machine.")
     assert await close_reason(await vnc_harness.connect_viewer(session_id)) == (
@@ -163,13 +163,15 @@ async def test_a_sandbox_that_does_not_start_is_the_reason(vnc_harness: VncHarne
         (SandboxFailure("it is broken", status=500), 4502),
     ],
 )
-async def test_a_sandbox_without_a_desktop_says_so(vnc_harness: VncHarness, refusal: Exception, code: int) -> None:
+async def test_sandbox_without_desktop_closes_with_reason(
+    vnc_harness: VncHarness, refusal: Exception, code: int
+) -> None:
     session_id, screen = await vnc_harness.create_session()
     screen.refusal = refusal
     assert await close_reason(await vnc_harness.connect_viewer(session_id)) == (code, str(refusal))
 
 
-async def test_a_sandbox_that_has_just_died_is_replaced_by_another(vnc_harness: VncHarness) -> None:
+async def test_dead_sandbox_is_replaced(vnc_harness: VncHarness) -> None:
     session_id, dead = await vnc_harness.create_session()
     dead.refusal = SandboxUnavailable("The sandbox cannot be reached: it does not run.")
     alive = DesktopSandbox()
@@ -188,7 +190,7 @@ async def test_a_sandbox_that_has_just_died_is_replaced_by_another(vnc_harness: 
     await viewer.close()
 
 
-async def test_a_long_reason_is_cut_between_two_characters(vnc_harness: VncHarness) -> None:
+async def test_long_close_reason_is_cut_between_characters(vnc_harness: VncHarness) -> None:
     session_id, _ = await vnc_harness.create_session()
     vnc_harness.api.sandboxes.refusal = SandboxUnavailable("x" + "é" * 200)
     code, reason = await close_reason(await vnc_harness.connect_viewer(session_id))
@@ -196,7 +198,7 @@ async def test_a_long_reason_is_cut_between_two_characters(vnc_harness: VncHarne
     assert reason == "x" + "é" * 59 + "…"
 
 
-async def test_a_desktop_that_ends_in_order_ends_the_viewer_so(vnc_harness: VncHarness) -> None:
+async def test_desktop_end_closes_viewer_with_1000(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
@@ -207,7 +209,7 @@ async def test_a_desktop_that_ends_in_order_ends_the_viewer_so(vnc_harness: VncH
     await screen.desktops[0].closed.wait()
 
 
-async def test_when_the_sandbox_dies_its_viewers_are_told(vnc_harness: VncHarness) -> None:
+async def test_sandbox_death_closes_viewers_with_4410(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewers = [await vnc_harness.connect_viewer(session_id) for _ in range(3)]
     await eventually(lambda: len(screen.desktops) == 3)
@@ -216,7 +218,7 @@ async def test_when_the_sandbox_dies_its_viewers_are_told(vnc_harness: VncHarnes
     assert {await close_reason(viewer) for viewer in viewers} == {(4410, "the sandbox is gone")}
 
 
-async def test_when_the_session_is_deleted_its_viewers_are_told(vnc_harness: VncHarness) -> None:
+async def test_session_deletion_closes_viewers_with_4410(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     other, _ = await vnc_harness.create_session()
     viewers, bystander = (
@@ -230,7 +232,7 @@ async def test_when_the_session_is_deleted_its_viewers_are_told(vnc_harness: Vnc
     await bystander.close()
 
 
-async def test_a_viewer_that_waits_is_told_of_the_deletion_too(vnc_harness: VncHarness) -> None:
+async def test_session_deletion_closes_waiting_viewer(vnc_harness: VncHarness) -> None:
     session_id, _ = await vnc_harness.create_session()
     vnc_harness.api.sandboxes.may_start.clear()
     viewer = await vnc_harness.connect_viewer(session_id)
@@ -240,7 +242,7 @@ async def test_a_viewer_that_waits_is_told_of_the_deletion_too(vnc_harness: VncH
     vnc_harness.api.sandboxes.may_start.set()
 
 
-async def test_when_the_service_ends_its_viewers_are_told(vnc_harness: VncHarness) -> None:
+async def test_service_shutdown_closes_viewers_with_1001(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
@@ -248,7 +250,7 @@ async def test_when_the_service_ends_its_viewers_are_told(vnc_harness: VncHarnes
     assert await close_reason(viewer) == (1001, "the service is shutting down")
 
 
-async def test_the_server_ends_in_time_and_in_order_whatever_its_viewers_do(caplog: pytest.LogCaptureFixture) -> None:
+async def test_server_shuts_down_in_time_whatever_viewers_do(caplog: pytest.LogCaptureFixture) -> None:
     async with VncHarness(drain_seconds=30).run() as vnc_harness:
         session_id, screen = await vnc_harness.create_session(unlimited=True)
         deaf = await deaf_viewer(vnc_harness, session_id)
@@ -260,7 +262,7 @@ async def test_the_server_ends_in_time_and_in_order_whatever_its_viewers_do(capl
     deaf.close()
 
 
-async def test_a_viewer_that_answers_no_ping_is_cut_off() -> None:
+async def test_viewer_that_answers_no_ping_is_cut_off() -> None:
     async with VncHarness(ping_seconds=0.1, pong_seconds=0.2).run() as vnc_harness:
         session_id, screen = await vnc_harness.create_session(unlimited=True)
         deaf = await deaf_viewer(vnc_harness, session_id)
@@ -269,7 +271,7 @@ async def test_a_viewer_that_answers_no_ping_is_cut_off() -> None:
         deaf.close()
 
 
-async def test_the_connection_of_a_viewer_that_does_not_read_ends_with_its_desktop(
+async def test_unread_connection_ends_with_its_desktop(
     vnc_harness: VncHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(viewer_connection, "LINGER_SECONDS", 0.1)
@@ -282,7 +284,7 @@ async def test_the_connection_of_a_viewer_that_does_not_read_ends_with_its_deskt
     deaf.close()
 
 
-async def test_text_is_refused(vnc_harness: VncHarness) -> None:
+async def test_text_frame_closes_with_1003(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
@@ -291,7 +293,7 @@ async def test_text_is_refused(vnc_harness: VncHarness) -> None:
     assert screen.desktops[0].received == b""
 
 
-async def test_a_message_that_is_too_large_ends_the_connection(vnc_harness: VncHarness) -> None:
+async def test_too_large_message_closes_with_1009(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
@@ -302,7 +304,7 @@ async def test_a_message_that_is_too_large_ends_the_connection(vnc_harness: VncH
     assert screen.desktops[0].received == b""
 
 
-async def test_a_message_in_too_many_pieces_ends_the_connection(vnc_harness: VncHarness) -> None:
+async def test_message_with_too_many_fragments_closes_with_1009(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
@@ -316,7 +318,7 @@ async def test_a_message_in_too_many_pieces_ends_the_connection(vnc_harness: Vnc
 
 
 async def deaf_viewer(vnc_harness: VncHarness, session_id: str) -> socket.socket:
-    """A viewer, by hand, that reads nothing once it is let in."""
+    """Open a viewer's connection without a WebSocket library; it reads nothing after the handshake."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     sock.setblocking(False)
@@ -334,7 +336,7 @@ async def deaf_viewer(vnc_harness: VncHarness, session_id: str) -> socket.socket
     return sock
 
 
-async def test_nothing_piles_up_for_a_viewer_that_does_not_read_and_others_do_not_wait(vnc_harness: VncHarness) -> None:
+async def test_viewer_that_does_not_read_holds_bounded_memory_and_blocks_no_one(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session(unlimited=True)
     deaf = await deaf_viewer(vnc_harness, session_id)
     assert await settled(lambda: screen.desktops[0].bytes_sent) < BUFFERS
@@ -345,7 +347,7 @@ async def test_nothing_piles_up_for_a_viewer_that_does_not_read_and_others_do_no
     await eventually(lambda: vnc_harness.viewers == 0)
 
 
-async def test_a_viewer_that_reads_late_is_shown_everything(vnc_harness: VncHarness) -> None:
+async def test_viewer_that_reads_late_receives_everything(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session(unlimited=True)
     viewer = await vnc_harness.connect_viewer(session_id, max_queue=1)
     await screen.opened.wait()
@@ -355,7 +357,7 @@ async def test_a_viewer_that_reads_late_is_shown_everything(vnc_harness: VncHarn
     viewer.transport.abort()
 
 
-async def test_a_desktop_that_takes_nothing_holds_its_viewer_up(vnc_harness: VncHarness) -> None:
+async def test_desktop_that_does_not_read_blocks_its_viewer(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
     viewer = await vnc_harness.connect_viewer(session_id)
     await screen.opened.wait()
@@ -376,14 +378,14 @@ async def test_a_desktop_that_takes_nothing_holds_its_viewer_up(vnc_harness: Vnc
     await eventually(lambda: sent > 2 * BUFFERS)
     talking.cancel()
     await asyncio.gather(talking, return_exceptions=True)
-    await eventually(lambda: len(desktop.received) >= sent)  # what an aborted connection has not sent yet is lost
+    await eventually(lambda: len(desktop.received) >= sent)  # an aborted connection loses what it has not sent yet
     viewer.transport.abort()
     await desktop.closed.wait()
     whole = desktop.received[:sent] == piece * (sent // len(piece))
     assert whole
 
 
-async def test_answers_to_pings_do_not_pile_up_for_a_viewer_that_does_not_read(vnc_harness: VncHarness) -> None:
+async def test_pongs_do_not_accumulate_for_viewer_that_does_not_read(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session(unlimited=True)
     deaf = await deaf_viewer(vnc_harness, session_id)
     await settled(lambda: screen.desktops[0].bytes_sent)
@@ -399,7 +401,7 @@ async def test_answers_to_pings_do_not_pile_up_for_a_viewer_that_does_not_read(v
     deaf.close()
 
 
-async def test_a_fault_of_ours_is_told_without_its_details(
+async def test_unexpected_error_closes_with_1011_without_details(
     vnc_harness: VncHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     session_id, screen = await vnc_harness.create_session()
@@ -411,7 +413,7 @@ async def test_a_fault_of_ours_is_told_without_its_details(
     assert "secret detail" in caplog.text
 
 
-async def test_a_store_that_is_away_is_the_reason(vnc_harness: VncHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unavailable_store_closes_with_4503(vnc_harness: VncHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     session_id, _ = await vnc_harness.create_session()
 
     async def away(*_: object, **__: object) -> None:
@@ -421,7 +423,7 @@ async def test_a_store_that_is_away_is_the_reason(vnc_harness: VncHarness, monke
     assert await close_reason(await vnc_harness.connect_viewer(session_id)) == (4503, "the disk is full")
 
 
-async def test_a_plain_request_is_told_what_this_is(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+async def test_plain_http_request_returns_426(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     answer = await client.get(f"{API}/{await harness.create_session()}/vnc")
     assert answer.status_code == 426
     assert answer.headers["upgrade"] == "websocket"
@@ -431,7 +433,7 @@ async def test_a_plain_request_is_told_what_this_is(harness: ApiHarness, client:
 
 
 @pytest.mark.parametrize("path", ["/health", f"{API}/x/chat", "/nowhere"])
-async def test_a_websocket_elsewhere_is_answered_in_the_envelope(vnc_harness: VncHarness, path: str) -> None:
+async def test_websocket_to_other_path_returns_404_envelope(vnc_harness: VncHarness, path: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         await connect(f"ws://127.0.0.1:{vnc_harness.port}{path}", proxy=None)
     assert refused.value.response.status_code == 404

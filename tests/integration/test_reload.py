@@ -1,4 +1,4 @@
-"""`./dev.sh`: the service under a watcher."""
+"""`./dev.sh`: the service restarts when its code changes."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ import httpx
 from tests.support.service import ROOT
 
 
-async def test_the_reloading_service_answers_and_ends_with_its_watcher(tmp_path: Path) -> None:
+async def test_reloading_service_answers_and_ends_with_its_watcher(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "HOME")}
     watcher = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app", "--reload"),

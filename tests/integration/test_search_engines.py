@@ -1,4 +1,4 @@
-"""Search engines against scripted servers and libraries: whatever happens becomes hits or words."""
+"""Search engines with scripted servers and libraries: every outcome is hits or a SearchFailure."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ async def google_answers(status: int, body: object) -> list[SearchHit]:
         return await search.search("cats", "all")
 
 
-async def test_google_is_asked_with_the_key_in_a_header_only(caplog: pytest.LogCaptureFixture) -> None:
+async def test_google_request_has_the_key_only_in_a_header(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     asked: list[httpx.Request] = []
 
@@ -58,7 +58,7 @@ async def test_google_is_asked_with_the_key_in_a_header_only(caplog: pytest.LogC
     assert KEY not in str(request.url) and KEY not in caplog.text
 
 
-async def test_google_hits_come_in_order_without_line_breaks_and_at_most_ten() -> None:
+async def test_google_returns_at_most_ten_hits_in_order() -> None:
     items: list[object] = [{"title": "A\n  cat", "link": "http://a", "snippet": "so\nnice"}, {"link": "http://b"}]
     items += ["junk", {"title": "no link"}, *({"title": "x", "link": f"http://{n}"} for n in range(20))]
     hits = await google_answers(200, {"items": items})
@@ -85,13 +85,15 @@ async def test_google_hits_come_in_order_without_line_breaks_and_at_most_ten() -
         (403, {"error": {"errors": [None, {"reason": []}]}}, "may be wrong"),
     ],
 )
-async def test_a_refusal_of_google_becomes_words_without_the_key(status: int, body: object, words: str) -> None:
+async def test_google_error_response_raises_search_failure_without_the_key(
+    status: int, body: object, words: str
+) -> None:
     with pytest.raises(SearchFailure, match=words) as caught:
         await google_answers(status, body)
     assert KEY not in str(caught.value)
 
 
-async def test_google_out_of_reach_becomes_words_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_google_raises_search_failure_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError(f"no route for {request.headers}")
 
@@ -112,7 +114,7 @@ async def test_google_out_of_reach_becomes_words_without_the_key(monkeypatch: py
             await search.search("cats", "all")
 
 
-async def test_ddgs_hits_come_with_the_librarys_time_limits() -> None:
+async def test_ddgs_search_passes_time_limit_and_returns_hits() -> None:
     limits: list[str | None] = []
 
     def ask(query: str, limit: str | None) -> list[dict[str, object]]:
@@ -140,7 +142,7 @@ async def test_ddgs_hits_come_with_the_librarys_time_limits() -> None:
         (OSError("no route"), "The search failed"),
     ],
 )
-async def test_what_ddgs_raises_becomes_words(error: Exception, words: str) -> None:
+async def test_ddgs_exception_raises_search_failure(error: Exception, words: str) -> None:
     def ask(query: str, limit: str | None) -> list[dict[str, object]]:
         raise error
 
@@ -151,7 +153,7 @@ async def test_what_ddgs_raises_becomes_words(error: Exception, words: str) -> N
     assert "secret-proxy" not in str(caught.value)
 
 
-async def test_nothing_found_is_no_failure() -> None:
+async def test_no_results_returns_empty_list() -> None:
     def ask(query: str, limit: str | None) -> list[dict[str, object]]:
         raise DDGSException("No results found.")
 
@@ -162,7 +164,7 @@ async def test_nothing_found_is_no_failure() -> None:
     await search.close()
 
 
-async def test_a_search_that_hangs_is_given_up_and_never_blocks_the_others() -> None:
+async def test_hanging_search_times_out_without_blocking_others() -> None:
     released = threading.Event()
 
     def ask(query: str, limit: str | None) -> list[dict[str, object]]:
@@ -176,7 +178,7 @@ async def test_a_search_that_hangs_is_given_up_and_never_blocks_the_others() -> 
     released.set()
 
 
-async def test_the_real_library_is_asked_in_the_way_that_it_understands(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ddgs_library_accepts_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     import ddgs.ddgs
     from ddgs.results import TextResult
 

@@ -1,4 +1,4 @@
-"""A worker that tells how it is: what an operator's health checks and Prometheus ask for."""
+"""WORKER_PORT: a worker serves health checks and metrics."""
 
 import asyncio
 import signal
@@ -33,9 +33,7 @@ def process(tmp_path: Path, part: str, stores: dict[str, str], **settings: str) 
     return ServiceProcess(tmp_path / part / "data", part, **stores, **settings)
 
 
-async def test_a_worker_tells_how_it_is_and_what_it_has_done_and_nothing_else(
-    tmp_path: Path, stores: dict[str, str]
-) -> None:
+async def test_worker_port_serves_only_health_ready_and_metrics(tmp_path: Path, stores: dict[str, str]) -> None:
     api, worker = process(tmp_path, "api", stores), process(tmp_path, "worker", stores, WORKER_PORT="0")
     client = await api.start()
     try:
@@ -62,7 +60,7 @@ async def look_at(worker: ServiceProcess, client: ApiClient) -> None:
             assert (await http.request(method, path)).status_code == 404
 
 
-async def test_a_worker_whose_port_is_taken_says_which_setting_is_meant(tmp_path: Path, stores: dict[str, str]) -> None:
+async def test_used_worker_port_names_the_setting(tmp_path: Path, stores: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServiceNotStarted, match=f"WORKER_PORT: cannot listen on 127.0.0.1, port {port}"):

@@ -1,4 +1,4 @@
-"""The browser toolkit: what reaches the browser, and what of a page is told to the model and to clients."""
+"""The browser toolkit: which browser methods it calls, and what the model and clients receive of a page."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ SHOP = PageView(
 
 @dataclass
 class House:
-    """A session's browser and what its tools are given."""
+    """A session's browser and the context of its tools."""
 
     browsers: MemoryBrowsers = field(default_factory=MemoryBrowsers)
     screenshots: MemoryScreenshotKeeper = field(default_factory=MemoryScreenshotKeeper)
@@ -96,7 +96,7 @@ def house() -> House:
         ("console_view", '{"max_lines": 5}', "console", {"max_lines": 5}),
     ],
 )
-async def test_each_function_does_one_thing_to_the_browser(
+async def test_each_function_calls_one_browser_method(
     house: House, name: str, arguments: str, method: str, given: dict[str, object]
 ) -> None:
     result = await house.call(name, arguments)
@@ -114,7 +114,7 @@ async def test_each_function_does_one_thing_to_the_browser(
         '"coordinate_y": 1',
     ],
 )
-async def test_half_a_place_and_two_targets_at_once_are_refused_before_anything_happens(
+async def test_incomplete_or_double_target_is_refused_without_browser_call(
     house: House, name: str, target: str
 ) -> None:
     rest = ', "text": "a", "press_enter": false' if name == "input" else ""
@@ -123,7 +123,7 @@ async def test_half_a_place_and_two_targets_at_once_are_refused_before_anything_
     assert house.browser.calls == []
 
 
-async def test_a_click_on_nothing_is_refused(house: House) -> None:
+async def test_click_without_target_is_refused(house: House) -> None:
     with pytest.raises(BrowserFailure, match="Say what to click"):
         await house.call("click")
     assert house.browser.calls == []
@@ -139,12 +139,12 @@ async def test_a_click_on_nothing_is_refused(house: House) -> None:
         ("view", '{"full": true}'),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(house: House, name: str, arguments: str) -> None:
+def test_invalid_browser_arguments_are_refused(house: House, name: str, arguments: str) -> None:
     with pytest.raises(BadArguments):
         house.bind(name, arguments)
 
 
-async def test_the_model_reads_our_words_first_and_the_page_last(house: House) -> None:
+async def test_result_text_ends_with_the_page(house: House) -> None:
     house.browser.pages = [SHOP]
     result = await house.call("view")
     assert result.text == (
@@ -153,7 +153,7 @@ async def test_the_model_reads_our_words_first_and_the_page_last(house: House) -
     )
 
 
-async def test_clients_get_the_address_of_the_screenshot_and_a_short_line(house: House) -> None:
+async def test_result_content_has_screenshot_address_and_short_message(house: House) -> None:
     house.browser.pages = [SHOP]
     result = await house.call("navigate", '{"url": "shop.example"}')
     assert result.message == "Your cart"
@@ -162,7 +162,7 @@ async def test_clients_get_the_address_of_the_screenshot_and_a_short_line(house:
     assert house.screenshots.kept["/pictures/s/1"] == SHOP.screenshot
 
 
-async def test_an_action_succeeds_when_its_screenshot_cannot_be_kept(house: House) -> None:
+async def test_action_succeeds_when_screenshot_cannot_be_stored(house: House) -> None:
     house.browser.pages = [SHOP]
     house.screenshots.trouble = "the disk is full"
     result = await house.call("click", '{"index": 1}')
@@ -170,7 +170,7 @@ async def test_an_action_succeeds_when_its_screenshot_cannot_be_kept(house: Hous
     assert result.content == {"url": SHOP.url, "title": SHOP.title}
 
 
-async def test_without_a_screenshot_there_is_no_address(house: House) -> None:
+async def test_result_without_screenshot_has_no_address(house: House) -> None:
     result = await house.call("view")
     assert result.content == {"url": "about:blank", "title": ""}
     assert result.message == "about:blank"
@@ -186,26 +186,26 @@ async def test_without_a_screenshot_there_is_no_address(house: House) -> None:
         (PageView(url="u", title="t", text="b"), "\nb"),
     ],
 )
-async def test_the_model_can_tell_a_whole_page_from_changes_and_from_nothing(
+async def test_result_text_distinguishes_whole_page_changes_and_empty_page(
     house: House, view: PageView, said: str
 ) -> None:
     house.browser.pages = [view]
     assert (await house.call("view")).text == f"URL: u\nTitle: t\n{said}"
 
 
-async def test_a_value_is_told_with_the_page_as_it_is_afterwards(house: House) -> None:
+async def test_script_value_is_returned_with_the_resulting_page(house: House) -> None:
     house.browser.value, house.browser.pages = "[1,2]", [PageView(url="u", title="t", text="", partial=True)]
     result = await house.call("console_exec", '{"javascript": "[1,2]"}')
     assert result.text == "URL: u\nTitle: t\nValue: [1,2]\n[nothing on the page changed]"
     assert result.content == {"url": "u", "title": "t", "console": "[1,2]"}
 
 
-async def test_a_long_value_is_cut(house: House) -> None:
+async def test_long_script_value_is_clipped(house: House) -> None:
     house.browser.value = "x" * 100_000
     assert len((await house.call("console_exec", '{"javascript": "1"}')).text) < 9_000
 
 
-async def test_the_console_is_told_line_by_line(house: House) -> None:
+async def test_console_lines_are_returned(house: House) -> None:
     house.browser.lines = ("log a", "error b")
     result = await house.call("console_view")
     assert result.text == "log a\nerror b"
@@ -214,7 +214,7 @@ async def test_the_console_is_told_line_by_line(house: House) -> None:
     assert (await house.call("console_view")).text == "[the console is empty]"
 
 
-async def test_of_a_long_console_the_newest_lines_are_told(house: House) -> None:
+async def test_long_console_returns_newest_lines(house: House) -> None:
     house.browser.lines = tuple(f"log {n} {'x' * 500}" for n in range(200))
     result = await house.call("console_view")
     assert len(result.text) <= 16_000
@@ -224,13 +224,13 @@ async def test_of_a_long_console_the_newest_lines_are_told(house: House) -> None
 
 
 @pytest.mark.parametrize("failure", [BrowserFailure("no such index", status=404), SandboxUnavailable("gone")])
-async def test_what_a_browser_cannot_do_is_passed_on(house: House, failure: BrowserFailure) -> None:
+async def test_browser_failure_is_raised_unchanged(house: House, failure: BrowserFailure) -> None:
     house.browser.failure = failure
     with pytest.raises(type(failure), match=str(failure)):
         await house.call("click", '{"index": 1}')
 
 
-async def test_a_stopped_call_stops_what_the_browser_does(house: House) -> None:
+async def test_cancelled_call_cancels_the_browser_action(house: House) -> None:
     house.browser.may_return.clear()
     task = asyncio.create_task(house.call("navigate", '{"url": "slow.example"}'))
     while not house.browser.calls:
@@ -241,7 +241,7 @@ async def test_a_stopped_call_stops_what_the_browser_does(house: House) -> None:
     assert house.browser.cancelled == 1
 
 
-def test_only_looking_may_go_on_beside_other_calls(house: House) -> None:
+def test_only_read_only_functions_are_parallel(house: House) -> None:
     needed = {"navigate": '{"url": "a"}', "restart": '{"url": "a"}', "press_key": '{"key": "a"}'}
     point = '{"coordinate_x": 1, "coordinate_y": 1}'
     needed |= {"input": '{"text": "", "press_enter": false}', "move_mouse": point}

@@ -1,4 +1,4 @@
-"""One JSON object a line, with ids, and without secrets."""
+"""Logging writes one JSON object a line, with ids and without secrets."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def lines() -> Lines:
     return Lines()
 
 
-def test_a_line_says_when_how_grave_who_and_what(lines: Lines) -> None:
+def test_line_has_time_level_logger_and_event(lines: Lines) -> None:
     lines.log.info("request", extra={"status": 200, "ms": 1.5, "more": {"a": [None, True]}})
     line = lines.last
     assert line.pop("time").endswith("+00:00")
@@ -39,7 +39,7 @@ def test_a_line_says_when_how_grave_who_and_what(lines: Lines) -> None:
     }  # fmt: skip
 
 
-def test_a_line_carries_the_ids_that_are_bound(lines: Lines) -> None:
+def test_line_has_bound_request_and_session_ids(lines: Lines) -> None:
     tokens = request_id.set("r1"), session_id.set("s1")
     lines.log.info("x")
     request_id.reset(tokens[0])
@@ -49,7 +49,7 @@ def test_a_line_carries_the_ids_that_are_bound(lines: Lines) -> None:
     assert "request_id" not in lines.last
 
 
-def test_a_traceback_stays_on_the_line(lines: Lines) -> None:
+def test_traceback_is_part_of_the_line(lines: Lines) -> None:
     try:
         raise RuntimeError("Bearer abc.def")
     except RuntimeError:
@@ -70,13 +70,13 @@ def test_a_traceback_stays_on_the_line(lines: Lines) -> None:
         ("the monkey has 3 tokens", "the monkey has 3 tokens"),
     ],
 )
-def test_secrets_in_texts_are_masked(lines: Lines, text: str, shown: str) -> None:
+def test_secrets_in_messages_are_masked(lines: Lines, text: str, shown: str) -> None:
     lines.log.info("%s", text, extra={"detail": {"inner": [text]}})
     assert lines.last["event"] == shown
     assert lines.last["detail"] == {"inner": [shown]}
 
 
-def test_values_with_secret_names_are_masked(lines: Lines) -> None:
+def test_extras_with_secret_names_are_masked(lines: Lines) -> None:
     extra = {"api_key": "a", "sandbox_token": "b", "headers": {"Cookie": "c", "X": "d"}, "prompt_tokens": 5}
     lines.log.info("x", extra=extra)
     line = lines.last
@@ -85,7 +85,7 @@ def test_values_with_secret_names_are_masked(lines: Lines) -> None:
     assert line["prompt_tokens"] == 5
 
 
-def test_whatever_is_logged_becomes_a_line(lines: Lines) -> None:
+def test_unencodable_extras_are_logged_as_one_line(lines: Lines) -> None:
     lines.log.info("lone \ud83d", extra={"huge": 10**30, "odd": object, "keys": {1: {2}}, "bytes": b"\xff"})
     assert lines.last["huge"] == str(10**30)
 
@@ -100,7 +100,7 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restored")
-def test_libraries_are_quiet_and_the_server_speaks_through_us(capsys: pytest.CaptureFixture[str]) -> None:
+def test_libraries_log_warnings_and_uvicorn_uses_the_root_handler(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("INFO")
     logging.getLogger("httpx").info("GET https://example.com")
     logging.getLogger("openai._base_client").debug("Request options: headers")

@@ -1,4 +1,4 @@
-"""Who may call from a browser."""
+"""OriginMiddleware: which browsers may use the service."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.interfaces.middleware import OriginMiddleware
 
 
-async def ask(headers: dict[str, str], *, loopback_only: bool = True) -> httpx.Response:
+async def send_request(headers: dict[str, str], *, loopback_only: bool = True) -> httpx.Response:
     guard = OriginMiddleware(
         PlainTextResponse("in"), allowed=["https://app.example", "http://b.example:3000/"], loopback_only=loopback_only
     )
@@ -19,8 +19,10 @@ async def ask(headers: dict[str, str], *, loopback_only: bool = True) -> httpx.R
         return await client.post("/", headers=headers)
 
 
-async def knock(headers: dict[str, str], *, extensions: Iterable[str] = ("websocket.http.response",)) -> list[Message]:
-    """What is sent to a client that asks for a WebSocket; `extensions` are what the server can do."""
+async def open_websocket(
+    headers: dict[str, str], *, extensions: Iterable[str] = ("websocket.http.response",)
+) -> list[Message]:
+    """Return the messages to a client that opens a WebSocket, on a server with `extensions`."""
     sent: list[Message] = []
 
     async def inside(scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,8 +53,8 @@ async def knock(headers: dict[str, str], *, extensions: Iterable[str] = ("websoc
         {"Host": "app.example", "Origin": "https://app.example"},
     ],
 )
-async def test_programs_and_pages_that_belong_here_come_in(headers: dict[str, str]) -> None:
-    assert (await ask(headers)).text == "in"
+async def test_programs_and_allowed_origins_pass(headers: dict[str, str]) -> None:
+    assert (await send_request(headers)).text == "in"
 
 
 @pytest.mark.parametrize(
@@ -67,24 +69,24 @@ async def test_programs_and_pages_that_belong_here_come_in(headers: dict[str, st
         {"Host": "[bad", "User-Agent": "Mozilla/5.0"},
     ],
 )
-async def test_pages_of_other_origins_and_rebound_names_are_refused_in_the_envelope(headers: dict[str, str]) -> None:
-    response = await ask(headers)
+async def test_other_origins_and_rebound_host_names_get_403_envelope(headers: dict[str, str]) -> None:
+    response = await send_request(headers)
     assert response.status_code == 403
     assert response.json()["code"] == 403
     assert "ALLOWED_ORIGINS" in response.json()["msg"]
 
 
-async def test_a_service_that_is_reachable_from_elsewhere_is_called_by_whatever_name_it_has() -> None:
-    assert (await ask({"Host": "anker.example"}, loopback_only=False)).text == "in"
-    refused = await ask({"Host": "anker.example", "Origin": "https://evil.example"}, loopback_only=False)
+async def test_public_service_accepts_any_host_name_but_checks_origin() -> None:
+    assert (await send_request({"Host": "anker.example"}, loopback_only=False)).text == "in"
+    refused = await send_request({"Host": "anker.example", "Origin": "https://evil.example"}, loopback_only=False)
     assert refused.status_code == 403
 
 
 @pytest.mark.parametrize(
     "headers", [{}, {"Origin": "http://127.0.0.1:8000"}, {"Origin": "https://app.example", "User-Agent": "Mozilla/5.0"}]
 )
-async def test_websockets_of_programs_and_of_pages_that_belong_here_come_in(headers: dict[str, str]) -> None:
-    assert await knock(headers) == [{"type": "websocket.accept"}]
+async def test_websockets_of_programs_and_allowed_origins_are_accepted(headers: dict[str, str]) -> None:
+    assert await open_websocket(headers) == [{"type": "websocket.accept"}]
 
 
 @pytest.mark.parametrize(
@@ -95,14 +97,14 @@ async def test_websockets_of_programs_and_of_pages_that_belong_here_come_in(head
         {"Host": "evil.example:8000", "Origin": "http://evil.example:8000"},
     ],
 )
-async def test_websockets_of_other_pages_are_refused_in_the_envelope(headers: dict[str, str]) -> None:
-    start, body = await knock(headers)
+async def test_websockets_of_other_origins_get_403_envelope(headers: dict[str, str]) -> None:
+    start, body = await open_websocket(headers)
     assert start["type"] == "websocket.http.response.start"
     assert start["status"] == 403
     assert body["type"] == "websocket.http.response.body"
     assert "ALLOWED_ORIGINS" in json.loads(body["body"])["msg"]
 
 
-async def test_a_server_that_cannot_answer_a_websocket_with_words_closes_it() -> None:
-    (sent,) = await knock({"Origin": "https://evil.example"}, extensions=())
+async def test_server_without_response_extension_closes_refused_websocket() -> None:
+    (sent,) = await open_websocket({"Origin": "https://evil.example"}, extensions=())
     assert sent["type"] == "websocket.close"

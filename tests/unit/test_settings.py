@@ -1,4 +1,4 @@
-"""Settings that cannot be used stop the start with a line that names the variable and not its value."""
+"""An unusable setting raises one line that names the variable and never repeats its value."""
 
 import pytest
 
@@ -35,7 +35,7 @@ from app.settings import Role, UnusableSetting, load_settings
         ("RUN_TOKEN_BUDGET", "5"),
     ],
 )
-def test_an_unusable_value_is_one_line_that_names_the_variable(
+def test_unusable_value_raises_one_line_with_the_variable_name(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -55,7 +55,7 @@ def test_an_unusable_value_is_one_line_that_names_the_variable(
         ({"SEARCH_PROVIDER": "google"}, "GOOGLE_SEARCH_API_KEY"),
     ],
 )
-def test_what_a_provider_needs_is_asked_for_by_name(
+def test_missing_setting_of_a_provider_is_named(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], named: str
 ) -> None:
     for name, value in given.items():
@@ -75,7 +75,7 @@ def test_local_sandboxes_with_mongodb_url_are_refused(monkeypatch: pytest.Monkey
     )
 
 
-def test_an_empty_value_is_none_and_the_model_follows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_value_means_default_and_api_key_selects_openai(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "")
     monkeypatch.setenv("ALLOWED_ORIGINS", "https://a.example, http://b.example:3000")
     settings = load_settings()
@@ -86,7 +86,7 @@ def test_an_empty_value_is_none_and_the_model_follows_the_key(monkeypatch: pytes
     assert load_settings().model_provider == "openai"
 
 
-def test_secrets_do_not_show_in_the_settings_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repr_of_settings_hides_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "sk-secret")
     monkeypatch.setenv("GOOGLE_SEARCH_API_KEY", "g-secret")
     assert "secret" not in repr(load_settings()).replace("SecretStr", "")
@@ -94,7 +94,9 @@ def test_secrets_do_not_show_in_the_settings_own_text(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("role", ["api", "worker"])
 @pytest.mark.parametrize("missing", ["MONGODB_URL", "REDIS_URL"])
-def test_a_part_of_the_work_alone_needs_both_stores(monkeypatch: pytest.MonkeyPatch, role: Role, missing: str) -> None:
+def test_single_role_without_both_stores_raises_unusable_setting(
+    monkeypatch: pytest.MonkeyPatch, role: Role, missing: str
+) -> None:
     for name, value in (("MONGODB_URL", "mongodb://secret"), ("REDIS_URL", "redis://secret")):
         if name != missing:
             monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""How items become bytes, and how much a reader may cost."""
+"""EventStream: encoding of items, backpressure, disconnects and shutdown."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -17,26 +17,26 @@ def record(number: int, size: int = 2) -> EventRecord:
     return EventRecord(number, "message", b"{" + b" " * (size - 2) + b"}")
 
 
-def test_small_events_go_out_together() -> None:
+def test_small_events_are_joined_into_one_chunk() -> None:
     [chunk] = record_chunks([record(1), record(2)])
     assert chunk == b"id: 000000000001\nevent: message\ndata: {}\n\nid: 000000000002\nevent: message\ndata: {}\n\n"
 
 
-def test_large_events_go_out_in_bounded_chunks() -> None:
+def test_large_events_are_split_into_bounded_chunks() -> None:
     records = [record(number, 100_000) for number in range(1, 21)]
     chunks = list(record_chunks(records))
     assert max(map(len, chunks)) < CHUNK + 101_000
     assert b"".join(chunks).count(b"\n\n") == 20
 
 
-def test_nothing_is_no_chunk_and_deltas_are_only_for_who_asked() -> None:
+def test_deltas_are_encoded_only_by_all_frames() -> None:
     assert list(event_frames(())) == []
     assert list(event_frames(TextDelta("m", "x"))) == []
     assert list(all_frames(TextDelta("m", "x"))) == [b'event: message_delta\ndata: {"message_id":"m","delta":"x"}\n\n']
 
 
 class Client:
-    """An ASGI client that takes what it is sent as long as it reads."""
+    """An ASGI client that accepts messages while `reading` is set."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
@@ -62,7 +62,7 @@ class Client:
 
 
 class Items:
-    """A stream of single events that can be looked at from outside."""
+    """A stream of single events that records how many were taken and whether it was closed."""
 
     def __init__(self, count: int, *, error: Exception | None = None, endless: bool = False) -> None:
         self.taken = 0
@@ -91,7 +91,7 @@ def stream(items: Items, encode: object = event_frames) -> EventStream:
 SCOPE = {"type": "http", "method": "GET"}
 
 
-async def test_a_stream_sends_everything_and_ends_whole() -> None:
+async def test_stream_sends_every_item_and_completes() -> None:
     client, items = Client(), Items(100)
     await stream(items)(SCOPE, client.receive, client.send)
     assert client.body.count(b"event: message") == 100
@@ -99,7 +99,7 @@ async def test_a_stream_sends_everything_and_ends_whole() -> None:
     assert items.closed
 
 
-async def test_a_reader_that_does_not_read_is_waited_for() -> None:
+async def test_stream_waits_for_client_that_does_not_read() -> None:
     client, items = Client(), Items(100)
     client.reading.clear()
     task = asyncio.create_task(stream(items)(SCOPE, client.receive, client.send))
@@ -111,7 +111,7 @@ async def test_a_reader_that_does_not_read_is_waited_for() -> None:
     assert client.body.count(b"event: message") == 100
 
 
-async def test_a_reader_that_leaves_ends_the_stream_at_once() -> None:
+async def test_disconnect_closes_items_immediately() -> None:
     client, items = Client(), Items(3, endless=True)
     task = asyncio.create_task(stream(items)(SCOPE, client.receive, client.send))
     while client.body.count(b"event: message") < 3:
@@ -122,7 +122,7 @@ async def test_a_reader_that_leaves_ends_the_stream_at_once() -> None:
     assert not client.complete
 
 
-async def test_a_reader_that_leaves_while_it_is_being_waited_for_ends_the_stream_too() -> None:
+async def test_disconnect_while_send_is_blocked_closes_items() -> None:
     client, items = Client(), Items(3, endless=True)
     client.reading.clear()
     task = asyncio.create_task(stream(items)(SCOPE, client.receive, client.send))
@@ -133,7 +133,7 @@ async def test_a_reader_that_leaves_while_it_is_being_waited_for_ends_the_stream
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), NotFound("no such session")])
-async def test_a_foreseen_failure_ends_the_stream_whole_without_a_word(error: Exception) -> None:
+async def test_domain_error_completes_stream_without_error_text(error: Exception) -> None:
     client, items = Client(), Items(2, error=error)
     await stream(items)(SCOPE, client.receive, client.send)
     assert client.body.count(b"event:") == 2
@@ -141,28 +141,28 @@ async def test_a_foreseen_failure_ends_the_stream_whole_without_a_word(error: Ex
     assert client.complete
 
 
-async def test_a_fault_of_ours_leaves_the_answer_unfinished() -> None:
+async def test_unexpected_error_leaves_response_incomplete() -> None:
     client, items = Client(), Items(2, error=RuntimeError("bug"))
     with pytest.raises(RuntimeError):
         await stream(items)(SCOPE, client.receive, client.send)
     assert not client.complete
 
 
-async def test_a_storm_of_events_is_sent_in_few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    rests: list[float] = []
+async def test_burst_of_events_pauses_between_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
 
-    async def rest(seconds: float) -> None:
-        rests.append(seconds)
+    async def record_pause(seconds: float) -> None:
+        pauses.append(seconds)
 
-    monkeypatch.setattr(sse, "pause", rest)
+    monkeypatch.setattr(sse, "pause", record_pause)
     client = Client()
     await stream(Items(sse.BURST))(SCOPE, client.receive, client.send)
-    assert rests == []
+    assert pauses == []
     await stream(Items(100))(SCOPE, client.receive, client.send)
-    assert set(rests) == {sse.PAUSE}
+    assert set(pauses) == {sse.PAUSE}
 
 
-async def test_at_shutdown_streams_are_asked_to_end_before_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shutdown_ends_streams_before_cancelling_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asyncio.Event()
 
     async def ends_when_asked() -> AsyncGenerator[Sequence[EventRecord], None]:
@@ -176,7 +176,7 @@ async def test_at_shutdown_streams_are_asked_to_end_before_they_are_cut(monkeypa
     assert client.complete
 
 
-async def test_head_gets_the_headers_and_never_starts_the_stream() -> None:
+async def test_head_request_gets_headers_and_never_starts_items() -> None:
     client, items = Client(), Items(1)
     await stream(items)({**SCOPE, sse.HEAD_KEY: True}, client.receive, client.send)
     assert client.body == b""

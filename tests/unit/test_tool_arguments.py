@@ -1,4 +1,4 @@
-"""What the model's arguments are checked for, and what it is told."""
+"""Validation of the model's arguments, and the specifications that the model reads."""
 
 import json
 
@@ -35,20 +35,18 @@ def context() -> ToolContext:
         ("", "argument `id` is missing"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused_with_words_that_name_the_problem(
-    context: ToolContext, arguments: str, said: str
-) -> None:
+def test_invalid_arguments_raise_error_that_names_the_problem(context: ToolContext, arguments: str, said: str) -> None:
     with pytest.raises(BadArguments, match=said):
         EXECUTING["shell_exec"].bind(arguments, context)
 
 
-def test_arguments_in_a_call_are_those_that_the_model_gave_and_no_defaults(context: ToolContext) -> None:
+def test_call_arguments_omit_defaults(context: ToolContext) -> None:
     bound = EXECUTING["file_read"].bind('{"file": "a.txt", "start_line": "3"}', context)
     assert isinstance(bound, RunCall)
     assert bound.args == {"file": "a.txt", "start_line": 3}
 
 
-def test_schemas_hold_no_references_titles_or_nulls_that_a_server_may_not_understand() -> None:
+def test_schemas_have_no_references_titles_or_nulls() -> None:
     for tool in EXECUTING.values():
         text = json.dumps(tool.spec.parameters)
         assert '"$ref"' not in text
@@ -57,7 +55,7 @@ def test_schemas_hold_no_references_titles_or_nulls_that_a_server_may_not_unders
         assert '"null"' not in text
 
 
-def test_functions_and_parameters_are_those_of_the_contract() -> None:
+def test_functions_and_parameters_match_the_contract() -> None:
     offered = {
         name: (sorted(tool.spec.parameters["properties"]), sorted(tool.spec.parameters.get("required", [])))  # type: ignore[call-overload]
         for name, tool in EXECUTING.items()
@@ -100,7 +98,7 @@ def test_functions_and_parameters_are_those_of_the_contract() -> None:
     }
 
 
-def test_clipped_text_keeps_both_ends_and_says_how_much_is_missing() -> None:
+def test_clipped_text_keeps_both_ends_and_counts_the_omitted_characters() -> None:
     clipped = clip("a" * 50 + "b" * 50, limit=30)
     assert clipped.startswith("a" * 20)
     assert clipped.endswith("b" * 10)

@@ -1,4 +1,4 @@
-"""What a viewer who only watches says to the desktop, and what of it gets through."""
+"""RfbFilter and ViewOnlyViewer: which bytes of a viewer reach the desktop."""
 
 import asyncio
 import struct
@@ -50,7 +50,7 @@ def cut(data: bytes, at: Sequence[int]) -> list[bytes]:
 @given(
     st.lists(ASKING.map(lambda m: (m, True)) | DOING.map(lambda m: (m, False)), max_size=20), st.lists(u32, max_size=40)
 )
-def test_what_asks_for_pictures_passes_unchanged_and_nothing_else_however_it_is_cut(
+def test_filter_passes_only_picture_requests_however_input_is_split(
     said: list[tuple[bytes, bool]], at: list[int]
 ) -> None:
     sieve = RfbFilter()
@@ -59,7 +59,7 @@ def test_what_asks_for_pictures_passes_unchanged_and_nothing_else_however_it_is_
     assert passed == GREETING + b"".join(message for message, passes in said if passes)
 
 
-def test_byte_by_byte_nothing_passes_before_its_message_is_whole() -> None:
+def test_filter_fed_byte_by_byte_passes_only_whole_messages() -> None:
     sieve = RfbFilter()
     for byte in GREETING:
         sieve.feed(bytes([byte]))
@@ -68,7 +68,7 @@ def test_byte_by_byte_nothing_passes_before_its_message_is_whole() -> None:
 
 
 def framed(heard: bytes) -> list[int]:
-    """The types of the messages that a desktop reads from `heard`; fails when it is no sequence of whole ones."""
+    """Return the types of the messages in `heard`. Fail unless it is a sequence of whole messages."""
     assert heard[:14] == GREETING[: len(heard)]
     rest, kinds = heard[14:], []
     while rest:
@@ -90,9 +90,7 @@ def framed(heard: bytes) -> list[int]:
 
 
 @given(st.lists(st.binary(max_size=40) | ASKING | DOING, max_size=12), st.lists(u32, max_size=20))
-def test_whatever_a_viewer_forges_the_desktop_hears_whole_messages_that_change_nothing(
-    said: list[bytes], at: list[int]
-) -> None:
+def test_filter_passes_only_whole_harmless_messages_for_random_input(said: list[bytes], at: list[int]) -> None:
     sieve, heard = RfbFilter(), bytearray()
     try:
         for piece in cut(GREETING + b"".join(said), at):
@@ -103,7 +101,7 @@ def test_whatever_a_viewer_forges_the_desktop_hears_whole_messages_that_change_n
 
 
 @pytest.mark.parametrize("kind", sorted(set(range(256)) - {0, 2, 3, 4, 5, 6, 150, 248, 250, 251, 253, 255}))
-def test_a_message_of_an_unknown_type_is_the_end(kind: int) -> None:
+def test_unknown_message_type_raises_forbidden(kind: int) -> None:
     sieve = RfbFilter()
     sieve.feed(GREETING)
     with pytest.raises(Forbidden, match=f"watching only: .* type {kind} "):
@@ -111,7 +109,7 @@ def test_a_message_of_an_unknown_type_is_the_end(kind: int) -> None:
 
 
 @pytest.mark.parametrize("said", [b"\xff\x02\x00\x00", b"\xff\x01\x00\x03", b"\xff\xff\xff\xff"])
-def test_an_unknown_message_of_qemu_is_the_end(said: bytes) -> None:
+def test_unknown_qemu_message_raises_forbidden(said: bytes) -> None:
     sieve = RfbFilter()
     sieve.feed(GREETING)
     with pytest.raises(Forbidden):
@@ -119,22 +117,22 @@ def test_an_unknown_message_of_qemu_is_the_end(said: bytes) -> None:
 
 
 @pytest.mark.parametrize("version", [b"RFB 003.003\n", b"RFB 003.005\n", b"RFB 004.001\n", b"\x04" * 12])
-def test_another_version_of_the_protocol_is_the_end(version: bytes) -> None:
+def test_unsupported_protocol_version_raises_forbidden(version: bytes) -> None:
     with pytest.raises(Forbidden, match=r"3\.7 or 3\.8"):
         RfbFilter().feed(version)
 
 
 @pytest.mark.parametrize("kind", [0, 2, 16, 19, 255])
-def test_another_security_type_is_the_end(kind: int) -> None:
+def test_unsupported_security_type_raises_forbidden(kind: int) -> None:
     with pytest.raises(Forbidden, match="security"):
         RfbFilter().feed(b"RFB 003.008\n" + bytes([kind]))
 
 
-def test_who_watches_cannot_have_the_desktop_for_itself() -> None:
+def test_exclusive_access_is_replaced_by_shared_access() -> None:
     assert RfbFilter().feed(GREETING[:-1] + b"\x00") == GREETING
 
 
-def test_the_one_encoding_that_would_blur_where_messages_end_is_left_out() -> None:
+def test_extended_buttons_encoding_is_removed() -> None:
     sieve = RfbFilter()
     sieve.feed(GREETING)
     asked = struct.pack(">BxH5i", 2, 5, 7, -316, 0, -316, -224)
@@ -149,7 +147,7 @@ def test_the_one_encoding_that_would_blur_where_messages_end_is_left_out() -> No
         (b"\x02\x00\xff\xff", 4 * 65_535),
     ],
 )
-def test_what_does_not_pass_is_not_kept_however_long_it_is(head: bytes, size: int) -> None:
+def test_dropped_message_is_not_stored_whatever_its_length(head: bytes, size: int) -> None:
     sieve = RfbFilter()
     sieve.feed(GREETING)
     assert sieve.feed(head) == b""
@@ -159,13 +157,13 @@ def test_what_does_not_pass_is_not_kept_however_long_it_is(head: bytes, size: in
         assert len(sieve._kept) == 0
         left -= len(piece)
         if size > 1 << 26 and left < size - (1 << 26):
-            return  # as good as all of it
+            return  # almost all of it
     request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
     assert sieve.feed(request) == request
 
 
 @given(st.lists(st.binary(max_size=SLICE), max_size=5))
-def test_what_is_kept_is_bounded(pieces: list[bytes]) -> None:
+def test_stored_bytes_stay_bounded(pieces: list[bytes]) -> None:
     sieve = RfbFilter()
     sieve.feed(GREETING)
     try:
@@ -177,7 +175,7 @@ def test_what_is_kept_is_bounded(pieces: list[bytes]) -> None:
 
 
 class Talker:
-    """A `Viewer` that says `said`, then leaves."""
+    """A `Viewer` that sends `said`, then leaves."""
 
     def __init__(self, *said: bytes) -> None:
         self._said = list(said)
@@ -191,7 +189,7 @@ class Talker:
         return True
 
 
-async def test_who_types_a_lot_does_not_keep_others_waiting() -> None:
+async def test_filtering_large_input_lets_other_tasks_run() -> None:
     request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
     typing = struct.pack(">BBHH", 5, 1, 2, 3) * 100_000
     viewer = ViewOnlyViewer(Talker(GREETING, typing, typing + request))
@@ -211,7 +209,7 @@ async def test_who_types_a_lot_does_not_keep_others_waiting() -> None:
     other.cancel()
 
 
-async def test_what_the_desktop_shows_is_untouched() -> None:
+async def test_bytes_from_the_desktop_pass_unchanged() -> None:
     talker = Talker()
     assert await ViewOnlyViewer(talker).send(b"\x00pixels")
     assert talker.shown == [b"\x00pixels"]

@@ -1,4 +1,4 @@
-"""Events on the wire: one line of JSON, the same everywhere."""
+"""Encoding of events: one line of JSON, the same in streams and in the history."""
 
 import json
 from pathlib import Path
@@ -31,16 +31,16 @@ def called(**data: object) -> Event:
     return ToolCalledEvent.of(call, ToolResult(success=True, text="", data=data))
 
 
-def test_the_encoder_still_writes_what_version_1_wrote() -> None:
+def test_encoder_writes_same_bytes_as_version_1() -> None:
     today = [history_items([record(event, number)]) for number, event in enumerate(EVENTS, start=1)]
     assert today == GOLDEN.read_bytes().splitlines()
 
 
-def test_the_golden_file_has_every_type_of_event() -> None:
+def test_golden_file_has_every_event_type() -> None:
     assert {type(event) for event in EVENTS} == set(EVENT_TYPES)
 
 
-def test_ids_grow_as_strings_too_and_lead_back_to_their_numbers() -> None:
+def test_event_ids_sort_as_strings_and_parse_to_their_numbers() -> None:
     numbers = [1, 9, 10, 99, 100, 12345, 10**9]
     ids = [event_id(number) for number in numbers]
     assert sorted(ids) == ids
@@ -49,29 +49,29 @@ def test_ids_grow_as_strings_too_and_lead_back_to_their_numbers() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "000000000000", "-1", "+1", " 1", "1\n", "1.0", "1e3", "٣", "x", "9" * 19])
-def test_an_id_that_we_never_gave_out_is_refused(text: str) -> None:
+def test_invalid_event_id_raises_invalid_input(text: str) -> None:
     with pytest.raises(InvalidInput):
         event_number(text)
 
 
-def test_a_frame_has_id_event_and_one_line_of_data() -> None:
+def test_frame_has_id_event_and_one_line_of_data() -> None:
     one = record(MessageEvent(role="user", content="a\nb\r\u2028c"), 7)
     frame = sse_frame(one)
     assert frame == b"id: 000000000007\nevent: message\ndata: " + one.data + b"\n\n"
     assert len(frame[:-2].splitlines()) == 3
 
 
-def test_a_delta_has_no_id() -> None:
+def test_delta_frame_has_no_id() -> None:
     assert delta_frame(TextDelta("m", "a\nb")) == b'event: message_delta\ndata: {"message_id":"m","delta":"a\\nb"}\n\n'
     assert delta_frame(TextDelta("m", "\ud83d")).endswith('"\ufffd"}\n\n'.encode())
 
 
-def test_history_wraps_the_very_bytes_of_the_stream() -> None:
+def test_history_item_contains_same_bytes_as_stream() -> None:
     one = record(EVENTS[0])
     assert history_items([one]) == b'{"event":"message","data":' + one.data + b"}"
 
 
-def test_a_plan_keeps_the_steps_results_to_itself() -> None:
+def test_texts_for_the_model_are_never_encoded() -> None:
     for event, number in zip(EVENTS, range(1, 20), strict=False):
         assert b"for the model only" not in encode_event(event, number, AT)
 
@@ -89,20 +89,20 @@ def test_a_plan_keeps_the_steps_results_to_itself() -> None:
         (Path("/x"), "/x"),
     ],
 )
-def test_what_a_tool_sends_at_its_worst_is_one_line_of_valid_json(sent: object, shown: object) -> None:
+def test_unencodable_tool_data_becomes_one_line_of_valid_json(sent: object, shown: object) -> None:
     data = encode_event(called(value=sent), 1, AT)
     assert len(data.splitlines()) == 1
     assert json.loads(data, parse_constant=pytest.fail)["result"]["data"] == {"value": shown}
 
 
-def test_deep_nesting_is_no_obstacle() -> None:
+def test_deeply_nested_tool_data_is_encoded() -> None:
     nested: object = "bottom"
     for _ in range(400):
         nested = [nested]
     assert b"bottom" in encode_event(called(value=nested), 1, AT)
 
 
-def test_no_frame_has_a_line_end_inside_whatever_a_client_takes_for_one() -> None:
+def test_frame_escapes_every_unicode_line_separator() -> None:
     text = "a\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029z"
     data = encode_event(MessageEvent(role="user", content=text), 1, 0)
     assert len(data.decode().splitlines()) == 1
