@@ -1,4 +1,4 @@
-"""`docker run` with the options that the provider gives its containers, and nothing around it: the peer of a start."""
+"""Run `docker run` with the options that the provider gives its containers: the reference of a sandbox start."""
 
 import asyncio
 import json
@@ -10,18 +10,18 @@ from typing import Any
 from app.infrastructure.sandbox.docker.container_spec import NameResolution
 from app.infrastructure.sandbox.docker.engine import DockerEngine
 from app.infrastructure.sandbox.docker.engine_objects import SANDBOX_PORT
-from bench.containers import Corner, docker, inspect
+from bench.containers import EngineNamespace, docker, inspect
 from bench.harness import CannotRun
 
 POLL_SECONDS = 0.01
-"""As tightly as the provider looks."""
+"""Seconds between two status requests, as in the provider."""
 _SECONDS = 60
 
 Config = Mapping[str, Any]
 
 
-class Status:
-    """What a sandbox says of its parts, asked with as little as possible."""
+class StatusClient:
+    """A minimal client for the status of a sandbox."""
 
     def __init__(self, address: str, token: str) -> None:
         self._address = address
@@ -30,8 +30,8 @@ class Status:
             "Connection: close\r\n\r\n"
         ).encode()
 
-    async def ready(self) -> set[str]:
-        """The parts that can be used; none while nobody answers."""
+    async def ready_parts(self) -> set[str]:
+        """Return the parts that can be used; none while the sandbox does not respond."""
         try:
             reader, writer = await asyncio.open_connection(self._address, SANDBOX_PORT)
         except OSError:
@@ -48,43 +48,43 @@ class Status:
         data: dict[str, Any] = json.loads(body)["data"]
         return {name for name, part in data.items() if isinstance(part, dict) and part["ready"]}
 
-    async def until(self, part: str) -> float:
-        """The moment (`time.perf_counter`) at which `part` was first ready.
+    async def wait_for(self, part: str) -> float:
+        """Wait until `part` is ready; return the time (`time.perf_counter`).
 
         Raises:
-            CannotRun: it is not, in time.
+            CannotRun: It is not ready in time.
         """
         end = time.perf_counter() + _SECONDS
         while time.perf_counter() < end:
-            if part in await self.ready():
+            if part in await self.ready_parts():
                 return time.perf_counter()
             await asyncio.sleep(POLL_SECONDS)
-        raise CannotRun(f"the {part} of a sandbox at {self._address} does not come")
+        raise CannotRun(f"the {part} of the sandbox at {self._address} is not ready")
 
 
-class BareRun:
+class DockerRun:
     """Starts sandboxes with the command line of Docker."""
 
-    def __init__(self, place: Corner, engine: DockerEngine, folder: Path) -> None:
-        """`folder` is for the profile of the system calls, which the command line takes as a file."""
-        self._place = place
+    def __init__(self, namespace: EngineNamespace, engine: DockerEngine, folder: Path) -> None:
+        """Prepare a client. The seccomp profile, which the command line takes as a file, is written to `folder`."""
+        self._namespace = namespace
         self._engine = engine
         self._profile = folder / "seccomp.json"
 
-    async def start(self, number: int) -> tuple[str, Status]:
-        """Return at its first answer; its name, and how to ask it."""
-        name, labels = f"{self._place.prefix}-bare-{number}", {"anker.bench": "bare"}
-        config = self._place.spec.sandbox(volume=name, labels=labels, resolution=NameResolution())
-        command = ["run", "--detach", "--name", name, *self._flags(config), self._place.image]
+    async def start(self, number: int) -> tuple[str, StatusClient]:
+        """Start a sandbox and wait for its first response; return its name and a client of its status."""
+        name, labels = f"{self._namespace.prefix}-bare-{number}", {"anker.bench": "bare"}
+        config = self._namespace.spec.sandbox(volume=name, labels=labels, resolution=NameResolution())
+        command = ["run", "--detach", "--name", name, *self._flags(config), self._namespace.image]
         await asyncio.to_thread(docker, *command)
         container = await self._engine.container(name)
         assert container is not None
-        status = Status(container.address(self._place.network), container.token)
-        await status.until("shell")
+        status = StatusClient(container.address(self._namespace.network), container.token)
+        await status.wait_for("shell")
         return name, status
 
     def _flags(self, config: Config) -> list[str]:
-        """`config`, which is for the engine's API, as the command line takes it."""
+        """Translate `config`, which is for the engine's API, into command line options."""
         host: Config = config["HostConfig"]
         (mount,) = host["Mounts"]
         kept = [each for each in host["SecurityOpt"] if not each.startswith("seccomp=")]
@@ -122,7 +122,7 @@ class BareRun:
 
 
 def options_of(name: str) -> dict[str, object]:
-    """The options of a container that are not its own alone."""
+    """Return the options of a container without those that differ in every container."""
     inspected = inspect(name)
     config, host = inspected["Config"], dict(inspected["HostConfig"])
     for mount in host["Mounts"]:
@@ -131,9 +131,9 @@ def options_of(name: str) -> dict[str, object]:
     variables = sorted(each for each in config["Env"] if not each.startswith("SANDBOX_TOKEN="))
     host |= {"User": config["User"], "Hostname": config["Hostname"], "Env": variables}
     host["Ulimits"] = sorted(host["Ulimits"], key=lambda limit: limit["Name"])
-    # What is not set is told in more than one way.
+    # The engine reports an unset option in more than one way.
     return {name: value for name, value in host.items() if value}
 
 
-def _pairs(words: Mapping[str, str], between: str = "=") -> list[str]:
-    return [f"{name}{between}{value}" for name, value in words.items()]
+def _pairs(pairs: Mapping[str, str], separator: str = "=") -> list[str]:
+    return [f"{name}{separator}{value}" for name, value in pairs.items()]

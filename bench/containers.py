@@ -1,4 +1,4 @@
-"""What the benchmarks of Docker sandboxes share: a corner of the engine of their own, and its clearing up."""
+"""Reserve names in the Docker engine for a benchmark, and remove everything that has them."""
 
 import asyncio
 import os
@@ -17,36 +17,36 @@ from app.infrastructure.sandbox.docker.provider import DockerSandboxes
 from app.settings import Settings
 from bench.harness import CannotRun
 
+# The defaults of the settings.
 MEMORY = "1g"
 CPUS = 1.0
 EGRESS: Egress = "open"
 TTL_MINUTES = 30
 EXEC_SECONDS = 10.0
-"""As the settings are when nobody has set anything."""
 
 _SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Corner:
-    """Everything whose name begins with `prefix` is the benchmark's."""
+class EngineNamespace:
+    """The containers, volumes and networks whose names begin with `prefix`."""
 
     prefix: str
     image: str
 
     @property
     def network(self) -> str:
-        """The sandboxes' network."""
+        """Return the name of the sandboxes' network."""
         return f"{self.prefix}-network"
 
     @property
     def names(self) -> ObjectNames:
-        """The names of this installation's objects."""
+        """Return the names of the objects of this installation."""
         return ObjectNames(self.prefix, self.prefix)
 
     @property
     def spec(self) -> ContainerSpec:
-        """How the provider configures its containers."""
+        """Return the configuration of the provider's containers."""
         return ContainerSpec(self._options())
 
     def sandboxes(self, known: set[str], *, pool_size: int = 0) -> DockerSandboxes:
@@ -71,7 +71,7 @@ class Corner:
         )
 
     def settings(self) -> dict[str, str]:
-        """The settings that make the service put its sandboxes here."""
+        """Return the settings of a service whose sandboxes have these names."""
         where = {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
         return where | {
             "SANDBOX_PROVIDER": "docker",
@@ -81,7 +81,7 @@ class Corner:
         }
 
     def clear(self) -> None:
-        """Remove everything, the rules of the packet filter included."""
+        """Remove everything, and the packet filter rules of the network."""
         listings = {
             "container": ("ps", "--all", "--format", "{{.Names}}"),
             "volume": ("volume", "ls", "--format", "{{.Name}}"),
@@ -101,18 +101,18 @@ class Corner:
 
 
 @contextmanager
-def corner() -> Iterator[Corner]:
-    """A corner of the engine; nothing is left in it afterwards.
+def engine_namespace() -> Iterator[EngineNamespace]:
+    """Yield reserved names, and remove everything that has them at the end.
 
     Raises:
-        CannotRun: there is no engine here, or not the sandbox's image.
+        CannotRun: The Docker engine or the sandbox image is missing.
     """
     image = os.environ.get("SANDBOX_IMAGE") or Settings.model_fields["sandbox_image"].default
     docker("version", why="needs a Docker engine (scripts/engine.sh starts one)")
     missing = f"needs the image {image} (scripts/image.sh builds it)"
-    # By its id: should the name be given to a new image meanwhile, like would not be beside like.
+    # Use the image by its id: its name may be given to a new image during the benchmark.
     image = docker("image", "inspect", "--format", "{{.Id}}", image, why=missing).strip()
-    found = Corner(f"anker-bench-{secrets.token_hex(3)}", image)
+    found = EngineNamespace(f"anker-bench-{secrets.token_hex(3)}", image)
     try:
         yield found
     finally:
@@ -120,10 +120,10 @@ def corner() -> Iterator[Corner]:
 
 
 def docker(*arguments: str, why: str = "") -> str:
-    """What the command line of Docker answers.
+    """Run the Docker command line and return its output.
 
     Raises:
-        CannotRun: it fails; `why` says what is missing then.
+        CannotRun: The command failed; `why` says what is missing.
     """
     try:
         done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=_SECONDS)
@@ -135,11 +135,11 @@ def docker(*arguments: str, why: str = "") -> str:
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """What the engine knows of a container."""
+    """Return what the engine knows about a container."""
     return orjson.loads(docker("container", "inspect", name))[0]
 
 
 def token_of(inspected: Mapping[str, Any]) -> str:
-    """The token of a sandbox."""
+    """Return the token of a sandbox."""
     variables = dict(each.partition("=")[::2] for each in inspected["Config"]["Env"])
     return variables["SANDBOX_TOKEN"]

@@ -1,9 +1,11 @@
-"""A viewer that asks for the whole desktop in raw pixels, again and again, and counts what comes.
+"""A viewer that requests the whole desktop in raw pixels repeatedly, and counts the bytes.
 
-`rfb.py SECONDS unix PATTERN` connects to the unix socket that PATTERN matches, `rfb.py SECONDS tcp ADDRESS:PORT` to the
-port of a VNC server, `rfb.py SECONDS ws URL` to a WebSocket, with `BENCH_TOKEN` as its bearer token if there is one.
-Prints one line of JSON: bytes of the protocol (RFB), seconds, pictures. Needs nothing but Python, so that the same
-program also runs inside a container.
+- `rfb.py SECONDS unix PATTERN` connects to the Unix socket that PATTERN matches.
+- `rfb.py SECONDS tcp ADDRESS:PORT` connects to the port of a VNC server.
+- `rfb.py SECONDS ws URL` connects to a WebSocket, with `BENCH_TOKEN` as bearer token if it is set.
+
+Prints one line of JSON: bytes of the RFB protocol, seconds, full screens. It needs only Python, so that it also runs in
+a container.
 """
 
 import base64
@@ -17,40 +19,48 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-WARM_SECONDS = 0.3
+WARM_UP_SECONDS = 0.3
+"""Seconds before the measurement starts."""
+
 IDLE_SECONDS = 60
+"""Timeout in seconds of each read."""
+
 _SIZE = 1 << 18
 _RAW = 0
 _UPDATE, _BELL, _CUT_TEXT = 0, 2, 3
 _CLOSE, _PING = 8, 9
 
 
-class Lost(Exception):
-    """The desktop said goodbye, or something that a desktop does not say."""
+class ConnectionFailed(Exception):
+    """The server closed the connection or violated the protocol."""
 
 
-class Plain:
-    """A connection on which the protocol is all there is."""
+class SocketTransport:
+    """RFB directly on a socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
 
     def pieces(self) -> Iterator[memoryview]:
-        """What comes; each piece is good until the next is asked for."""
+        """Yield the data as it arrives; each piece is valid until the next one is requested."""
         view = memoryview(bytearray(_SIZE))
         while count := self._socket.recv_into(view):
             yield view[:count]
 
     def send(self, data: bytes) -> None:
-        """Say something."""
+        """Send data."""
         self._socket.sendall(data)
 
 
-class Framed:
-    """A WebSocket."""
+class WebSocketTransport:
+    """RFB in the frames of a WebSocket."""
 
     def __init__(self, sock: socket.socket, url: str, token: str) -> None:
-        """Raises Lost when it is refused, or would be compressed."""
+        """Connect.
+
+        Raises:
+            ConnectionFailed: The server refuses the connection or accepts compression.
+        """
         self._socket = sock
         self._view = memoryview(bytearray(_SIZE))
         self._data = memoryview(b"")
@@ -71,10 +81,10 @@ class Framed:
         while b"\r\n\r\n" not in head:
             head += self._exactly(1)
         if not head.startswith(b"HTTP/1.1 101") or b"permessage-deflate" in head:
-            raise Lost(head.decode(errors="replace"))
+            raise ConnectionFailed(head.decode(errors="replace"))
 
     def pieces(self) -> Iterator[memoryview]:
-        """As `Plain.pieces`."""
+        """Do the same as `SocketTransport.pieces`."""
         while True:
             first, size = self._exactly(2)
             if size == 126:
@@ -90,12 +100,12 @@ class Framed:
                 yield piece
 
     def send(self, data: bytes) -> None:
-        """Say something, in one frame."""
+        """Send data in one frame."""
         self._frame(2, data)
 
     def _control(self, opcode: int, data: bytes) -> None:
         if opcode == _CLOSE:
-            raise Lost(f"closed: {data[2:].decode(errors='replace')}")
+            raise ConnectionFailed(f"closed: {data[2:].decode(errors='replace')}")
         self._frame(10, data)
 
     def _frame(self, opcode: int, data: bytes) -> None:
@@ -107,7 +117,7 @@ class Framed:
         if not self._data:
             count = self._socket.recv_into(self._view)
             if not count:
-                raise Lost("the connection broke")
+                raise ConnectionFailed("the connection broke")
             self._data = self._view[:count]
         piece, self._data = self._data[:most], self._data[most:]
         return piece
@@ -120,17 +130,17 @@ class Framed:
 
 
 class Desktop:
-    """The protocol (RFB 3.8), as far as it is needed."""
+    """The part of RFB 3.8 that the benchmark needs."""
 
-    def __init__(self, connection: Plain | Framed) -> None:
+    def __init__(self, connection: SocketTransport | WebSocketTransport) -> None:
         self._connection = connection
         self._pieces = connection.pieces()
         self._piece = memoryview(b"")
         self.received = 0
         self.width, self.height, self._pixel = self._open()
 
-    def picture(self) -> None:
-        """Ask for the whole desktop and take it."""
+    def read_screen(self) -> None:
+        """Request the whole desktop and read it."""
         self._connection.send(struct.pack(">BBHHHH", 3, 0, 0, 0, self.width, self.height))
         pixels = 0
         while pixels < self.width * self.height:
@@ -140,9 +150,9 @@ class Desktop:
         self._take(12)
         self._connection.send(b"RFB 003.008\n")
         self._take(self._take(1)[0])
-        self._connection.send(b"\x01")  # no password: the way here is guarded
+        self._connection.send(b"\x01")  # no password: the connection is authorized elsewhere
         if self._take(4) != bytes(4):
-            raise Lost("the desktop wants a password")
+            raise ConnectionFailed("the desktop requires a password")
         self._connection.send(b"\x01")
         width, height, bits = struct.unpack(">HHB", self._take(5))
         self._take(15)
@@ -151,7 +161,7 @@ class Desktop:
         return width, height, bits // 8
 
     def _message(self) -> int:
-        """Take one; answers how many pixels were in it."""
+        """Read one message and return its number of pixels."""
         kind = self._take(1)[0]
         if kind == _BELL:
             return 0
@@ -159,12 +169,12 @@ class Desktop:
             self._skip(struct.unpack(">xxxI", self._take(7))[0])
             return 0
         if kind != _UPDATE:
-            raise Lost(f"a message of kind {kind}")
+            raise ConnectionFailed(f"a message of kind {kind}")
         pixels = 0
         for _ in range(struct.unpack(">xH", self._take(3))[0]):
             _, _, width, height, encoding = struct.unpack(">HHHHi", self._take(12))
             if encoding != _RAW:
-                raise Lost(f"a rectangle in encoding {encoding}")
+                raise ConnectionFailed(f"a rectangle in encoding {encoding}")
             self._skip(width * height * self._pixel)
             pixels += width * height
         return pixels
@@ -183,38 +193,40 @@ class Desktop:
         if not self._piece:
             piece = next(self._pieces, None)
             if piece is None:
-                raise Lost("the connection broke")
+                raise ConnectionFailed("the connection broke")
             self._piece = piece
         part, self._piece = self._piece[:most], self._piece[most:]
         self.received += len(part)
         return part
 
 
-def connected(kind: str, place: str) -> Plain | Framed:
-    """A connection to `place`."""
+def open_transport(kind: str, target: str) -> SocketTransport | WebSocketTransport:
+    """Connect to `target`."""
     if kind == "unix":
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(IDLE_SECONDS)
-        sock.connect(glob.glob(place)[0])
-        return Plain(sock)
-    address = urlsplit(place if kind == "ws" else f"//{place}")
+        sock.connect(glob.glob(target)[0])
+        return SocketTransport(sock)
+    address = urlsplit(target if kind == "ws" else f"//{target}")
     sock = socket.create_connection((address.hostname or "", address.port or 80), timeout=IDLE_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Framed(sock, place, os.environ.get("BENCH_TOKEN", "")) if kind == "ws" else Plain(sock)
+    return (
+        WebSocketTransport(sock, target, os.environ.get("BENCH_TOKEN", "")) if kind == "ws" else SocketTransport(sock)
+    )
 
 
 def main() -> None:
-    """Look for so long, after a moment that is not counted."""
-    seconds, kind, place = sys.argv[1:4]
-    desktop = Desktop(connected(kind, place))
-    warm = time.monotonic() + WARM_SECONDS
+    """Measure for the given time, after a warm-up."""
+    seconds, kind, target = sys.argv[1:4]
+    desktop = Desktop(open_transport(kind, target))
+    warm = time.monotonic() + WARM_UP_SECONDS
     while time.monotonic() < warm:
-        desktop.picture()
-    pictures, before, began = 0, desktop.received, time.monotonic()
+        desktop.read_screen()
+    screens, before, began = 0, desktop.received, time.monotonic()
     while (now := time.monotonic()) - began < float(seconds):
-        desktop.picture()
-        pictures += 1
-    print(json.dumps({"bytes": desktop.received - before, "seconds": now - began, "pictures": pictures}), flush=True)
+        desktop.read_screen()
+        screens += 1
+    print(json.dumps({"bytes": desktop.received - before, "seconds": now - began, "screens": screens}), flush=True)
 
 
 if __name__ == "__main__":
