@@ -25,8 +25,11 @@ QUIT_SECONDS = 30.0
 SET = "rs0"
 """Name of every replica set."""
 
-_PORTS = range(15_000, 32_000)
-"""Ports of the servers, below those that Linux assigns by itself."""
+_MAX_WORKERS = 8
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+_PORTS = range(15_000 + _WORKER % _MAX_WORKERS, 32_000, _MAX_WORKERS)
+"""Ports of the servers, below those that Linux assigns by itself; each pytest-xdist worker has ports of its own."""
 
 _NOT_INITIATED_CODE = 94
 _ALREADY_INITIATED_CODE = 23

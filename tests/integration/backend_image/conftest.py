@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,14 @@ from tests.support.containers import SANDBOX_IMAGE, cleared, docker, inspect, ru
 from tests.support.service import ROOT, ApiClient
 from tests.support.stores import free_port
 
-IMAGE = "anker-backend-under-test"
+IMAGE = f"anker-backend-under-test:{uuid.uuid4().hex[:12]}"
+"""Name of the image; unique, because other test runs on this machine build other files."""
+
 SOCKET = ("--volume", "/var/run/docker.sock:/var/run/docker.sock")
 
 
 @pytest.fixture(scope="session")
-def image() -> str:
+def image() -> Iterator[str]:
     """The name of the image, built from the current files. The engine caches the layers of unchanged files."""
 
     async def build() -> None:
@@ -27,7 +29,9 @@ def image() -> str:
         await docker("build", "--quiet", "--tag", IMAGE, str(ROOT))
 
     asyncio.run(build())
-    return IMAGE
+    yield IMAGE
+    # With its parents the cache of the next build would be removed too.
+    asyncio.run(docker("image", "rm", "--no-prune", IMAGE))
 
 
 @dataclass
