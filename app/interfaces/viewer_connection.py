@@ -5,7 +5,7 @@ every ping, and keeps the parts of a message however many they are. See docs/dec
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
@@ -40,8 +40,8 @@ class ViewerConnection(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wrap the transport; see `asyncio.Protocol`."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - uvicorn serves streams only
-        self._bounded = _BoundedTransport(transport)
+        # uvloop's transport is no subclass of `asyncio.Transport`.
+        self._bounded = _BoundedTransport(cast("asyncio.Transport", transport))
         super().connection_made(self._bounded)
 
     def pause_writing(self) -> None:
