@@ -9,7 +9,7 @@ from time import monotonic
 
 import pytest
 
-from app.infrastructure.streams.redis.connection import Listener, RedisConnection
+from app.infrastructure.streams.redis.connection import RedisConnection
 from app.infrastructure.streams.redis.publisher import MAX_OUTBOX_BYTES
 from tests.support.eventually import eventually
 from tests.support.redis_server import RedisServer
@@ -39,14 +39,15 @@ class RecordingListener:
     def __init__(self, connection: RedisConnection, channel: str = "c") -> None:
         self.payloads: list[bytes] = []
         self.confirmations = 0
-        connection.subscriber.subscribe(connection.name(channel), Listener(self._on_message, self._on_subscribed))
+        connection.subscriber.subscribe(connection.name(channel), self._on_message)
 
     def _on_message(self, payload: bytes, sender: bytes) -> None:
-        assert len(sender) == 16
-        self.payloads.append(payload)
-
-    def _on_subscribed(self) -> None:
-        self.confirmations += 1
+        if sender:
+            assert len(sender) == 16
+            self.payloads.append(payload)
+        else:
+            assert payload == b""
+            self.confirmations += 1
 
 
 def publish(connection: RedisConnection, payload: bytes, channel: str = "c") -> None:
@@ -291,7 +292,7 @@ async def test_full_redis_still_delivers_messages(server: RedisServer) -> None:
 async def test_failing_listener_does_not_stop_the_others(connections: list[RedisConnection]) -> None:
     first, second = connections
     failing = second.name("failing")
-    second.subscriber.subscribe(failing, Listener(lambda _payload, _sender: [][0], lambda: None))
+    second.subscriber.subscribe(failing, lambda _payload, sender: [][0] if sender else None)
     listener = RecordingListener(second)
     await eventually(lambda: second.subscriber.is_subscribed(failing) and listener.confirmations == 1)
     publish(first, b"x", "failing")

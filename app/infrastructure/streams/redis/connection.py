@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 from redis import exceptions
 from redis.asyncio import ConnectionPool, Redis
@@ -55,16 +55,12 @@ _POOL_OPTIONS: dict[str, Any] = {
 """Options that the query of the URL cannot change."""
 
 
-class Listener(NamedTuple):
-    """Receives what arrives on a channel.
+Listener = Callable[[bytes, bytes], None]
+"""Called with the payload of each message of another process, and with the id of that process.
 
-    `on_message` is called with the payload of each message of another process, empty for a notification, and with the
-    id of that process. `on_subscribed` is called whenever Redis confirms the subscription, also after a reconnection:
-    messages before that moment may have been missed.
-    """
-
-    on_message: Callable[[bytes, bytes], None]
-    on_subscribed: Callable[[], None]
+An empty payload says that messages may have been missed: another process sent a notification, or Redis confirmed the
+subscription, which it does again after each reconnection. A confirmation has an empty process id.
+"""
 
 
 class RedisConnection:
@@ -243,10 +239,10 @@ class Subscriber:
                 sender, payload = data[: len(self._process_id)], data[len(self._process_id) :]
                 listener = self._listeners.get(channel)
                 if listener is not None and sender != self._process_id:
-                    listener.on_message(payload, sender)
+                    listener(payload, sender)
             case {"type": "subscribe", "channel": bytes(channel)} if channel in self._listeners:
                 self._subscribed.add(channel)
-                self._listeners[channel].on_subscribed()
+                self._listeners[channel](b"", b"")
             case {"type": "unsubscribe", "channel": self._probe}:
                 on_connected()
             case _:

@@ -8,7 +8,7 @@ from app.domain.external.signals import Signal
 from app.domain.models.event import TERMINAL, EventRecord, TextDelta
 from app.infrastructure.streams.memory import TEXT_ENDING_TYPES, MemoryFeed, PartialMessage
 from app.infrastructure.streams.polling import LastEventNumbers, PollingFeed
-from app.infrastructure.streams.redis.connection import Listener, RedisConnection
+from app.infrastructure.streams.redis.connection import RedisConnection
 from app.infrastructure.streams.redis.messages import (
     RecordsStored,
     SessionDeleted,
@@ -84,17 +84,15 @@ class RedisFeed(PollingFeed):
         """Implement `Feed.sessions_changed`."""
         if not self._list_subscribed:
             self._list_subscribed = True
-            listener = Listener(self._on_list_changed, self._on_list_changed)
-            self._connection.subscriber.subscribe(self._list_channel, listener)
+            self._connection.subscriber.subscribe(
+                self._list_channel, lambda _payload, _sender: self.wake_list_readers()
+            )
         return await super().sessions_changed(seen)
-
-    def _on_list_changed(self, _payload: bytes = b"", _sender: bytes = b"") -> None:
-        self.wake_list_readers()
 
     def _on_subscribed(self, session_id: str) -> None:
         if session_id not in self._incoming:
             self._incoming[session_id] = IncomingText(self, self._connection, session_id)
-            listener = Listener(partial(self._on_message, session_id), partial(self._on_lost, session_id))
+            listener = partial(self._on_message, session_id)
             self._connection.subscriber.subscribe(_channel(self._connection, session_id), listener)
 
     def _on_unsubscribed(self, session_id: str) -> None:
@@ -103,11 +101,6 @@ class RedisFeed(PollingFeed):
             text.end()
 
     def _on_stale(self, session_id: str) -> None:
-        self._incoming[session_id].resync()
-
-    def _on_lost(self, session_id: str) -> None:
-        """Note that messages about the session may have been lost."""
-        self.mark_stale(session_id)
         self._incoming[session_id].resync()
 
     def _on_message(self, session_id: str, payload: bytes, sender: bytes) -> None:
@@ -128,8 +121,9 @@ class RedisFeed(PollingFeed):
                 text.end(text_id)
             case SessionDeleted():
                 self.end_subscriptions(session_id)
-            case _:  # A notification.
-                self._on_lost(session_id)
+            case _:  # Messages may have been missed.
+                self.mark_stale(session_id)
+                text.resync()
 
 
 @dataclass(slots=True)
@@ -187,15 +181,15 @@ class OutgoingTexts:
         self._begun += 1
         sent = SentText(message, f"{self._connection.process_id.decode()}-{self._begun}")
         self._sent[session_id] = sent
-        resend = partial(self._resend, session_id)
-        self._connection.subscriber.subscribe(_text_channel(self._connection, session_id), Listener(resend, resend))
+        channel = _text_channel(self._connection, session_id)
+        self._connection.subscriber.subscribe(channel, lambda _payload, _sender: self._resend(session_id))
         return sent
 
     def _end(self, session_id: str) -> None:
         del self._sent[session_id]
         self._connection.subscriber.unsubscribe(_text_channel(self._connection, session_id))
 
-    def _resend(self, session_id: str, _payload: bytes = b"", _sender: bytes = b"") -> None:
+    def _resend(self, session_id: str) -> None:
         """Send the message again from its beginning."""
         if (sent := self._sent.get(session_id)) is not None:
             sent.pieces = sent.characters = 0
@@ -283,4 +277,4 @@ class RedisSignals:
             if isinstance(signal := decode(payload), Signal):
                 on_signal(signal)
 
-        self._connection.subscriber.subscribe(self._channel, Listener(on_message, lambda: None))
+        self._connection.subscriber.subscribe(self._channel, on_message)
