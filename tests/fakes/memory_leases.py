@@ -25,6 +25,10 @@ class MemoryLeases:
         self._clock = clock
         self._leases: dict[str, _StoredLease] = {}
 
+    def stored(self, session_id: str) -> _StoredLease:
+        """Return the lease record of a session, for a test to inspect."""
+        return self._leases[session_id]
+
     async def acquire(self, session_id: str, *, holder: str, seconds: float) -> Lease | None:
         stored = self._find(session_id)
         if self._is_valid(stored):

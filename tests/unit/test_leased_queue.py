@@ -163,10 +163,10 @@ class QueueCluster:
         self._event_types += [record.type for record in records]
 
     def holder(self, session_id: str = "s") -> str:
-        return self.leases._rows[session_id].holder
+        return self.leases.stored(session_id).holder
 
     def stop_request(self) -> int | None:
-        return self.leases._rows["s"].stop_up_to
+        return self.leases.stored("s").stop_up_to
 
 
 class UnreachableStore:
@@ -283,9 +283,9 @@ async def test_living_worker_keeps_its_run(cluster: QueueCluster) -> None:
     await cluster.start_run(first)
     _, second = cluster.add_process("second")
     for _ in range(20):
-        lease_end = cluster.leases._rows["s"].until
+        lease_end = cluster.leases.stored("s").valid_until
         cluster.now += TIMES.duration / 2
-        await eventually(lambda lease_end=lease_end: cluster.leases._rows["s"].until > lease_end)
+        await eventually(lambda lease_end=lease_end: cluster.leases.stored("s").valid_until > lease_end)
     assert cluster.runs() == ["first"]
     assert second.attempts == []
 

@@ -115,6 +115,11 @@ class StepEvent(Event):
     description: str
     status: Annotated[StepStatus, Field(json_schema_extra={"enum": ["running", "completed", "failed"]})]
 
+    @classmethod
+    def of(cls, step: Step) -> "StepEvent":
+        """Return the event for the status of `step`."""
+        return cls(id=step.id, description=step.description, status=step.status)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCallingEvent(Event):

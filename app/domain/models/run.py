@@ -41,6 +41,6 @@ class Checkpoint:
     revision: str = ""
     """Unique name of this checkpoint, set by `RunCheckpointer`; empty before the first commit."""
 
-    def at_rest(self, *, last_read_message: int) -> "Checkpoint":
-        """Return the checkpoint after the run has ended: only what outlives a run, with the given message read."""
-        return Checkpoint(last_read_message=last_read_message, sandbox_instance=self.sandbox_instance)
+    def at_rest(self) -> "Checkpoint":
+        """Return the checkpoint after the end of the run: only what outlives a run."""
+        return Checkpoint(last_read_message=self.last_read_message, sandbox_instance=self.sandbox_instance)

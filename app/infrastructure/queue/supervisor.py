@@ -1,4 +1,4 @@
-"""The runs of this process: one task for each, which makes attempt after attempt and obeys requests."""
+"""The supervisor of the runs in this process: one task for each run makes attempts and handles requests."""
 
 import asyncio
 import logging
@@ -30,13 +30,18 @@ class _SupervisedRun:
 
     fencing_token: int | None
     crashed: bool
+    """Whether the process that carried the run before has died, and no attempt has counted the crash yet."""
     woken: bool
+    """Whether there may be something to do in another attempt."""
     only_stop: bool
+    """Whether to end after a stop, even if newer user messages are stored."""
     task: "asyncio.Task[None] | None" = None
     attempt: "asyncio.Task[None] | None" = None
     cancelled: bool = False
     lost: bool = False
+    """Whether another worker has the run."""
     stop_up_to: int | None = None
+    """Number of the newest event when a user last asked to stop; None if no stop is requested."""
     stop_waiters: list["asyncio.Future[None]"] = field(default_factory=list["asyncio.Future[None]"])
 
     @property

@@ -193,13 +193,13 @@ class Executor:
         if call.pending is not None:
             plan = plan.with_pending(tuple(Step(id=i, description=text) for i, text in call.pending))
         events: list[Event] = [
-            StepEvent(id=ended.id, description=ended.description, status=ended.status),
+            StepEvent.of(ended),
             PlanEvent.of(plan.steps),
         ]
         checkpoint = replace(checkpoint, plan=plan, phase="answering", crash_count=0)
         if plan.next_pending is not None:
             following = replace(plan.next_pending, status="running")
-            events.append(StepEvent(id=following.id, description=following.description, status="running"))
+            events.append(StepEvent.of(following))
             checkpoint = replace(checkpoint, plan=plan.with_step(following), phase="executing")
             brief = executing.brief(checkpoint.plan, following, changed=call.pending is not None)
             await self._checkpointer.stage("executor", UserMessage(content=brief))

@@ -126,7 +126,7 @@ class Planner:
         text = checkpoint.unplanned_text
         title = " ".join((plan.title.strip() or text.strip().partition("\n")[0]).split())[:MAX_TITLE]
         events: list[Event] = [TitleEvent(title=title), MessageEvent(role="assistant", content=plan.message)]
-        at_rest = checkpoint.at_rest(last_read_message=checkpoint.last_read_message)
+        at_rest = checkpoint.at_rest()
         if not plan.steps:
             await self._checkpointer.commit([*events, DoneEvent()], checkpoint=at_rest, ends_run=True)
             return
@@ -134,7 +134,7 @@ class Planner:
         steps = with_distinct_ids(tuple(Step(id=step.id, description=step.description) for step in plan.steps))
         first = replace(steps[0], status="running")
         started = Plan(goal=plan.goal or plan.message, steps=steps).with_step(first)
-        events += [PlanEvent.of(steps), StepEvent(id=first.id, description=first.description, status="running")]
+        events += [PlanEvent.of(steps), StepEvent.of(first)]
         await self._checkpointer.stage("executor", UserMessage(content=executing.opening(text, started, first)))
         await self._checkpointer.commit(
             events,
@@ -166,7 +166,7 @@ class Answerer:
             await checkpointer.stage("planner", AssistantMessage(content=text))
             await checkpointer.commit(
                 [MessageEvent(role="assistant", content=text), DoneEvent()],
-                checkpoint=checkpointer.checkpoint.at_rest(last_read_message=checkpointer.checkpoint.last_read_message),
+                checkpoint=checkpointer.checkpoint.at_rest(),
                 ends_run=True,
             )
         finally:

@@ -191,7 +191,7 @@ class PlanActFlow:
         if unread:
             await self._stage_user_messages(unread)
             last_read = unread[-1].number
-        at_rest = checkpointer.checkpoint.at_rest(last_read_message=last_read)
+        at_rest = replace(checkpointer.checkpoint.at_rest(), last_read_message=last_read)
         await checkpointer.commit([*events, last], checkpoint=at_rest, ends_run=True)
 
     async def _count_crash(self) -> None:
@@ -215,8 +215,9 @@ class PlanActFlow:
             events = await self._close_open_work(reason)
             await self._stage_user_messages(unread)
             planning_checkpoint = replace(
-                checkpointer.checkpoint.at_rest(last_read_message=unread[-1].number),
+                checkpointer.checkpoint.at_rest(),
                 phase="planning",
+                last_read_message=unread[-1].number,
                 unplanned_text=_joined(unread),
             )
             if events:
@@ -277,7 +278,7 @@ class PlanActFlow:
         if plan.running is not None:
             failed = replace(plan.running, status="failed", result=f"interrupted: {reason}")
             plan = plan.with_step(failed)
-            events.append(StepEvent(id=failed.id, description=failed.description, status="failed"))
+            events.append(StepEvent.of(failed))
             events.append(PlanEvent.of(plan.steps))
         messages = (await checkpointer.transcript("executor")).since(-_SUMMARIZED_MESSAGES)
         summary = planning.interruption_summary(reason, plan, messages)
