@@ -122,12 +122,16 @@ async def _open_parts(
     engine = overrides.get("engine") or SEARCH_ENGINES[settings.search_provider].create(context)
     stack.push_async_callback(engine.close)
     dependencies = FlowDependencies(
-        event_log=store.event_log, feed=feed, model=model, tools=overrides.get("tools", EXECUTING)
+        event_log=store.event_log,
+        feed=feed,
+        model=model,
+        tools=overrides.get("tools", EXECUTING),
+        sandboxes=sandboxes,
+        browsers=browsers,
+        screenshots=screenshots,
+        engine=engine,
     )
-    worker = PlanActWorker(
-        dependencies=dependencies, sandboxes=sandboxes, browsers=browsers, screenshots=screenshots, engine=engine
-    )
-    queue = await _queue(store, worker, signals, role=role)
+    queue = await _queue(store, PlanActWorker(dependencies), signals, role=role)
     stack.push_async_callback(queue.close)
     stack.callback(feed.close)
     stores = f"SQLite in {settings.data_dir}" if isinstance(store, SqliteStore) else "MongoDB"

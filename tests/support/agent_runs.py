@@ -27,11 +27,14 @@ def make_worker(
 ) -> PlanActWorker:
     """Return a worker that carries out runs over `store`. Without a model, it can only stop them."""
     return PlanActWorker(
-        dependencies=FlowDependencies(
-            event_log=store, feed=feed or MemoryFeed(), model=model or ScriptedLLM([]), tools=tools
-        ),
-        sandboxes=sandboxes or MemorySandboxProvider(),
-        browsers=MemoryBrowsers(),
-        screenshots=MemoryScreenshotKeeper(),
-        engine=FakeSearch(),
+        FlowDependencies(
+            event_log=store,
+            feed=feed or MemoryFeed(),
+            model=model or ScriptedLLM([]),
+            tools=tools,
+            sandboxes=sandboxes or MemorySandboxProvider(),
+            browsers=MemoryBrowsers(),
+            screenshots=MemoryScreenshotKeeper(),
+            engine=FakeSearch(),
+        )
     )

@@ -5,26 +5,17 @@ from dataclasses import dataclass
 
 from app.application import context
 from app.domain.errors import LeaseLost, ModelFailure, NotFound, RunGivenUp, StoreUnavailable, Superseded
-from app.domain.external.browser import Browsers
 from app.domain.external.run_queue import Attempt
-from app.domain.external.sandbox import SandboxProvider
-from app.domain.external.screenshots import Screenshots
-from app.domain.external.search import SearchEngine
 from app.domain.services.flows.plan_act import FlowDependencies, PlanActFlow
-from app.domain.services.tools.base import ToolContext
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PlanActWorker:
     """The `RunWorker` that carries out runs with `PlanActFlow`."""
 
     dependencies: FlowDependencies
-    sandboxes: SandboxProvider
-    browsers: Browsers
-    screenshots: Screenshots
-    engine: SearchEngine
 
     async def work(self, session_id: str, attempt: Attempt) -> None:
         """Implement `RunWorker.work`. Errors that the queue does not handle end the run with an `error` event."""
@@ -56,14 +47,7 @@ class PlanActWorker:
 
     async def release(self, session_id: str) -> None:
         """Implement `RunWorker.release`."""
-        await self.browsers.release(session_id)
+        await self.dependencies.browsers.release(session_id)
 
     def _flow(self, session_id: str, fencing_token: int | None) -> PlanActFlow:
-        tool_context = ToolContext(
-            session_id=session_id,
-            sandboxes=self.sandboxes,
-            browsers=self.browsers,
-            screenshots=self.screenshots,
-            engine=self.engine,
-        )
-        return PlanActFlow(self.dependencies, tool_context, fencing_token=fencing_token)
+        return PlanActFlow(self.dependencies, session_id, fencing_token=fencing_token)

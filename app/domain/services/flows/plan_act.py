@@ -19,8 +19,12 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from app.domain.errors import AnkerError, RunGivenUp, SandboxFailure, SandboxUnavailable, Superseded
+from app.domain.external.browser import Browsers
 from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM
+from app.domain.external.sandbox import SandboxProvider
+from app.domain.external.screenshots import Screenshots
+from app.domain.external.search import SearchEngine
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, StepEvent, ToolCalledEvent
 from app.domain.models.message import ToolMessage, UserMessage
 from app.domain.models.tool import ToolResult
@@ -62,24 +66,26 @@ class FlowDependencies:
     feed: Feed
     model: LLM
     tools: Mapping[str, Tool]
+    sandboxes: SandboxProvider
+    browsers: Browsers
+    screenshots: Screenshots
+    engine: SearchEngine
 
 
 class PlanActFlow:
     """One attempt at a session's run. It loads its state from the event log."""
 
-    def __init__(
-        self, dependencies: FlowDependencies, context: ToolContext, *, fencing_token: int | None = None
-    ) -> None:
-        """Create the flow of one attempt.
-
-        Args:
-            dependencies: What all runs share.
-            context: What the tools of this run may use.
-            fencing_token: See `Commit.fencing_token`.
-        """
+    def __init__(self, dependencies: FlowDependencies, session_id: str, *, fencing_token: int | None = None) -> None:
+        """Create the flow of one attempt. `fencing_token`: see `Commit.fencing_token`."""
         self._dependencies = dependencies
-        self._context = context
-        self._checkpointer = RunCheckpointer(context.session_id, dependencies.event_log, fencing_token=fencing_token)
+        self._context = ToolContext(
+            session_id=session_id,
+            sandboxes=dependencies.sandboxes,
+            browsers=dependencies.browsers,
+            screenshots=dependencies.screenshots,
+            engine=dependencies.engine,
+        )
+        self._checkpointer = RunCheckpointer(session_id, dependencies.event_log, fencing_token=fencing_token)
 
     async def run(self, reason: str = CRASHED, *, crashed: bool = False) -> None:
         """Continue from the checkpoint until the run waits for the user or ends.
@@ -144,7 +150,7 @@ class PlanActFlow:
         while True:
             match checkpointer.checkpoint.phase:
                 case "planning":
-                    sandboxes = self._context.sandboxes
+                    sandboxes = dependencies.sandboxes
                     await Planner(checkpointer, dependencies.model, dependencies.feed, sandboxes).run()
                 case "executing":
                     await Executor(checkpointer, dependencies.model, dependencies.tools, self._context).run()
@@ -162,7 +168,7 @@ class PlanActFlow:
         """
         try:
             async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
-                sandbox = await self._context.sandboxes.find(self._context.session_id)
+                sandbox = await self._dependencies.sandboxes.find(self._checkpointer.session_id)
                 if sandbox is None:
                     return
                 if everything:
