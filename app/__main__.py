@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from socket import AF_INET, AF_INET6, create_server, socket
 from types import FrameType
@@ -34,9 +33,10 @@ class Server(uvicorn.Server):
     It runs the lifespan of the application itself, because uvicorn reports an error there with a traceback.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, welcome: "Welcome") -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, role: Role) -> None:
         super().__init__(config)
-        self._welcome = welcome
+        self._app = app
+        self._role: Role = role
         self._lifespan = app.router.lifespan_context(app)
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
         if self.started and service is not None:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            print("\n".join(self._welcome(service, f"http://{address}")), flush=True)
+            print("\n".join(start_message(service, f"http://{address}", self._role)), flush=True)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop serving, then close the service."""
@@ -69,28 +69,19 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(service.services.end_streams)
 
     def _service(self) -> RunningService | None:
-        return getattr(getattr(self.config.app, "state", None), "service", None)
+        return getattr(self._app.state, "service", None)
 
 
-Welcome = Callable[[RunningService, str], list[str]]
-"""Returns the lines to print when the service is open, given the service and its address."""
-
-
-def welcome(service: RunningService, url: str) -> list[str]:
-    """Return the start message: the address, the adapters in use, and a command to try."""
+def start_message(service: RunningService, url: str, role: Role) -> list[str]:
+    """Return the lines to print when the service is open: its address, the adapters in use, and a command to try."""
+    used = f"It uses {service.description}"
+    if role == "worker":
+        return [f"Anker works on runs; {url}/health, /ready and /metrics say how it is", used]
     return [
         f"Anker listens on {url} (API below /api/v1, documentation at /docs)",
-        f"It uses {service.description}",
+        used,
         f"""Try: S=$(curl -sX PUT {url}/api/v1/sessions | cut -d'"' -f12); """
         f"""curl -N {url}/api/v1/sessions/$S/chat -d '{{"message":"What can this machine do?"}}'""",
-    ]
-
-
-def welcome_worker(service: RunningService, url: str) -> list[str]:
-    """Return the start message of a worker: its health endpoints and the adapters in use."""
-    return [
-        f"Anker works on runs; {url}/health, /ready and /metrics say how it is",
-        f"It uses {service.description}",
     ]
 
 
@@ -111,7 +102,7 @@ def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
         ws_ping_timeout=PONG_SECONDS,
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has closed everything
-        Server(config, app, welcome_worker if role == "worker" else welcome).run(sockets=[listener])
+        Server(config, app, role).run(sockets=[listener])
 
 
 async def work(settings: Settings) -> None:

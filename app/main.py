@@ -1,19 +1,36 @@
-"""Create the application: its routes, its error handlers, and the lifespan that opens and closes the service."""
+"""Create the application: its routes, error handlers and middleware, and the lifespan of the service."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Unpack
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from app.bootstrap import Overrides, open_service
 from app.infrastructure.logging import configure_logging
-from app.interfaces.api.app_setup import ROUTERS, WORKER_ROUTERS, set_up_app
+from app.interfaces.api import chat, health, sandbox, sessions, tickets, vnc
+from app.interfaces.api.openapi import install_openapi
 from app.interfaces.api.services import provide
+from app.interfaces.errors import install_error_handlers
 from app.interfaces.metrics import Metrics
-from app.interfaces.middleware import OriginMiddleware
+from app.interfaces.middleware import BodyLimitMiddleware, OriginMiddleware, RequestLogMiddleware
 from app.providers import check_providers
 from app.settings import Role, Settings, load_settings
+
+ROUTERS = (
+    sessions.router,
+    chat.router,
+    sandbox.router,
+    tickets.router,
+    vnc.router,
+    health.router,
+)
+"""Every router. `vnc` also refuses WebSockets to unknown paths, so a router with a WebSocket must precede it."""
+
+WORKER_ROUTERS = (health.router,)
+"""Routers of a process that only carries runs."""
 
 
 def create_app(settings: Settings | None = None, *, role: Role = "all", **overrides: Unpack[Overrides]) -> FastAPI:
@@ -44,3 +61,33 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
     set_up_app(app, metrics, allowed_origins=chosen.allowed_origins, routers=routers)
     app.add_middleware(OriginMiddleware, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)
     return app
+
+
+def set_up_app(
+    app: FastAPI, metrics: Metrics, *, allowed_origins: Sequence[str] = (), routers: Sequence[APIRouter] = ROUTERS
+) -> None:
+    """Add everything that answers HTTP requests to `app`; `provide` adds the services that the routes call.
+
+    Args:
+        app: The application.
+        metrics: Where requests are counted.
+        allowed_origins: Other origins whose pages may call the service.
+        routers: The routers to include.
+    """
+    app.router.redirect_slashes = False  # a redirect would be a response without the envelope
+    for router in routers:
+        app.include_router(router)
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    install_error_handlers(app, routes)
+    install_openapi(app, routes)
+    # Middleware that is added last handles a request first.
+    app.add_middleware(BodyLimitMiddleware)
+    if allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(allowed_origins),
+            allow_methods=["GET", "PUT", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID"],
+        )
+    app.add_middleware(RequestLogMiddleware, metrics=metrics)

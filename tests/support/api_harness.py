@@ -25,10 +25,10 @@ from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
 from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed
-from app.interfaces.api.app_setup import set_up_app
 from app.interfaces.api.services import Services, provide
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import screenshot_address
+from app.main import set_up_app
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryScreenshots, MemoryStore

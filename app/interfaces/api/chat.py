@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 from starlette.responses import Response
 
@@ -21,7 +21,7 @@ from app.interfaces.api.dependencies import (
     parse_event_id,
     read_body,
 )
-from app.interfaces.api.openapi import body, operation_id, streams
+from app.interfaces.api.openapi import api_router, body, streams
 from app.interfaces.api.schemas import EventFrame, LiveFrame
 from app.interfaces.sse import EventStream, all_frames, event_frames
 
@@ -44,9 +44,7 @@ data: {"event_id":"000000000003","timestamp":1767225600}
 
 """
 
-router = APIRouter(
-    prefix="/api/v1/sessions", tags=["chat"], default_response_class=Response, generate_unique_id_function=operation_id
-)
+router = api_router("chat", "/api/v1/sessions")
 
 
 class ChatBody(RequestBody):

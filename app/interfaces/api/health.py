@@ -3,13 +3,12 @@
 import asyncio
 from typing import Literal
 
-from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
 from app.domain.errors import Unavailable
 from app.interfaces.api.dependencies import RequestServices
-from app.interfaces.api.openapi import answers, operation_id, text
+from app.interfaces.api.openapi import answers, api_router, text
 from app.interfaces.api.schemas import Schema, SuccessAnswer
 from app.interfaces.api.services import Check
 from app.interfaces.envelope import success
@@ -17,7 +16,7 @@ from app.interfaces.envelope import success
 CHECK_SECONDS = 5.0
 """Maximum time of the check of one dependency, in seconds."""
 
-router = APIRouter(tags=["health"], default_response_class=Response, generate_unique_id_function=operation_id)
+router = api_router("health")
 
 
 class Health(Schema):

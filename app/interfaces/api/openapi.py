@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from app.interfaces.api.schemas import FailureAnswer
 from app.interfaces.envelope import JSON
@@ -31,9 +32,11 @@ class SchemaRef(dict[str, Any]):
         self.model = model
 
 
-def operation_id(route: APIRoute) -> str:
-    """Return the operation id of a route, which generated clients use: the name of its function."""
-    return route.name
+def api_router(tag: str, prefix: str = "") -> APIRouter:
+    """Return a router whose routes return encoded responses. An operation id is the name of the route's function."""
+    return APIRouter(
+        prefix=prefix, tags=[tag], default_response_class=Response, generate_unique_id_function=lambda route: route.name
+    )
 
 
 def body(model: type[BaseModel]) -> Document:

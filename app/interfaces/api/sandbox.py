@@ -3,12 +3,12 @@
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import Path, Request
 from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
 from app.interfaces.api.dependencies import Owner, RequestBody, RequestServices, SessionId, read_body
-from app.interfaces.api.openapi import answers, binary, body, operation_id
+from app.interfaces.api.openapi import answers, api_router, binary, body
 from app.interfaces.api.schemas import Schema, SuccessAnswer
 from app.interfaces.envelope import success
 
@@ -16,12 +16,7 @@ JPEG = "image/jpeg"
 
 _FAILURES = (400, 404, 409, 413, 502, 503)
 
-router = APIRouter(
-    prefix="/api/v1/sessions",
-    tags=["sandbox"],
-    default_response_class=Response,
-    generate_unique_id_function=operation_id,
-)
+router = api_router("sandbox", "/api/v1/sessions")
 
 
 class ShellBody(RequestBody):

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Annotated, Literal, cast
 
 import orjson
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
@@ -13,7 +13,7 @@ from app.application.services.sessions import MAX_PAGE, History
 from app.domain.models.event import EventRecord, SessionStatus
 from app.domain.models.session import Session, SessionPage
 from app.interfaces.api.dependencies import AfterQuery, Owner, RequestServices, SessionId, parse_event_id
-from app.interfaces.api.openapi import answers, operation_id, streams
+from app.interfaces.api.openapi import answers, api_router, streams
 from app.interfaces.api.schemas import EmptyAnswer, EventItem, Schema, SuccessAnswer
 from app.interfaces.envelope import CLOSING, JSON, OPENING, success, success_json
 from app.interfaces.sse import EventStream
@@ -36,12 +36,7 @@ data: {"sessions":[],"next_cursor":null}
 
 """
 
-router = APIRouter(
-    prefix="/api/v1/sessions",
-    tags=["sessions"],
-    default_response_class=Response,
-    generate_unique_id_function=operation_id,
-)
+router = api_router("sessions", "/api/v1/sessions")
 
 
 class Created(Schema):

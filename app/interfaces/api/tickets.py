@@ -1,20 +1,15 @@
 """Endpoint 14: tickets, for requests of browsers that cannot send a header."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import Field, StrictBool, StrictStr
 from starlette.responses import Response
 
 from app.interfaces.api.dependencies import Owner, RequestBody, RequestServices, get_session_id, read_body
-from app.interfaces.api.openapi import answers, body, operation_id
+from app.interfaces.api.openapi import answers, api_router, body
 from app.interfaces.api.schemas import Schema, SuccessAnswer
 from app.interfaces.envelope import success
 
-router = APIRouter(
-    prefix="/api/v1/tickets",
-    tags=["sessions"],
-    default_response_class=Response,
-    generate_unique_id_function=operation_id,
-)
+router = api_router("sessions", "/api/v1/tickets")
 
 
 class TicketBody(RequestBody):

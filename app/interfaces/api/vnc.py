@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 
-from fastapi import APIRouter, WebSocket
+from fastapi import WebSocket
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
 from app.application.services.desktop import Viewer, ViewingEnd
 from app.domain.errors import AnkerError, Forbidden, InvalidInput, TooLarge
 from app.interfaces.api.dependencies import TicketQuery, get_caller, get_session_id
-from app.interfaces.api.openapi import Document, failures_of, operation_id
+from app.interfaces.api.openapi import Document, api_router, failures_of
 from app.interfaces.api.services import services_of
 from app.interfaces.envelope import POLICY_VIOLATION, failure, refuse
 from app.interfaces.errors import NOTHING_HERE, status_of
@@ -64,7 +64,7 @@ _RESPONSES: dict[int | str, Document] = {
     **failures_of((426,)),
 }
 
-router = APIRouter(tags=["sandbox"], default_response_class=Response, generate_unique_id_function=operation_id)
+router = api_router("sandbox")
 
 
 @router.get(_PATH, status_code=426, response_description="Not asked for as a WebSocket.", responses=_RESPONSES)
