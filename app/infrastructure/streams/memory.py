@@ -48,7 +48,7 @@ class Topic:
     stale_marks: int = 0
     tail: list[EventRecord] = field(default_factory=list[EventRecord])
     size: int = 0
-    subscriptions: "set[MemorySubscription]" = field(default_factory=lambda: set[MemorySubscription]())
+    subscriptions: "set[MemorySubscription]" = field(default_factory=set["MemorySubscription"])
 
     def add(self, records: Sequence[EventRecord]) -> None:
         """Append stored `records` to the tail and drop its oldest records beyond the limits."""
@@ -57,9 +57,8 @@ class Topic:
         self.tail.extend(records)
         self.size += sum(len(record.data) for record in records)
         self.last_number = records[-1].number
-        surplus = max(0, len(self.tail) - MAX_TAIL_RECORDS)
-        self.size -= sum(len(record.data) for record in self.tail[:surplus])
-        while self.size > MAX_TAIL_BYTES:
+        surplus = 0
+        while len(self.tail) - surplus > MAX_TAIL_RECORDS or self.size > MAX_TAIL_BYTES:
             self.size -= len(self.tail[surplus].data)
             surplus += 1
         del self.tail[:surplus]
@@ -116,10 +115,11 @@ class MemorySubscription:
             return None
         if partial is not self._partial_message:
             self._partial_message, self._pieces_read = partial, 0
-            # In a single process only this message can be stored but not yet published. With several processes, what
-            # was published here may lag behind the event log for other reasons.
-            known = topic.last_number if self.single_process and topic.last_number else self.position
-            self._text_position = min(self.position, known)
+            self._text_position = self.position
+            if self.single_process and topic.last_number:
+                # Records beyond the last published one can only belong to this message. With several processes, what
+                # was published here may lag behind the event log for other reasons.
+                self._text_position = min(self.position, topic.last_number)
         if self._pieces_read == len(partial.pieces):
             return None
         if self.position > max(self._text_position, topic.last_number):
