@@ -46,8 +46,8 @@ class SignalEnd:
             if end is not self and end._on_signal is not None:
                 asyncio.get_running_loop().call_soon(end._on_signal, signal)
 
-    def listen(self, hear: Callable[[Signal], None]) -> None:
-        self._on_signal = hear
+    def listen(self, on_signal: Callable[[Signal], None]) -> None:
+        self._on_signal = on_signal
 
 
 class GatedWorker:

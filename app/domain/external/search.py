@@ -8,7 +8,7 @@ DateRange = Literal["all", "past_hour", "past_day", "past_week", "past_month", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchHit:
-    """One result."""
+    """A search result."""
 
     title: str
     link: str
@@ -19,13 +19,13 @@ class SearchEngine(Protocol):
     """A web search engine."""
 
     async def search(self, query: str, date_range: DateRange) -> list[SearchHit]:
-        """At most ten hits, best first.
+        """Return at most ten results, the best first.
 
         Raises:
-            SearchFailure: quota, time-out, refusal.
+            SearchFailure: The engine refused, failed or timed out, or its quota is used up.
         """
         ...
 
     async def close(self) -> None:
-        """Give back connections."""
+        """Close the connections."""
         ...
