@@ -79,13 +79,9 @@ def _openai_model(context: FactoryContext) -> tuple[LLM, str]:
     return model, f"{settings.model_name} at {settings.api_base}"
 
 
-def _demo_model(_: FactoryContext) -> tuple[LLM, str]:
-    return DemoModel(), "the demo, scripted and offline (set API_KEY for a real one)"
-
-
 LLM_PROVIDERS: dict[str, Provider[LLMFactory]] = {
     "openai": Provider(_openai_model, needs=("api_key",)),
-    "demo": Provider(_demo_model),
+    "demo": Provider(lambda _: (DemoModel(), "the demo, scripted and offline (set API_KEY for a real one)")),
 }
 """Values of `LLM_PROVIDER`. When it is empty, `Settings.model_provider` chooses one of these."""
 
@@ -97,18 +93,10 @@ def _google_search(context: FactoryContext) -> SearchEngine:
     )
 
 
-def _ddgs_search(_: FactoryContext) -> SearchEngine:
-    return DdgsSearch()
-
-
-def _auto_search(context: FactoryContext) -> SearchEngine:
-    return _google_search(context) if context.settings.has_google_keys else _ddgs_search(context)
-
-
 SEARCH_ENGINES: dict[str, Provider[SearchFactory]] = {
-    "auto": Provider(_auto_search),
+    "auto": Provider(lambda context: _google_search(context) if context.settings.has_google_keys else DdgsSearch()),
     "google": Provider(_google_search, needs=("google_search_api_key", "google_search_engine_id")),
-    "ddgs": Provider(_ddgs_search),
+    "ddgs": Provider(lambda _: DdgsSearch()),
 }
 """Values of `SEARCH_PROVIDER`."""
 

@@ -13,22 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.domain.errors import (
-    AnkerError,
-    Conflict,
-    Forbidden,
-    InvalidInput,
-    LimitReached,
-    ModelFailure,
-    NotFound,
-    SandboxFailure,
-    SandboxUnavailable,
-    SearchFailure,
-    StoreUnavailable,
-    TooLarge,
-    Unauthorized,
-    Unavailable,
-)
+from app.domain import errors
+from app.domain.errors import AnkerError, LimitReached, SandboxFailure, Unavailable
 from app.interfaces.envelope import failure
 
 log = logging.getLogger(__name__)
@@ -37,19 +23,19 @@ INTERNAL = "internal error; the log has the details under this answer's X-Reques
 NOTHING_HERE = "there is nothing at this path; see /docs"
 
 STATUS: Mapping[type[AnkerError], int] = {
-    InvalidInput: 400,
-    Unauthorized: 401,
-    Forbidden: 403,
-    NotFound: 404,
-    Conflict: 409,
-    TooLarge: 413,
+    errors.InvalidInput: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.TooLarge: 413,
     LimitReached: 429,
-    StoreUnavailable: 503,
-    SandboxUnavailable: 503,
+    errors.StoreUnavailable: 503,
+    errors.SandboxUnavailable: 503,
     Unavailable: 503,
     SandboxFailure: 502,
-    SearchFailure: 502,
-    ModelFailure: 502,
+    errors.SearchFailure: 502,
+    errors.ModelFailure: 502,
     AnkerError: 500,
 }
 """HTTP status of each error class, and of its subclasses that are not listed."""

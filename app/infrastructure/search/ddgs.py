@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from app.domain.errors import SearchFailure
 from app.domain.external.search import DateRange, SearchHit
+from app.infrastructure.search import MAX_HITS, make_hit
 
 SEARCH_SECONDS = 15.0
 """Maximum time of a search, including the wait for a free thread, in seconds."""
@@ -15,9 +16,6 @@ ENGINE_SECONDS = 6
 
 THREADS = 4
 """Maximum number of searches at the same time."""
-
-MAX_HITS = 10
-"""Maximum number of hits of a search."""
 
 _TIME_LIMIT: Mapping[DateRange, str] = {
     "past_hour": "d",  # the shortest period that there is
@@ -60,7 +58,7 @@ class DdgsSearch:
                 rows = await loop.run_in_executor(self._threads, _search, self._ask, query, _TIME_LIMIT.get(date_range))
         except TimeoutError:
             raise SearchFailure(f"The search took longer than {self._seconds:g} s.") from None
-        hits = [_hit(row) for row in rows]
+        hits = [make_hit(row.get("title"), row.get("href"), row.get("body")) for row in rows]
         return [hit for hit in hits if hit is not None][:MAX_HITS]
 
     async def close(self) -> None:
@@ -94,14 +92,3 @@ def _search(ask: Ask, query: str, time_limit: str | None) -> Rows:
         raise SearchFailure("The search engines cannot be reached, or refused.") from error
     except (PrimpError, OSError, ValueError) as error:
         raise SearchFailure("The search failed.") from error
-
-
-def _hit(row: Mapping[str, object]) -> SearchHit | None:
-    link = row.get("href")
-    if not isinstance(link, str) or not link:
-        return None
-    return SearchHit(title=_line(row.get("title")) or link, link=link, snippet=_line(row.get("body")))
-
-
-def _line(value: object) -> str:
-    return " ".join(value.split()) if isinstance(value, str) else ""

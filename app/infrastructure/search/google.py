@@ -10,13 +10,12 @@ import orjson
 
 from app.domain.errors import SearchFailure
 from app.domain.external.search import DateRange, SearchHit
+from app.infrastructure.search import MAX_HITS, make_hit
 
 BASE_URL = "https://customsearch.googleapis.com"
 SEARCH_SECONDS = 10.0
 """Maximum time of a search, in seconds."""
 
-MAX_HITS = 10
-"""Maximum number of hits of a search; one request cannot return more."""
 
 _DATE_RESTRICT: Mapping[DateRange, str] = {
     "past_hour": "d1",  # the shortest period that there is
@@ -102,19 +101,9 @@ def _hits(body: JsonObject | None) -> list[SearchHit]:
     if body is None:
         raise SearchFailure("Google sent an invalid response.")
     # Without hits, the response has no `items`.
-    hits = [_hit(_mapping(item)) for item in _list(body.get("items"))]
+    items = [_mapping(item) for item in _list(body.get("items"))]
+    hits = [make_hit(item.get("title"), item.get("link"), item.get("snippet")) for item in items]
     return [hit for hit in hits if hit is not None][:MAX_HITS]
-
-
-def _hit(item: JsonObject) -> SearchHit | None:
-    title, link, snippet = item.get("title"), item.get("link"), item.get("snippet")
-    if not isinstance(link, str) or not link:
-        return None
-    return SearchHit(title=_line(title) or link, link=link, snippet=_line(snippet))
-
-
-def _line(value: object) -> str:
-    return " ".join(value.split()) if isinstance(value, str) else ""
 
 
 def _object(content: bytes) -> JsonObject | None:
