@@ -2,21 +2,24 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from app.domain.errors import LeaseLost, Superseded, TooLarge
 from app.domain.models.event import Event, EventRecord, MessageEvent
-from app.domain.models.message import Usage
 from app.domain.models.run import TranscriptName
 from app.domain.models.session import changes_of
 from app.domain.repositories.event_log import Commit, StoredMessage
 from app.infrastructure.persistence import codec
 from app.infrastructure.persistence.group_commit import CommittedEvents
-from app.infrastructure.persistence.session_summary import USAGE_FIELDS, check_timestamp, preview
+from app.infrastructure.persistence.session_summary import check_timestamp, preview
 
 EncodeEvent = Callable[[Event, int, int], bytes]
 """Encoder of an event, its number and its timestamp into the JSON that is stored and sent."""
+
+
+CURSOR_FIELDS = ("ordinal", "last_event", "last_user_message", "planner_messages", "executor_messages", "revision")
+"""Stored fields of a session that its cursor contains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,8 @@ class SessionUpdate:
         if commit.checkpoint is not None:
             self.checkpoint = checkpoint
             self.cursor = replace(self.cursor, revision=commit.checkpoint.revision)
-        self._add_usage(commit.usage or Usage())
+        if commit.usage is not None:
+            self._increment(**asdict(commit.usage))
         self.is_fenced = self.is_fenced or commit.fencing_token is not None
         return records
 
@@ -215,9 +219,6 @@ class SessionUpdate:
         if changes.latest_message is not None:
             self.fields["latest_message"] = preview(changes.latest_message)
             self.fields["latest_message_at"] = self.fields["last_activity"] = timestamp
-
-    def _add_usage(self, usage: Usage) -> None:
-        self._increment(**{name: getattr(usage, name) for name in USAGE_FIELDS})
 
     def _move(self, **positions: int) -> None:
         self.cursor = replace(self.cursor, **positions)

@@ -24,6 +24,7 @@ from app.infrastructure.persistence.group_commit import Outcome, WrittenBatch, a
 from app.infrastructure.persistence.mongo.availability import StoreAvailability, store_unavailable
 from app.infrastructure.persistence.mongo.client import Document, MongoDatabase, insert_missing
 from app.infrastructure.persistence.session_update import (
+    CURSOR_FIELDS,
     EncodeEvent,
     ReceiveRequest,
     SessionCursor,
@@ -43,10 +44,7 @@ _CONFLICT_SECONDS = 5.0
 _MAX_PAUSE_SECONDS = 0.02
 """Maximum seconds to wait before a batch is repeated."""
 
-_KNOWN_FIELDS = (
-    *("ordinal", "version", "last_event", "last_user_message", "planner_messages", "executor_messages"),
-    *("lease.token", "revision", "tail"),
-)
+_KNOWN_FIELDS = (*CURSOR_FIELDS, "lease.token", "version", "tail")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +138,7 @@ class SessionCommitter:
         found = await self._availability.write(lambda: self._database.sessions.find_one(query, _KNOWN_FIELDS))
         if found is None:
             raise NotFound("no such session")
-        cursor = SessionCursor(
-            ordinal=found["ordinal"],
-            last_event=found["last_event"],
-            last_user_message=found["last_user_message"],
-            planner_messages=found["planner_messages"],
-            executor_messages=found["executor_messages"],
-            revision=found.get("revision", ""),
-            fencing_token=found["lease"]["token"],
-        )
+        cursor = SessionCursor(*(found[name] for name in CURSOR_FIELDS), fencing_token=found["lease"]["token"])
         return KnownSession(cursor, found["version"], found["tail"])
 
     async def _find_keys(self, cursor: SessionCursor, requests: Sequence[WriteRequest]) -> dict[str, int]:

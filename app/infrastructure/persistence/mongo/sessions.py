@@ -162,6 +162,7 @@ def _new_session(session_id: str, owner: str, timestamp: int, *, ordinal: int) -
         "last_activity": timestamp,
         **dict.fromkeys(counters, 0),
         "checkpoint": None,
+        "revision": "",
         "lease": {"holder": "", "until": None, "token": 0},
         "tail": {},
     }
