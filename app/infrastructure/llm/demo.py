@@ -30,6 +30,9 @@ MACHINE = "The machine:"
 PRINTED = "The program printed:"
 PROGRAM_FILE = "~/answer.py"
 
+SHELL = "demo"
+"""Id of the shell that the script uses."""
+
 Call = tuple[str, dict[str, object]]
 """Name and arguments of a tool call."""
 
@@ -71,7 +74,6 @@ class DemoStep:
     description: str
     call: Callable[[str], Call]
     report: Callable[[str], str]
-    shell: str = "demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +267,7 @@ def _next_call_of_step(step: DemoStep, calls: Sequence[_FinishedCall], text: str
         return step.call(text)
     last = calls[-1]
     if last.is_running and len(calls) < MAX_ATTEMPTS:
-        return "shell_wait", {"id": step.shell, "seconds": 10}
+        return "shell_wait", {"id": SHELL, "seconds": 10}
     if last.failed and len(calls) < MAX_ATTEMPTS:
         return step.call(text)
     if last.failed or last.is_running:
@@ -274,29 +276,12 @@ def _next_call_of_step(step: DemoStep, calls: Sequence[_FinishedCall], text: str
     return "complete_step", {"success": True, "result": step.report(last.output)}
 
 
-def _inspect_call(_message: str) -> Call:
-    command = "uname -sm; python3 --version; df -h . | tail -n 1"
-    return "shell_exec", {"id": "demo", "exec_dir": "~", "command": command}
-
-
-def _write_call(message: str) -> Call:
-    return "file_write", {"file": PROGRAM_FILE, "content": program(message)}
-
-
-def _read_call(_message: str) -> Call:
-    return "file_read", {"file": PROGRAM_FILE}
-
-
-def _run_call(_message: str) -> Call:
-    return "shell_exec", {"id": "demo", "exec_dir": "~", "command": "python3 answer.py"}
+def _shell_call(command: str) -> Call:
+    return "shell_exec", {"id": SHELL, "exec_dir": "~", "command": command}
 
 
 def _inspect_report(output: str) -> str:
     return f"{MACHINE} " + "; ".join(" ".join(line.split()) for line in output.splitlines() if line.strip())[:500]
-
-
-def _write_report(output: str) -> str:
-    return f"{PROGRAM_FILE}: {output[:200]}"
 
 
 def _read_report(output: str) -> str:
@@ -309,9 +294,19 @@ def _run_report(output: str) -> str:
 
 
 STEPS = (
-    DemoStep("look", "Look at the machine with a shell command", _inspect_call, _inspect_report),
-    DemoStep("write", "Write a small program about the user's words", _write_call, _write_report),
-    DemoStep("read", "Read the program back", _read_call, _read_report),
-    DemoStep("run", "Run the program", _run_call, _run_report),
+    DemoStep(
+        "look",
+        "Look at the machine with a shell command",
+        lambda _: _shell_call("uname -sm; python3 --version; df -h . | tail -n 1"),
+        _inspect_report,
+    ),
+    DemoStep(
+        "write",
+        "Write a small program about the user's words",
+        lambda message: ("file_write", {"file": PROGRAM_FILE, "content": program(message)}),
+        lambda output: f"{PROGRAM_FILE}: {output[:200]}",
+    ),
+    DemoStep("read", "Read the program back", lambda _: ("file_read", {"file": PROGRAM_FILE}), _read_report),
+    DemoStep("run", "Run the program", lambda _: _shell_call("python3 answer.py"), _run_report),
 )
 """The steps of every demo plan, in order."""

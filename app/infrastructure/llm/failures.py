@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from random import SystemRandom
-from typing import Protocol, cast
+from random import Random
+from typing import cast
 from urllib.parse import urlsplit
 
 import orjson
@@ -29,14 +29,6 @@ _KEY_LIKE = re.compile(r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}", 
 """Matches keys and masked keys such as `sk-abc***xyz`: a key prefix, then text with a digit or a star."""
 
 
-class RandomSource(Protocol):
-    """A source of random numbers, such as `random.Random`."""
-
-    def uniform(self, a: float, b: float) -> float:
-        """Return a number between `a` and `b`."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """Exponential backoff with full jitter. All times are in seconds."""
@@ -47,17 +39,12 @@ class RetryPolicy:
     max_retry_after: float = 60.0
     """Longest wait that a server may ask for. A longer one fails the call."""
 
-    def delay(self, attempt: int, retry_after: float | None, rng: RandomSource) -> float:
+    def delay(self, attempt: int, retry_after: float | None, rng: Random) -> float:
         """Return the wait after attempt number `attempt`, counted from 0."""
         if retry_after is not None:
             # Servers tell all refused clients the same time, so the jitter is added to it.
             return retry_after + rng.uniform(0, self.base_seconds)
         return rng.uniform(0, min(self.cap_seconds, self.base_seconds * 2**attempt))
-
-
-def system_rng() -> RandomSource:
-    """Return the random source to use outside tests."""
-    return SystemRandom()
 
 
 class ModelCallError(Exception):

@@ -7,13 +7,14 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from random import Random, SystemRandom
 from typing import TYPE_CHECKING
 
 import orjson
 
 from app.domain.errors import ModelFailure
 from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
-from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, RandomSource, RetryPolicy, system_rng
+from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, RetryPolicy
 from app.infrastructure.llm.reply import EventDecoder, ReplyBuilder, ReplyTooLarge, ServerFailed
 from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
 
@@ -56,7 +57,7 @@ class OpenAIModel:
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        rng: RandomSource | None = None,
+        rng: Random | None = None,
     ) -> None:
         """Create the model without loading the SDK.
 
@@ -78,7 +79,7 @@ class OpenAIModel:
         self._retry = retry or RetryPolicy()
         self._clock = clock
         self._sleep = sleep
-        self._rng = rng or system_rng()
+        self._rng = rng or SystemRandom()
         self._failures = FailureClassifier(base_url=base_url, model=model, api_key=self._api_key)
         self._encoder = RequestEncoder(model=model, temperature=temperature, max_tokens=max_tokens)
         self._dialect: Dialect = Dialect()

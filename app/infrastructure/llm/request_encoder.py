@@ -3,6 +3,7 @@
 Wire format: https://platform.openai.com/docs/api-reference/chat/create
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -109,7 +110,7 @@ def _encode_message(message: Message) -> bytes:
         return orjson.dumps(wire)
     except orjson.JSONEncodeError:
         # A lone surrogate, from a broken file name or a cut text, has no UTF-8 encoding.
-        return orjson.dumps(_replace_surrogates(wire))
+        return json.dumps(wire, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _wire_message(message: Message) -> dict[str, object]:
@@ -128,15 +129,3 @@ def _wire_message(message: Message) -> dict[str, object]:
             return {"role": "assistant", "content": message.content or None, "tool_calls": calls}
         case _:
             assert_never(message)
-
-
-def _replace_surrogates(value: object) -> object:
-    match value:
-        case str():
-            return value.encode("utf-8", "replace").decode()
-        case dict():
-            return {key: _replace_surrogates(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        case list():
-            return [_replace_surrogates(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        case _:
-            return value
