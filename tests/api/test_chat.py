@@ -268,7 +268,7 @@ async def test_too_long_message_returns_413(harness: ApiHarness, client: httpx.A
 
 async def test_stream_ends_after_wait(harness: ApiHarness) -> None:
     session_id = await harness.create_session()
-    harness.worker.script = lambda words: [
+    harness.worker.script = lambda message: [
         TitleEvent(title="t"), MessageEvent(role="assistant", content="Which?"), WaitEvent(), DoneEvent()
     ]  # fmt: skip
     assert [frame.event for frame in await harness.send_message(session_id, {"message": "x"})] == [

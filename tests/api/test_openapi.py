@@ -86,7 +86,7 @@ async def test_every_json_answer_fits_its_schema(harness: ApiHarness, client: ht
 
 async def test_every_stream_frame_fits_its_schema(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
-    harness.worker.script = lambda words: EVERYTHING
+    harness.worker.script = lambda message: EVERYTHING
     sent = await harness.send_message(session_id, {"message": "everything"})
     assert [frame.event for frame in sent][-1] == "wait"
     sent = await harness.send_message(session_id)

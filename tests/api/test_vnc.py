@@ -80,10 +80,10 @@ async def test_offered_subprotocol_is_accepted(
 
 async def test_unknown_subprotocol_returns_400_envelope(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session()
-    with pytest.raises(InvalidStatus) as refused:
+    with pytest.raises(InvalidStatus) as caught:
         await vnc_harness.connect_viewer(session_id, subprotocols=["base64"])
-    assert refused.value.response.status_code == 400
-    assert "binary" in json.loads(refused.value.response.body or b"")["msg"]
+    assert caught.value.response.status_code == 400
+    assert "binary" in json.loads(caught.value.response.body or b"")["msg"]
     assert not screen.opened.is_set()
 
 
@@ -253,22 +253,22 @@ async def test_service_shutdown_closes_viewers_with_1001(vnc_harness: VncHarness
 async def test_server_shuts_down_in_time_whatever_viewers_do(caplog: pytest.LogCaptureFixture) -> None:
     async with VncHarness(drain_seconds=30).run() as vnc_harness:
         session_id, screen = await vnc_harness.create_session(unlimited=True)
-        deaf = await deaf_viewer(vnc_harness, session_id)
+        unread = await open_viewer_without_reading(vnc_harness, session_id)
         await settled(lambda: screen.desktops[0].bytes_sent)
         began = time.monotonic()
     assert time.monotonic() - began < 15
     assert vnc_harness.viewers == 0
     assert "Traceback" not in caplog.text
-    deaf.close()
+    unread.close()
 
 
 async def test_viewer_that_answers_no_ping_is_cut_off() -> None:
     async with VncHarness(ping_seconds=0.1, pong_seconds=0.2).run() as vnc_harness:
         session_id, screen = await vnc_harness.create_session(unlimited=True)
-        deaf = await deaf_viewer(vnc_harness, session_id)
+        unread = await open_viewer_without_reading(vnc_harness, session_id)
         await eventually(lambda: not vnc_harness.connections)
         await screen.desktops[0].closed.wait()
-        deaf.close()
+        unread.close()
 
 
 async def test_unread_connection_ends_with_its_desktop(
@@ -277,11 +277,11 @@ async def test_unread_connection_ends_with_its_desktop(
     monkeypatch.setattr(viewer_connection, "LINGER_SECONDS", 0.1)
     monkeypatch.setattr(vnc, "CLOSE_SECONDS", 0.1)
     session_id, screen = await vnc_harness.create_session(unlimited=True)
-    deaf = await deaf_viewer(vnc_harness, session_id)
+    unread = await open_viewer_without_reading(vnc_harness, session_id)
     await settled(lambda: screen.desktops[0].bytes_sent)
     await vnc_harness.api.client.delete(f"{API}/{session_id}")
     await eventually(lambda: not vnc_harness.connections)
-    deaf.close()
+    unread.close()
 
 
 async def test_text_frame_closes_with_1003(vnc_harness: VncHarness) -> None:
@@ -317,7 +317,7 @@ async def test_message_with_too_many_fragments_closes_with_1009(vnc_harness: Vnc
     await screen.desktops[0].closed.wait()
 
 
-async def deaf_viewer(vnc_harness: VncHarness, session_id: str) -> socket.socket:
+async def open_viewer_without_reading(vnc_harness: VncHarness, session_id: str) -> socket.socket:
     """Open a viewer's connection without a WebSocket library; it reads nothing after the handshake."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
@@ -338,12 +338,12 @@ async def deaf_viewer(vnc_harness: VncHarness, session_id: str) -> socket.socket
 
 async def test_viewer_that_does_not_read_holds_bounded_memory_and_blocks_no_one(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session(unlimited=True)
-    deaf = await deaf_viewer(vnc_harness, session_id)
+    unread = await open_viewer_without_reading(vnc_harness, session_id)
     assert await settled(lambda: screen.desktops[0].bytes_sent) < BUFFERS
     viewer = await vnc_harness.connect_viewer(session_id)
     await read(viewer, 2 * BUFFERS)
     viewer.transport.abort()
-    deaf.close()
+    unread.close()
     await eventually(lambda: vnc_harness.viewers == 0)
 
 
@@ -387,7 +387,7 @@ async def test_desktop_that_does_not_read_blocks_its_viewer(vnc_harness: VncHarn
 
 async def test_pongs_do_not_accumulate_for_viewer_that_does_not_read(vnc_harness: VncHarness) -> None:
     session_id, screen = await vnc_harness.create_session(unlimited=True)
-    deaf = await deaf_viewer(vnc_harness, session_id)
+    unread = await open_viewer_without_reading(vnc_harness, session_id)
     await settled(lambda: screen.desktops[0].bytes_sent)
     (connection,) = vnc_harness.connections
     before = connection.transport.get_write_buffer_size()
@@ -395,10 +395,10 @@ async def test_pongs_do_not_accumulate_for_viewer_that_does_not_read(vnc_harness
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(20):
         for _ in range(40):
-            await loop.sock_sendall(deaf, pings)
+            await loop.sock_sendall(unread, pings)
     await eventually(lambda: connection.conn.reader.buffer == b"")
     assert connection.transport.get_write_buffer_size() == before
-    deaf.close()
+    unread.close()
 
 
 async def test_unexpected_error_closes_with_1011_without_details(
@@ -434,7 +434,7 @@ async def test_plain_http_request_returns_426(harness: ApiHarness, client: httpx
 
 @pytest.mark.parametrize("path", ["/health", f"{API}/x/chat", "/nowhere"])
 async def test_websocket_to_other_path_returns_404_envelope(vnc_harness: VncHarness, path: str) -> None:
-    with pytest.raises(InvalidStatus) as refused:
+    with pytest.raises(InvalidStatus) as caught:
         await connect(f"ws://127.0.0.1:{vnc_harness.port}{path}", proxy=None)
-    assert refused.value.response.status_code == 404
-    assert json.loads(refused.value.response.body or b"")["code"] == 404
+    assert caught.value.response.status_code == 404
+    assert json.loads(caught.value.response.body or b"")["code"] == 404

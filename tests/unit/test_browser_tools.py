@@ -27,7 +27,7 @@ SHOP = PageView(
 
 
 @dataclass
-class House:
+class BrowserTools:
     """A session's browser and the context of its tools."""
 
     browsers: MemoryBrowsers = field(default_factory=MemoryBrowsers)
@@ -54,8 +54,8 @@ class House:
 
 
 @pytest.fixture
-def house() -> House:
-    return House()
+def tools() -> BrowserTools:
+    return BrowserTools()
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def house() -> House:
     ],
 )
 async def test_each_function_calls_one_browser_method(
-    house: House, name: str, arguments: str, method: str, given: dict[str, object]
+    tools: BrowserTools, name: str, arguments: str, method: str, given: dict[str, object]
 ) -> None:
-    result = await house.call(name, arguments)
+    result = await tools.call(name, arguments)
     assert result.success
-    assert house.browser.calls == [Call(method, given)]
+    assert tools.browser.calls == [Call(method, given)]
 
 
 @pytest.mark.parametrize("name", ["click", "input"])
@@ -115,18 +115,18 @@ async def test_each_function_calls_one_browser_method(
     ],
 )
 async def test_incomplete_or_double_target_is_refused_without_browser_call(
-    house: House, name: str, target: str
+    tools: BrowserTools, name: str, target: str
 ) -> None:
     rest = ', "text": "a", "press_enter": false' if name == "input" else ""
     with pytest.raises(BrowserFailure, match="either index, or both coordinate_x and coordinate_y"):
-        await house.call(name, f"{{{target}{rest}}}")
-    assert house.browser.calls == []
+        await tools.call(name, f"{{{target}{rest}}}")
+    assert tools.browser.calls == []
 
 
-async def test_click_without_target_is_refused(house: House) -> None:
+async def test_click_without_target_is_refused(tools: BrowserTools) -> None:
     with pytest.raises(BrowserFailure, match="Say what to click"):
-        await house.call("click")
-    assert house.browser.calls == []
+        await tools.call("click")
+    assert tools.browser.calls == []
 
 
 @pytest.mark.parametrize(
@@ -139,42 +139,42 @@ async def test_click_without_target_is_refused(house: House) -> None:
         ("view", '{"full": true}'),
     ],
 )
-def test_invalid_browser_arguments_are_refused(house: House, name: str, arguments: str) -> None:
+def test_invalid_browser_arguments_are_refused(tools: BrowserTools, name: str, arguments: str) -> None:
     with pytest.raises(BadArguments):
-        house.bind(name, arguments)
+        tools.bind(name, arguments)
 
 
-async def test_result_text_ends_with_the_page(house: House) -> None:
-    house.browser.pages = [SHOP]
-    result = await house.call("view")
+async def test_result_text_ends_with_the_page(tools: BrowserTools) -> None:
+    tools.browser.pages = [SHOP]
+    result = await tools.call("view")
     assert result.text == (
         "URL: https://shop.example/cart\nTitle: Your cart\nNote: A new tab opened.\n"
         'Note: An alert said "Hello".\nNot shown: 2 screens below\n\n# Cart\n[1 Home](/)\n[2 button "Pay"]'
     )
 
 
-async def test_result_content_has_screenshot_address_and_short_message(house: House) -> None:
-    house.browser.pages = [SHOP]
-    result = await house.call("navigate", '{"url": "shop.example"}')
+async def test_result_content_has_screenshot_address_and_short_message(tools: BrowserTools) -> None:
+    tools.browser.pages = [SHOP]
+    result = await tools.call("navigate", '{"url": "shop.example"}')
     assert result.message == "Your cart"
     assert result.data == {"url": SHOP.url, "title": SHOP.title, "notes": list(SHOP.notes)}
     assert result.content == {"screenshot": "/pictures/s/1", "url": SHOP.url, "title": SHOP.title}
-    assert house.screenshots.kept["/pictures/s/1"] == SHOP.screenshot
+    assert tools.screenshots.kept["/pictures/s/1"] == SHOP.screenshot
 
 
-async def test_action_succeeds_when_screenshot_cannot_be_stored(house: House) -> None:
-    house.browser.pages = [SHOP]
-    house.screenshots.trouble = "the disk is full"
-    result = await house.call("click", '{"index": 1}')
+async def test_action_succeeds_when_screenshot_cannot_be_stored(tools: BrowserTools) -> None:
+    tools.browser.pages = [SHOP]
+    tools.screenshots.trouble = "the disk is full"
+    result = await tools.call("click", '{"index": 1}')
     assert result.success
     assert result.content == {"url": SHOP.url, "title": SHOP.title}
 
 
-async def test_result_without_screenshot_has_no_address(house: House) -> None:
-    result = await house.call("view")
+async def test_result_without_screenshot_has_no_address(tools: BrowserTools) -> None:
+    result = await tools.call("view")
     assert result.content == {"url": "about:blank", "title": ""}
     assert result.message == "about:blank"
-    assert house.screenshots.kept == {}
+    assert tools.screenshots.kept == {}
 
 
 @pytest.mark.parametrize(
@@ -187,36 +187,36 @@ async def test_result_without_screenshot_has_no_address(house: House) -> None:
     ],
 )
 async def test_result_text_distinguishes_whole_page_changes_and_empty_page(
-    house: House, view: PageView, said: str
+    tools: BrowserTools, view: PageView, said: str
 ) -> None:
-    house.browser.pages = [view]
-    assert (await house.call("view")).text == f"URL: u\nTitle: t\n{said}"
+    tools.browser.pages = [view]
+    assert (await tools.call("view")).text == f"URL: u\nTitle: t\n{said}"
 
 
-async def test_script_value_is_returned_with_the_resulting_page(house: House) -> None:
-    house.browser.value, house.browser.pages = "[1,2]", [PageView(url="u", title="t", text="", partial=True)]
-    result = await house.call("console_exec", '{"javascript": "[1,2]"}')
+async def test_script_value_is_returned_with_the_resulting_page(tools: BrowserTools) -> None:
+    tools.browser.value, tools.browser.pages = "[1,2]", [PageView(url="u", title="t", text="", partial=True)]
+    result = await tools.call("console_exec", '{"javascript": "[1,2]"}')
     assert result.text == "URL: u\nTitle: t\nValue: [1,2]\n[nothing on the page changed]"
     assert result.content == {"url": "u", "title": "t", "console": "[1,2]"}
 
 
-async def test_long_script_value_is_clipped(house: House) -> None:
-    house.browser.value = "x" * 100_000
-    assert len((await house.call("console_exec", '{"javascript": "1"}')).text) < 9_000
+async def test_long_script_value_is_clipped(tools: BrowserTools) -> None:
+    tools.browser.value = "x" * 100_000
+    assert len((await tools.call("console_exec", '{"javascript": "1"}')).text) < 9_000
 
 
-async def test_console_lines_are_returned(house: House) -> None:
-    house.browser.lines = ("log a", "error b")
-    result = await house.call("console_view")
+async def test_console_lines_are_returned(tools: BrowserTools) -> None:
+    tools.browser.lines = ("log a", "error b")
+    result = await tools.call("console_view")
     assert result.text == "log a\nerror b"
     assert result.content == {"console": "log a\nerror b"}
-    house.browser.lines = ()
-    assert (await house.call("console_view")).text == "[the console is empty]"
+    tools.browser.lines = ()
+    assert (await tools.call("console_view")).text == "[the console is empty]"
 
 
-async def test_long_console_returns_newest_lines(house: House) -> None:
-    house.browser.lines = tuple(f"log {n} {'x' * 500}" for n in range(200))
-    result = await house.call("console_view")
+async def test_long_console_returns_newest_lines(tools: BrowserTools) -> None:
+    tools.browser.lines = tuple(f"log {n} {'x' * 500}" for n in range(200))
+    result = await tools.call("console_view")
     assert len(result.text) <= 16_000
     assert result.text.splitlines()[-1].startswith("log 199 ")
     assert result.data is not None
@@ -224,28 +224,28 @@ async def test_long_console_returns_newest_lines(house: House) -> None:
 
 
 @pytest.mark.parametrize("failure", [BrowserFailure("no such index", status=404), SandboxUnavailable("gone")])
-async def test_browser_failure_is_raised_unchanged(house: House, failure: BrowserFailure) -> None:
-    house.browser.failure = failure
+async def test_browser_failure_is_raised_unchanged(tools: BrowserTools, failure: BrowserFailure) -> None:
+    tools.browser.failure = failure
     with pytest.raises(type(failure), match=str(failure)):
-        await house.call("click", '{"index": 1}')
+        await tools.call("click", '{"index": 1}')
 
 
-async def test_cancelled_call_cancels_the_browser_action(house: House) -> None:
-    house.browser.may_return.clear()
-    task = asyncio.create_task(house.call("navigate", '{"url": "slow.example"}'))
-    while not house.browser.calls:
+async def test_cancelled_call_cancels_the_browser_action(tools: BrowserTools) -> None:
+    tools.browser.may_return.clear()
+    task = asyncio.create_task(tools.call("navigate", '{"url": "slow.example"}'))
+    while not tools.browser.calls:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert house.browser.cancelled == 1
+    assert tools.browser.cancelled == 1
 
 
-def test_only_read_only_functions_are_parallel(house: House) -> None:
+def test_only_read_only_functions_are_parallel(tools: BrowserTools) -> None:
     needed = {"navigate": '{"url": "a"}', "restart": '{"url": "a"}', "press_key": '{"key": "a"}'}
     point = '{"coordinate_x": 1, "coordinate_y": 1}'
     needed |= {"input": '{"text": "", "press_enter": false}', "move_mouse": point}
     needed |= {"select_option": '{"index": 1, "option": 1}', "console_exec": '{"javascript": "1"}'}
     names = [name.removeprefix("browser_") for name in TOOLS]
     assert len(names) == 12
-    assert [n for n in names if house.bind(n, needed.get(n, "{}")).parallel] == ["view", "console_view"]
+    assert [n for n in names if tools.bind(n, needed.get(n, "{}")).parallel] == ["view", "console_view"]

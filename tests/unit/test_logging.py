@@ -112,5 +112,5 @@ def test_libraries_log_warnings_and_uvicorn_uses_the_root_handler(capsys: pytest
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["Started", "slow"]
     configure_logging("DEBUG")
     logging.getLogger("openai._base_client").debug("Request options: headers")
-    logging.getLogger("app").debug("words")
-    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["words"]
+    logging.getLogger("app").debug("a message")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["a message"]

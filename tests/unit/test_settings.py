@@ -39,9 +39,9 @@ def test_unusable_value_raises_one_line_with_the_variable_name(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(UnusableSetting) as refused:
+    with pytest.raises(UnusableSetting) as caught:
         check_providers(load_settings())
-    text = str(refused.value)
+    text = str(caught.value)
     assert text.startswith(f"{name}: ")
     assert "\n" not in text
     assert "secret" not in text
@@ -68,9 +68,9 @@ def test_local_sandboxes_with_mongodb_url_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SANDBOX_PROVIDER", "local")
     load_settings()
     monkeypatch.setenv("MONGODB_URL", "mongodb://secret")
-    with pytest.raises(UnusableSetting) as refused:
+    with pytest.raises(UnusableSetting) as caught:
         load_settings()
-    assert str(refused.value) == (
+    assert str(caught.value) == (
         "SANDBOX_PROVIDER: local sandboxes belong to one process; with MONGODB_URL use docker or remote"
     )
 
@@ -102,6 +102,6 @@ def test_single_role_without_both_stores_raises_unusable_setting(
             monkeypatch.setenv(name, value)
     settings = load_settings()
     settings.check_role("all")
-    with pytest.raises(UnusableSetting, match=missing) as refused:
+    with pytest.raises(UnusableSetting, match=missing) as caught:
         settings.check_role(role)
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(caught.value)

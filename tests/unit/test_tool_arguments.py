@@ -24,7 +24,7 @@ def context() -> ToolContext:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error_text"),
     [
         ('{"id": "a", "exec_dir": "~"', "not valid JSON"),
         ("[]", "object"),
@@ -35,8 +35,10 @@ def context() -> ToolContext:
         ("", "argument `id` is missing"),
     ],
 )
-def test_invalid_arguments_raise_error_that_names_the_problem(context: ToolContext, arguments: str, said: str) -> None:
-    with pytest.raises(BadArguments, match=said):
+def test_invalid_arguments_raise_error_that_names_the_problem(
+    context: ToolContext, arguments: str, error_text: str
+) -> None:
+    with pytest.raises(BadArguments, match=error_text):
         EXECUTING["shell_exec"].bind(arguments, context)
 
 

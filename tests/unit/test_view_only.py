@@ -51,26 +51,26 @@ def cut(data: bytes, at: Sequence[int]) -> list[bytes]:
     st.lists(ASKING.map(lambda m: (m, True)) | DOING.map(lambda m: (m, False)), max_size=20), st.lists(u32, max_size=40)
 )
 def test_filter_passes_only_picture_requests_however_input_is_split(
-    said: list[tuple[bytes, bool]], at: list[int]
+    sent: list[tuple[bytes, bool]], at: list[int]
 ) -> None:
-    sieve = RfbFilter()
-    data = GREETING + b"".join(message for message, _ in said)
-    passed = b"".join(sieve.feed(piece) for piece in cut(data, at))
-    assert passed == GREETING + b"".join(message for message, passes in said if passes)
+    rfb_filter = RfbFilter()
+    data = GREETING + b"".join(message for message, _ in sent)
+    passed = b"".join(rfb_filter.feed(piece) for piece in cut(data, at))
+    assert passed == GREETING + b"".join(message for message, passes in sent if passes)
 
 
 def test_filter_fed_byte_by_byte_passes_only_whole_messages() -> None:
-    sieve = RfbFilter()
+    rfb_filter = RfbFilter()
     for byte in GREETING:
-        sieve.feed(bytes([byte]))
+        rfb_filter.feed(bytes([byte]))
     request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
-    assert [sieve.feed(bytes([byte])) for byte in request] == [b""] * 9 + [request]
+    assert [rfb_filter.feed(bytes([byte])) for byte in request] == [b""] * 9 + [request]
 
 
-def framed(heard: bytes) -> list[int]:
-    """Return the types of the messages in `heard`. Fail unless it is a sequence of whole messages."""
-    assert heard[:14] == GREETING[: len(heard)]
-    rest, kinds = heard[14:], []
+def message_types(passed_on: bytes) -> list[int]:
+    """Return the types of the messages in `passed_on`. Fail unless it is a sequence of whole messages."""
+    assert passed_on[:14] == GREETING[: len(passed_on)]
+    rest, kinds = passed_on[14:], []
     while rest:
         match rest[0]:
             case 0:
@@ -82,7 +82,7 @@ def framed(heard: bytes) -> list[int]:
             case 248:
                 length = 9 + rest[8]
             case kind:
-                raise AssertionError(f"the desktop hears a message of type {kind}")
+                raise AssertionError(f"the desktop receives a message of type {kind}")
         assert len(rest) >= length
         kinds.append(rest[0])
         rest = rest[length:]
@@ -90,30 +90,30 @@ def framed(heard: bytes) -> list[int]:
 
 
 @given(st.lists(st.binary(max_size=40) | ASKING | DOING, max_size=12), st.lists(u32, max_size=20))
-def test_filter_passes_only_whole_harmless_messages_for_random_input(said: list[bytes], at: list[int]) -> None:
-    sieve, heard = RfbFilter(), bytearray()
+def test_filter_passes_only_whole_harmless_messages_for_random_input(sent: list[bytes], at: list[int]) -> None:
+    rfb_filter, passed_on = RfbFilter(), bytearray()
     try:
-        for piece in cut(GREETING + b"".join(said), at):
-            heard += sieve.feed(piece)
+        for piece in cut(GREETING + b"".join(sent), at):
+            passed_on += rfb_filter.feed(piece)
     except Forbidden:
         pass
-    framed(bytes(heard))
+    message_types(bytes(passed_on))
 
 
 @pytest.mark.parametrize("kind", sorted(set(range(256)) - {0, 2, 3, 4, 5, 6, 150, 248, 250, 251, 253, 255}))
 def test_unknown_message_type_raises_forbidden(kind: int) -> None:
-    sieve = RfbFilter()
-    sieve.feed(GREETING)
+    rfb_filter = RfbFilter()
+    rfb_filter.feed(GREETING)
     with pytest.raises(Forbidden, match=f"watching only: .* type {kind} "):
-        sieve.feed(bytes([kind]))
+        rfb_filter.feed(bytes([kind]))
 
 
-@pytest.mark.parametrize("said", [b"\xff\x02\x00\x00", b"\xff\x01\x00\x03", b"\xff\xff\xff\xff"])
-def test_unknown_qemu_message_raises_forbidden(said: bytes) -> None:
-    sieve = RfbFilter()
-    sieve.feed(GREETING)
+@pytest.mark.parametrize("message", [b"\xff\x02\x00\x00", b"\xff\x01\x00\x03", b"\xff\xff\xff\xff"])
+def test_unknown_qemu_message_raises_forbidden(message: bytes) -> None:
+    rfb_filter = RfbFilter()
+    rfb_filter.feed(GREETING)
     with pytest.raises(Forbidden):
-        sieve.feed(said)
+        rfb_filter.feed(message)
 
 
 @pytest.mark.parametrize("version", [b"RFB 003.003\n", b"RFB 003.005\n", b"RFB 004.001\n", b"\x04" * 12])
@@ -133,10 +133,10 @@ def test_exclusive_access_is_replaced_by_shared_access() -> None:
 
 
 def test_extended_buttons_encoding_is_removed() -> None:
-    sieve = RfbFilter()
-    sieve.feed(GREETING)
+    rfb_filter = RfbFilter()
+    rfb_filter.feed(GREETING)
     asked = struct.pack(">BxH5i", 2, 5, 7, -316, 0, -316, -224)
-    assert sieve.feed(asked) == struct.pack(">BxH3i", 2, 3, 7, 0, -224)
+    assert rfb_filter.feed(asked) == struct.pack(">BxH3i", 2, 3, 7, 0, -224)
 
 
 @pytest.mark.parametrize(
@@ -148,41 +148,41 @@ def test_extended_buttons_encoding_is_removed() -> None:
     ],
 )
 def test_dropped_message_is_not_stored_whatever_its_length(head: bytes, size: int) -> None:
-    sieve = RfbFilter()
-    sieve.feed(GREETING)
-    assert sieve.feed(head) == b""
+    rfb_filter = RfbFilter()
+    rfb_filter.feed(GREETING)
+    assert rfb_filter.feed(head) == b""
     piece, left = bytes([4]) * min(size, 1 << 20), size
     while left > 0:
-        assert sieve.feed(piece[:left]) == b""
-        assert len(sieve._kept) == 0
+        assert rfb_filter.feed(piece[:left]) == b""
+        assert len(rfb_filter._kept) == 0
         left -= len(piece)
         if size > 1 << 26 and left < size - (1 << 26):
             return  # almost all of it
     request = struct.pack(">BBHHHH", 3, 1, 0, 0, 1280, 800)
-    assert sieve.feed(request) == request
+    assert rfb_filter.feed(request) == request
 
 
 @given(st.lists(st.binary(max_size=SLICE), max_size=5))
 def test_stored_bytes_stay_bounded(pieces: list[bytes]) -> None:
-    sieve = RfbFilter()
-    sieve.feed(GREETING)
+    rfb_filter = RfbFilter()
+    rfb_filter.feed(GREETING)
     try:
         for piece in pieces:
-            sieve.feed(piece)
-            assert len(sieve._kept) <= LONGEST
+            rfb_filter.feed(piece)
+            assert len(rfb_filter._kept) <= LONGEST
     except Forbidden:
         pass
 
 
 class Talker:
-    """A `Viewer` that sends `said`, then leaves."""
+    """A `Viewer` that sends `messages`, then leaves."""
 
-    def __init__(self, *said: bytes) -> None:
-        self._said = list(said)
+    def __init__(self, *messages: bytes) -> None:
+        self._messages = list(messages)
         self.shown: list[bytes] = []
 
     async def receive(self) -> bytes | None:
-        return self._said.pop(0) if self._said else None
+        return self._messages.pop(0) if self._messages else None
 
     async def send(self, data: bytes) -> bool:
         self.shown.append(data)
