@@ -1,7 +1,7 @@
 """The list of sessions: previews, pages and their cursors, alike in every store."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from app.domain.errors import InvalidInput
@@ -36,20 +36,21 @@ class ListedSession(NamedTuple):
     """Number of the session by creation."""
 
 
-def listed_session(session_id: str, stored: Mapping[str, Any]) -> ListedSession:
-    """Return a session from its stored fields."""
+def listed_session(session_id: str, values: Iterable[Any]) -> ListedSession:
+    """Return a session from its id and the values of `LISTED_FIELDS`."""
+    owner, title, status, latest_message, latest_message_at, unread, created_at, last_event, *order = values
     session = Session(
         id=session_id,
-        owner=stored["owner"],
-        title=stored["title"],
-        status=stored["status"],
-        latest_message=stored["latest_message"],
-        latest_message_at=stored["latest_message_at"],
-        unread_count=stored["unread"],
-        created_at=stored["created_at"],
-        last_event_number=stored["last_event"],
+        owner=owner,
+        title=title,
+        status=status,
+        latest_message=latest_message,
+        latest_message_at=latest_message_at,
+        unread_count=unread,
+        created_at=created_at,
+        last_event_number=last_event,
     )
-    return ListedSession(session, stored["last_activity"], stored["ordinal"])
+    return ListedSession(session, *order)
 
 
 def usage_of(stored: Mapping[str, Any]) -> Usage:

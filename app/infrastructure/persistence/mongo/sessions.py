@@ -169,4 +169,4 @@ def _new_session(session_id: str, owner: str, timestamp: int, *, ordinal: int) -
 
 
 def _session(found: Document) -> session_summary.ListedSession:
-    return session_summary.listed_session(found["_id"], found)
+    return session_summary.listed_session(found["_id"], (found[name] for name in session_summary.LISTED_FIELDS))

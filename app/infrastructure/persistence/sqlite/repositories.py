@@ -209,4 +209,4 @@ class SqliteTickets(_Repository):
 
 
 def _listed(row: _Row) -> session_summary.ListedSession:
-    return session_summary.listed_session(row[0], dict(zip(session_summary.LISTED_FIELDS, row[1:], strict=True)))
+    return session_summary.listed_session(row[0], row[1:])
