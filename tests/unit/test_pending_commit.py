@@ -17,6 +17,7 @@ from app.domain.services.flows.plan_act import CRASHED
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import RecordedRequest, ScriptedLLM, creates_plan, runs_command
 from tests.support.agent_runs import make_worker
+from tests.support.eventually import eventually
 
 COMMIT = Commit(timestamp=1, checkpoint=Checkpoint(revision="b"), expected_revision="")
 UNAVAILABLE = StoreUnavailable("away")
@@ -71,8 +72,7 @@ async def test_stop_retrying_raises_the_next_failure(store: FailingStore, monkey
     monkeypatch.setattr(checkpointer, "_RETRY_SECONDS", 3600)
     store.error_for = lambda _: UNAVAILABLE
     pending = PendingCommit(store, "s", COMMIT)
-    while not store.attempts:
-        await asyncio.sleep(0)
+    await eventually(lambda: store.attempts)
     pending.stop_retrying()
     with pytest.raises(StoreUnavailable):
         await pending.wait()
@@ -82,8 +82,7 @@ async def test_stop_retrying_raises_the_next_failure(store: FailingStore, monkey
 async def test_cancelled_wait_ends_only_after_the_attempt_in_flight(store: FailingStore) -> None:
     store.gate.clear()
     waiting = asyncio.create_task(PendingCommit(store, "s", COMMIT).wait())
-    while not store.attempts:
-        await asyncio.sleep(0)
+    await eventually(lambda: store.attempts)
     for _ in range(3):
         waiting.cancel()
         await asyncio.sleep(0)
