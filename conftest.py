@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A loaded machine must not fail an example for being slow; pytest-timeout ends what hangs.
-settings.register_profile("anker", deadline=None)
+# A loaded machine must not fail an example for being slow; pytest-timeout ends what hangs. CI tries the same examples
+# every time.
+settings.register_profile("anker", deadline=None, derandomize=os.environ.get("CI") == "true")
 settings.load_profile("anker")
 
 ROOT = Path(__file__).parent
