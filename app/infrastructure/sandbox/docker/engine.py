@@ -6,24 +6,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.docker.engine_objects import (
-    EngineContainer,
-    EngineNetwork,
-    EngineVolume,
-    JsonObject,
-    inspected_container,
-    integer,
-    items,
-    listed_container,
-    parse_network,
-    parse_volume,
-    text,
-)
+from app.infrastructure.sandbox.docker.engine_objects import EngineContainer, EngineNetwork, EngineObject, EngineVolume
 
 log = logging.getLogger(__name__)
+
+ObjectT = TypeVar("ObjectT", bound=EngineObject)
 
 MAX_THREADS = 12
 """Maximum number of simultaneous calls to the engine."""
@@ -112,21 +104,19 @@ class DockerEngine:
 
     async def container(self, name_or_id: str) -> EngineContainer | None:
         """Return the container, or None if it does not exist."""
-        found = await self._inspect(lambda client: client.inspect_container(name_or_id))
-        return None if found is None else inspected_container(found)
+        return await self._inspect(EngineContainer, lambda client: client.inspect_container(name_or_id))
 
     async def containers(self, labels: Mapping[str, str]) -> list[EngineContainer]:
         """Return all containers that have `labels`, including those that have ended."""
-        found = await self._query(lambda client: client.containers(all=True, filters=_filters(labels)))
-        return [listed_container(each) for each in items(found)]
+        return await self._list(EngineContainer, lambda client: client.containers(all=True, filters=_filters(labels)))
 
-    async def create_container(self, name: str, config: JsonObject) -> str:
+    async def create_container(self, name: str, config: Mapping[str, object]) -> str:
         """Create a container and return its id.
 
         Raises:
             ObjectConflict: The name is taken.
         """
-        return text(await self._change(lambda client: client.create_container_from_config(config, name)), "Id")
+        return await self._change(lambda client: client.create_container_from_config(config, name)["Id"])
 
     async def start_container(self, name_or_id: str) -> None:
         """Start a container. Do nothing if it is running."""
@@ -155,7 +145,7 @@ class DockerEngine:
 
     async def wait_for_exit(self, name_or_id: str) -> int:
         """Wait until a container ends and return its exit status."""
-        return integer(await self._change(lambda client: client.wait(name_or_id)), "StatusCode")
+        return await self._change(lambda client: client.wait(name_or_id)["StatusCode"])
 
     async def log_tail(self, name_or_id: str, lines: int = 20) -> str:
         """Return the last `lines` lines of a container's log."""
@@ -164,17 +154,15 @@ class DockerEngine:
 
     async def volume(self, name: str) -> EngineVolume | None:
         """Return the volume, or None if it does not exist."""
-        found = await self._inspect(lambda client: client.inspect_volume(name))
-        return None if found is None else parse_volume(found)
+        return await self._inspect(EngineVolume, lambda client: client.inspect_volume(name))
 
     async def volumes(self, labels: Mapping[str, str]) -> list[EngineVolume]:
         """Return all volumes that have `labels`."""
-        found = await self._query(lambda client: client.volumes(filters=_filters(labels)))
-        return [parse_volume(each) for each in items(found, "Volumes")]
+        return await self._list(EngineVolume, lambda client: client.volumes(filters=_filters(labels))["Volumes"] or [])
 
     async def get_or_create_volume(self, name: str, labels: Mapping[str, str]) -> EngineVolume:
         """Create a volume with `labels`, or return the existing one with its own labels."""
-        return parse_volume(await self._change(lambda client: client.create_volume(name, labels=labels)))
+        return await self._change(lambda client: EngineVolume.model_validate(client.create_volume(name, labels=labels)))
 
     async def remove_volume(self, name: str) -> None:
         """Remove a volume. Do nothing if it does not exist.
@@ -186,13 +174,11 @@ class DockerEngine:
 
     async def network(self, name_or_id: str) -> EngineNetwork | None:
         """Return the network, or None if it does not exist."""
-        found = await self._inspect(lambda client: client.inspect_network(name_or_id))
-        return None if found is None else parse_network(found)
+        return await self._inspect(EngineNetwork, lambda client: client.inspect_network(name_or_id))
 
     async def networks(self, labels: Mapping[str, str]) -> list[EngineNetwork]:
         """Return all networks that have `labels`."""
-        found = await self._query(lambda client: client.networks(filters=_filters(labels)))
-        return [parse_network(each) for each in items(found)]
+        return await self._list(EngineNetwork, lambda client: client.networks(filters=_filters(labels)))
 
     async def create_network(self, name: str, options: Mapping[str, str], labels: Mapping[str, str]) -> None:
         """Create a bridge network.
@@ -228,11 +214,14 @@ class DockerEngine:
         for client in self._clients.values():
             client.close()
 
-    async def _inspect(self, call: Callable[[Any], Any]) -> object | None:
+    async def _inspect(self, kind: type[ObjectT], call: Callable[[Any], object]) -> ObjectT | None:
         try:
-            return await self._query(call)
+            return await self._query(lambda client: kind.model_validate(call(client)))
         except ObjectNotFound:
             return None
+
+    async def _list(self, kind: type[ObjectT], call: Callable[[Any], Sequence[object]]) -> list[ObjectT]:
+        return await self._query(lambda client: [kind.model_validate(each) for each in call(client)])
 
     async def _change_if_exists(self, call: Callable[[Any], Any]) -> None:
         with suppress(ObjectNotFound):
@@ -283,6 +272,9 @@ class DockerEngine:
         except (errors.DockerException, RequestException, OSError) as error:
             no_permission = "PermissionError" in str(error)
             raise EngineUnavailable(NO_PERMISSION if no_permission else NOT_RUNNING) from error
+        except ValidationError as error:
+            log.warning("the Docker engine's response is malformed: %s", error)
+            raise EngineRefused("The Docker engine's response is malformed.") from error
 
 
 def parse_refusal(status: object, explanation: object) -> SandboxUnavailable:
@@ -310,5 +302,5 @@ def _connect(environment: Mapping[str, str], seconds: float) -> Any:
     return APIClient(version="auto", timeout=int(seconds), max_pool_size=MAX_THREADS, **options)
 
 
-def _filters(labels: Mapping[str, str]) -> JsonObject:
+def _filters(labels: Mapping[str, str]) -> Mapping[str, object]:
     return {"label": [f"{name}={value}" for name, value in labels.items()]} if labels else {}
