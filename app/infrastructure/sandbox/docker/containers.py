@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
@@ -13,7 +14,6 @@ from app.infrastructure.sandbox.client.running_sandbox import RESPONSE_SECONDS, 
 from app.infrastructure.sandbox.docker.container_spec import (
     VOLUME_LABEL,
     ContainerSpec,
-    NameResolution,
     ObjectNames,
 )
 from app.infrastructure.sandbox.docker.engine import (
@@ -69,46 +69,58 @@ class RunningContainer(RunningSandbox):
         self.address = address
 
 
-class ContainerRepository:
-    """The containers and volumes of this installation's sessions, which only the engine records.
+class SandboxContainers:
+    """The containers and volumes of this installation's sandboxes, which only the engine records.
 
     A container's name is the lock on its session: the engine accepts each name once.
     Every method raises `SandboxUnavailable` if the engine is unavailable or refuses.
     """
 
-    def __init__(self, engine: DockerEngine, names: ObjectNames, spec: ContainerSpec) -> None:
-        """Create containers with `spec`, named by `names`."""
-        self._engine = engine
-        self._names = names
+    def __init__(
+        self, engine: DockerEngine, names: ObjectNames, spec: ContainerSpec, firewall: Firewall, *, exec_seconds: float
+    ) -> None:
+        """Create containers with `spec`, named by `names`, in the network of `firewall`.
+
+        Args:
+            engine: The engine that runs them.
+            names: Their names and labels.
+            spec: Their configuration.
+            firewall: The rules of their network.
+            exec_seconds: Their SANDBOX_EXEC_SECONDS.
+        """
+        self.engine = engine
+        self.names = names
+        self.firewall = firewall
+        self.start_limit = asyncio.Semaphore(STARTS_AT_ONCE)
+        """Held while a container starts, which costs seconds of CPU. Waiting for it has no timeout."""
         self._spec = spec
+        self._network = firewall.network.name
+        self._exec_seconds = exec_seconds
 
     async def find(self, session_id: str) -> EngineContainer | None:
         """Return the session's container in any state, or None."""
-        found = await self._engine.container(self._names.of_session(session_id))
-        if found is not None and not self._names.owns(found.labels):
+        found = await self.engine.container(self.names.of_session(session_id))
+        if found is not None and not self.names.owns(found.labels):
             raise _foreign("container")
         return found
 
-    async def create(self, session_id: str, resolution: NameResolution) -> None:
+    async def create(self, session_id: str) -> None:
         """Create the session's container on its existing workspace or a new one.
 
         Raises:
             ObjectConflict: Another process has created it.
         """
-        name = self._names.of_session(session_id)
-        labels = self._names.labels("sandbox", session=session_id)
-        workspace = await self._engine.get_or_create_volume(name, labels)
-        if not self._names.owns(workspace.labels):
+        name = self.names.of_session(session_id)
+        labels = self.names.labels("sandbox", session=session_id)
+        workspace = await self.engine.get_or_create_volume(name, labels)
+        if not self.names.owns(workspace.labels):
             raise _foreign("volume")
         volume = workspace.labels.get(VOLUME_LABEL) or workspace.name
-        await self._engine.create_container(
-            name, self._spec.sandbox(volume=volume, labels=labels, resolution=resolution)
-        )
+        await self._create(name, volume, labels)
 
-    async def create_pooled(self, name: str, maker: str, resolution: NameResolution) -> None:
+    async def create_pooled(self, name: str, maker: str) -> None:
         """Create a container without a session, with a workspace of its own."""
-        labels = self._names.labels("pool", session="", volume=name, maker=maker)
-        await self._engine.create_container(name, self._spec.sandbox(volume=name, labels=labels, resolution=resolution))
+        await self._create(name, name, self.names.labels("pool", session="", volume=name, maker=maker))
 
     async def adopt(self, pooled: EngineContainer, session_id: str) -> Adoption:
         """Give a pooled container to a session.
@@ -120,64 +132,45 @@ class ContainerRepository:
             `adopted`; `not needed` if the session already has a workspace; `lost` if the pooled container is gone, or
             another process has created the session's container.
         """
-        name = self._names.of_session(session_id)
+        name = self.names.of_session(session_id)
         volume = pooled.labels[VOLUME_LABEL]
-        labels = self._names.labels("sandbox", session=session_id, volume=volume)
-        pointer = await self._engine.get_or_create_volume(name, labels)
+        labels = self.names.labels("sandbox", session=session_id, volume=volume)
+        pointer = await self.engine.get_or_create_volume(name, labels)
         if pointer.labels.get(VOLUME_LABEL) != volume:
             return "not needed"
         try:
-            await self._engine.rename_container(pooled.id, name)
+            await self.engine.rename_container(pooled.id, name)
         except (ObjectConflict, ObjectNotFound):
             return "lost"
         return "adopted"
 
     async def stop(self, container_id: str) -> None:
         """Stop and remove a container. Its workspace stays."""
-        await self._engine.stop_container(container_id, grace=STOP_SECONDS)
-        await self._engine.remove_container(container_id)
+        await self.engine.stop_container(container_id, grace=STOP_SECONDS)
+        await self.engine.remove_container(container_id)
 
     async def destroy(self, session_id: str) -> None:
         """Remove the session's container, workspace and pointer volume. Idempotent."""
         if (found := await self.find(session_id)) is not None:
-            await self._engine.remove_container(found.id)
-        volume = await self._engine.volume(self._names.of_session(session_id))
-        if volume is not None and self._names.owns(volume.labels):
+            await self.engine.remove_container(found.id)
+        volume = await self.engine.volume(self.names.of_session(session_id))
+        if volume is not None and self.names.owns(volume.labels):
             await self.destroy_volume(volume)
 
     async def destroy_volume(self, volume: EngineVolume) -> None:
         """Remove a session's volume, after the workspace that it points to."""
         if target := volume.labels.get(VOLUME_LABEL):
-            await self._engine.remove_volume(target)
-        await self._engine.remove_volume(volume.name)
+            await self.engine.remove_volume(target)
+        await self.engine.remove_volume(volume.name)
 
     async def destroy_pooled(self, name: str) -> None:
         """Remove a pooled container and its workspace. Idempotent."""
-        await self._engine.remove_container(name)
+        await self.engine.remove_container(name)
         try:
-            await self._engine.remove_volume(name)
+            await self.engine.remove_volume(name)
         except ObjectConflict:
             # A session points to it, and another process has created that session's container on it.
             log.info("kept the workspace %s of a pooled sandbox: a session uses it", name)
-
-
-class ContainerLauncher:
-    """Starts containers and waits until their sandboxes respond."""
-
-    def __init__(
-        self,
-        engine: DockerEngine,
-        firewall: Firewall,
-        *,
-        exec_seconds: float,
-    ) -> None:
-        """Start containers in the network of `firewall`; `exec_seconds` is their SANDBOX_EXEC_SECONDS."""
-        self.start_limit = asyncio.Semaphore(STARTS_AT_ONCE)
-        """Held while a container starts, which costs seconds of CPU. Waiting for it has no timeout."""
-        self._engine = engine
-        self._firewall = firewall
-        self._network = firewall.network.name
-        self._exec_seconds = exec_seconds
 
     async def launch(self, name: str) -> RunningContainer:
         """Start the container `name` and wait until its sandbox responds. Remove it if it does not.
@@ -187,19 +180,19 @@ class ContainerLauncher:
             SandboxUnavailable: It does not start.
         """
         try:
-            await self._engine.start_container(name)
+            await self.engine.start_container(name)
         except EngineRefused:
             # The engine would refuse it again. A new container is created with the current settings.
-            await self._engine.remove_container(name)
+            await self.engine.remove_container(name)
             raise
-        container = await self._engine.container(name)
+        container = await self.engine.container(name)
         if container is None or not (address := container.address(self._network)):
             raise await self._start_failure(container)
-        if address in self._firewall.service_addresses:
+        if address in self.firewall.service_addresses:
             # A service that has ended had this address. Its rules would let this sandbox reach other sandboxes.
-            self._firewall.invalidate()
-            await self._firewall.ensure()
-            if address in self._firewall.service_addresses:
+            self.firewall.invalidate()
+            await self.firewall.ensure()
+            if address in self.firewall.service_addresses:
                 raise await self._start_failure(container)
         running = self.connect(container)
         try:
@@ -239,6 +232,11 @@ class ContainerLauncher:
         address = container.address(self._network)
         return RunningContainer(container, address, exec_seconds=self._exec_seconds)
 
+    async def _create(self, name: str, volume: str, labels: Mapping[str, str]) -> None:
+        resolution = self.firewall.name_resolution
+        config = self._spec.sandbox(volume=volume, labels=labels, resolution=resolution)
+        await self.engine.create_container(name, config)
+
     async def _poll_until_ready(self, running: RunningContainer, seconds: float) -> bool:
         """Return whether the sandbox is ready within `seconds`; False as soon as its container has ended."""
         deadline = time.monotonic() + seconds
@@ -257,7 +255,7 @@ class ContainerLauncher:
     async def _exists(self, running: RunningContainer) -> bool:
         """Return False only if the engine reports that the container has ended or does not exist."""
         try:
-            container = await self._engine.container(running.container.id)
+            container = await self.engine.container(running.container.id)
         except EngineUnavailable:
             return True
         return container is not None and not container.ended
@@ -265,8 +263,8 @@ class ContainerLauncher:
     async def _start_failure(self, container: EngineContainer | None) -> SandboxUnavailable:
         """Log the end of a container that never responded, remove it, and return the error to raise."""
         if container is not None:
-            now = await self._engine.container(container.id)
-            output = await self._engine.log_tail(container.id) if now else ""
+            now = await self.engine.container(container.id)
+            output = await self.engine.log_tail(container.id) if now else ""
             log.error(
                 "the sandbox %s did not start (%s, exit status %s%s): %s",
                 container.name,
@@ -275,7 +273,7 @@ class ContainerLauncher:
                 ", out of memory" if now and now.out_of_memory else "",
                 output or "no output",
             )
-            await self._engine.remove_container(container.id)
+            await self.engine.remove_container(container.id)
         return SandboxUnavailable("The sandbox did not start; the service's log has its output.")
 
 

@@ -69,11 +69,11 @@ class EngineContainer(EngineObject):
     """A container, inspected or listed. A list omits `token`, `exit_code` and `out_of_memory`."""
 
     id: str = Field(validation_alias="Id")
-    name: Annotated[str, BeforeValidator(_first_own_name)] = Field(validation_alias=AliasChoices("Name", "Names"))
+    name: Annotated[str, BeforeValidator(_first_own_name)] = Field("", validation_alias=AliasChoices("Name", "Names"))
     labels: dict[str, str] = Field({}, validation_alias=AliasChoices(AliasPath("Config", "Labels"), "Labels"))
-    state: str = Field(validation_alias=AliasChoices(AliasPath("State", "Status"), "State"))
+    state: str = Field("", validation_alias=AliasChoices(AliasPath("State", "Status"), "State"))
     """`created`, `running`, `paused`, `restarting`, `removing`, `exited` or `dead`."""
-    created: AwareDatetime = Field(validation_alias="Created")
+    created: AwareDatetime = Field(EPOCH, validation_alias="Created")
     endpoints: dict[str, NetworkEndpoint] = Field({}, validation_alias=AliasPath("NetworkSettings", "Networks"))
     """Endpoints by network name."""
     volumes: Annotated[tuple[str, ...], BeforeValidator(_volume_names)] = Field((), validation_alias="Mounts")

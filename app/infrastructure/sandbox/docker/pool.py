@@ -5,13 +5,10 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.docker.container_spec import VOLUME_LABEL, ObjectNames
-from app.infrastructure.sandbox.docker.containers import ContainerLauncher, ContainerRepository, RunningContainer
-from app.infrastructure.sandbox.docker.engine import DockerEngine
-from app.infrastructure.sandbox.docker.network.firewall import Firewall
+from app.infrastructure.sandbox.docker.container_spec import VOLUME_LABEL
+from app.infrastructure.sandbox.docker.containers import RunningContainer, SandboxContainers
 
 log = logging.getLogger(__name__)
 
@@ -19,22 +16,11 @@ log = logging.getLogger(__name__)
 class SandboxPool:
     """The pooled sandboxes of this process. No other process adopts them; without renewals they end themselves."""
 
-    def __init__(
-        self,
-        names: ObjectNames,
-        repository: ContainerRepository,
-        firewall: Firewall,
-        launcher: ContainerLauncher,
-        *,
-        size: int,
-    ) -> None:
+    def __init__(self, containers: SandboxContainers, *, size: int) -> None:
         """Keep `size` sandboxes ready once `start` is called."""
         self.maker = secrets.token_hex(8)
         """Identifies this process on the containers that it created."""
-        self._names = names
-        self._repository = repository
-        self._firewall = firewall
-        self._launcher = launcher
+        self._containers = containers
         self._size = size
         self._ready: deque[RunningContainer] = deque()
         self._created_ids: set[str] = set()
@@ -62,7 +48,7 @@ class SandboxPool:
         while self._ready:
             running = self._ready.popleft()
             self._refill.set()
-            if await self._launcher.is_alive(running):
+            if await self._containers.is_alive(running):
                 return running
             await self.discard(running)
         return None
@@ -76,7 +62,7 @@ class SandboxPool:
         await running.close()
         self._created_ids.discard(running.container.id)
         try:
-            await self._repository.destroy_pooled(running.container.labels[VOLUME_LABEL])
+            await self._containers.destroy_pooled(running.container.labels[VOLUME_LABEL])
         except SandboxUnavailable as error:
             log.warning("could not remove a pooled sandbox: %s", error)
 
@@ -114,26 +100,14 @@ class SandboxPool:
                 log.exception("filling the sandbox pool failed")
 
     async def _create(self) -> RunningContainer:
-        await self._firewall.ensure()
-        async with self._launcher.start_limit:
-            name = self._names.new_pool_name()
+        await self._containers.firewall.ensure()
+        async with self._containers.start_limit:
+            name = self._containers.names.new_pool_name()
             try:
-                await self._repository.create_pooled(name, self.maker, self._firewall.name_resolution)
-                running = await self._launcher.launch(name)
+                await self._containers.create_pooled(name, self.maker)
+                running = await self._containers.launch(name)
             except BaseException:
-                await self._repository.destroy_pooled(name)
+                await self._containers.destroy_pooled(name)
                 raise
             self._created_ids.add(running.container.id)
             return running
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerComponents:
-    """The parts of a provider that its sessions and its reaper share."""
-
-    engine: DockerEngine
-    names: ObjectNames
-    firewall: Firewall
-    repository: ContainerRepository
-    launcher: ContainerLauncher
-    pool: SandboxPool

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox.docker.container_spec import ContainerSpec, DockerOptions, ObjectNames
-from app.infrastructure.sandbox.docker.containers import ContainerLauncher, ContainerRepository, RunningContainer
+from app.infrastructure.sandbox.docker.containers import RunningContainer, SandboxContainers
 from app.infrastructure.sandbox.docker.engine import IMAGE_MISSING, DockerEngine, ObjectConflict, ObjectNotFound
 from app.infrastructure.sandbox.docker.engine_objects import EngineContainer
 from app.infrastructure.sandbox.docker.network.firewall import Firewall
-from app.infrastructure.sandbox.docker.pool import DockerComponents, SandboxPool
+from app.infrastructure.sandbox.docker.pool import SandboxPool
 from app.infrastructure.sandbox.docker.reaper import ExistingSessions, Reaper
 from app.infrastructure.sandbox.lifecycle import SessionSandboxProvider
 
@@ -38,18 +38,16 @@ RETRY_SECONDS = 0.1
 class DockerBackend:
     """Starts, finds and removes the container of a session. Whether one exists is looked up in the engine each time."""
 
-    def __init__(self, components: DockerComponents) -> None:
+    def __init__(self, containers: SandboxContainers, pool: SandboxPool) -> None:
         """Use the provider's parts."""
-        self._engine = components.engine
-        self._names = components.names
-        self._firewall = components.firewall
-        self._repository = components.repository
-        self._launcher = components.launcher
-        self._pool = components.pool
+        self._containers = containers
+        self._engine = containers.engine
+        self._firewall = containers.firewall
+        self._pool = pool
 
     async def is_alive(self, known: RunningContainer) -> bool:
         """Return whether the sandbox responded just now, or does so when asked."""
-        return known.is_fresh or await self._launcher.is_alive(known)
+        return known.is_fresh or await self._containers.is_alive(known)
 
     async def find(self, session_id: str, known: RunningContainer | None) -> RunningContainer | None:
         """Return the session's sandbox if its container runs and responds.
@@ -59,7 +57,7 @@ class DockerBackend:
         """
         # The firewall comes first: if SANDBOX_EGRESS has changed, it removes the sandboxes that were started before.
         await self._firewall.ensure()
-        running = await self._resume(session_id, await self._repository.find(session_id), known)
+        running = await self._resume(session_id, await self._containers.find(session_id), known)
         if running is None and known is not None:
             # It has ended without us. That also happens when the engine is restarted, which drops the rules.
             self._firewall.invalidate()
@@ -80,11 +78,11 @@ class DockerBackend:
 
     async def stop(self, session_id: str, instance_id: str) -> None:
         """Stop and remove the container `instance_id`. The workspace stays."""
-        await self._repository.stop(instance_id)
+        await self._containers.stop(instance_id)
 
     async def destroy(self, session_id: str) -> None:
         """Remove the session's container and workspace."""
-        await self._repository.destroy(session_id)
+        await self._containers.destroy(session_id)
 
     async def _resume(
         self, session_id: str, found: EngineContainer | None, known: RunningContainer | None
@@ -94,13 +92,13 @@ class DockerBackend:
             await self._engine.unpause_container(found.id)
         elif found is None or not found.running:
             return None
-        if not self._launcher.in_network(found):
+        if not self._containers.in_network(found):
             log.warning("replacing the sandbox of session %s: it is in another network", session_id)
             await self._engine.remove_container(found.id)
             return None
         same = known is not None and known.instance_id == found.id
-        running = known if known is not None and same else self._launcher.connect(found)
-        if await self._launcher.wait_until_ready(running) and await running.try_renew():
+        running = known if known is not None and same else self._containers.connect(found)
+        if await self._containers.wait_until_ready(running) and await running.try_renew():
             return running
         log.warning("replacing the sandbox of session %s: it runs but does not respond", session_id)
         if running is not known:
@@ -111,7 +109,7 @@ class DockerBackend:
     async def _adopt(self, session_id: str) -> RunningContainer | None:
         """Return a sandbox of the pool, if there is one and the session has no workspace yet."""
         while (running := await self._pool.take()) is not None:
-            adoption = await self._repository.adopt(running.container, session_id)
+            adoption = await self._containers.adopt(running.container, session_id)
             if adoption == "adopted":
                 return running
             if adoption == "not needed":
@@ -121,16 +119,16 @@ class DockerBackend:
         return None
 
     async def _create(self, session_id: str) -> RunningContainer:
-        async with self._launcher.start_limit:
+        async with self._containers.start_limit:
             for _ in range(CREATE_ATTEMPTS):
-                found = await self._repository.find(session_id)
+                found = await self._containers.find(session_id)
                 try:
                     if found is not None and found.ended:
                         await self._remove_ended(session_id, found)
                         found = None
                     if found is None:
-                        await self._repository.create(session_id, self._firewall.name_resolution)
-                    return await self._launcher.launch(self._names.of_session(session_id))
+                        await self._containers.create(session_id)
+                    return await self._containers.launch(self._containers.names.of_session(session_id))
                 except ObjectConflict:
                     await asyncio.sleep(RETRY_SECONDS)
                 except ObjectNotFound:
@@ -182,18 +180,14 @@ class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
         names, spec = ObjectNames(options.name_prefix, installation), ContainerSpec(options)
         engine = DockerEngine(environment)
         firewall = Firewall(engine, names, spec, network=options.network, egress=options.egress)
-        repository = ContainerRepository(engine, names, spec)
-        launcher = ContainerLauncher(engine, firewall, exec_seconds=options.exec_seconds)
-        pool = SandboxPool(names, repository, firewall, launcher, size=options.pool_size)
-        components = DockerComponents(
-            engine=engine, names=names, firewall=firewall, repository=repository, launcher=launcher, pool=pool
-        )
-        super().__init__(DockerBackend(components), key=names.of_session)
+        containers = SandboxContainers(engine, names, spec, firewall, exec_seconds=options.exec_seconds)
         self.firewall = firewall
-        self.pool = pool
+        self.pool = SandboxPool(containers, size=options.pool_size)
+        super().__init__(DockerBackend(containers, self.pool), key=names.of_session)
         self._image = options.image
         self._engine = engine
-        self._docker_reaper = Reaper(components, self.sessions, existing, ttl_seconds=options.ttl_minutes * 60)
+        ttl_seconds = options.ttl_minutes * 60
+        self._docker_reaper = Reaper(containers, self.pool, self.sessions, existing, ttl_seconds=ttl_seconds)
         self._reap_seconds = reap_seconds
         self._reap_lock = asyncio.Lock()
 

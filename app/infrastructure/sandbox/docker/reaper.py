@@ -18,10 +18,10 @@ from app.infrastructure.sandbox.docker.container_spec import (
     VOLUME_LABEL,
     is_pooled,
 )
-from app.infrastructure.sandbox.docker.containers import RunningContainer
+from app.infrastructure.sandbox.docker.containers import RunningContainer, SandboxContainers
 from app.infrastructure.sandbox.docker.engine import EngineUnavailable
 from app.infrastructure.sandbox.docker.engine_objects import EngineContainer, EngineVolume
-from app.infrastructure.sandbox.docker.pool import DockerComponents
+from app.infrastructure.sandbox.docker.pool import SandboxPool
 from app.infrastructure.sandbox.lifecycle import SessionSandbox
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class Reaper:
 
     def __init__(
         self,
-        components: DockerComponents,
+        containers: SandboxContainers,
+        pool: SandboxPool,
         sessions: Mapping[str, SessionSandbox[RunningContainer]],
         existing: ExistingSessions,
         *,
@@ -65,17 +66,17 @@ class Reaper:
         """Prepare the first round.
 
         Args:
-            components: The provider's parts.
+            containers: The provider's containers.
+            pool: The provider's pool.
             sessions: The provider's sessions by the name of their container.
             existing: Tells which sessions exist; may raise an `AnkerError`.
             ttl_seconds: Idle time after which a sandbox is stopped.
         """
-        self._engine = components.engine
-        self._names = components.names
-        self._repository = components.repository
-        self._launcher = components.launcher
-        self._firewall = components.firewall
-        self._pool = components.pool
+        self._containers = containers
+        self._engine = containers.engine
+        self._names = containers.names
+        self._firewall = containers.firewall
+        self._pool = pool
         self._sessions = sessions
         self._existing = existing
         self._ttl_seconds = ttl_seconds
@@ -135,7 +136,7 @@ class Reaper:
             young = young and not container.ended
         if not young:
             log.info("removing the pooled sandbox %s: the process that created it is gone", container.name)
-            await self._repository.destroy_pooled(container.name)
+            await self._containers.destroy_pooled(container.name)
 
     async def _stop_if_idle(self, container: EngineContainer) -> None:
         async def is_idle() -> bool:
@@ -145,7 +146,7 @@ class Reaper:
             return
         session = self._sessions.get(container.name)
         if session is None:
-            await self._repository.stop(container.id)
+            await self._containers.stop(container.id)
         elif not await session.stop_if_idle(container.id, is_idle):
             return
         log.info("stopped the idle sandbox %s, its files stay", container.name)
@@ -175,7 +176,7 @@ class Reaper:
         elif owners is None or owners.include(volume):
             return
         log.info("removing the files in the volume %s: its session does not exist any more", volume.name)
-        await self._repository.destroy_volume(volume)
+        await self._containers.destroy_volume(volume)
 
     async def _remove_unused_networks(self) -> None:
         for listed in await self._engine.networks(self._names.ownership):
@@ -192,9 +193,9 @@ class Reaper:
         connection = self._connections.get(container.id)
         if connection is None:
             inspected = await self._engine.container(container.id)
-            if inspected is None or not self._launcher.in_network(inspected):
+            if inspected is None or not self._containers.in_network(inspected):
                 return False
-            connection = self._connections[container.id] = self._launcher.connect(inspected)
+            connection = self._connections[container.id] = self._containers.connect(inspected)
         try:
             idle = await connection.fetch_idle_seconds()
         except SandboxUnavailable:
