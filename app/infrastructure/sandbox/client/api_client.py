@@ -109,7 +109,7 @@ class SandboxApiClient:
             raise SandboxUnavailable("The sandbox cannot be reached: it does not run.") from error
         except httpx.TransportError as error:
             raise SandboxUnavailable("The connection to the sandbox broke before it answered.") from error
-        return _open_envelope(response.status_code, body)
+        return open_envelope(response.status_code, body)
 
 
 async def _read(response: httpx.Response) -> bytes:
@@ -126,7 +126,16 @@ async def _read(response: httpx.Response) -> bytes:
     return b"".join(chunks)
 
 
-def _open_envelope(status: int, body: bytes) -> JsonObject:
+def open_envelope(status: int, body: bytes | bytearray) -> JsonObject:
+    """Return the `data` of a response.
+
+    Raises:
+        SandboxFailure: The sandbox refused the request.
+        SandboxUnavailable: The response is malformed, or the token was refused.
+    """
+    if status == UNAUTHORIZED:
+        # The model cannot repair this: the operator's token is wrong, or another program has the port now.
+        raise SandboxUnavailable("The sandbox refused our token (SANDBOX_TOKEN).")
     try:
         envelope: object = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -134,9 +143,6 @@ def _open_envelope(status: int, body: bytes) -> JsonObject:
     if not isinstance(envelope, dict):
         raise SandboxUnavailable(f"The sandbox's answer is malformed (HTTP {status}).")
     fields = cast("dict[str, object]", envelope)
-    if status == UNAUTHORIZED:
-        # The model cannot repair this: the operator's token is wrong, or another program has the port now.
-        raise SandboxUnavailable("The sandbox refused our token (SANDBOX_TOKEN).")
     success, message, data = fields.get("success"), fields.get("message"), fields.get("data")
     if success is False and isinstance(message, str):
         raise SandboxFailure(message or f"The sandbox refused the request (HTTP {status}).", status=status)

@@ -2,16 +2,15 @@
 
 import asyncio
 import socket
-from typing import cast
 from urllib.parse import urlsplit
 
-import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
-from app.domain.errors import SandboxUnavailable
+from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.external.sandbox import Desktop
+from app.infrastructure.sandbox.client.api_client import open_envelope
 
 OPEN_SECONDS = 10.0
 """Time limit in seconds for the handshake, during which the sandbox connects to its VNC server."""
@@ -29,7 +28,6 @@ MAX_QUEUE = 8
 """Maximum number of messages that wait to be received; when reached, nothing more is read from the sandbox."""
 
 NORMAL_CLOSURE = 1000
-UNAUTHORIZED = 401
 
 _MAX_REASON = 300
 """Maximum number of characters of a reason that the sandbox gives."""
@@ -130,15 +128,12 @@ class SandboxDesktop:
 
 
 def _handshake_error(status: int, body: bytes | bytearray | None) -> SandboxUnavailable:
-    if status == UNAUTHORIZED:
-        return SandboxUnavailable("The sandbox refused our token (SANDBOX_TOKEN).")
     try:
-        envelope: object = orjson.loads(body or b"")
-    except orjson.JSONDecodeError:
-        envelope = None
-    reason = cast("dict[str, object]", envelope).get("message") if isinstance(envelope, dict) else None
-    if isinstance(reason, str) and reason:
-        return SandboxUnavailable(reason[:_MAX_REASON])
+        open_envelope(status, body or b"")
+    except SandboxUnavailable as error:
+        return error
+    except SandboxFailure as failure:
+        return SandboxUnavailable(str(failure)[:_MAX_REASON])
     return SandboxUnavailable(f"The sandbox shows no desktop (HTTP {status}).")
 
 
