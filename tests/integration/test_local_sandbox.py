@@ -14,7 +14,7 @@ import pytest_asyncio
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.local import process
 from app.infrastructure.sandbox.local.process import SandboxProcess
-from app.infrastructure.sandbox.local.provider import LocalSandboxes
+from app.infrastructure.sandbox.local.provider import STARTS_AT_ONCE, LocalSandboxes
 from tests.integration.sandbox_processes import commands, marked, sandbox_processes
 from tests.support.eventually import eventually
 
@@ -46,12 +46,12 @@ async def test_concurrent_starts_are_limited(tmp_path: Path, monkeypatch: pytest
         raise SandboxUnavailable("nothing is started here")
 
     monkeypatch.setattr(SandboxProcess, "spawn", spawn)
-    async with LocalSandboxes(tmp_path, starts_at_once=2) as provider:
-        starts = asyncio.gather(*(provider.acquire(f"s{n}") for n in range(5)), return_exceptions=True)
-        await eventually(lambda: starting == 2)
+    async with LocalSandboxes(tmp_path) as provider:
+        starts = asyncio.gather(*(provider.acquire(f"s{n}") for n in range(STARTS_AT_ONCE + 2)), return_exceptions=True)
+        await eventually(lambda: starting == STARTS_AT_ONCE)
         may_end.set()
         await starts
-    assert maximum == 2
+    assert maximum == STARTS_AT_ONCE
 
 
 async def test_shell_starts_in_the_sessions_workspace(provider: LocalSandboxes, tmp_path: Path) -> None:

@@ -120,7 +120,9 @@ class SandboxProcess:
 
     async def stop(self) -> int:
         """End the process and all that it started; return its exit status. Idempotent."""
-        self._close_lifeline()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
         try:
             if self.is_running:
                 self._signal(signal.SIGTERM)
@@ -128,7 +130,9 @@ class SandboxProcess:
                     async with asyncio.timeout(GRACE_SECONDS):
                         await self._child.wait()
                 except TimeoutError:
-                    await self._kill()
+                    # It hangs. Its descendants can only be found while it lives.
+                    await asyncio.to_thread(kill_process_trees, {self.pid})
+                    self._signal(signal.SIGKILL)
             return await self._child.wait()
         finally:
             if self.is_running:  # cancelled
@@ -140,21 +144,11 @@ class SandboxProcess:
         await asyncio.wait({self._reader}, timeout=GRACE_SECONDS)
         return self._tail.decode("utf-8", "replace").strip()
 
-    async def _kill(self) -> None:
-        """Kill a process that hangs, and its descendants, which can only be found while it lives."""
-        await asyncio.to_thread(kill_process_trees, {self.pid})
-        self._signal(signal.SIGKILL)
-
     def _signal(self, number: signal.Signals) -> None:
         try:
             os.killpg(self.pid, number)
         except ProcessLookupError:
             return
-
-    def _close_lifeline(self) -> None:
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
 
     async def _keep_tail(self) -> None:
         """Read the output until it ends, so that the process never blocks; keep only the end."""

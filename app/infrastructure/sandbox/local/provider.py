@@ -78,13 +78,12 @@ class LocalBackend:
         *,
         environment: Mapping[str, str],
         exec_seconds: float,
-        starts_at_once: int,
     ) -> None:
         self._folders = folders
         self._marks = marks
         self._environment = environment
         self._exec_seconds = exec_seconds
-        self._start_slots = asyncio.Semaphore(starts_at_once)
+        self._start_slots = asyncio.Semaphore(STARTS_AT_ONCE)
 
     async def is_alive(self, known: LocalSandbox) -> bool:
         """Return whether the process runs."""
@@ -168,7 +167,6 @@ class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
         environment: Mapping[str, str] | None = None,
         exec_seconds: float = 10.0,
         reap_seconds: float = REAP_SECONDS,
-        starts_at_once: int = STARTS_AT_ONCE,
     ) -> None:
         """Initialize the provider; `start` it, or use it as a context manager.
 
@@ -178,7 +176,6 @@ class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
             environment: The environment that sandboxes take some variables from; None: this process's.
             exec_seconds: The sandboxes' SANDBOX_EXEC_SECONDS.
             reap_seconds: Interval in seconds between two searches for idle sandboxes.
-            starts_at_once: Maximum number of sandboxes that start at the same time.
         """
         root = data_dir.absolute() / "sandboxes"
         self._folders = SessionFolders(root)
@@ -190,7 +187,6 @@ class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
             self._marks,
             environment=os.environ if environment is None else environment,
             exec_seconds=exec_seconds,
-            starts_at_once=starts_at_once,
         )
         super().__init__(backend, key=encode_scope)
 

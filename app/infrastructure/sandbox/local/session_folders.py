@@ -5,10 +5,9 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from app.infrastructure.sandbox.client.shell_ids import encode_scope
 
@@ -20,8 +19,6 @@ DELETE_ATTEMPTS = 5
 
 DELETE_PAUSE_SECONDS = 0.05
 """Pause in seconds between two attempts to delete a folder."""
-
-ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class SessionFolders:
 
     def names(self) -> list[str]:
         """Return the names of the session folders that exist."""
-        return [name for name in self._list() if not name.startswith(".")]
+        return [name for name in os.listdir(self.root) if not name.startswith(".")]
 
     def remove(self, folder: SessionFolder) -> bool:
         """Delete a session's folder and return whether all of it could be deleted.
@@ -81,9 +78,8 @@ class SessionFolders:
 
     def empty_trash(self) -> None:
         """Delete the folders whose deletion an earlier process did not complete."""
-        for name in self._list():
-            if name.startswith(TRASH_PREFIX):
-                remove_tree(self.root / name)
+        for trash in list(self.root.glob(f"{TRASH_PREFIX}*")):
+            remove_tree(trash)
 
     def is_writable(self) -> bool:
         """Return whether session folders can be created."""
@@ -93,12 +89,6 @@ class SessionFolders:
             return False
         return os.access(self.root, os.W_OK | os.X_OK)
 
-    def _list(self) -> list[str]:
-        try:
-            return os.listdir(self.root)
-        except FileNotFoundError:
-            return []
-
 
 def remove_tree(folder: Path) -> bool:
     """Delete `folder` and return whether it is gone.
@@ -107,23 +97,19 @@ def remove_tree(folder: Path) -> bool:
     being killed may still write into the folder.
     """
     for _ in range(DELETE_ATTEMPTS):
-        shutil.rmtree(folder, onerror=_grant_and_retry)
+        shutil.rmtree(folder, ignore_errors=True)
         if not os.path.lexists(folder):
             return True
+        _grant_access(folder)
         time.sleep(DELETE_PAUSE_SECONDS)
     return False
 
 
-def _grant_and_retry(function: Callable[..., object], path: str, _: ExcInfo) -> None:
-    """Grant this user the permissions that `rmtree` lacked, and retry; the next attempt deletes the rest."""
-    for folder in (os.path.dirname(path), path):
-        try:
-            if stat.S_ISDIR(os.lstat(folder).st_mode):
-                os.chmod(folder, stat.S_IRWXU)
-        except OSError:
-            continue
-    try:
-        if function in (os.unlink, os.rmdir):
-            function(path)
-    except OSError:
-        return
+def _grant_access(folder: Path) -> None:
+    """Give this user all permissions for `folder` and the folders in it. Do not follow symlinks."""
+    folders = [folder]
+    for each in folders:  # grows during the loop
+        with suppress(OSError):
+            if each.is_dir() and not each.is_symlink():
+                each.chmod(stat.S_IRWXU)
+                folders += each.iterdir()
