@@ -69,21 +69,17 @@ class SessionSandbox(Generic[R]):
 
     def __init__(self, session_id: str, backend: SandboxBackend[R]) -> None:
         self.session_id = session_id
+        self.running: R | None = None
+        """The instance that was last known to run; it may have ended since."""
         self._backend = backend
-        self._running: R | None = None
         self._start: asyncio.Task[HttpSandbox] | None = None
         # Held while an instance is looked up, started or ended: one at a time.
         self._lock = asyncio.Lock()
 
     @property
-    def running(self) -> R | None:
-        """The instance that was last known to run; it may have ended since."""
-        return self._running
-
-    @property
     def is_empty(self) -> bool:
         """Whether no instance is known and nothing is in progress: then this object may be dropped."""
-        return self._running is None and not self._lock.locked() and not self._is_starting
+        return self.running is None and not self._lock.locked() and not self._is_starting
 
     def start(self) -> asyncio.Task[HttpSandbox]:
         """Return the task of the start in progress, or of a new one. Callers share it and must not cancel it."""
@@ -98,7 +94,7 @@ class SessionSandbox(Generic[R]):
         Raises:
             SandboxUnavailable: No sandbox can be started, or it was ended meanwhile.
         """
-        running = self._running
+        running = self.running
         if running is not None and await self._backend.is_alive(running):
             running.touch()
             return running.sandbox
@@ -114,7 +110,7 @@ class SessionSandbox(Generic[R]):
         Raises:
             SandboxUnavailable: It cannot be determined whether one runs.
         """
-        running = self._running
+        running = self.running
         if running is not None and await self._backend.is_alive(running):
             return running.sandbox
         if (start := self._start) is not None and not start.done():
@@ -123,7 +119,7 @@ class SessionSandbox(Generic[R]):
             succeeded = start.done() and not start.cancelled() and start.exception() is None
             return start.result() if succeeded else None
         async with self._lock:
-            found = await self._backend.find(self.session_id, self._running)
+            found = await self._backend.find(self.session_id, self.running)
             await self._replace(found)
             return found.sandbox if found else None
 
@@ -168,7 +164,7 @@ class SessionSandbox(Generic[R]):
 
     async def _start_instance(self) -> HttpSandbox:
         async with self._lock:
-            running = await self._backend.start(self.session_id, self._running)
+            running = await self._backend.start(self.session_id, self.running)
             await self._replace(running)
             return running.sandbox
 
@@ -178,11 +174,11 @@ class SessionSandbox(Generic[R]):
             await asyncio.wait({self._start})
 
     async def _forget(self, instance_id: str) -> None:
-        if self._running is not None and self._running.instance_id == instance_id:
+        if self.running is not None and self.running.instance_id == instance_id:
             await self._replace(None)
 
     async def _replace(self, running: R | None) -> None:
-        known, self._running = self._running, running
+        known, self.running = self.running, running
         if known is not None and known is not running:
             await known.close()
 

@@ -85,13 +85,9 @@ class ObjectNames:
         candidates = {labels.get(SESSION_LABEL, ""), suffix if self.of_session(suffix) == name else ""}
         return candidates - {""}
 
-    def new_pool_name(self) -> str:
-        """Return a new name for a pooled container and its volume."""
-        return f"{self._prefix}-pool-{secrets.token_hex(6)}"
-
-    def new_helper_name(self) -> str:
-        """Return a new name for a firewall helper."""
-        return f"{self._prefix}-guard-{secrets.token_hex(6)}"
+    def new_name(self, role: Literal["pool", "guard"]) -> str:
+        """Return a new name for a pooled container and its volume, or for a firewall helper."""
+        return f"{self._prefix}-{role}-{secrets.token_hex(6)}"
 
     def labels(self, role: Role, **more: str) -> dict[str, str]:
         """Return the labels of a new object. The keys of `more` are label names without `anker.`."""

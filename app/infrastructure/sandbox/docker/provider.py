@@ -204,7 +204,7 @@ class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
         except (TimeoutError, SandboxUnavailable) as error:
             log.warning("this service cannot join the sandboxes' network yet: %s", error)
         self.start_reaper(self._reap_seconds)
-        self.pool.start()
+        self.pool.refill()
 
     async def reap(self) -> None:
         """Refresh the firewall, remove what no session needs, and maintain the pool, once.

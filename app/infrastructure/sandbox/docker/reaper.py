@@ -102,8 +102,10 @@ class Reaper:
 
         await asyncio.gather(*(review(container) for container in containers))
         # Pointer volumes first: the workspaces that they point to are in use until then.
+        used = {each.labels.get(VOLUME_LABEL) for each in volumes}
+        used |= {name for each in containers for name in each.volumes}
         for volume in sorted(volumes, key=_is_pool_volume):
-            await self._log_failure(self._review_volume(volume, volumes, containers, owners))
+            await self._log_failure(self._review_volume(volume, owners, is_used=volume.name in used))
         await self._remove_unused_networks()
 
     async def close(self) -> None:
@@ -161,17 +163,9 @@ class Reaper:
         # It may have ended because the engine was restarted.
         self._firewall.invalidate()
 
-    async def _review_volume(
-        self,
-        volume: EngineVolume,
-        volumes: Sequence[EngineVolume],
-        containers: Sequence[EngineContainer],
-        owners: _Owners | None,
-    ) -> None:
+    async def _review_volume(self, volume: EngineVolume, owners: _Owners | None, *, is_used: bool) -> None:
         if _is_pool_volume(volume):
-            used = {each.labels.get(VOLUME_LABEL) for each in volumes}
-            used |= {name for each in containers for name in each.volumes}
-            if volume.name in used or _is_young(volume.created):
+            if is_used or _is_young(volume.created):
                 return
         elif owners is None or owners.include(volume):
             return

@@ -292,7 +292,7 @@ class Firewall:
 
     async def _run(self, config: Config) -> tuple[int, str]:
         """Run a helper container to its end; return its exit status and output."""
-        helper = await self._engine.create_container(self._names.new_helper_name(), config)
+        helper = await self._engine.create_container(self._names.new_name("guard"), config)
         try:
             await self._engine.start_container(helper)
             return await self._engine.wait_for_exit(helper), await self._engine.log_tail(helper)
