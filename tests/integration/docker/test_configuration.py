@@ -1,4 +1,4 @@
-"""The parsing of settings and engine errors, and the firewall rules. No engine is needed."""
+"""The parsing of settings, engine objects and engine errors, and the firewall rules. No engine is needed."""
 
 from ipaddress import IPv4Address, ip_network
 
@@ -6,6 +6,7 @@ import pytest
 
 from app.infrastructure.sandbox.docker.container_spec import parse_size
 from app.infrastructure.sandbox.docker.engine import EngineRefused, ObjectConflict, ObjectNotFound, parse_refusal
+from app.infrastructure.sandbox.docker.engine_objects import EngineContainer, EngineNetwork
 from app.infrastructure.sandbox.docker.network.egress import (
     EgressAllowlist,
     FirewallRules,
@@ -156,3 +157,40 @@ def test_parse_refusal_returns_error_without_the_engines_message(
 ) -> None:
     failure = parse_refusal(status, message)
     assert type(failure) is kind and "/" not in str(failure) and len(str(failure)) > 20
+
+
+def test_container_inspected_or_listed_is_parsed() -> None:
+    network = {"NetworkSettings": {"Networks": {"n": {"IPAddress": "192.0.2.7", "Aliases": None}}}}
+    inspected = EngineContainer.model_validate(
+        {
+            "Id": "1",
+            "Name": "/box",
+            "Created": "2026-05-01T12:00:00.123456789+02:00",
+            "Config": {"Labels": {"a": "b"}, "Env": ["PATH=/bin", "SANDBOX_TOKEN=x=y"]},
+            "State": {"Status": "exited", "ExitCode": 137, "OOMKilled": True},
+            "Mounts": [{"Type": "bind", "Source": "/"}, {"Type": "volume", "Name": "v"}],
+            **network,
+        }
+    )
+    listed = EngineContainer.model_validate(
+        {
+            "Id": "1",
+            "Names": ["/other/alias", "/box"],
+            "Created": 1777629600,
+            "Labels": None,
+            "State": "exited",
+            "Mounts": None,
+            **network,
+        }
+    )
+    assert (inspected.name, inspected.state, inspected.exit_code, inspected.token) == ("box", "exited", 137, "x=y")
+    assert (inspected.labels, inspected.volumes, inspected.out_of_memory) == ({"a": "b"}, ("v",), True)
+    assert (listed.name, listed.state, listed.labels, listed.volumes) == ("box", "exited", {}, ())
+    assert inspected.created.replace(microsecond=0) == listed.created
+    assert inspected.address("n") == listed.address("n") == "192.0.2.7"
+
+
+def test_network_with_null_fields_is_parsed_as_empty() -> None:
+    nothing = {"Labels": None, "Options": None, "Containers": None, "IPAM": {"Config": None}}
+    network = EngineNetwork.model_validate({"Id": "1", "Name": "n", **nothing})
+    assert (network.labels, network.options, network.members, network.subnets) == ({}, {}, (), ())
