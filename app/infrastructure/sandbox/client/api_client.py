@@ -26,14 +26,6 @@ UNAUTHORIZED = 401
 JsonObject = Mapping[str, object]
 
 
-def http_transport(address: str) -> httpx.AsyncHTTPTransport:
-    """Return a transport for requests to `address`. It connects a second time if the first attempt fails."""
-    # Making a TLS context takes 20 ms; an http address needs none.
-    verify = httpx.create_ssl_context() if address.startswith("https:") else False
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEEPALIVE_SECONDS)
-    return httpx.AsyncHTTPTransport(verify=verify, limits=limits, retries=1)
-
-
 class SandboxApiClient:
     """A client of one sandbox's JSON API, with connections of its own; `aclose` closes them.
 
@@ -61,7 +53,10 @@ class SandboxApiClient:
         self.address = address.rstrip("/")
         self.token = token
         self._base = httpx.URL(self.address + "/api/v1/")
-        self._transport = transport or http_transport(address)
+        # Making a TLS context takes 20 ms; an http address needs none.
+        verify = httpx.create_ssl_context() if address.startswith("https:") else False
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=KEEPALIVE_SECONDS)
+        self._transport = transport or httpx.AsyncHTTPTransport(verify=verify, limits=limits, retries=1)
         self._headers = {
             "Host": self._base.netloc.decode("ascii"),
             "Content-Type": "application/json",
