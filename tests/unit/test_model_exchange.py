@@ -7,7 +7,7 @@ import pytest
 from app.domain.models.message import ToolCall
 from app.domain.services.agents.model_exchange import parse_text_call, storable, with_distinct_call_ids
 from app.domain.services.agents.planner import CreatePlanInput
-from app.domain.services.tools.message import CompleteStepInput
+from app.domain.services.tools.base import CompleteStepInput
 
 PLAN = {"title": "T", "message": "M", "goal": "G", "steps": [{"id": 1, "description": "D"}]}
 

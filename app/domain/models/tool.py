@@ -28,9 +28,9 @@ class ToolResult:
     facts in as few tokens as possible.
     """
 
-    success: bool
     text: str
     message: str = ""
+    success: bool = True
     data: JsonObject | None = None
     content: JsonObject | None = None
 

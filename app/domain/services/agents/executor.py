@@ -20,14 +20,17 @@ from app.domain.models.plan import Step
 from app.domain.models.tool import OpenCall, ToolResult
 from app.domain.prompts import executing
 from app.domain.services.agents.checkpointer import RunCheckpointer
-from app.domain.services.agents.model_exchange import (
-    ModelExchange,
-    parse_text_call,
-    storable,
-    with_distinct_call_ids,
+from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call, storable, with_distinct_call_ids
+from app.domain.services.tools.base import (
+    AskUserInput,
+    BadArguments,
+    BoundCall,
+    CompleteStepInput,
+    RunCall,
+    Tool,
+    ToolContext,
 )
-from app.domain.services.tools.base import AskCall, BadArguments, BoundCall, CompleteCall, RunCall, Tool, ToolContext
-from app.domain.services.tools.message import COMPLETE_STEP, CompleteStepInput, completion
+from app.domain.services.tools.message import COMPLETE_STEP
 
 MAX_TURNS = 5_000
 """Maximum number of model turns of the executor in one run."""
@@ -38,8 +41,8 @@ class _ValidCalls:
     """The valid calls of one model turn, by kind."""
 
     runs: tuple[tuple[ToolCall, RunCall], ...]
-    ask: tuple[ToolCall, AskCall] | None
-    complete: tuple[ToolCall, CompleteCall] | None
+    ask: tuple[ToolCall, AskUserInput] | None
+    complete: tuple[ToolCall, CompleteStepInput] | None
 
 
 class Executor:
@@ -76,7 +79,7 @@ class Executor:
                 await self._carry_out(await self._validate(reply))
             elif (parsed := parse_text_call(CompleteStepInput, reply.content, COMPLETE_STEP.spec.name)) is not None:
                 await checkpointer.stage("executor", AssistantMessage(content=reply.content))
-                await self._complete_step(completion(parsed))
+                await self._complete_step(parsed)
             else:
                 await self._exchange.correct_text(reply, executing.REMINDER, empty=executing.EMPTY)
 
@@ -86,24 +89,24 @@ class Executor:
         turn = AssistantMessage(content=reply.content, tool_calls=tuple(storable(call) for call in calls))
         await self._checkpointer.stage("executor", turn)
         runs: list[tuple[ToolCall, RunCall]] = []
-        ask: tuple[ToolCall, AskCall] | None = None
-        complete: tuple[ToolCall, CompleteCall] | None = None
+        ask: tuple[ToolCall, AskUserInput] | None = None
+        complete: tuple[ToolCall, CompleteStepInput] | None = None
         for call in calls:
             match self._bind(call, cut_off=reply.finish == "length"):
                 case RunCall() as bound:
                     runs.append((call, bound))
-                case AskCall() as bound if ask is None:
+                case AskUserInput() as bound if ask is None:
                     ask = (call, bound)
-                case AskCall():
+                case AskUserInput():
                     await self._stage_result(call.id, executing.ASKED_TWICE)
-                case CompleteCall() as bound if complete is None:
+                case CompleteStepInput() as bound if complete is None:
                     complete = (call, bound)
-                case CompleteCall():
+                case CompleteStepInput():
                     await self._stage_result(call.id, executing.RECORDED)
                 case str() as problem:
                     await self._stage_result(call.id, problem)
         if runs or ask or complete:
-            self._exchange.count_usable()
+            self._exchange.unusable_replies = 0
         else:
             self._exchange.count_unusable()
         return _ValidCalls(tuple(runs), ask, complete)
@@ -174,14 +177,14 @@ class Executor:
                 checkpoint=replace(checkpoint, open_calls=still_open, sandbox_instance=instance, crash_count=0),
             )
 
-    async def _ask_user(self, call: ToolCall, bound: AskCall) -> None:
+    async def _ask_user(self, call: ToolCall, bound: AskUserInput) -> None:
         await self._checkpointer.commit(
-            [MessageEvent(role="assistant", content=bound.question), WaitEvent()],
+            [MessageEvent(role="assistant", content=bound.text), WaitEvent()],
             checkpoint=replace(self._checkpointer.checkpoint, phase="waiting", pending_question=call.id),
             ends_run=True,
         )
 
-    async def _complete_step(self, call: CompleteCall) -> None:
+    async def _complete_step(self, call: CompleteStepInput) -> None:
         """End the running step and start the next one. Without a next one, the phase becomes `answering`."""
         checkpoint = self._checkpointer.checkpoint
         plan = checkpoint.plan
@@ -190,18 +193,15 @@ class Executor:
             return
         ended = replace(plan.running, status="completed" if call.success else "failed", result=call.result)
         plan = plan.with_step(ended)
-        if call.pending is not None:
-            plan = plan.with_pending(tuple(Step(id=i, description=text) for i, text in call.pending))
-        events: list[Event] = [
-            StepEvent.of(ended),
-            PlanEvent.of(plan.steps),
-        ]
+        if (changes := call.plan_changes) is not None:
+            plan = plan.with_pending(tuple(Step(id=step.id, description=step.description) for step in changes.steps))
+        events: list[Event] = [StepEvent.of(ended), PlanEvent.of(plan.steps)]
         checkpoint = replace(checkpoint, plan=plan, phase="answering", crash_count=0)
         if plan.next_pending is not None:
             following = replace(plan.next_pending, status="running")
             events.append(StepEvent.of(following))
             checkpoint = replace(checkpoint, plan=plan.with_step(following), phase="executing")
-            brief = executing.brief(checkpoint.plan, following, changed=call.pending is not None)
+            brief = executing.brief(checkpoint.plan, following, changed=changes is not None)
             await self._checkpointer.stage("executor", UserMessage(content=brief))
         await self._checkpointer.commit(events, checkpoint=checkpoint)
 

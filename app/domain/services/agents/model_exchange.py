@@ -30,12 +30,8 @@ class ModelExchange:
         self._checkpointer = checkpointer
         self._model = model
         self._transcript: TranscriptName = transcript
-        self._unusable_replies = 0
-
-    @property
-    def unusable_replies(self) -> int:
+        self.unusable_replies = 0
         """Number of unusable replies since the last usable one."""
-        return self._unusable_replies
 
     async def request(self, tools: Sequence[ToolSpec], listener: ReplyListener | None = None) -> ModelReply:
         """Return the model's next turn.
@@ -69,16 +65,12 @@ class ModelExchange:
         Raises:
             ModelFailure: Too many replies in a row were unusable.
         """
-        self._unusable_replies += 1
-        if self._unusable_replies > MAX_CORRECTIONS:
+        self.unusable_replies += 1
+        if self.unusable_replies > MAX_CORRECTIONS:
             raise ModelFailure(
-                f"the model returned {self._unusable_replies} replies in a row that could not be used; "
+                f"the model returned {self.unusable_replies} replies in a row that could not be used; "
                 "set MODEL_NAME to a model that calls functions reliably"
             )
-
-    def count_usable(self) -> None:
-        """Reset the count of unusable replies."""
-        self._unusable_replies = 0
 
 
 def with_distinct_call_ids(calls: Sequence[ToolCall], taken: set[str]) -> list[ToolCall]:

@@ -19,8 +19,7 @@ from app.domain.prompts import executing, planning
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.live_text import LiveText, PlanListener
 from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call, storable, with_distinct_call_ids
-from app.domain.services.tools.base import BadArguments, ToolInput, json_schema, parse_arguments
-from app.domain.services.tools.message import StepInput
+from app.domain.services.tools.base import BadArguments, StepInput, ToolInput, json_schema, parse_arguments
 
 MAX_TITLE = 80
 """Maximum length of a session title in characters."""

@@ -176,7 +176,8 @@ class PlanActFlow:
                     return
                 for call in self._checkpointer.checkpoint.open_calls:
                     # A checkpoint of another version may name a tool that does not exist.
-                    if (tool := self._dependencies.tools.get(call.function)) is not None:
+                    tool = self._dependencies.tools.get(call.function)
+                    if tool is not None and tool.abort is not None:
                         await tool.abort(call.args, sandbox)
         except (TimeoutError, SandboxFailure, SandboxUnavailable) as error:
             log.warning("what runs in the sandbox could not be killed", extra={"error": str(error)})

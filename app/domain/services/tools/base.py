@@ -6,9 +6,9 @@ an error text tells the model how to correct them.
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.domain.external.browser import Browser, Browsers
 from app.domain.external.sandbox import Sandbox, SandboxProvider
@@ -64,75 +64,56 @@ class RunCall:
     run: Callable[[], Awaitable[ToolResult]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskCall:
-    """A call that makes the run wait until the user answers `question`."""
+class AskUserInput(ToolInput):
+    """A call that makes the run wait until the user answers its text."""
 
-    question: str
+    text: str = Field(min_length=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompleteCall:
-    """A call that ends the step. If `pending` is not None, it replaces the pending steps of the plan."""
+class StepInput(BaseModel):
+    """A step as the model writes it. A number is accepted as id, and unknown fields are ignored."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True, json_schema_extra={"required": ["id", "description"]})
+
+    id: str = ""
+    description: str = Field(min_length=1)
+
+
+class PlanChanges(ToolInput):
+    """The steps that replace the pending steps of the plan."""
+
+    steps: list[StepInput] = Field(max_length=50)
+
+
+class CompleteStepInput(ToolInput):
+    """A call that ends the step, and replaces the pending steps if `plan_changes` is not None."""
 
     success: bool
-    result: str
-    pending: tuple[tuple[str, str], ...] | None
-    """Pairs of id and description."""
+    result: str = Field(description="What was found or made: facts, figures, paths. All that the answer will rest on")
+    plan_changes: PlanChanges | None = Field(
+        None, description="Only when the rest of the plan is wrong: every step still to do"
+    )
 
 
-BoundCall = RunCall | AskCall | CompleteCall
+BoundCall = RunCall | AskUserInput | CompleteStepInput
+"""A valid call: a function to run, or the arguments of a call that the executor carries out itself."""
 
 
-class Tool(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
     """A function that the model may call."""
 
-    @property
-    def spec(self) -> ToolSpec:
-        """The specification that the model reads."""
-        ...
-
-    def bind(self, arguments: str, context: ToolContext) -> BoundCall:
-        """Validate `arguments`, which are JSON text, and return the call.
-
-        Raises:
-            BadArguments: They are invalid.
-        """
-        ...
-
-    async def abort(self, args: JsonObject, sandbox: Sandbox) -> None:
-        """Stop what an interrupted call with these valid arguments may have left running."""
-        ...
+    spec: ToolSpec
+    """The specification that the model reads."""
+    bind: Callable[[str, ToolContext], BoundCall]
+    """Validates the arguments, which are JSON text, and returns the call. Raises `BadArguments` if they are invalid."""
+    toolkit: ToolkitName = ""
+    """Key of the toolkit in `TOOLKITS`; empty for a tool without tool events."""
+    abort: Callable[[JsonObject, Sandbox], Awaitable[None]] | None = None
+    """Stops what an interrupted call with these valid arguments may have left running; None if it leaves nothing."""
 
 
 I = TypeVar("I", bound=ToolInput)  # noqa: E741 - the input
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FunctionTool(Generic[I]):
-    """A tool that runs a coroutine function. See `function_tool` for the fields."""
-
-    spec: ToolSpec
-    toolkit: ToolkitName
-    input: type[I]
-    function: Callable[[I, ToolContext], Awaitable[ToolResult]]
-    parallel: bool = False
-    aborting: Callable[[I, Sandbox], Awaitable[None]] | None = None
-
-    def bind(self, arguments: str, context: ToolContext) -> BoundCall:
-        """Implement `Tool.bind`."""
-        parsed = parse_arguments(self.input, arguments)
-        return RunCall(
-            toolkit=self.toolkit,
-            args=parsed.model_dump(mode="json", exclude_unset=True),
-            parallel=self.parallel,
-            run=lambda: self.function(parsed, context),
-        )
-
-    async def abort(self, args: JsonObject, sandbox: Sandbox) -> None:
-        """Implement `Tool.abort`."""
-        if self.aborting is not None:
-            await self.aborting(self.input.model_validate(args), sandbox)
 
 
 def function_tool(
@@ -144,8 +125,8 @@ def function_tool(
     *,
     parallel: bool = False,
     aborting: Callable[[I, Sandbox], Awaitable[None]] | None = None,
-) -> FunctionTool[I]:
-    """Return a tool whose specification is derived from its input model.
+) -> Tool:
+    """Return a tool that runs a coroutine function. Its specification is derived from its input model.
 
     Args:
         name: Function name for the model.
@@ -156,10 +137,24 @@ def function_tool(
         parallel: Whether the tool changes nothing, so that several calls may run at the same time.
         aborting: What stops a call that was interrupted.
     """
-    spec = ToolSpec(name=name, description=description, parameters=json_schema(input))
-    return FunctionTool(
-        spec=spec, toolkit=toolkit, input=input, function=function, parallel=parallel, aborting=aborting
+
+    def bind(arguments: str, context: ToolContext) -> BoundCall:
+        parsed = parse_arguments(input, arguments)
+        args = parsed.model_dump(mode="json", exclude_unset=True)
+        return RunCall(toolkit=toolkit, args=args, parallel=parallel, run=lambda: function(parsed, context))
+
+    return Tool(
+        spec=ToolSpec(name=name, description=description, parameters=json_schema(input)),
+        bind=bind,
+        toolkit=toolkit,
+        abort=None if aborting is None else lambda args, sandbox: aborting(input.model_validate(args), sandbox),
     )
+
+
+def control_tool(name: str, description: str, input: type[AskUserInput] | type[CompleteStepInput]) -> Tool:
+    """Return a tool that runs nothing: the executor carries out its calls itself."""
+    spec = ToolSpec(name=name, description=description, parameters=json_schema(input))
+    return Tool(spec=spec, bind=lambda arguments, _: parse_arguments(input, arguments))
 
 
 def parse_arguments(model: type[I], arguments: str) -> I:

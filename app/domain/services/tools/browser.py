@@ -100,7 +100,6 @@ async def _console_view(args: _Lines, context: ToolContext) -> ToolResult:
     lines = _newest(await (await context.browser()).console(args.max_lines))
     text = "\n".join(lines)
     return ToolResult(
-        success=True,
         text=text or "[the console is empty]",
         message=f"{len(lines)} lines",
         data={"lines": lines},
@@ -150,7 +149,6 @@ async def _result(view: PageView, context: ToolContext, *, value: str | None = N
         heads.append(f"Value: {value}")
         content["console"] = value
     return ToolResult(
-        success=True,
         text="\n".join(heads) + "\n" + _page_text(view),
         message=(view.title or view.url)[:MAX_MESSAGE],
         data={"url": view.url, "title": view.title, "notes": list(view.notes)},

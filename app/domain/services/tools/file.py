@@ -44,7 +44,6 @@ async def _read(args: _Read, context: ToolContext) -> ToolResult:
     cut = found.truncated or len(found.content) > len(text)
     note = f"\n[cut; {found.line_count} lines in all: use start_line and end_line]" if cut else ""
     return ToolResult(
-        success=True,
         text=(text + note) or "[the file is empty]",
         data={"file": found.file, "content": text, "line_count": found.line_count, "truncated": cut},
         content={"content": text},
@@ -57,7 +56,6 @@ async def _write(args: _WriteFile, context: ToolContext) -> ToolResult:
     written = await sandbox.file_write(args.file, text, append=args.append, sudo=args.sudo)
     message = f"{'appended' if args.append else 'wrote'} {written} bytes"
     return ToolResult(
-        success=True,
         text=message,
         message=message,
         data={"file": args.file, "bytes_written": written},
@@ -70,7 +68,6 @@ async def _replace(args: _Replace, context: ToolContext) -> ToolResult:
     count = await sandbox.file_replace(args.file, args.old_str, args.new_str, sudo=args.sudo)
     message = f"replaced {count} {'occurrence' if count == 1 else 'occurrences'}"
     return ToolResult(
-        success=True,
         text=message,
         message=message,
         data={"file": args.file, "replaced_count": count},
@@ -85,7 +82,6 @@ async def _search(args: _Search, context: ToolContext) -> ToolResult:
     more = "\n[more lines match]" if found.truncated else ""
     text = clip("\n".join(lines)) + more if lines else "[no line matches]"
     return ToolResult(
-        success=True,
         text=text,
         message=f"{len(lines)} lines match",
         data={"file": found.file, "matches": list(found.matches), "line_numbers": list(found.line_numbers)},
@@ -99,7 +95,6 @@ async def _find(args: _Find, context: ToolContext) -> ToolResult:
     more = "\n[there are more]" if found.truncated else ""
     text = clip("\n".join(found.files)) + more if found.files else "[nothing found]"
     return ToolResult(
-        success=True,
         text=text,
         message=f"{len(found.files)} files",
         data={"path": found.path, "files": list(found.files)},

@@ -17,7 +17,6 @@ async def _web(args: _Query, context: ToolContext) -> ToolResult:
     results = [{"title": hit.title, "link": hit.link, "snippet": hit.snippet} for hit in hits]
     text = "\n\n".join(f"{hit.title}\n{hit.link}\n{hit.snippet}" for hit in hits)
     return ToolResult(
-        success=True,
         text=text or "[no results]",
         message=f"{len(hits)} results",
         data={"query": args.query, "results": results},

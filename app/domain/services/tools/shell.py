@@ -1,15 +1,21 @@
 """The shell toolkit: run commands in shells of the session's sandbox. Each shell id is a shell of its own."""
 
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 from pydantic import Field
 
 from app.domain.external.sandbox import Sandbox
 from app.domain.models.sandbox import ShellState
-from app.domain.models.tool import JsonObject, ToolResult
+from app.domain.models.tool import ToolResult
 from app.domain.services.tools.base import Tool, ToolContext, ToolInput, clip, function_tool
 
 
 class _Shell(ToolInput):
     id: str = Field(min_length=1, max_length=64, description="Shell id of your choice, e.g. main")
+
+
+S = TypeVar("S", bound=_Shell)
 
 
 class _Exec(_Shell):
@@ -26,31 +32,6 @@ class _WriteInput(_Shell):
     press_enter: bool = Field(description="Press Enter after it")
 
 
-async def _exec(args: _Exec, context: ToolContext) -> ToolResult:
-    sandbox = await context.sandbox()
-    return _result(args.id, await sandbox.shell_exec(args.id, args.exec_dir, args.command))
-
-
-async def _view(args: _Shell, context: ToolContext) -> ToolResult:
-    sandbox = await context.sandbox()
-    return _result(args.id, await sandbox.shell_view(args.id))
-
-
-async def _wait(args: _Wait, context: ToolContext) -> ToolResult:
-    sandbox = await context.sandbox()
-    return _result(args.id, await sandbox.shell_wait(args.id, args.seconds))
-
-
-async def _write(args: _WriteInput, context: ToolContext) -> ToolResult:
-    sandbox = await context.sandbox()
-    return _result(args.id, await sandbox.shell_write(args.id, args.input, press_enter=args.press_enter))
-
-
-async def _kill(args: _Shell, context: ToolContext) -> ToolResult:
-    sandbox = await context.sandbox()
-    return _result(args.id, await sandbox.shell_kill(args.id))
-
-
 async def _abort(args: _Shell, sandbox: Sandbox) -> None:
     await sandbox.shell_kill(args.id)
 
@@ -65,43 +46,57 @@ def _result(shell_id: str, state: ShellState) -> ToolResult:
     if state.truncated and state.output_file:
         outcome += f"\n[the whole output is in {state.output_file}]"
     output = state.output.rstrip("\n")
-    data: JsonObject = {
-        "session_id": shell_id,
-        "status": state.status,
-        "returncode": state.returncode,
-        "output": state.output,
-    }
     console = [{"ps1": r.ps1, "command": r.command, "output": r.output} for r in state.console]
     return ToolResult(
-        success=True,
         text=clip(f"{output}\n{outcome}" if output else outcome),
         message=outcome.strip("[]"),
-        data=data,
+        data={
+            "session_id": shell_id,
+            "status": state.status,
+            "returncode": state.returncode,
+            "output": state.output,
+        },
         content={"console": console or state.output},
     )
 
 
+def _tool(
+    name: str,
+    description: str,
+    input: type[S],
+    act: Callable[[S, Sandbox], Awaitable[ShellState]],
+    *,
+    aborting: Callable[[_Shell, Sandbox], Awaitable[None]] | None = None,
+) -> Tool:
+    async def run(args: S, context: ToolContext) -> ToolResult:
+        return _result(args.id, await act(args, await context.sandbox()))
+
+    return function_tool(f"shell_{name}", "shell", description, input, run, aborting=aborting)
+
+
 TOOLS: tuple[Tool, ...] = (
-    function_tool(
-        "shell_exec",
-        "shell",
+    _tool(
+        "exec",
         "Run a command in a shell. The shell keeps its directory and environment. Returns when the command ends, "
         "or after about 10 s with the output so far while it runs on.",
         _Exec,
-        _exec,
+        lambda args, sandbox: sandbox.shell_exec(args.id, args.exec_dir, args.command),
         aborting=_abort,
     ),
-    function_tool("shell_view", "shell", "Show a shell's whole console.", _Shell, _view),
-    function_tool(
-        "shell_wait", "shell", "Wait for a shell's running command; shows what is new.", _Wait, _wait, aborting=_abort
+    _tool("view", "Show a shell's whole console.", _Shell, lambda args, sandbox: sandbox.shell_view(args.id)),
+    _tool(
+        "wait",
+        "Wait for a shell's running command; shows what is new.",
+        _Wait,
+        lambda args, sandbox: sandbox.shell_wait(args.id, args.seconds),
+        aborting=_abort,
     ),
-    function_tool(
-        "shell_write_to_process",
-        "shell",
+    _tool(
+        "write_to_process",
         "Type into the program that runs in a shell.",
         _WriteInput,
-        _write,
+        lambda args, sandbox: sandbox.shell_write(args.id, args.input, press_enter=args.press_enter),
         aborting=_abort,
     ),
-    function_tool("shell_kill_process", "shell", "Kill what runs in a shell.", _Shell, _kill),
+    _tool("kill_process", "Kill what runs in a shell.", _Shell, lambda args, sandbox: sandbox.shell_kill(args.id)),
 )
