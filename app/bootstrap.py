@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 from app.application.services.chat import ChatService
-from app.application.services.delete_session import DeleteSession
 from app.application.services.desktop import DesktopService
 from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.run_worker import PlanActWorker
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
-from app.application.services.stop_run import StopRun
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
 from app.domain.external.browser import Browsers
@@ -35,8 +33,8 @@ from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.sqlite.store import SqliteStore
-from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
+from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import LocalSignals, MemoryFeed
 from app.infrastructure.streams.polling import PollingFeed
 from app.interfaces.api.services import Services
@@ -202,10 +200,13 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float) -> Services:
     desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
     return Services(
         chat=ChatService(sessions=store.sessions, event_log=store.event_log, streams=streams, feed=feed, queue=queue),
-        sessions=SessionService(sessions=store.sessions, streams=streams, feed=feed),
-        stop_run=StopRun(sessions=store.sessions, queue=queue),
-        delete_session=DeleteSession(
-            sessions=store.sessions, queue=queue, feed=feed, browsers=parts.browsers, sandboxes=sandboxes
+        sessions=SessionService(
+            sessions=store.sessions,
+            streams=streams,
+            feed=feed,
+            queue=queue,
+            browsers=parts.browsers,
+            sandboxes=sandboxes,
         ),
         inspect_sandbox=SandboxInspector(sessions=store.sessions, sandboxes=sandboxes),
         screenshots=parts.screenshots,

@@ -10,8 +10,8 @@ from app.domain.errors import NotFound, StoreUnavailable, Superseded
 from app.domain.external.run_queue import Attempt, RunQueue
 from app.domain.services.flows.plan_act import CRASHED, INTERRUPTED, STOPPED
 from app.infrastructure.queue import supervisor
-from app.infrastructure.queue.inline import InlineRunQueue
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
+from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import LocalSignals
 from tests.contract.conftest import SqliteHarness, opened_store
 from tests.support.eventually import WAIT_SECONDS, eventually

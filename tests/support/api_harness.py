@@ -11,19 +11,17 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.application.services.chat import ChatService
-from app.application.services.delete_session import DeleteSession
 from app.application.services.desktop import DesktopService
 from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
-from app.application.services.stop_run import StopRun
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
-from app.infrastructure.queue.inline import InlineRunQueue
+from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed
 from app.interfaces.api.services import Services, provide
 from app.interfaces.metrics import Metrics
@@ -126,10 +124,13 @@ class ApiHarness:
             metrics=self.metrics,
             gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.subscriber_count},
             chat=ChatService(sessions=store, event_log=store, streams=streams, feed=feed, queue=queue),
-            sessions=SessionService(sessions=store, streams=streams, feed=feed),
-            stop_run=StopRun(sessions=store, queue=queue),
-            delete_session=DeleteSession(
-                sessions=store, queue=queue, feed=feed, browsers=MemoryBrowsers(), sandboxes=sandboxes
+            sessions=SessionService(
+                sessions=store,
+                streams=streams,
+                feed=feed,
+                queue=queue,
+                browsers=MemoryBrowsers(),
+                sandboxes=sandboxes,
             ),
             inspect_sandbox=SandboxInspector(sessions=store, sandboxes=sandboxes),
             screenshots=self.screenshots,

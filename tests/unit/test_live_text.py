@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.models.event import TextDelta
-from app.domain.services.agents.live_text import LiveText, PlanListener
+from app.domain.services.agents.planner import LiveText, PlanListener
 
 
 class RecordingFeed:

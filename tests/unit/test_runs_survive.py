@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.application.services.chat import ChatRequest, ChatService
-from app.application.services.stop_run import StopRun
+from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.domain.errors import StoreUnavailable
 from app.domain.external.llm import ModelReply
@@ -21,8 +21,9 @@ from app.domain.models.message import AssistantMessage, Message, ToolMessage, Us
 from app.domain.repositories.event_log import Commit
 from app.domain.services.agents import checkpointer
 from app.infrastructure.queue import supervisor
-from app.infrastructure.queue.inline import InlineRunQueue
+from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed
+from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import (
@@ -103,8 +104,15 @@ class CrashableService:
     def start(self) -> None:
         worker = make_worker(self.store, self.model, sandboxes=self.sandboxes, feed=self.feed)
         self.queue = InlineRunQueue(worker)
-        self.stop_run = StopRun(sessions=self.store, queue=self.queue)
         streams = EventStreams(self.store, self.feed)
+        self.sessions = SessionService(
+            sessions=self.store,
+            streams=streams,
+            feed=self.feed,
+            queue=self.queue,
+            browsers=MemoryBrowsers(),
+            sandboxes=self.sandboxes,
+        )
         self.chat = ChatService(
             sessions=self.store, event_log=self.store, streams=streams, feed=self.feed, queue=self.queue
         )
@@ -228,7 +236,7 @@ async def check_session(seed: int, actions: list[tuple[str, int]], *, failure_ra
                 await service.send_message()
             case "stop":
                 with suppress(StoreUnavailable):
-                    await service.stop_run("s", owner="")
+                    await service.sessions.stop("s", owner="")
             case "crash":
                 await service.crash()
     await service.finish()

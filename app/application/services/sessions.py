@@ -1,4 +1,4 @@
-"""Use cases: create, read, list and watch sessions."""
+"""Use cases: create, read, list, watch, stop and delete sessions."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -8,7 +8,10 @@ from uuid import uuid4
 from app.application.services.streams import RETRY_SECONDS, EventStreams
 from app.domain.clock import unix_now
 from app.domain.errors import InvalidInput, StoreUnavailable
+from app.domain.external.browser import Browsers
 from app.domain.external.feed import Feed
+from app.domain.external.run_queue import RunQueue
+from app.domain.external.sandbox import SandboxProvider
 from app.domain.models.event import EventRecord
 from app.domain.models.session import Session, SessionPage
 from app.domain.repositories.sessions import SessionRepository
@@ -27,11 +30,14 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionService:
-    """Create, read, list and watch the sessions of an owner."""
+    """Create, read, list, watch, stop and delete the sessions of an owner."""
 
     sessions: SessionRepository
     streams: EventStreams
     feed: Feed
+    queue: RunQueue
+    browsers: Browsers
+    sandboxes: SandboxProvider
     now: Callable[[], int] = unix_now
 
     async def create(self, *, owner: str) -> str:
@@ -98,6 +104,40 @@ class SessionService:
                 shown = page
                 yield page
             version = await self.feed.sessions_changed(version)
+
+    async def stop(self, session_id: str, *, owner: str) -> None:
+        """Stop the session's run, in whichever process it is. Once this returns, the run's `done` event is stored.
+
+        A message that the user sends meanwhile is not stopped: the run continues with it.
+
+        Raises:
+            NotFound: The session does not exist.
+            StoreUnavailable: The run could not be stopped and continues.
+        """
+        session = await self.sessions.get(session_id, owner=owner)
+        if session.status in ("active", "waiting"):
+            await self.queue.stop_run(session_id, up_to=session.last_event_number)
+
+    async def delete(self, session_id: str, *, owner: str) -> None:
+        """Delete a session: cancel the run, delete what is stored, close the streams, and destroy the sandbox.
+
+        Raises:
+            NotFound: The session does not exist (any more).
+            StoreUnavailable: The session is not deleted, and its run continues.
+        """
+        session = await self.sessions.get(session_id, owner=owner)
+        await self.queue.cancel_run(session_id)
+        try:
+            await self.sessions.delete(session_id, owner=owner)
+        except StoreUnavailable:
+            await self.queue.wake(session_id, up_to=session.last_event_number)
+            raise
+        # A message stored between the two steps above may have started the run again. From now on none can.
+        await self.queue.cancel_run(session_id)
+        self.feed.close_session(session_id)
+        self.feed.notify_list_changed()
+        await self.browsers.release(session_id)
+        await self.sandboxes.destroy(session_id)
 
 
 def check_position(session: Session, after: int | None) -> None:

@@ -29,9 +29,6 @@ class SessionChanges:
     user_messages: int = 0
 
 
-_NO_CHANGES = SessionChanges()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Base class of all events."""
@@ -39,15 +36,15 @@ class Event:
     type: ClassVar[str]
     """Name of the event in streams and in the history. Several classes may share one."""
 
-    ends_run: ClassVar[bool] = False
-    """Whether the event ends a run, and with it the chat streams that follow the run."""
+    final_status: ClassVar[SessionStatus | None] = None
+    """Status of the session after an event that ends the run, and with it the chat streams that follow the run.
 
-    changes_session: ClassVar[bool] = False
-    """Whether the event can change the summary of its session, which the list of sessions shows."""
+    None if the event does not end the run.
+    """
 
     def session_changes(self) -> SessionChanges:
-        """Return how this event changes the summary of its session."""
-        return _NO_CHANGES
+        """Return how this event changes the summary of its session, which the list of sessions shows."""
+        return SessionChanges(status=self.final_status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +52,6 @@ class MessageEvent(Event):
     """The user or the agent wrote a message."""
 
     type: ClassVar[str] = "message"
-    changes_session: ClassVar[bool] = True
 
     role: Literal["user", "assistant"]
     content: str
@@ -72,7 +68,6 @@ class TitleEvent(Event):
     """The session has a new title."""
 
     type: ClassVar[str] = "title"
-    changes_session: ClassVar[bool] = True
 
     title: str
 
@@ -122,8 +117,8 @@ class StepEvent(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCallingEvent(Event):
-    """A tool call is about to start."""
+class _ToolEvent(Event):
+    """Base class of the events of a tool call."""
 
     type: ClassVar[str] = "tool"
 
@@ -131,6 +126,12 @@ class ToolCallingEvent(Event):
     name: ToolkitName
     function: Annotated[str, Field(examples=["shell_exec"])]
     args: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallingEvent(_ToolEvent):
+    """A tool call is about to start."""
+
     status: Literal["calling"] = "calling"
 
     @classmethod
@@ -149,15 +150,9 @@ class ToolOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCalledEvent(Event):
+class ToolCalledEvent(_ToolEvent):
     """A tool call ended. `content` is what a client shows of it."""
 
-    type: ClassVar[str] = "tool"
-
-    tool_call_id: str
-    name: ToolkitName
-    function: Annotated[str, Field(examples=["shell_exec"])]
-    args: JsonObject
     status: Literal["called"] = "called"
     content: JsonObject | None
     result: ToolOutcome
@@ -180,12 +175,7 @@ class WaitEvent(Event):
     """The agent asked the user a question; the run rests until the next message."""
 
     type: ClassVar[str] = "wait"
-    ends_run: ClassVar[bool] = True
-    changes_session: ClassVar[bool] = True
-
-    def session_changes(self) -> SessionChanges:
-        """Set the status to `waiting`."""
-        return SessionChanges(status="waiting")
+    final_status: ClassVar[SessionStatus | None] = "waiting"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,14 +183,9 @@ class ErrorEvent(Event):
     """The run failed."""
 
     type: ClassVar[str] = "error"
-    ends_run: ClassVar[bool] = True
-    changes_session: ClassVar[bool] = True
+    final_status: ClassVar[SessionStatus | None] = "completed"
 
     error: Annotated[str, Field(description="What failed, for the user.")]
-
-    def session_changes(self) -> SessionChanges:
-        """Set the status to `completed`."""
-        return SessionChanges(status="completed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,12 +193,7 @@ class DoneEvent(Event):
     """The run ended."""
 
     type: ClassVar[str] = "done"
-    ends_run: ClassVar[bool] = True
-    changes_session: ClassVar[bool] = True
-
-    def session_changes(self) -> SessionChanges:
-        """Set the status to `completed`."""
-        return SessionChanges(status="completed")
+    final_status: ClassVar[SessionStatus | None] = "completed"
 
 
 EVENT_TYPES: list[type[Event]] = [
@@ -229,10 +209,10 @@ EVENT_TYPES: list[type[Event]] = [
 ]
 """Every event class, in the order in which the API's documentation lists them."""
 
-TERMINAL: frozenset[str] = frozenset(event.type for event in EVENT_TYPES if event.ends_run)
+TERMINAL: frozenset[str] = frozenset(event.type for event in EVENT_TYPES if event.final_status)
 """Types of the events that end a run, and with it the chat streams that follow the run."""
 
-LISTED: frozenset[str] = frozenset(event.type for event in EVENT_TYPES if event.changes_session)
+LISTED = TERMINAL | {event.type for event in EVENT_TYPES if event.session_changes is not Event.session_changes}
 """Types of the events that can change the list of sessions."""
 
 

@@ -8,12 +8,10 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
 from app.application.services.chat import ChatService
-from app.application.services.delete_session import DeleteSession
 from app.application.services.desktop import DesktopService
 from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
-from app.application.services.stop_run import StopRun
 from app.application.services.tickets import TicketService
 from app.interfaces.metrics import Gauges, Metrics
 
@@ -27,8 +25,6 @@ class Services:
 
     chat: ChatService
     sessions: SessionService
-    stop_run: StopRun
-    delete_session: DeleteSession
     inspect_sandbox: SandboxInspector
     screenshots: ScreenshotService
     desktop: DesktopService

@@ -155,14 +155,14 @@ async def get_session(
 @router.delete("/{session_id}", responses=answers(EmptyAnswer, 404, 503))
 async def delete_session(services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
     """Stop the session's run, destroy its sandbox, and delete its events and memory."""
-    await services.delete_session(session_id, owner=owner)
+    await services.sessions.delete(session_id, owner=owner)
     return success(None)
 
 
 @router.post("/{session_id}/stop", responses=answers(EmptyAnswer, 404, 503))
 async def stop_session(services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
     """Stop the session's run. `done` is written before the response. Without a run, change nothing."""
-    await services.stop_run(session_id, owner=owner)
+    await services.sessions.stop(session_id, owner=owner)
     return success(None)
 
 
