@@ -61,7 +61,6 @@ class PlaywrightDriver:
     def __init__(self) -> None:
         self._playwright: Playwright | None = None
         self._lock = asyncio.Lock()
-        self._pid = 0
         self._browsers: set[Browser] = set()
         self._background = cdp.BackgroundTasks()
 
@@ -95,11 +94,7 @@ class PlaywrightDriver:
     @property
     def is_large(self) -> bool:
         """Whether the driver has grown so much that it should be restarted."""
-        try:
-            pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1]) if self._pid else 0
-        except (OSError, IndexError, ValueError):
-            return False  # it has exited, or this system has no /proc
-        return pages * os.sysconf("SC_PAGE_SIZE") > RESTART_MB << 20
+        return self._playwright is not None and _driver_memory() > RESTART_MB << 20
 
     async def close(self) -> None:
         """Stop the driver and with it every connection."""
@@ -138,17 +133,15 @@ class PlaywrightDriver:
         async with self._lock:
             if self._playwright is None:
                 try:
-                    before = _driver_pids()
                     async with asyncio.timeout(START_SECONDS):
                         with _node_heap_limit():
                             self._playwright = await async_playwright().start()
-                    self._pid = max(_driver_pids() - before, default=0)
                 except (OSError, TimeoutError) as error:
                     raise SandboxUnavailable("The program that drives browsers does not start.") from error
             return self._playwright
 
     async def _stop(self) -> None:
-        playwright, self._playwright, self._pid = self._playwright, None, 0
+        playwright, self._playwright = self._playwright, None
         if playwright is not None:
             with contextlib.suppress(PlaywrightError, TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
@@ -244,17 +237,12 @@ def _node_heap_limit() -> Generator[None]:
             os.environ["NODE_OPTIONS"] = before
 
 
-def _driver_pids() -> set[int]:
-    """Return the process ids of the drivers among this process's children."""
-    found: set[int] = set()
+def _driver_memory() -> int:
+    """Return the resident bytes of the largest driver among this process's children; 0 on a system without /proc."""
+    pages = 0
     for children in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found |= {int(pid) for pid in children.read_text().split() if _is_driver(pid)}
-    return found
-
-
-def _is_driver(pid: str) -> bool:
-    try:
-        return b"playwright" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+        with contextlib.suppress(OSError, IndexError):  # a process exited meanwhile; the next sweep looks again
+            for pid in children.read_text().split():
+                if b"playwright" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    pages = max(pages, int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
+    return pages * os.sysconf("SC_PAGE_SIZE")
