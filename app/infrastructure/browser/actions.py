@@ -11,7 +11,7 @@ from app.infrastructure.browser import cdp
 from app.infrastructure.browser.connection import Connection
 from app.infrastructure.browser.frames import FrameOwner, IsolatedWorld
 from app.infrastructure.browser.model_input import shown_path, shown_url, workspace_path
-from app.infrastructure.browser.tab import Tab
+from app.infrastructure.browser.tab import FileField, Tab
 from app.infrastructure.browser.tabs import Tabs
 
 NAVIGATE_SECONDS = 20.0
@@ -56,18 +56,22 @@ async def open_url(connection: Connection, tab: Tab, urls: tuple[str, ...]) -> t
     Raises:
         BrowserFailure: No server responded; the message is about the last URL.
     """
-    tab, answer = await _navigate(connection.tabs, tab, url := urls[0])
-    for candidate in urls[1:]:
-        if not any(each in cdp.text(answer, "errorText") for each in _TRY_OTHER_SCHEME):
+    left, retries = list(urls), MAX_NETWORK_RETRIES
+    while True:
+        tab, answer = await _navigate(connection.tabs, tab, left[0])
+        error = cdp.text(answer, "errorText")
+        if "ERR_NETWORK_CHANGED" in error and retries:
+            retries -= 1
+        elif len(left) > 1 and any(each in error for each in _TRY_OTHER_SCHEME):
+            left.pop(0)
+        else:
             break
-        tab, answer = await _navigate(connection.tabs, tab, url := candidate)
-    error = cdp.text(answer, "errorText")
     if answer.get("isDownload"):
         return tab, True
     if "ERR_ABORTED" in error:
         tab.note("The server's response has nothing to show: this is the previous page.")
     elif error:
-        raise cdp.net_failure(error, shown_url(url, connection.home))
+        raise cdp.net_failure(error, shown_url(left[0], connection.home))
     return tab, False
 
 
@@ -109,7 +113,7 @@ async def click(tab: Tab, target: Target) -> None:
         point = target
     else:
         point = await _locate(tab, target, for_click=True)
-    tab.clear_file_chooser()
+    tab.file_chooser = None
     await tab.lifetime.run(tab.page.mouse.click(point.x, point.y))
 
 
@@ -165,27 +169,36 @@ async def scroll(tab: Tab, *, down: bool, to_end: bool) -> bool:
     return cdp.number(await _call_in_focused_frame(tab, "scroll", down, to_end), "moved") != 0
 
 
-async def wants_file(tab: Tab, target: Target | None) -> bool:
-    """Return whether text for `target` is a path: it is a file field, or the page has just asked for a file."""
+async def file_field(tab: Tab, target: Target | None) -> FileField | None:
+    """Return the file field for which text for `target` is a path; None if the text is not a path.
+
+    The field is `target` itself, or the one for which the page has just asked for a file.
+    """
     if isinstance(target, Point):
-        return False
-    if target is None:
-        return tab.file_chooser is not None
-    kind = cdp.text(await _call_on_element(tab, target, "fieldKind"), "kind")
-    return kind == "file" or (kind == "other" and tab.file_chooser is not None)
+        return None
+    if target is not None:
+        kind = cdp.text(await _call_on_element(tab, target, "fieldKind"), "kind")
+        if kind == "file":
+            world = _world_of(tab, target)
+            if not (handle := await world.handle("elementByNumber", target)):
+                raise cdp.no_element(target)
+            return world.channel, {"objectId": handle}
+        if kind != "other":
+            return None
+    return tab.file_chooser
 
 
-async def upload(tab: Tab, index: int | None, paths: str, sandbox: Sandbox) -> None:
-    """Give files to the file field `index`, or to the field for which the page asked for a file.
+async def upload(tab: Tab, field: FileField, paths: str, sandbox: Sandbox) -> None:
+    """Give files to a file field.
 
     Args:
         tab: The tab in front.
-        index: The number of the element.
+        field: The field, as `file_field` returns it.
         paths: The paths of the files, one per line.
         sandbox: The sandbox that has the files.
 
     Raises:
-        BrowserFailure: There is no such file or no such field.
+        BrowserFailure: There is no such file, or the field takes one only.
         SandboxUnavailable: The sandbox did not respond.
     """
     home = sandbox.browser.home
@@ -194,27 +207,18 @@ async def upload(tab: Tab, index: int | None, paths: str, sandbox: Sandbox) -> N
         raise BrowserFailure("Give the path of the file.")
     for file in files:
         await _check_file(sandbox, file, shown_path(file, home))
-    channel, field = await _file_field(tab, index)
+    channel, node = field
     try:
-        await channel.send("DOM.setFileInputFiles", {"files": files, **field})
+        await channel.send("DOM.setFileInputFiles", {"files": files, **node})
     except BrowserFailure as error:
         if "multiple" in str(error).lower():
             raise BrowserFailure("This field takes one file only.", status=cdp.CONFLICT) from error
         raise
-    tab.clear_file_chooser()
+    tab.file_chooser = None
 
 
 async def _navigate(tabs: Tabs, tab: Tab, url: str) -> tuple[Tab, cdp.Json]:
-    """Navigate and return the tab and Chromium's result. Retry if the machine's network changed meanwhile."""
-    tab, answer = await _navigate_once(tabs, tab, url)
-    for _ in range(MAX_NETWORK_RETRIES):
-        if "ERR_NETWORK_CHANGED" not in cdp.text(answer, "errorText"):
-            break
-        tab, answer = await _navigate_once(tabs, tab, url)
-    return tab, answer
-
-
-async def _navigate_once(tabs: Tabs, tab: Tab, url: str) -> tuple[Tab, cdp.Json]:
+    """Navigate `tab`, or a blank tab in its place if it does not respond. Return the tab and Chromium's result."""
     try:
         return tab, await tab.channel.send("Page.navigate", {"url": url}, seconds=NAVIGATE_SECONDS)
     except cdp.PageUnresponsive:
@@ -271,17 +275,17 @@ async def _locate(tab: Tab, index: int, *, for_click: bool) -> Point:
     try:
         for owner in reversed(owners):
             await owner.world.call("scrollFrameIntoView", owner.key)
-        point = await world.call_object("locate", index, for_click)
+        point = await world.call("locate", index, for_click)
         for owner in owners:
             x, y = cdp.number(point, "x"), cdp.number(point, "y")
-            point = await owner.world.call_object("pointThroughFrame", owner.key, x, y, index)
+            point = await owner.world.call("pointThroughFrame", owner.key, x, y, index)
     except cdp.DocumentGone:
         raise cdp.no_element(index) from None
     return Point(x=cdp.number(point, "x"), y=cdp.number(point, "y"))
 
 
 async def _check_in_viewport(tab: Tab, point: Point) -> None:
-    size = await (await tab.frames.main()).call_object("viewportSize")
+    size = await (await tab.frames.main()).call("viewportSize")
     width, height = cdp.number(size, "width"), cdp.number(size, "height")
     if not (0 <= point.x < width and 0 <= point.y < height):
         raise BrowserFailure(
@@ -299,7 +303,7 @@ def _world_of(tab: Tab, index: int) -> IsolatedWorld:
 async def _call_on_element(tab: Tab, index: int, name: str, *args: object) -> cdp.Json:
     """Call a function of the script on an element; raise `no_element` if the element or its document is gone."""
     try:
-        return await _world_of(tab, index).call_object(name, index, *args)
+        return await _world_of(tab, index).call(name, index, *args)
     except cdp.DocumentGone:
         raise cdp.no_element(index) from None
 
@@ -308,7 +312,7 @@ async def _call_in_focused_frame(tab: Tab, name: str, *args: object) -> cdp.Json
     """Call a function of the script in the main document; where it returns a frame's key, call it in that frame."""
     world = await tab.frames.main()
     for _ in range(MAX_FRAME_DEPTH):
-        answer = await world.call_object(name, *args)
+        answer = await world.call(name, *args)
         if "frame" not in answer:
             return answer
         inner = tab.frames.child(world, int(cdp.number(answer, "frame")))
@@ -316,20 +320,6 @@ async def _call_in_focused_frame(tab: Tab, name: str, *args: object) -> cdp.Json
             break
         world = inner
     return {}
-
-
-async def _file_field(tab: Tab, index: int | None) -> tuple[cdp.Channel, cdp.Json]:
-    """Return the channel of the field's document, and the field as CDP identifies it."""
-    if index is not None and cdp.text(await _call_on_element(tab, index, "fieldKind"), "kind") == "file":
-        world = _world_of(tab, index)
-        handle = await world.handle("elementByNumber", index)
-        if not handle:
-            raise cdp.no_element(index)
-        return world.channel, {"objectId": handle}
-    if tab.file_chooser is None:
-        raise BrowserFailure("The page does not ask for a file.", status=cdp.CONFLICT)
-    channel, node = tab.file_chooser
-    return channel, {"backendNodeId": node}
 
 
 async def _check_file(sandbox: Sandbox, path: str, shown: str) -> None:

@@ -40,8 +40,12 @@ class PlaywrightBrowsers:
         sandbox = await self._sandboxes.acquire(session_id)
         # Importing Playwright takes 8 MB and 50 ms, which a service without browser tasks saves.
         await asyncio.to_thread(import_module, "app.infrastructure.browser.session")
-        browser = self._sessions.get(session_id) or self._create(session_id)
-        browser.use_sandbox(sandbox)
+        from app.infrastructure.browser.driver import PlaywrightDriver
+        from app.infrastructure.browser.session import SessionBrowser
+
+        driver = self._driver = self._driver or PlaywrightDriver()
+        browser = self._sessions.setdefault(session_id, SessionBrowser(driver, sandbox))
+        browser.sandbox = sandbox
         return browser
 
     async def release(self, session_id: str) -> None:
@@ -77,15 +81,6 @@ class PlaywrightBrowsers:
         await asyncio.gather(*(self.release(session_id) for session_id in list(self._sessions)))
         if self._driver is not None:
             await self._driver.close()
-
-    def _create(self, session_id: str) -> "SessionBrowser":
-        from app.infrastructure.browser.driver import PlaywrightDriver
-        from app.infrastructure.browser.session import SessionBrowser
-
-        if self._driver is None:
-            self._driver = PlaywrightDriver()
-        browser = self._sessions[session_id] = SessionBrowser(self._driver)
-        return browser
 
     async def _sweep_forever(self) -> None:
         while True:

@@ -165,6 +165,8 @@ class TargetLifetime:
     """The time for which a CDP target (a tab, or the browser) exists. Calls in flight fail when it ends."""
 
     def __init__(self) -> None:
+        self.changes = ChangeSignal()
+        """Notified when the target ends, and by those who observe other changes of it."""
         self._end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -176,6 +178,7 @@ class TargetLifetime:
         """Record that the target is gone. Only the first reason is kept."""
         if not self._end.done():
             self._end.set_result(reason)
+            self.changes.notify()
 
     async def run(self, work: Coroutine[object, object, T], *, seconds: float | None = None) -> T:
         """Return the result of `work`. Cancel it when the target ends or the time limit passes.

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from functools import cache
 
 from playwright.async_api import Page
 
@@ -91,7 +90,7 @@ async def _value_as_text(tab: Tab, answer: cdp.Json) -> str:
     if handle:
         call: cdp.Json = {
             "objectId": handle,
-            "functionDeclaration": _value_script(),
+            "functionDeclaration": read_script("value.js"),
             "arguments": [{"value": MAX_VALUE_CHARS}],
             "returnByValue": True,
         }
@@ -102,11 +101,6 @@ async def _value_as_text(tab: Tab, answer: cdp.Json) -> str:
             return value
         case value:
             return "undefined" if cdp.text(result, "type") == "undefined" else description or json.dumps(value)
-
-
-@cache
-def _value_script() -> str:
-    return read_script("value.js")
 
 
 def _shorten(line: str, limit: int) -> str:

@@ -5,7 +5,7 @@ numbers of the elements as references to the elements themselves, so a number ne
 """
 
 import asyncio
-import secrets
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,18 +30,9 @@ FRAME_ALIVE_SECONDS = 2.0
 MAX_REMOTE_FRAMES = 30
 """Maximum number of frames to try to open a session with at a time."""
 
-# Chromium may reuse the id of an execution context for another document, so every call compares the world's token.
-_CALL_BY_VALUE = (
-    "async function (token, name, args) {"
-    " const world = globalThis.ankerWorld;"
-    " return world?.token === token ? world.run(name, args) : { gone: true }; }"
-)
-_CALL_FOR_HANDLE = (
-    "function (token, name, args) {"
-    " const world = globalThis.ankerWorld;"
-    " return world?.token === token ? world.api[name](...args) : null; }"
-)
-_ADD_SHADOW_ROOT = "function (token, host, root) { globalThis.ankerWorld?.api.addShadowRoot(host, root); }"
+_RUN = "function (name, args) { return this.run(name, args); }"
+_GET_OBJECT = "function (name, args) { return this.api[name](...args); }"
+_ADD_SHADOW_ROOT = "function (host, root) { this.api.addShadowRoot(host, root); }"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +44,17 @@ class FrameOwner:
 
 
 class IsolatedWorld:
-    """The service's JavaScript in one document. Created by `create`; `owner` is None for a tab's main document."""
+    """The service's JavaScript in one document. Created by `create`."""
 
-    def __init__(self, channel: cdp.Channel, context_id: int, owner: FrameOwner | None) -> None:
+    def __init__(self, channel: cdp.Channel, context_id: int, id: str, owner: FrameOwner | None) -> None:
         self.channel = channel
         self.owner = owner
-        self.token = secrets.token_hex(16)
-        """Secret id of the document."""
+        """Element that contains the document now; None for a tab's main document."""
+        self.id = id
+        """CDP handle of the script's object in the document. Unlike an execution context's id, it is never reused."""
+        self.numbers: list[range] = []
+        """Numbers that elements of the document got."""
         self._context_id = context_id
-        self._numbers: list[range] = []
 
     @classmethod
     async def create(cls, channel: cdp.Channel, frame_id: str, owner: FrameOwner | None) -> "IsolatedWorld":
@@ -71,29 +64,13 @@ class IsolatedWorld:
             DocumentGone: The frame no longer exists.
         """
         created = await channel.send("Page.createIsolatedWorld", {"frameId": frame_id, "worldName": WORLD_NAME})
-        world = cls(channel, int(cdp.number(created, "executionContextId")), owner)
-        await world._call_function(_world_source(), [{"value": world.token}])
-        return world
+        context_id = int(cdp.number(created, "executionContextId"))
+        call = {"functionDeclaration": _world_source(), "executionContextId": context_id}
+        started = await channel.send("Runtime.callFunctionOn", call)
+        return cls(channel, context_id, cdp.text(started, "result", "objectId"), owner)
 
-    def set_owner(self, owner: FrameOwner | None) -> None:
-        """Record which element contains the document now."""
-        self.owner = owner
-
-    @property
-    def has_numbers(self) -> bool:
-        """Whether elements of this document have been numbered."""
-        return bool(self._numbers)
-
-    def add_numbers(self, numbers: range) -> None:
-        """Record that elements of this document got these numbers."""
-        self._numbers.append(numbers)
-
-    def has_element(self, index: int) -> bool:
-        """Return whether the number `index` was given in this document."""
-        return any(index in each for each in self._numbers)
-
-    async def call(self, name: str, *args: object, seconds: float | None = None) -> object:
-        """Call a function of the world's API and return its value.
+    async def call(self, name: str, *args: object, seconds: float | None = None) -> cdp.Json:
+        """Call a function of the world's API and return its object, an empty one if it returns none.
 
         Raises:
             DocumentGone: The document, or the element that the call is about, is gone.
@@ -101,21 +78,19 @@ class IsolatedWorld:
             TabGone: The tab is gone.
             PageUnresponsive: The time limit passed.
         """
-        result = await self._call_api(_CALL_BY_VALUE, name, args, by_value=True, seconds=seconds)
+        arguments: list[cdp.Json] = [{"value": name}, {"value": args}]
+        result = await self._call_function(_RUN, arguments, by_value=True, seconds=seconds)
         answer = cdp.item(result, "result", "value")
         if answer.get("gone"):
             raise cdp.DocumentGone
         if refusal := cdp.text(answer, "refusal"):
             raise BrowserFailure(refusal, status=int(cdp.number(answer, "status")))
-        return answer.get("value")
-
-    async def call_object(self, name: str, *args: object, seconds: float | None = None) -> cdp.Json:
-        """Call a function of the world's API that returns an object; raise as `call`."""
-        return cdp.item({"value": await self.call(name, *args, seconds=seconds)}, "value")
+        return cdp.item(answer, "value")
 
     async def handle(self, name: str, *args: object) -> str:
         """Call a function of the API; return the CDP handle of the object that it returns, empty if there is none."""
-        return cdp.text(await self._call_api(_CALL_FOR_HANDLE, name, args, by_value=False), "result", "objectId")
+        found = await self._call_function(_GET_OBJECT, [{"value": name}, {"value": args}])
+        return cdp.text(found, "result", "objectId")
 
     async def add_closed_shadow_roots(self, suspect_count: int) -> int:
         """Give the world the closed shadow roots of the elements that may have one. Return how many were found."""
@@ -145,80 +120,63 @@ class IsolatedWorld:
                 "objectGroup": WORLD_NAME,
             }
             resolved = cdp.text(await self.channel.send("DOM.resolveNode", node), "object", "objectId")
-            await self._call_function(
-                _ADD_SHADOW_ROOT, [{"value": self.token}, {"objectId": host}, {"objectId": resolved}]
-            )
+            await self._call_function(_ADD_SHADOW_ROOT, [{"objectId": host}, {"objectId": resolved}])
         return len(roots)
 
-    async def _call_api(
-        self, function: str, name: str, args: tuple[object, ...], *, by_value: bool, seconds: float | None = None
+    async def _call_function(
+        self, function: str, arguments: list[cdp.Json], *, by_value: bool = False, seconds: float | None = None
     ) -> cdp.Json:
-        answer = await self._call_function(
-            function,
-            [{"value": self.token}, {"value": name}, {"value": list(args)}],
-            seconds=seconds,
-            returnByValue=by_value,
-            awaitPromise=True,
-            objectGroup=WORLD_NAME,
-        )
+        call = {
+            "functionDeclaration": function,
+            "objectId": self.id,
+            "arguments": arguments,
+            "returnByValue": by_value,
+            "awaitPromise": True,
+            "objectGroup": WORLD_NAME,
+        }
+        answer = await self.channel.send("Runtime.callFunctionOn", call, seconds=seconds)
         if "exceptionDetails" in answer:
             reason = cdp.text(answer, "exceptionDetails", "exception", "description").partition("\n")[0]
             raise BrowserFailure(f"The page could not be inspected: {reason[:200]}")
         return answer
-
-    async def _call_function(
-        self, function: str, arguments: list[cdp.Json], *, seconds: float | None = None, **options: object
-    ) -> cdp.Json:
-        call = {"functionDeclaration": function, "executionContextId": self._context_id, "arguments": arguments}
-        return await self.channel.send("Runtime.callFunctionOn", {**call, **options}, seconds=seconds)
 
 
 class FrameWorlds:
     """The isolated worlds of one tab, including those of frames of other sites."""
 
     def __init__(
-        self,
-        page: Page,
-        channel: cdp.Channel,
-        lifetime: cdp.TargetLifetime,
-        on_file_chooser: Callable[[cdp.Channel, cdp.Json], None],
+        self, page: Page, channel: cdp.Channel, on_file_chooser: Callable[[cdp.Channel, cdp.Json], None]
     ) -> None:
         """`on_file_chooser` receives the channel and the event when the page asks for a file."""
+        self.main_id = ""
+        """Id of the tab's main frame."""
         self._page = page
         self._channel = channel
-        self._lifetime = lifetime
         self._on_file_chooser = on_file_chooser
-        self._main_id = ""
         self._worlds: dict[str, IsolatedWorld] = {}
         self._remote: dict[str, tuple[Frame, cdp.Channel]] = {}
         """By frame id: the frames with a process, and so a CDP session, of their own."""
 
-    async def prepare_channel(self, channel: cdp.Channel) -> None:
-        """Enable page events on `channel`, and keep native dialogs (file chooser, print) from blocking the page."""
+    async def prepare_channel(self, channel: cdp.Channel) -> str:
+        """Enable page events on `channel`, and keep native dialogs (file chooser, print) from blocking the page.
+
+        Return the id of the frame that the channel belongs to.
+        """
         channel.on("Page.fileChooserOpened", lambda event: self._on_file_chooser(channel, event))
         await channel.send("Page.enable", seconds=ATTACH_SECONDS)
         await channel.send("Page.setInterceptFileChooserDialog", {"enabled": True}, seconds=ATTACH_SECONDS)
         script = {"source": read_script(MAIN_WORLD_SCRIPT), "runImmediately": True}
         await channel.send("Page.addScriptToEvaluateOnNewDocument", script, seconds=ATTACH_SECONDS)
+        tree = await channel.send("Page.getFrameTree", seconds=ATTACH_SECONDS)
+        return cdp.text(tree, "frameTree", "frame", "id")
 
     async def main(self) -> IsolatedWorld:
         """Return the world of the tab's main document."""
-        try:
-            return await self._world(await self.main_id(), self._channel, None)
-        except cdp.DocumentGone:
-            self._main_id = ""
-            raise
-
-    async def main_id(self) -> str:
-        """Return the id of the tab's main frame."""
-        if not self._main_id:
-            tree = await self._channel.send("Page.getFrameTree")
-            self._main_id = cdp.text(tree, "frameTree", "frame", "id")
-        return self._main_id
+        return await self._world(self.main_id, self._channel, None)
 
     def with_element(self, index: int) -> IsolatedWorld | None:
         """Return the world in which the element number `index` was given."""
-        return next((each for each in self._worlds.values() if each.has_element(index)), None)
+        return next((each for each in self._worlds.values() if any(index in numbers for numbers in each.numbers)), None)
 
     def child(self, world: IsolatedWorld, key: int) -> IsolatedWorld | None:
         """Return the world inside the frame element `key` of `world`, as of the last reading."""
@@ -242,10 +200,10 @@ class FrameWorlds:
             except cdp.DocumentGone:
                 pass
             else:
-                known.set_owner(owner)
+                known.owner = owner
                 return known
         created = await IsolatedWorld.create(channel, frame_id, owner)
-        if frame_id == self._main_id:
+        if frame_id == self.main_id:
             self._worlds.clear()  # they belong to the previous document
         self._worlds[frame_id] = created
         return created
@@ -289,15 +247,12 @@ class FrameWorlds:
                 session = await self._page.context.new_cdp_session(frame)
         except (PlaywrightError, TimeoutError):
             return  # the frame shares the process of the frame around it
-        channel = cdp.Channel(session, self._lifetime)
-        try:
-            await self.prepare_channel(channel)
-            tree = await channel.send("Page.getFrameTree", seconds=ATTACH_SECONDS)
-        except BrowserFailure:
-            return
-        self._remote[cdp.text(tree, "frameTree", "frame", "id")] = (frame, channel)
+        channel = cdp.Channel(session, self._channel.lifetime)
+        with contextlib.suppress(BrowserFailure):
+            self._remote[await self.prepare_channel(channel)] = (frame, channel)
 
 
+@cache
 def read_script(name: str) -> str:
     """Return the text of one of the service's scripts."""
     return (Path(__file__).parent / "javascript" / name).read_text(encoding="utf-8")
@@ -306,4 +261,4 @@ def read_script(name: str) -> str:
 @cache
 def _world_source() -> str:
     body = "\n".join(read_script(name) for name in ISOLATED_WORLD_SCRIPTS)
-    return f'function (token) {{ "use strict";\n{body}\nglobalThis.ankerWorld = {{ token, api, run }}; }}'
+    return f'function () {{ "use strict";\n{body}\nreturn {{ api, run }}; }}'

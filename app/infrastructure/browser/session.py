@@ -33,12 +33,13 @@ Action = Callable[[Connection, Tab], Awaitable[None]]
 class SessionBrowser:
     """Implements the port `Browser`. Connects on first use, and again when the browser or the sandbox is a new one."""
 
-    def __init__(self, driver: PlaywrightDriver) -> None:
+    def __init__(self, driver: PlaywrightDriver, sandbox: Sandbox) -> None:
         self._driver = driver
         self._lock = asyncio.Lock()
         self._connection: Connection | None = None
-        self._sandbox: Sandbox | None = None
         self._cleanup: asyncio.Task[None] | None = None
+        self.sandbox = sandbox
+        """Sandbox whose browser is used from the next action on."""
         self.last_used = asyncio.get_running_loop().time()
         """Time of the event loop's clock at which the last action ended."""
 
@@ -46,10 +47,6 @@ class SessionBrowser:
     def is_busy(self) -> bool:
         """Whether an action is in progress."""
         return self._lock.locked()
-
-    def use_sandbox(self, sandbox: Sandbox) -> None:
-        """Use the browser of `sandbox` from the next action on."""
-        self._sandbox = sandbox
 
     async def view(self) -> PageView:
         """Implement `Browser.view`."""
@@ -81,7 +78,7 @@ class SessionBrowser:
     async def restart(self, url: str) -> PageView:
         """Implement `Browser.restart`."""
         async with self._lock:
-            sandbox = self._current_sandbox()
+            sandbox = self.sandbox
             candidate_urls(url, sandbox.browser.home)  # raises before the restart if it is not a URL
             await self._disconnect()
             await sandbox.restart_browser()
@@ -95,8 +92,8 @@ class SessionBrowser:
         """Implement `Browser.input`."""
 
         async def action(connection: Connection, tab: Tab) -> None:
-            if await actions.wants_file(tab, target):
-                await actions.upload(tab, target if isinstance(target, int) else None, text, connection.sandbox)
+            if (field := await actions.file_field(tab, target)) is not None:
+                await actions.upload(tab, field, text, connection.sandbox)
                 return
             await actions.fill(tab, target, text)
             if press_enter:
@@ -194,7 +191,7 @@ class SessionBrowser:
                 self.last_used = asyncio.get_running_loop().time()
 
     async def _connect(self) -> Connection:
-        sandbox = self._current_sandbox()
+        sandbox = self.sandbox
         previous = self._connection
         if previous is not None and await previous.serves(sandbox):
             return previous
@@ -209,11 +206,6 @@ class SessionBrowser:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
-
-    def _current_sandbox(self) -> Sandbox:
-        if self._sandbox is None:
-            raise SandboxUnavailable("The session has no sandbox.")
-        return self._sandbox
 
     def _clean_up(self, work: Coroutine[object, object, None]) -> None:
         """Run `work` in the background. The next action waits for it."""
@@ -243,6 +235,6 @@ async def _act_in_window(connection: Connection, tab: Tab, action: WindowAction)
         case "close":
             await connection.tabs.close_front()
         case "new":
-            await connection.tabs.open()
+            await connection.tabs.open_blank()
         case "next" | "previous":
             connection.tabs.rotate(backward=action == "previous")

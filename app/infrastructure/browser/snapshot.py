@@ -93,17 +93,12 @@ class Selection:
 
     @property
     def text(self) -> str:
-        """The lines as one text."""
-        return join_lines(self.lines)
+        """The lines as Markdown."""
+        return "\n".join("\n" + line.text if line.gap and place else line.text for place, line in enumerate(self.lines))
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    raw: cdp.Json
-    """The script's result for the main document."""
-    page: PageLines
-    document: str
-    """Token of the main document."""
+_Reading = tuple[IsolatedWorld, cdp.Json, list[Line]]
+"""World of the main document, the script's result for it, and the lines of the page."""
 
 
 class SnapshotHistory:
@@ -115,31 +110,21 @@ class SnapshotHistory:
     def __init__(self) -> None:
         self.next_number = 1
         """Number of the next element."""
-        self._document = ""
-        self._lines: Sequence[Line] = ()
+        self.document = ""
+        """Id of the main document of the last snapshot."""
+        self.lines: Sequence[Line] = ()
+        """Lines of the last snapshot."""
 
     def start_reading(self, world: IsolatedWorld) -> None:
         """Restart the numbers if they have become long and no element of this document has one yet."""
-        if self.next_number > RESTART_NUMBERS_AT and not world.has_numbers:
+        if self.next_number > RESTART_NUMBERS_AT and not world.numbers:
             self.next_number = 1
 
     def add_numbers(self, world: IsolatedWorld, next_number: int) -> None:
         """Record that elements of `world` got the numbers from `self.next_number` to below `next_number`."""
         if next_number > self.next_number:
-            world.add_numbers(range(self.next_number, next_number))
+            world.numbers.append(range(self.next_number, next_number))
             self.next_number = next_number
-
-    def is_last(self, document: str) -> bool:
-        """Return whether the last snapshot was of this document."""
-        return document == self._document
-
-    def changes(self, document: str, lines: Sequence[Line], *, removed: bool) -> str | None:
-        """Return what changed since the last snapshot as `changed_lines` does; None if that was of another document."""
-        return changed_lines(self._lines, lines, removed=removed) if self.is_last(document) else None
-
-    def set_last(self, document: str, lines: Sequence[Line]) -> None:
-        """Record the last snapshot."""
-        self._document, self._lines = document, lines
 
 
 async def take_snapshot(history: SnapshotHistory, tabs: Tabs, tab: Tab, *, whole: bool, scrolled: bool) -> PageView:
@@ -155,14 +140,23 @@ async def take_snapshot(history: SnapshotHistory, tabs: Tabs, tab: Tab, *, whole
     Raises:
         BrowserFailure: The page cannot be read.
     """
-    reading, screenshot = await _read_with_retries(history, tabs, tab)
-    selection = select_lines(reading.page)
-    changes = None if whole else history.changes(reading.document, selection.lines, removed=not scrolled)
-    _note_page_state(tab, reading.raw, is_new=not history.is_last(reading.document))
-    history.set_last(reading.document, selection.lines)
+    (world, raw, lines), screenshot = await _read_with_retries(history, tabs, tab)
+    page = PageLines(
+        lines=lines,
+        height=cdp.number(raw, "height"),
+        top=cdp.number(raw, "top"),
+        bottom=cdp.number(raw, "bottom"),
+        cut_above=cdp.item(raw, "cut").get("above") is True,
+        cut_below=cdp.item(raw, "cut").get("below") is True,
+    )
+    selection = select_lines(page)
+    is_new = history.document != world.id
+    changes = None if whole or is_new else changed_lines(history.lines, selection.lines, removed=not scrolled)
+    _note_page_state(tab, raw, is_new=is_new)
+    history.document, history.lines = world.id, selection.lines
     return PageView(
-        url=cdp.text(reading.raw, "url")[:MAX_URL],
-        title=cdp.text(reading.raw, "title")[:MAX_TITLE],
+        url=cdp.text(raw, "url")[:MAX_URL],
+        title=cdp.text(raw, "title")[:MAX_TITLE],
         text=selection.text if changes is None else changes,
         partial=changes is not None,
         unshown=selection.unshown,
@@ -215,11 +209,6 @@ def changed_lines(before: Sequence[Line], now: Sequence[Line], *, removed: bool 
     return "\n".join([*shown, *(f"+ {each}" for each in added)])
 
 
-def join_lines(lines: Sequence[Line]) -> str:
-    """Return the lines as Markdown."""
-    return "\n".join("\n" + line.text if line.gap and place else line.text for place, line in enumerate(lines))
-
-
 async def _read_with_retries(history: SnapshotHistory, tabs: Tabs, tab: Tab) -> tuple[_Reading, bytes | None]:
     was_freed = False
     for attempt in range(MAX_ATTEMPTS):
@@ -252,16 +241,7 @@ class _PageReader:
     async def read(self) -> _Reading:
         world = await self._frames.main()
         self._history.start_reading(world)
-        raw, lines = await self._read_document(world, None, None, 0)
-        page = PageLines(
-            lines=lines,
-            height=cdp.number(raw, "height"),
-            top=cdp.number(raw, "top"),
-            bottom=cdp.number(raw, "bottom"),
-            cut_above=cdp.item(raw, "cut").get("above") is True,
-            cut_below=cdp.item(raw, "cut").get("below") is True,
-        )
-        return _Reading(raw, page, world.token)
+        return world, *await self._read_document(world, None, None, 0)
 
     async def _read_document(
         self, world: IsolatedWorld, start: float | None, end: float | None, depth: int
@@ -293,7 +273,7 @@ class _PageReader:
             "seconds": READ_SECONDS,
             "next": self._history.next_number,
         }
-        raw = await world.call_object("read", options, seconds=READ_LIMIT_SECONDS)
+        raw = await world.call("read", options, seconds=READ_LIMIT_SECONDS)
         self._history.add_numbers(world, int(cdp.number(raw, "next")))
         return raw
 

@@ -50,6 +50,9 @@ _UNCOUNTED_REQUESTS = frozenset(
 """Types of requests that do not tell whether a page is ready."""
 _SAME_DOCUMENT = frozenset({"sameDocument", "historySameDocument"})
 
+FileField = tuple[cdp.Channel, cdp.Json]
+"""Channel of a file field's document, and the field as CDP identifies it."""
+
 
 class PageLoad:
     """Follows what one tab loads: navigations always, requests only between `count_requests` and `stop_counting`."""
@@ -58,9 +61,8 @@ class PageLoad:
         self._channel = channel
         self._frames = frames
         self._note = note
-        self._main_id = ""
         self._requests: set[str] = set()
-        self._changes = cdp.ChangeSignal()
+        self._changes = channel.lifetime.changes
         self._has_text = False
         self.is_navigating = False
         """Whether the tab is on the way to another document."""
@@ -80,10 +82,7 @@ class PageLoad:
             "Network.loadingFailed": self._on_response,
         }.items():
             channel.on(event, handler)
-
-    def start(self, main_id: str) -> None:
-        """Follow the navigations of the main frame `main_id`."""
-        self._main_id = main_id
+            channel.on(event, lambda _: self._changes.notify())
 
     async def count_requests(self) -> None:
         """Count requests from now on."""
@@ -101,10 +100,6 @@ class PageLoad:
         """Wait until `condition` is true or the tab is gone. Return False if the time limit passes first."""
         lifetime = self._channel.lifetime
         return await self._changes.wait_until(lambda: condition() or bool(lifetime.end_reason), seconds=seconds)
-
-    def notify(self) -> None:
-        """Make waiters check again whether the tab is gone."""
-        self._changes.notify()
 
     async def settle(self) -> None:
         """Wait until the page has reacted to an action, for at most about `SETTLE_SECONDS`."""
@@ -144,33 +139,32 @@ class PageLoad:
             await world.call("waitForQuiet", QUIET_MS, MAX_UNQUIET_MS)
 
     def _on_navigation_requested(self, event: cdp.Json) -> None:
-        if cdp.text(event, "frameId") == self._main_id and cdp.text(event, "disposition") == "currentTab":
-            self._set_navigating(True)
+        if cdp.text(event, "frameId") == self._frames.main_id and cdp.text(event, "disposition") == "currentTab":
+            self.is_navigating = True
 
     def _on_navigation_started(self, event: cdp.Json) -> None:
-        if cdp.text(event, "frameId") == self._main_id and cdp.text(event, "navigationType") not in _SAME_DOCUMENT:
-            self._set_navigating(True)
+        is_same_document = cdp.text(event, "navigationType") in _SAME_DOCUMENT
+        if cdp.text(event, "frameId") == self._frames.main_id and not is_same_document:
+            self.is_navigating = True
 
     def _on_navigated(self, event: cdp.Json) -> None:
         if not cdp.text(event, "frame", "parentId"):
-            self._main_id = cdp.text(event, "frame", "id")
+            self._frames.main_id = cdp.text(event, "frame", "id")
             self.document_count += 1
             self._has_text = False
-            self._set_navigating(False)
+            self.is_navigating = False
 
     def _on_loading_started(self, event: cdp.Json) -> None:
-        if cdp.text(event, "frameId") == self._main_id:
+        if cdp.text(event, "frameId") == self._frames.main_id:
             self.is_loading = True
-            self._changes.notify()
 
     def _on_loading_stopped(self, event: cdp.Json) -> None:
-        if cdp.text(event, "frameId") == self._main_id:
+        if cdp.text(event, "frameId") == self._frames.main_id:
             self.is_loading = False
-            self._set_navigating(False)
+            self.is_navigating = False
 
     def _on_text_complete(self, _: cdp.Json) -> None:
         self._has_text = True
-        self._changes.notify()
 
     def _on_request(self, event: cdp.Json) -> None:
         is_data = cdp.text(cdp.item(event, "request"), "url").startswith("data:")
@@ -179,11 +173,6 @@ class PageLoad:
 
     def _on_response(self, event: cdp.Json) -> None:
         self._requests.discard(cdp.text(event, "requestId"))
-        self._changes.notify()
-
-    def _set_navigating(self, is_navigating: bool) -> None:
-        self.is_navigating = is_navigating
-        self._changes.notify()
 
 
 class Camera:
@@ -235,13 +224,13 @@ class Tab:
         self.page = page
         self.channel = channel
         self.lifetime = channel.lifetime
-        self.frames = FrameWorlds(page, channel, channel.lifetime, self._on_file_chooser)
+        self.frames = FrameWorlds(page, channel, self._on_file_chooser)
         self.load = PageLoad(channel, self.frames, note)
         self.camera = Camera(channel)
         self.note = note
         """Adds a line to the notes of the next snapshot."""
-        self.file_chooser: tuple[cdp.Channel, int] | None = None
-        """Channel and backend node id of the file field that the page wants a file for; None if it wants none."""
+        self.file_chooser: FileField | None = None
+        """File field that the page wants a file for; None if it wants none."""
         self.redirects_endlessly = False
         """Whether the page had to be stopped because it kept redirecting; it may interfere with a navigation."""
 
@@ -255,22 +244,13 @@ class Tab:
         """
         session = await lifetime.run(page.context.new_cdp_session(page), seconds=ATTACH_SECONDS)
         tab = cls(page, cdp.Channel(session, lifetime), note)
-        await tab.frames.prepare_channel(tab.channel)
+        tab.frames.main_id = await tab.frames.prepare_channel(tab.channel)
         await tab.set_focused(True)
-        tab.load.start(await tab.frames.main_id())
         return tab
-
-    def clear_file_chooser(self) -> None:
-        """Forget that the page asked for a file."""
-        self.file_chooser = None
 
     async def set_focused(self, focused: bool) -> None:
         """Make the page behave as if its window had the keyboard, whatever else is on the desktop."""
         await self.channel.try_send("Emulation.setFocusEmulationEnabled", {"enabled": focused})
-
-    async def bring_to_front(self) -> None:
-        """Show the tab in its window."""
-        await self.channel.try_send("Page.bringToFront")
 
     async def stop_redirects(self) -> None:
         """Stop a page that keeps redirecting, so that it can be read."""
@@ -288,4 +268,4 @@ class Tab:
         self.note("A script of the page blocked it and was stopped.")
 
     def _on_file_chooser(self, channel: cdp.Channel, event: cdp.Json) -> None:
-        self.file_chooser = (channel, int(cdp.number(event, "backendNodeId")))
+        self.file_chooser = (channel, {"backendNodeId": int(cdp.number(event, "backendNodeId"))})

@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, field
 
 from playwright.async_api import BrowserContext, Dialog, Page
 from playwright.async_api import Error as PlaywrightError
@@ -40,37 +38,6 @@ MAX_MESSAGE = 300
 """Maximum length of a dialog's message in a note."""
 
 
-class Dialogs:
-    """Accepts every dialog (alert, confirm, prompt, beforeunload) at once, because a page is blocked until then.
-
-    The action that caused a dialog was intended, so the answer is yes; a prompt gets its default value.
-    """
-
-    def __init__(self, note: Callable[[str], None], close: Callable[[Page], None], tasks: cdp.BackgroundTasks) -> None:
-        """`note` receives a line about each dialog; `close` closes a page that opens dialogs without end."""
-        self._note = note
-        self._close = close
-        self._tasks = tasks
-        self._times: WeakKeyDictionary[Page, deque[float]] = WeakKeyDictionary()
-
-    def accept(self, dialog: Dialog) -> None:
-        """Accept `dialog`, or close its page if it opens dialogs without end."""
-        page = dialog.page
-        if page is not None and self._is_endless(page):
-            self._note("The page opened one dialog after another without end: its tab was closed.")
-            self._times.pop(page, None)
-            self._close(page)
-            return
-        self._note(_dialog_note(dialog))
-        self._tasks.start(_accept(dialog))
-
-    def _is_endless(self, page: Page) -> bool:
-        now = time.monotonic()
-        times = self._times.setdefault(page, deque(maxlen=MAX_DIALOGS))
-        times.append(now)
-        return len(times) == MAX_DIALOGS and now - times[0] < DIALOG_WINDOW_SECONDS
-
-
 @dataclass(eq=False, slots=True)
 class _OpenPage:
     page: Page
@@ -78,6 +45,8 @@ class _OpenPage:
     tab: Tab | None = None
     """None until the page is used."""
     is_crashed: bool = False
+    dialog_times: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_DIALOGS))
+    """Times of the newest dialogs, as `time.monotonic` returns them."""
 
 
 class Tabs:
@@ -96,7 +65,6 @@ class Tabs:
         """Number of tabs that the service itself is opening."""
         self._changes = cdp.ChangeSignal()
         self._tasks = cdp.BackgroundTasks()
-        self._dialogs = Dialogs(self.note, self._close_soon, self._tasks)
         self._notes: list[str] = []
 
     async def start(self, browser_channel: cdp.Channel, context_id: str) -> None:
@@ -107,7 +75,7 @@ class Tabs:
             context_id: Chromium's id of the browser context; empty for the default one.
         """
         self._context.on("page", lambda page: self._on_page(page))
-        self._context.on("dialog", lambda dialog: self._dialogs.accept(dialog))
+        self._context.on("dialog", lambda dialog: self._on_dialog(dialog))
         for page in self._context.pages:
             self._add(page)
         if (visible := await self._visible()) is not None:
@@ -151,12 +119,12 @@ class Tabs:
             PageUnresponsive: The tab did not respond in time.
         """
         await self._close_crashed()
-        page = self._pages[-1] if self._pages else await self._open_blank()
+        page = self._pages[-1] if self._pages else await self.open_blank()
         tab = page.tab or await self._attach(page)
         if tab is not self._front:
             if self._front is not None:
                 await self._front.set_focused(False)
-                await tab.bring_to_front()
+                await tab.channel.try_send("Page.bringToFront")
                 await tab.set_focused(True)
             self._front = tab
         return tab
@@ -171,10 +139,6 @@ class Tabs:
         await front.load.settle()
         return front
 
-    async def open(self) -> None:
-        """Open a blank tab in front."""
-        await self._open_blank()
-
     def rotate(self, *, backward: bool) -> None:
         """Bring the tab to the front that was in front longest ago, or (`backward`) the one just before."""
         pages = self._pages
@@ -188,11 +152,16 @@ class Tabs:
     async def replace(self, tab: Tab) -> Tab:
         """Close a tab that does not respond. Return a blank one in its place."""
         self._remove(tab.page)
-        await self._open_blank()
+        await self.open_blank()
         await _close(tab.page)
         return await self.front()
 
-    async def _open_blank(self) -> _OpenPage:
+    async def open_blank(self) -> _OpenPage:
+        """Open a blank tab in front.
+
+        Raises:
+            BrowserFailure: The browser does not open it.
+        """
         self._own_openings += 1
         try:
             async with asyncio.timeout(OPEN_SECONDS):
@@ -213,7 +182,7 @@ class Tabs:
         except cdp.PageUnresponsive:
             self.note(f"The tab with {page.page.url[:MAX_URL]} did not respond and was closed.")
             self._close_soon(page.page)
-            page = await self._open_blank()
+            page = await self.open_blank()
             page.tab = await Tab.attach(page.page, page.lifetime, self.note)
         return page.tab
 
@@ -221,7 +190,7 @@ class Tabs:
         for each in [each for each in self._pages if each.is_crashed]:
             self._remove(each.page)
             if not self._pages:
-                await self._open_blank()  # Chromium ends with its last tab
+                await self.open_blank()  # Chromium ends with its last tab
             await _close(each.page)
 
     async def _wait_for_popup(self) -> None:
@@ -249,7 +218,7 @@ class Tabs:
         page.on("close", lambda closed: self._on_close(closed))
         page.on("crash", lambda crashed: self._on_crash(crashed))
 
-    def _find(self, page: Page) -> _OpenPage | None:
+    def _find(self, page: Page | None) -> _OpenPage | None:
         return next((each for each in self._pages if each.page is page), None)
 
     def _move_to_front(self, page: Page) -> _OpenPage:
@@ -264,8 +233,6 @@ class Tabs:
         if (found := self._find(page)) is not None:
             self._pages.remove(found)
             found.lifetime.end("The tab was closed.")
-            if found.tab is not None:
-                found.tab.load.notify()
         self._changes.notify()
 
     def _close_soon(self, page: Page) -> None:
@@ -295,6 +262,23 @@ class Tabs:
             found.is_crashed = True
             found.lifetime.end("The tab crashed. Another one is in front now: view it, or navigate again.")
         self._changes.notify()
+
+    def _on_dialog(self, dialog: Dialog) -> None:
+        """Accept a dialog (alert, confirm, prompt, beforeunload) at once, because its page is blocked until then.
+
+        The action that caused it was intended, so the answer is yes; a prompt gets its default value. A page that
+        opens dialogs without end is closed.
+        """
+        page = self._find(dialog.page)
+        if page is not None:
+            page.dialog_times.append(time.monotonic())
+            times = page.dialog_times
+            if len(times) == MAX_DIALOGS and times[-1] - times[0] < DIALOG_WINDOW_SECONDS:
+                self.note("The page opened one dialog after another without end: its tab was closed.")
+                self._close_soon(page.page)
+                return
+        self.note(_dialog_note(dialog))
+        self._tasks.start(_accept(dialog))
 
     def _on_target_created(self, event: cdp.Json, context_id: str) -> None:
         target = cdp.item(event, "targetInfo")

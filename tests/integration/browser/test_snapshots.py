@@ -345,6 +345,13 @@ async def test_snapshot_after_action_without_changes_is_empty(harness: BrowserHa
     assert (view.partial, view.text) == (True, "")
 
 
+async def test_snapshot_after_reload_of_unchanged_page_is_whole(harness: BrowserHarness) -> None:
+    view = await harness.open_page("".join(f"<p>paragraph {n} {'word ' * 10}</p>" for n in range(60)))
+    view = await (await harness.browser()).press_key("F5")
+    assert not view.partial
+    assert "paragraph 5 " in view.text
+
+
 async def test_numbers_stay_with_elements_and_are_not_reused(harness: BrowserHarness) -> None:
     view = await harness.open_page(
         "<button onclick='this.remove(); document.body.append(Object.assign("
