@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.infrastructure.sandbox.docker.container_spec import NameResolution
 from app.infrastructure.sandbox.docker.engine import DockerEngine
 from app.infrastructure.sandbox.docker.engine_objects import SANDBOX_PORT
 from bench.containers import EngineNamespace, docker, inspect
@@ -74,7 +73,7 @@ class DockerRun:
     async def start(self, number: int) -> tuple[str, StatusClient]:
         """Start a sandbox and wait for its first response; return its name and a client of its status."""
         name, labels = f"{self._namespace.prefix}-bare-{number}", {"anker.bench": "bare"}
-        config = self._namespace.spec.sandbox(volume=name, labels=labels, resolution=NameResolution())
+        config = self._namespace.spec.sandbox(volume=name, labels=labels, hosts=())
         command = ["run", "--detach", "--name", name, *self._flags(config), self._namespace.image]
         await asyncio.to_thread(docker, *command)
         container = await self._engine.container(name)

@@ -120,16 +120,6 @@ class DockerOptions:
     exec_seconds: float = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NameResolution:
-    """How a new sandbox resolves host names."""
-
-    dns: bool = True
-    """Whether it may use the engine's DNS servers."""
-    hosts: Sequence[tuple[str, str]] = ()
-    """Host names and addresses for its `/etc/hosts`."""
-
-
 class ContainerSpec:
     """Builds the engine's configuration of every container that the provider creates."""
 
@@ -139,14 +129,20 @@ class ContainerSpec:
         Raises:
             ValueError: `options.memory` is not a size.
         """
-        self._options = options
+        self.options = options
         self._memory = parse_size(options.memory)
         profile = json.loads(resources.files(__package__ or "").joinpath("seccomp.json").read_text("utf-8"))
         self._seccomp = json.dumps(_without_audit(profile) if options.sudo else profile, separators=(",", ":"))
 
-    def sandbox(self, *, volume: str, labels: Mapping[str, str], resolution: NameResolution) -> Config:
-        """Return the configuration of a sandbox with a new token and `volume` as its workspace."""
-        options = self._options
+    def sandbox(self, *, volume: str, labels: Mapping[str, str], hosts: Sequence[tuple[str, str]]) -> Config:
+        """Return the configuration of a sandbox with a new token and `volume` as its workspace.
+
+        Args:
+            volume: The name of the volume.
+            labels: The labels of the container, and of the volume if it does not exist.
+            hosts: Host names and addresses for its `/etc/hosts`. Unless egress is open, it can look up no others.
+        """
+        options = self.options
         return {
             "Image": options.image,
             "Hostname": HOSTNAME,
@@ -169,10 +165,8 @@ class ContainerSpec:
                 ],
                 "LogConfig": _LOG_LIMIT,
                 "RestartPolicy": {"Name": "no"},
-                "ExtraHosts": [f"{name}:{address}" for name, address in resolution.hosts],
-                **(
-                    {} if resolution.dns else {"Dns": [UNREACHABLE_RESOLVER], "DnsOptions": ["timeout:1", "attempts:1"]}
-                ),
+                "ExtraHosts": [f"{name}:{address}" for name, address in hosts],
+                **({} if options.egress == "open" else _NO_DNS),
                 **({"Runtime": options.runtime} if options.runtime else {}),
             },
         }
@@ -199,7 +193,7 @@ class ContainerSpec:
 
     def _script(self, script: str, labels: Mapping[str, str]) -> Config:
         return {
-            "Image": self._options.image,
+            "Image": self.options.image,
             "Entrypoint": ["/bin/sh", "-c", script],
             "Cmd": [],
             "WorkingDir": "/",
@@ -209,7 +203,7 @@ class ContainerSpec:
     def _hardening(self) -> Config:
         # With sudo, the root user is root of the container only: it has none of the capabilities that give access to
         # the host, and the same system call filter applies.
-        sudo = self._options.sudo
+        sudo = self.options.sudo
         return {
             "ReadonlyRootfs": not sudo,
             "CapDrop": ["ALL"],
@@ -226,7 +220,7 @@ class ContainerSpec:
         return {
             "Memory": self._memory,
             "MemorySwap": self._memory,
-            "NanoCpus": round(self._options.cpus * 1e9),
+            "NanoCpus": round(self.options.cpus * 1e9),
             "PidsLimit": MAX_PROCESSES,
             "ShmSize": SHM_BYTES,
             "Tmpfs": {
@@ -242,6 +236,7 @@ class ContainerSpec:
         }
 
 
+_NO_DNS: Config = {"Dns": [UNREACHABLE_RESOLVER], "DnsOptions": ["timeout:1", "attempts:1"]}
 _LOG_LIMIT = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}}
 _NO_PRIVILEGES: Config = {
     "CapDrop": ["ALL"],

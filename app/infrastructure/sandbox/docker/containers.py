@@ -76,26 +76,15 @@ class SandboxContainers:
     Every method raises `SandboxUnavailable` if the engine is unavailable or refuses.
     """
 
-    def __init__(
-        self, engine: DockerEngine, names: ObjectNames, spec: ContainerSpec, firewall: Firewall, *, exec_seconds: float
-    ) -> None:
-        """Create containers with `spec`, named by `names`, in the network of `firewall`.
-
-        Args:
-            engine: The engine that runs them.
-            names: Their names and labels.
-            spec: Their configuration.
-            firewall: The rules of their network.
-            exec_seconds: Their SANDBOX_EXEC_SECONDS.
-        """
+    def __init__(self, engine: DockerEngine, names: ObjectNames, spec: ContainerSpec, firewall: Firewall) -> None:
+        """Create containers with `spec`, named by `names`, in the network of `firewall`."""
         self.engine = engine
         self.names = names
         self.firewall = firewall
         self.start_limit = asyncio.Semaphore(STARTS_AT_ONCE)
         """Held while a container starts, which costs seconds of CPU. Waiting for it has no timeout."""
         self._spec = spec
-        self._network = firewall.network.name
-        self._exec_seconds = exec_seconds
+        self._network = spec.options.network
 
     async def find(self, session_id: str) -> EngineContainer | None:
         """Return the session's container in any state, or None."""
@@ -230,11 +219,10 @@ class SandboxContainers:
     def connect(self, container: EngineContainer) -> RunningContainer:
         """Return a connection to a running container."""
         address = container.address(self._network)
-        return RunningContainer(container, address, exec_seconds=self._exec_seconds)
+        return RunningContainer(container, address, exec_seconds=self._spec.options.exec_seconds)
 
     async def _create(self, name: str, volume: str, labels: Mapping[str, str]) -> None:
-        resolution = self.firewall.name_resolution
-        config = self._spec.sandbox(volume=volume, labels=labels, resolution=resolution)
+        config = self._spec.sandbox(volume=volume, labels=labels, hosts=self.firewall.pinned_hosts)
         await self.engine.create_container(name, config)
 
     async def _poll_until_ready(self, running: RunningContainer, seconds: float) -> bool:

@@ -179,8 +179,8 @@ class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
         """
         names, spec = ObjectNames(options.name_prefix, installation), ContainerSpec(options)
         engine = DockerEngine(environment)
-        firewall = Firewall(engine, names, spec, network=options.network, egress=options.egress)
-        containers = SandboxContainers(engine, names, spec, firewall, exec_seconds=options.exec_seconds)
+        firewall = Firewall(engine, names, spec)
+        containers = SandboxContainers(engine, names, spec, firewall)
         self.firewall = firewall
         self.pool = SandboxPool(containers, size=options.pool_size)
         super().__init__(DockerBackend(containers, self.pool), key=names.of_session)

@@ -5,6 +5,7 @@ import logging
 import re
 import socket
 import time
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from app.infrastructure.sandbox.docker.container_spec import (
     ROLE_LABEL,
     Config,
     ContainerSpec,
-    NameResolution,
     ObjectNames,
 )
 from app.infrastructure.sandbox.docker.engine import DockerEngine, ObjectConflict
@@ -74,7 +74,10 @@ class SandboxNetwork:
             await self._remove(found)
             found = None
         if found is None:
-            await self._create()
+            options = {BRIDGE_OPTION: bridge_name(self.name), ICC_OPTION: "false"}
+            labels = self._names.labels("network", egress=self._egress)
+            with suppress(ObjectConflict):  # another process created it first
+                await self._engine.create_network(self.name, options, labels)
             found = await self._engine.network(self.name)
         if found is None:
             raise SandboxUnavailable(f"The network {self.name} was removed while it was being created.")
@@ -132,13 +135,6 @@ class SandboxNetwork:
                 retry_after=60,
             ) from error
 
-    async def _create(self) -> None:
-        options = {BRIDGE_OPTION: bridge_name(self.name), ICC_OPTION: "false"}
-        try:
-            await self._engine.create_network(self.name, options, self._names.labels("network", egress=self._egress))
-        except ObjectConflict:
-            return  # another process created it first
-
     def _problem(self, found: EngineNetwork) -> str:
         """Return why sandboxes must not be connected to `found`; "" if they may."""
         if found.labels.get(ROLE_LABEL) != "network" or found.options.get(BRIDGE_OPTION) != bridge_name(self.name):
@@ -156,17 +152,10 @@ class SandboxNetwork:
 class Firewall:
     """The firewall rules of the sandbox network. `ensure` costs nothing while they are known to be in place."""
 
-    def __init__(
-        self,
-        engine: DockerEngine,
-        names: ObjectNames,
-        spec: ContainerSpec,
-        *,
-        network: str,
-        egress: Egress,
-    ) -> None:
-        """Protect the network named `network` according to `egress`."""
-        self.network = SandboxNetwork(engine, names, name=network, egress=str(egress))
+    def __init__(self, engine: DockerEngine, names: ObjectNames, spec: ContainerSpec) -> None:
+        """Protect the network in the options of `spec` according to their egress."""
+        egress = spec.options.egress
+        self.network = SandboxNetwork(engine, names, name=spec.options.network, egress=str(egress))
         self._engine = engine
         self._names = names
         self._spec = spec
@@ -180,9 +169,9 @@ class Firewall:
         """Addresses in the network that may connect to sandboxes. No sandbox may have one of them."""
 
     @property
-    def name_resolution(self) -> NameResolution:
-        """How a new sandbox resolves host names."""
-        return NameResolution(dns=self._egress == "open", hosts=self._addresses.pinned)
+    def pinned_hosts(self) -> tuple[tuple[str, str], ...]:
+        """Host names and addresses for the `/etc/hosts` of a new sandbox."""
+        return self._addresses.pinned
 
     def invalidate(self) -> None:
         """Apply the rules again before the next start, because the engine may have been restarted."""
