@@ -71,16 +71,9 @@ class LocalSandbox(RunningSandbox):
 class LocalBackend:
     """`SandboxBackend` with child processes and folders."""
 
-    def __init__(
-        self,
-        folders: SessionFolders,
-        marks: ProcessMarks,
-        *,
-        environment: Mapping[str, str],
-        exec_seconds: float,
-    ) -> None:
-        self._folders = folders
-        self._marks = marks
+    def __init__(self, root: Path, *, environment: Mapping[str, str], exec_seconds: float) -> None:
+        self.folders = SessionFolders(root)
+        self.marks = ProcessMarks(root)
         self._environment = environment
         self._exec_seconds = exec_seconds
         self._start_slots = asyncio.Semaphore(STARTS_AT_ONCE)
@@ -106,7 +99,7 @@ class LocalBackend:
         if (running := await self.find(session_id, known)) is not None:
             running.touch()
             return running
-        folder = self._folders.of(session_id)
+        folder = self.folders.of(session_id)
         async with self._start_slots:
             try:
                 await asyncio.to_thread(folder.make)
@@ -120,16 +113,16 @@ class LocalBackend:
 
     async def destroy(self, session_id: str) -> None:
         """End the session's processes and delete its folder."""
-        folder = self._folders.of(session_id)
+        folder = self.folders.of(session_id)
         if not await asyncio.to_thread(folder.path.exists):
             return  # no process was ever started
         await self._kill_marked(session_id)
-        if not await asyncio.to_thread(self._folders.remove, folder):
+        if not await asyncio.to_thread(self.folders.remove, folder):
             log.warning("not all files of session %s could be deleted", session_id)
 
     async def _start_process(self, session_id: str, folder: SessionFolder) -> LocalSandbox:
         process = await SandboxProcess.spawn(
-            folder, mark=self._marks.mark(session_id), source=self._environment, exec_seconds=self._exec_seconds
+            folder, mark=self.marks.mark(session_id), source=self._environment, exec_seconds=self._exec_seconds
         )
         running = LocalSandbox(process, folder, exec_seconds=self._exec_seconds)
         try:
@@ -148,7 +141,7 @@ class LocalBackend:
         return running
 
     async def _kill_marked(self, session_id: str) -> None:
-        await asyncio.to_thread(self._marks.kill, {session_id})
+        await asyncio.to_thread(self.marks.kill, {session_id})
 
 
 class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
@@ -177,18 +170,13 @@ class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
             exec_seconds: The sandboxes' SANDBOX_EXEC_SECONDS.
             reap_seconds: Interval in seconds between two searches for idle sandboxes.
         """
-        root = data_dir.absolute() / "sandboxes"
-        self._folders = SessionFolders(root)
-        self._marks = ProcessMarks(root)
+        environment = os.environ if environment is None else environment
+        backend = LocalBackend(data_dir.absolute() / "sandboxes", environment=environment, exec_seconds=exec_seconds)
+        super().__init__(backend, key=encode_scope)
+        self._folders = backend.folders
+        self._marks = backend.marks
         self._ttl_seconds = ttl_minutes * 60
         self._reap_seconds = reap_seconds
-        backend = LocalBackend(
-            self._folders,
-            self._marks,
-            environment=os.environ if environment is None else environment,
-            exec_seconds=exec_seconds,
-        )
-        super().__init__(backend, key=encode_scope)
 
     async def start(self) -> None:
         """End what a killed service has left over, complete its deletions, and start the reaper.
