@@ -3,6 +3,7 @@
 The fields of a response have the names of the domain's value objects. Unknown fields are ignored.
 """
 
+from dataclasses import replace
 from typing import TypeVar
 
 import orjson
@@ -25,7 +26,8 @@ _SECONDS = TypeAdapter(float)
 
 def parse_shell_state(data: JsonObject, shell_id: str) -> ShellState:
     """Parse the state of a shell. `shell_id`: the caller's id, which the sandbox may know by another one."""
-    return _parse(_SHELL_STATE, {**_present(data), "shell_id": shell_id})
+    # The caller's id may hold half a surrogate pair, which JSON cannot.
+    return replace(_parse(_SHELL_STATE, {**_present(data), "shell_id": ""}), shell_id=shell_id)
 
 
 def parse_file_text(data: JsonObject, file: str) -> FileText:
