@@ -68,7 +68,7 @@ class LeasedRunQueue:
         self._held = HeldLeases(
             worker, leases, signals, holder=holder, takes_runs=takes_runs, duration=self._times.duration
         )
-        self._settled_events: dict[str, list[asyncio.Event]] = {}
+        self._settled_events: set[tuple[str, asyncio.Event]] = set()
         self._background: list[asyncio.Task[None]] = []
 
     @property
@@ -156,8 +156,9 @@ class LeasedRunQueue:
             case "cancel":
                 self._held.start_task(self._cancel_for_deletion(session_id))
             case "settled":
-                for event in self._settled_events.get(session_id, ()):
-                    event.set()
+                for waiting_for, event in self._settled_events:
+                    if waiting_for == session_id:
+                        event.set()
 
     async def _start_soon(self, session_id: str) -> None:
         await asyncio.sleep(_DELAY_PER_RUN_SECONDS * self.active)
@@ -173,15 +174,12 @@ class LeasedRunQueue:
     @contextmanager
     def _settled_event(self, session_id: str) -> Generator[asyncio.Event]:
         """Yield an event that is set by the signal `settled` of the session."""
-        event = asyncio.Event()
-        waiting = self._settled_events.setdefault(session_id, [])
-        waiting.append(event)
+        entry = (session_id, asyncio.Event())
+        self._settled_events.add(entry)
         try:
-            yield event
+            yield entry[1]
         finally:
-            waiting.remove(event)
-            if not waiting and self._settled_events.get(session_id) is waiting:
-                del self._settled_events[session_id]
+            self._settled_events.remove(entry)
 
     async def _take_waiting_runs(self) -> None:
         """Take sessions that have work but no holder."""

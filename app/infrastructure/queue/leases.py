@@ -110,12 +110,10 @@ class HeldLeases:
         held = self._held.get(session_id)
         if held is None:
             return False
-        has_run = self._supervisor.has_run(session_id)
         if last_user_message > held.last_user_message:
             held.last_user_message = last_user_message
-            if has_run:
-                self._supervisor.wake(session_id)
-        if stop_up_to is not None and has_run:
+            self._supervisor.wake(session_id)
+        if stop_up_to is not None and self._supervisor.has_run(session_id):
             self._handle_stop_request(held, stop_up_to)
         return True
 

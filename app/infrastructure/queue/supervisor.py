@@ -103,11 +103,13 @@ class RunSupervisor:
         """
         self._start(session_id, _SupervisedRun(fencing_token, crashed, woken=True, only_stop=False))
 
-    def wake(self, session_id: str) -> None:
-        """Interrupt a run of this process, so that it reads new user messages."""
-        run = self._runs[session_id]
-        run.woken = True
-        run.interrupt()
+    def wake(self, session_id: str) -> bool:
+        """Interrupt the session's run, so that it reads new user messages. Return whether it is in this process."""
+        run = self._runs.get(session_id)
+        if run is not None:
+            run.woken = True
+            run.interrupt()
+        return run is not None
 
     def request_stop(
         self,
@@ -280,11 +282,7 @@ class InlineRunQueue:
 
     async def wake(self, session_id: str, *, up_to: int) -> None:
         """Implement `RunQueue.wake`."""
-        if self._closing:
-            return
-        if self._supervisor.has_run(session_id):
-            self._supervisor.wake(session_id)
-        else:
+        if not self._closing and not self._supervisor.wake(session_id):
             self._supervisor.start(session_id)
 
     async def stop_run(self, session_id: str, *, up_to: int) -> None:

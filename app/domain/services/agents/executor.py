@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from app.domain.errors import ModelFailure, SandboxFailure, SandboxUnavailable, SearchFailure
 from app.domain.external.llm import LLM, ModelReply
@@ -20,7 +20,7 @@ from app.domain.models.plan import Step
 from app.domain.models.tool import OpenCall, ToolResult
 from app.domain.prompts import executing
 from app.domain.services.agents.checkpointer import RunCheckpointer
-from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call, storable, with_distinct_call_ids
+from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call
 from app.domain.services.tools.base import (
     AskUserInput,
     BadArguments,
@@ -36,13 +36,13 @@ MAX_TURNS = 5_000
 """Maximum number of model turns of the executor in one run."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _ValidCalls:
     """The valid calls of one model turn, by kind."""
 
-    runs: tuple[tuple[ToolCall, RunCall], ...]
-    ask: tuple[ToolCall, AskUserInput] | None
-    complete: tuple[ToolCall, CompleteStepInput] | None
+    runs: list[tuple[ToolCall, RunCall]] = field(default_factory=list[tuple[ToolCall, RunCall]])
+    ask: tuple[ToolCall, AskUserInput] | None = None
+    complete: tuple[ToolCall, CompleteStepInput] | None = None
 
 
 class Executor:
@@ -85,31 +85,22 @@ class Executor:
 
     async def _validate(self, reply: ModelReply) -> _ValidCalls:
         """Stage the model's turn and return its valid calls. Invalid calls get their result here."""
-        calls = with_distinct_call_ids(reply.tool_calls, await self._call_ids())
-        turn = AssistantMessage(content=reply.content, tool_calls=tuple(storable(call) for call in calls))
-        await self._checkpointer.stage("executor", turn)
-        runs: list[tuple[ToolCall, RunCall]] = []
-        ask: tuple[ToolCall, AskUserInput] | None = None
-        complete: tuple[ToolCall, CompleteStepInput] | None = None
-        for call in calls:
+        valid = _ValidCalls()
+        for call in await self._exchange.stage_turn(reply, used_ids=await self._call_ids()):
             match self._bind(call, cut_off=reply.finish == "length"):
                 case RunCall() as bound:
-                    runs.append((call, bound))
-                case AskUserInput() as bound if ask is None:
-                    ask = (call, bound)
+                    valid.runs.append((call, bound))
+                case AskUserInput() as bound if valid.ask is None:
+                    valid.ask = (call, bound)
                 case AskUserInput():
                     await self._stage_result(call.id, executing.ASKED_TWICE)
-                case CompleteStepInput() as bound if complete is None:
-                    complete = (call, bound)
+                case CompleteStepInput() as bound if valid.complete is None:
+                    valid.complete = (call, bound)
                 case CompleteStepInput():
                     await self._stage_result(call.id, executing.RECORDED)
                 case str() as problem:
                     await self._stage_result(call.id, problem)
-        if runs or ask or complete:
-            self._exchange.unusable_replies = 0
-        else:
-            self._exchange.count_unusable()
-        return _ValidCalls(tuple(runs), ask, complete)
+        return valid
 
     def _bind(self, call: ToolCall, *, cut_off: bool) -> BoundCall | str:
         """Return the call with checked arguments, or the reason why it is invalid."""
@@ -124,8 +115,10 @@ class Executor:
     async def _carry_out(self, calls: _ValidCalls) -> None:
         """Run the tools first. A question to the user takes precedence over completing the step."""
         if not (calls.runs or calls.ask or calls.complete):
+            self._exchange.count_unusable()
             await self._checkpointer.commit()
             return
+        self._exchange.unusable_replies = 0
         for group in _parallel_groups(calls.runs):
             await self._run_group(group)
         if calls.ask is not None:

@@ -47,6 +47,16 @@ class ModelExchange:
         # Some servers return the model's thinking as text. It is not part of the answer and would cost tokens again.
         return replace(reply, content=_THINKING.sub("", reply.content)) if "</think>" in reply.content else reply
 
+    async def stage_turn(self, reply: ModelReply, *, used_ids: set[str]) -> Sequence[ToolCall]:
+        """Stage the reply in the transcript. Return its calls with IDs that are not in `used_ids`, and add them to it.
+
+        The arguments of the returned calls are unchanged; those in the transcript are always valid JSON.
+        """
+        calls = with_distinct_call_ids(reply.tool_calls, used_ids)
+        turn = AssistantMessage(content=reply.content, tool_calls=tuple(storable(call) for call in calls))
+        await self._checkpointer.stage(self._transcript, turn)
+        return calls
+
     async def correct_text(self, reply: ModelReply, correction: str, *, empty: str) -> None:
         """Keep an unusable text reply in the transcript, followed by `correction`; or by `empty` if it has no text.
 

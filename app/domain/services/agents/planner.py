@@ -21,7 +21,7 @@ from app.domain.models.plan import Plan, Step, with_distinct_ids
 from app.domain.models.tool import ToolSpec
 from app.domain.prompts import executing, planning
 from app.domain.services.agents.checkpointer import RunCheckpointer
-from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call, storable, with_distinct_call_ids
+from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call
 from app.domain.services.tools.base import BadArguments, StepInput, ToolInput, json_schema, parse_arguments
 
 MAX_TITLE = 80
@@ -164,10 +164,8 @@ class Planner:
         """Stage the reply. Return its plan, or None after staging what is wrong with it."""
         if not reply.tool_calls:
             return await self._parse_text(reply)
-        calls = with_distinct_call_ids(reply.tool_calls, set())
         plan: CreatePlanInput | None = None
-        results: list[ToolMessage] = []
-        for call in calls:
+        for call in await self._exchange.stage_turn(reply, used_ids=set()):
             problem = ""
             if call.name != CREATE_PLAN.name:
                 problem = executing.unknown_function(call.name, [CREATE_PLAN.name])
@@ -176,9 +174,8 @@ class Planner:
                     plan = parse_arguments(CreatePlanInput, call.arguments)
                 except BadArguments as error:
                     problem = executing.CUT_OFF if reply.finish == "length" else executing.invalid_call(str(error))
-            results.append(ToolMessage(tool_call_id=call.id, content=problem or planning.ACCEPTED))
-        turn = AssistantMessage(content=reply.content, tool_calls=tuple(storable(call) for call in calls))
-        await self._checkpointer.stage("planner", turn, *results)
+            result = ToolMessage(tool_call_id=call.id, content=problem or planning.ACCEPTED)
+            await self._checkpointer.stage("planner", result)
         if plan is None:
             self._exchange.count_unusable()
         return plan
@@ -254,12 +251,9 @@ class Answerer:
                 return text
             live.restart()
             if reply.tool_calls:
-                calls = tuple(storable(call) for call in with_distinct_call_ids(reply.tool_calls, set()))
                 self._exchange.count_unusable()
-                await self._checkpointer.stage(
-                    "planner",
-                    AssistantMessage(tool_calls=calls),
-                    *(ToolMessage(tool_call_id=call.id, content=planning.TEXT_ONLY) for call in calls),
-                )
+                for call in await self._exchange.stage_turn(replace(reply, content=""), used_ids=set()):
+                    refusal = ToolMessage(tool_call_id=call.id, content=planning.TEXT_ONLY)
+                    await self._checkpointer.stage("planner", refusal)
             else:
                 await self._exchange.correct_text(reply, planning.TEXT_ONLY, empty=planning.EMPTY)
