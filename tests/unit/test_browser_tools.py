@@ -9,7 +9,7 @@ from app.domain.errors import BrowserFailure, SandboxUnavailable
 from app.domain.models.browser import PageView, Point
 from app.domain.models.tool import ToolResult
 from app.domain.services.tools import browser
-from app.domain.services.tools.base import BadArguments, RunCall, Tool, ToolContext
+from app.domain.services.tools.base import BadArguments, RunCall, Tool, ToolContext, ToolDependencies
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import Call, MemoryBrowser, MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
@@ -38,13 +38,13 @@ class BrowserTools:
         return self.browsers.prepare("s")
 
     def bind(self, name: str, arguments: str) -> RunCall:
-        context = ToolContext(
-            session_id="s",
+        shared = ToolDependencies(
             sandboxes=MemorySandboxProvider(),
             browsers=self.browsers,
             screenshots=self.screenshots,
             engine=FakeSearch(),
         )
+        context = ToolContext(session_id="s", shared=shared)
         bound = TOOLS[f"browser_{name}"].bind(arguments, context)
         assert isinstance(bound, RunCall)
         return bound

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from app.domain.services.tools.base import BadArguments, RunCall, ToolContext, clip
+from app.domain.services.tools.base import BadArguments, RunCall, ToolContext, ToolDependencies, clip
 from app.domain.services.tools.registry import EXECUTING
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import MemoryBrowsers
@@ -14,13 +14,13 @@ from tests.fakes.memory_screenshots import MemoryScreenshotKeeper
 
 @pytest.fixture
 def context() -> ToolContext:
-    return ToolContext(
-        session_id="s",
+    shared = ToolDependencies(
         sandboxes=MemorySandboxProvider(),
         browsers=MemoryBrowsers(),
         screenshots=MemoryScreenshotKeeper(),
         engine=FakeSearch(),
     )
+    return ToolContext(session_id="s", shared=shared)
 
 
 @pytest.mark.parametrize(

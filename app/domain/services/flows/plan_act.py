@@ -19,12 +19,8 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from app.domain.errors import AnkerError, RunGivenUp, SandboxFailure, SandboxUnavailable, Superseded
-from app.domain.external.browser import Browsers
 from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM
-from app.domain.external.sandbox import SandboxProvider
-from app.domain.external.screenshots import Screenshots
-from app.domain.external.search import SearchEngine
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, StepEvent, ToolCalledEvent
 from app.domain.models.message import ToolMessage, UserMessage
 from app.domain.models.tool import ToolResult
@@ -33,7 +29,7 @@ from app.domain.repositories.event_log import EventLog, UnreadMessage
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.executor import Executor
 from app.domain.services.agents.planner import Answerer, Planner
-from app.domain.services.tools.base import Tool, ToolContext
+from app.domain.services.tools.base import Tool, ToolContext, ToolDependencies
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +55,13 @@ _SUMMARIZED_MESSAGES = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlowDependencies:
-    """What all runs share."""
+class FlowDependencies(ToolDependencies):
+    """What all runs share, their tools included."""
 
     event_log: EventLog
     feed: Feed
     model: LLM
     tools: Mapping[str, Tool]
-    sandboxes: SandboxProvider
-    browsers: Browsers
-    screenshots: Screenshots
-    engine: SearchEngine
 
 
 class PlanActFlow:
@@ -78,13 +70,7 @@ class PlanActFlow:
     def __init__(self, dependencies: FlowDependencies, session_id: str, *, fencing_token: int | None = None) -> None:
         """Create the flow of one attempt. `fencing_token`: see `Commit.fencing_token`."""
         self._dependencies = dependencies
-        self._context = ToolContext(
-            session_id=session_id,
-            sandboxes=dependencies.sandboxes,
-            browsers=dependencies.browsers,
-            screenshots=dependencies.screenshots,
-            engine=dependencies.engine,
-        )
+        self._context = ToolContext(session_id=session_id, shared=dependencies)
         self._checkpointer = RunCheckpointer(session_id, dependencies.event_log, fencing_token=fencing_token)
 
     async def run(self, reason: str = CRASHED, *, crashed: bool = False) -> None:

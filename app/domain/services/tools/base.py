@@ -30,28 +30,35 @@ class BadArguments(ValueError):
     """The model's arguments are invalid; the message tells it how to correct them."""
 
 
-@dataclass(slots=True, kw_only=True)
-class ToolContext:
-    """What the tools of one run may use: the session's sandbox and browser, the search engine and the screenshots."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolDependencies:
+    """What the tools of all runs share."""
 
-    session_id: str
     sandboxes: SandboxProvider
     browsers: Browsers
     screenshots: Screenshots
     engine: SearchEngine
+
+
+@dataclass(slots=True, kw_only=True)
+class ToolContext:
+    """What the tools of one run may use: the session's sandbox and browser, and what all runs share."""
+
+    session_id: str
+    shared: ToolDependencies
     sandbox_instance: str = ""
     """Instance id of the sandbox that a tool used last; empty before the first use."""
 
     async def sandbox(self) -> Sandbox:
         """Return the session's sandbox, and start it if there is none."""
-        sandbox = await self.sandboxes.acquire(self.session_id)
+        sandbox = await self.shared.sandboxes.acquire(self.session_id)
         self.sandbox_instance = sandbox.instance_id
         return sandbox
 
     async def browser(self) -> Browser:
         """Return the browser in the session's sandbox, and start both if needed."""
         await self.sandbox()
-        return await self.browsers.open(self.session_id)
+        return await self.shared.browsers.open(self.session_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

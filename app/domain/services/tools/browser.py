@@ -167,7 +167,7 @@ async def _keep_screenshot(view: PageView, context: ToolContext) -> str | None:
     if view.screenshot is None:
         return None
     try:
-        return await context.screenshots.keep(context.session_id, view.screenshot)
+        return await context.shared.screenshots.keep(context.session_id, view.screenshot)
     except AnkerError as error:
         log.warning("cannot store a screenshot: %s", error)
         return None

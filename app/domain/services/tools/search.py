@@ -13,7 +13,7 @@ class _Query(ToolInput):
 
 
 async def _web(args: _Query, context: ToolContext) -> ToolResult:
-    hits = await context.engine.search(args.query, args.date_range)
+    hits = await context.shared.engine.search(args.query, args.date_range)
     results = [{"title": hit.title, "link": hit.link, "snippet": hit.snippet} for hit in hits]
     text = "\n\n".join(f"{hit.title}\n{hit.link}\n{hit.snippet}" for hit in hits)
     return ToolResult(
