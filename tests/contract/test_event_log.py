@@ -299,6 +299,6 @@ async def test_usage_is_the_sum_of_all_commits(store: Harness) -> None:
     assert await store.sessions.usage("s") == expected
 
 
-def test_the_golden_files_are_where_the_tests_look() -> None:
+def test_golden_files_exist_where_tests_expect_them() -> None:
     golden = Path(__file__).parents[1] / "unit" / "golden"
     assert {path.name for path in golden.iterdir()} >= {"events_v1.jsonl", "store_v1.sql"}
