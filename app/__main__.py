@@ -156,7 +156,7 @@ def main() -> None:
         default="all",
         help="serve requests (api), carry runs (worker), or both; one alone needs MONGODB_URL and REDIS_URL",
     )
-    parser.add_argument("--reload", action="store_true", help="start anew whenever the code changes")
+    parser.add_argument("--reload", action="store_true", help="restart whenever the code changes")
     arguments = parser.parse_args()
     role: Role = arguments.role
     if arguments.reload and role != "all":

@@ -111,7 +111,7 @@ def status_routes(shells: Shells, parts: Parts, activity: Activity) -> list[Rout
 
     async def restart(_: Request) -> Response:
         await parts.browser.restart()
-        return success_response(None, "the browser was started anew")
+        return success_response(None, "the browser was restarted")
 
     return [Route(STATUS, status), Route("/browser/restart", restart, methods=["POST"])]
 
@@ -189,7 +189,7 @@ def shell_routes(shells: Shells, paths: PathResolver, settings: Settings) -> lis
     async def kill(body: ShellBody) -> Response:
         shell = shells.get(body.id)
         await shell.kill()
-        return success_response(_state(shell, shell.console.newest), "killed what ran")
+        return success_response(_state(shell, shell.console.newest), "killed the running processes")
 
     async def kill_all(body: KillAllBody) -> Response:
         return success_response({"killed": await shells.kill_all(body.prefix)})
@@ -235,21 +235,21 @@ async def _output_from_start(record: Record) -> Excerpt:
 
 async def _new_output_response(shell: Shell) -> Response:
     record = shell.console.newest
-    news = Excerpt("", truncated=False) if record is None else await record.new_output()
+    output = Excerpt("", truncated=False) if record is None else await record.new_output()
     state = _state(shell, record)
     message = "" if record is None else _message(record, "", None)
-    return success_response({**state, "output": news.text, "truncated": news.truncated}, message)
+    return success_response({**state, "output": output.text, "truncated": output.truncated}, message)
 
 
 def _message(record: Record, note: str, seconds: float | None) -> str:
     if record.running:
         after = f" after {seconds:g} s" if seconds is not None else ""
-        said = f"still running{after}: shell_wait waits on, shell_write_to_process types, shell_kill_process ends it"
+        text = f"still running{after}: shell_wait waits on, shell_write_to_process types, shell_kill_process ends it"
     else:
-        said = f"ended with exit code {record.returncode}"
+        text = f"ended with exit code {record.returncode}"
     if record.output.cut:
-        said = f"{said}; the output file holds only the first part of the output"
-    return f"{said}; {note}" if note else said
+        text = f"{text}; the output file holds only the first part of the output"
+    return f"{text}; {note}" if note else text
 
 
 UPLOAD_BYTES = 1024 * MIB

@@ -123,5 +123,5 @@ class PathResolver:
 
 def os_failure(error: OSError, path: str) -> Failure:
     """Return the `Failure` for an error of the operating system."""
-    status, words = _KNOWN_ERRORS.get(error.errno or 0, (400, (error.strerror or "input/output error").lower()))
-    return Failure(status, f"{words}: {path}")
+    status, reason = _KNOWN_ERRORS.get(error.errno or 0, (400, (error.strerror or "input/output error").lower()))
+    return Failure(status, f"{reason}: {path}")

@@ -37,15 +37,15 @@ class SudoRunner:
         """
         if not self._allowed:
             raise Failure(400, NO_SUDO)
-        asked = {"call": name, "body": body.model_dump(exclude={"sudo"}), "place": self._place}
+        request = {"call": name, "body": body.model_dump(exclude={"sudo"}), "place": self._place}
         process = self._start()
         try:
-            said, complaint = await asyncio.to_thread(process.communicate, json.dumps(asked).encode(), _SECONDS)
+            stdout, stderr = await asyncio.to_thread(process.communicate, json.dumps(request).encode(), _SECONDS)
         except subprocess.TimeoutExpired:
             raise Failure(504, f"this took root longer than {_SECONDS:g} s") from None
         finally:
             self.pids.discard(process.pid)
-        return _answer(said, complaint)
+        return _parse_result(stdout, stderr)
 
     def _start(self) -> "subprocess.Popen[bytes]":
         # On the loop's thread: the pid must be known before dead orphans are collected.
@@ -62,15 +62,15 @@ class SudoRunner:
         return process
 
 
-def _answer(said: bytes, complaint: bytes) -> CallResult:
+def _parse_result(stdout: bytes, stderr: bytes) -> CallResult:
     try:
-        answer: dict[str, dict[str, object]] = json.loads(said)
+        result: dict[str, dict[str, object]] = json.loads(stdout)
     except ValueError:
-        words = complaint.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise Failure(409, f"sudo does not work in this sandbox: {words}") from None
-    if "failure" in answer:
-        raise Failure(int(str(answer["failure"]["status"])), str(answer["failure"]["message"]))
-    return answer["data"], str(answer["message"])
+        reason = stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise Failure(409, f"sudo does not work in this sandbox: {reason}") from None
+    if "failure" in result:
+        raise Failure(int(str(result["failure"]["status"])), str(result["failure"]["message"]))
+    return result["data"], str(result["message"])
 
 
 def main() -> None:
@@ -78,14 +78,14 @@ def main() -> None:
     _serve(sys.stdin.buffer, sys.stdout)
 
 
-def _serve(asked: IO[bytes], answered: IO[str]) -> None:
-    given = json.loads(asked.read())
+def _serve(request: IO[bytes], response: IO[str]) -> None:
+    given = json.loads(request.read())
     paths = PathResolver(Settings(token="none", **given["place"]))  # noqa: S106 - nothing listens here
     kind, _ = CALLS[given["call"]]
     body = kind.model_validate(given["body"])
     try:
         data, message = paths.run(body.file, lambda place: run_call(given["call"], place, body))
     except Failure as failure:
-        json.dump({"failure": {"status": failure.status, "message": failure.message}}, answered)
+        json.dump({"failure": {"status": failure.status, "message": failure.message}}, response)
     else:
-        json.dump({"data": data, "message": message}, answered)
+        json.dump({"data": data, "message": message}, response)

@@ -146,14 +146,14 @@ class Supervisor:
         self._child = None
 
     async def _end_child(self) -> None:
-        child, said = self._child, self.ready_text
+        child, ready_text = self._child, self.ready_text
         self._unready()
         if child is None:
             return
-        if said is not None and self._close_gracefully is not None:
+        if ready_text is not None and self._close_gracefully is not None:
             try:
                 async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._close_gracefully(said)
+                    await self._close_gracefully(ready_text)
                     await asyncio.shield(child.exited)
             except (OSError, EOFError):
                 pass  # end it by a signal instead
@@ -166,8 +166,8 @@ class Supervisor:
         except TimeoutError:
             return
 
-    def _become_ready(self, said: str) -> None:
-        self.ready_text = said
+    def _become_ready(self, ready_text: str) -> None:
+        self.ready_text = ready_text
         self._ready.set()
 
     def _unready(self) -> None:

@@ -59,10 +59,10 @@ def shell_processes(leaders: Mapping[int, str]) -> list[int]:
 
     These are their descendants, the processes in their sessions, and daemons that left both but still carry a mark.
     """
-    rows, words = _process_table(), set(leaders.values())
+    rows, marks = _process_table(), set(leaders.values())
     # Orphans belong to init, or to this service as the subreaper.
     adopted = [pid for pid, (parent, _) in rows.items() if parent in (1, os.getpid()) and pid not in leaders]
-    roots = {pid for pid in adopted if _mark_of(pid) in words}
+    roots = {pid for pid in adopted if _mark_of(pid) in marks}
     roots |= {pid for pid in rows if _session_of(pid) in leaders} | set(leaders)
     found = _with_descendants(rows, roots) - set(leaders) - {os.getpid()}
     return sorted(pid for pid in found if pid in rows and not rows[pid][1])

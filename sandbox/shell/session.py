@@ -59,7 +59,7 @@ RESTARTED = "the shell had ended, so a new one was started: its variables, funct
 
 
 class Shell:
-    """Runs one command at a time in a bash that lives on between commands. Starts a new bash if the old one ended."""
+    """Runs one command at a time in a bash that persists between commands. Starts a new bash if the old one ended."""
 
     def __init__(self, name: str, launch: BashLaunch, home: Path) -> None:
         self.name = name

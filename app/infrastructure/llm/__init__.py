@@ -1,1 +1,1 @@
-"""Language models behind the `LLM` port."""
+"""Adapters of the `LLM` port: OpenAI-compatible servers, and the scripted demo model."""

@@ -44,7 +44,7 @@ class SandboxBackend(Protocol[R]):
     async def start(self, session_id: str, known: R | None) -> R:
         """Return the session's instance, ready for use; start one if none runs.
 
-        When cancelled, leave nothing behind that was started here.
+        On cancellation, stop everything that was started here.
 
         Raises:
             SandboxUnavailable: No instance can be started.

@@ -1,1 +1,1 @@
-"""Feeds: how whoever follows a session hears that there is something new."""
+"""Feeds: they wake the subscribers of a session when it has new events."""

@@ -15,7 +15,7 @@ _RELEASED_OR_EXPIRED: Document = {"$or": [_RELEASED, {"$expr": {"$lte": ["$lease
 
 _GRACE_SECONDS = 3.0
 """Seconds after the store was unavailable for which an expired lease still counts as valid. Its holder could not renew
-it before; a holder that lives has renewed it by then."""
+it before; a living holder has renewed it by then."""
 
 
 class MongoLeases(MongoRepository):

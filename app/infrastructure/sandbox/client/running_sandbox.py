@@ -13,7 +13,7 @@ FRESH_SECONDS = 2.0
 """Time in seconds after a response during which the instance is taken to be alive without a check."""
 
 RENEW_SECONDS = 30.0
-"""Idle time in seconds after which an instance is told that it is in use before it is handed out."""
+"""Idle time in seconds after which an instance is marked as in use before it is returned."""
 
 RESPONSE_SECONDS = 5.0
 """Time limit in seconds for an instance to report its status."""

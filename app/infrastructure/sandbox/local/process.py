@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 """The folder that holds the package `sandbox`."""
 
 HOME_ALIAS = "/home/ubuntu"
-"""The workspace of a container. The file API maps it to the workspace, since the model may have been told of it."""
+"""The workspace of a container. The file API maps it to the workspace, because the model may know it."""
 
 MARK_VARIABLE = "ANKER_SANDBOX"
 """The environment variable with the mark that every process of a sandbox inherits."""
