@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactoryContext:
-    """What a provider's factory may use: the settings, what this process does, and the open store."""
+    """The input of a provider's factory: the settings, what this process does, and the open store."""
 
     settings: Settings
     role: Role

@@ -31,7 +31,7 @@ _SETTLE_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class ViewerRate:
-    """What one viewer received."""
+    """The traffic that one viewer received."""
 
     rate: float
     """MB/s of the RFB protocol."""

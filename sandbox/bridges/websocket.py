@@ -157,7 +157,7 @@ def _parsed(head: bytes) -> Handshake:
 
 
 def _refuse(transport: asyncio.Transport, response: Response) -> None:
-    """Answer a handshake with plain HTTP and close the connection."""
+    """Refuse a handshake with a plain HTTP response and close the connection."""
     lines = [f"HTTP/1.1 {response.status_code} Refused".encode(), b"connection: close"]
     lines += [name + b": " + value for name, value in response.raw_headers]
     transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))

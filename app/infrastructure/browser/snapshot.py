@@ -102,7 +102,7 @@ _Reading = tuple[IsolatedWorld, cdp.Json, list[Line]]
 
 
 class SnapshotHistory:
-    """What the model has seen of one browser's pages: the last snapshot, and the element numbers in use.
+    """The history of the snapshots of one browser: the last snapshot, and the element numbers in use.
 
     Numbers continue from page to page, so that a number of an earlier page matches no element of a later one.
     """

@@ -45,7 +45,7 @@ async def get_session_id(session_id: Annotated[str, Path(description="The sessio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who opens a session, with or without a ticket, and whether the ticket only lets them watch."""
+    """The owner who opens a session, with or without a ticket, and whether the ticket only lets them watch."""
 
     owner: str
     view_only: bool = False

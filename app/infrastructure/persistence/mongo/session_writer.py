@@ -49,7 +49,7 @@ _KNOWN_FIELDS = (*CURSOR_FIELDS, "lease.token", "version", "tail")
 
 @dataclass(frozen=True, slots=True)
 class KnownSession:
-    """What a process knows of a session's document: enough to write to it without reading it again."""
+    """A process's knowledge of a session's document: enough to write to it without reading it again."""
 
     cursor: SessionCursor
     version: int

@@ -105,7 +105,7 @@ def is_pooled(container: EngineContainer) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerOptions:
-    """What an operator decides about Docker sandboxes: the `SANDBOX_*` settings of the same names."""
+    """An operator's options for Docker sandboxes: the `SANDBOX_*` settings of the same names."""
 
     image: str
     name_prefix: str

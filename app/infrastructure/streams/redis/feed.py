@@ -128,7 +128,7 @@ class RedisFeed(PollingFeed):
 
 @dataclass(slots=True)
 class SentText:
-    """What was sent of a message that is written in this process."""
+    """The part of a message written in this process that was sent already."""
 
     message: PartialMessage
     text_id: str
