@@ -75,7 +75,7 @@ class BrowserEndpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartStatus:
-    """Whether one part of a sandbox (`shell`, `browser` or `desktop`) can be used, and why not."""
+    """The state of one part of a sandbox (`shell`, `browser` or `desktop`): usable, or the reason why not."""
 
     ready: bool
     reason: str = ""

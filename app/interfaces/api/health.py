@@ -26,7 +26,7 @@ class Health(Schema):
 
 
 class HealthAnswer(SuccessAnswer):
-    """See `Health`."""
+    """The envelope that contains `Health`."""
 
     data: Health
 

@@ -52,7 +52,7 @@ class ShellView(Schema):
 
 
 class ShellAnswer(SuccessAnswer):
-    """See `ShellView`."""
+    """The envelope that contains `ShellView`."""
 
     data: ShellView
 
@@ -65,7 +65,7 @@ class FileView(Schema):
 
 
 class FileAnswer(SuccessAnswer):
-    """See `FileView`."""
+    """The envelope that contains `FileView`."""
 
     data: FileView
 

@@ -46,7 +46,7 @@ class Created(Schema):
 
 
 class CreatedAnswer(SuccessAnswer):
-    """See `Created`."""
+    """The envelope that contains `Created`."""
 
     data: Created
 
@@ -61,7 +61,7 @@ class SessionDetail(Schema):
 
 
 class SessionAnswer(SuccessAnswer):
-    """See `SessionDetail`."""
+    """The envelope that contains `SessionDetail`."""
 
     data: SessionDetail
 
@@ -85,7 +85,7 @@ class SessionList(Schema):
 
 
 class SessionsAnswer(SuccessAnswer):
-    """See `SessionList`."""
+    """The envelope that contains `SessionList`."""
 
     data: SessionList
 

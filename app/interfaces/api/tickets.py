@@ -13,7 +13,7 @@ router = api_router("sessions", "/api/v1/tickets")
 
 
 class TicketBody(RequestBody):
-    """What the ticket opens."""
+    """The session and the rights of a new ticket."""
 
     session_id: StrictStr = Field(description="The session that it opens.")
     view_only: StrictBool | None = Field(
@@ -29,7 +29,7 @@ class IssuedTicket(Schema):
 
 
 class TicketAnswer(SuccessAnswer):
-    """See `IssuedTicket`."""
+    """The envelope that contains `IssuedTicket`."""
 
     data: IssuedTicket
 

@@ -56,7 +56,7 @@ _SUMMARIZED_MESSAGES = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowDependencies(ToolDependencies):
-    """What all runs share, their tools included."""
+    """The dependencies that all runs share, those of their tools included."""
 
     event_log: EventLog
     feed: Feed

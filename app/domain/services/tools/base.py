@@ -32,7 +32,7 @@ class BadArguments(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolDependencies:
-    """What the tools of all runs share."""
+    """The dependencies that the tools of all runs share."""
 
     sandboxes: SandboxProvider
     browsers: Browsers
@@ -42,7 +42,7 @@ class ToolDependencies:
 
 @dataclass(slots=True, kw_only=True)
 class ToolContext:
-    """What the tools of one run may use: the session's sandbox and browser, and what all runs share."""
+    """The resources of the tools of one run: the session's sandbox and browser, and what all runs share."""
 
     session_id: str
     shared: ToolDependencies
