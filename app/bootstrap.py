@@ -21,7 +21,7 @@ from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
 from app.domain.external.browser import Browsers
-from app.domain.external.llm import LLM
+from app.domain.external.llm import LLM, ModelCatalog
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
@@ -110,8 +110,8 @@ async def _open_parts(
     redis = await _redis(settings, store, stack)
     feed, signals = await _feed_and_signals(store, redis, stack)
     context = FactoryContext(settings=settings, role=role, store=store)
-    model, model_description = _model(context, overrides)
-    stack.push_async_callback(model.close)
+    models, model_description = _models(context, overrides)
+    stack.push_async_callback(models.close)
     sandboxes, sandbox_description = await _sandboxes(context, overrides)
     stack.push_async_callback(sandboxes.close)
     browsers = overrides.get("browsers") or PlaywrightBrowsers(sandboxes)
@@ -122,7 +122,7 @@ async def _open_parts(
     dependencies = FlowDependencies(
         event_log=store.event_log,
         feed=feed,
-        model=model,
+        models=models,
         tools=overrides.get("tools", EXECUTING),
         sandboxes=sandboxes,
         browsers=browsers,
@@ -228,10 +228,11 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float) -> Services:
     )
 
 
-def _model(context: FactoryContext, overrides: Overrides) -> tuple[LLM, str]:
+def _models(context: FactoryContext, overrides: Overrides) -> tuple[ModelCatalog, str]:
     if (given := overrides.get("model")) is not None:
-        return given, "given"
-    return LLM_PROVIDERS[context.settings.model_provider].create(context)
+        return ModelCatalog(models={"default": given}, default="default"), "given"
+    model, description = LLM_PROVIDERS[context.settings.model_provider].create(context)
+    return ModelCatalog(models={"default": model}, default="default"), description
 
 
 async def _sandboxes(context: FactoryContext, overrides: Overrides) -> tuple[SandboxProvider, str]:

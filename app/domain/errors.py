@@ -18,6 +18,8 @@
     │   └── BrowserFailure        the browser could not carry out the request
     ├── SearchFailure             the search engine refused, failed or timed out
     ├── ModelFailure              the model refused, failed or timed out
+    │   ├── ContextTooLong        the request exceeds the model's context window
+    │   └── MalformedReply        the server says that the model wrote an invalid tool call
     └── RunGivenUp                too many processes died during a run
 
 Messages are written for the user or the model. They contain no stack traces, server paths or secrets. Adapters
@@ -111,6 +113,28 @@ class BrowserFailure(SandboxFailure):
 
 class ModelFailure(AnkerError):
     """The model did not return a usable reply. The message says what the user can do."""
+
+
+class ContextTooLong(ModelFailure):
+    """The request exceeds the model's context window. A shorter request can succeed.
+
+    `limit_tokens` is the size of the window, if the server named it.
+    """
+
+    def __init__(self, message: str, *, limit_tokens: int | None = None) -> None:
+        super().__init__(message)
+        self.limit_tokens = limit_tokens
+
+
+class MalformedReply(ModelFailure):
+    """The server rejected what the model wrote. The model can correct it if it is asked again.
+
+    `generated` is what the model wrote, as far as the server repeats it.
+    """
+
+    def __init__(self, message: str, *, generated: str = "") -> None:
+        super().__init__(message)
+        self.generated = generated
 
 
 class RunGivenUp(AnkerError):

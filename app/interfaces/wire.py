@@ -48,8 +48,13 @@ def encode_event(event: Event, number: int, at: int) -> bytes:
         at: When it happened, in whole seconds since the epoch, UTC.
     """
     data: dict[str, object] = {"event_id": event_id(number), "timestamp": at}
-    for name in _field_names(type(event)):
-        data[name] = getattr(event, name)
+    for name, is_optional in _event_fields(type(event)):
+        value = getattr(event, name)
+        if is_optional:
+            if value is not None:
+                data[name] = _without_none(value)
+        else:
+            data[name] = value
     return _encode(data)
 
 
@@ -75,8 +80,17 @@ def history_items(records: Iterable[EventRecord]) -> bytes:
 
 
 @cache
-def _field_names(event_type: type[Event]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(event_type))
+def _event_fields(event_type: type[Event]) -> tuple[tuple[str, bool], ...]:
+    """Return the name of each field, and whether its value is left out when it is None."""
+    return tuple((field.name, field.default is None) for field in fields(event_type))
+
+
+def _without_none(value: object) -> object:
+    """Return a dataclass as an object without the fields that are None; return anything else unchanged."""
+    if not is_dataclass(value):
+        return value
+    named = ((field.name, getattr(value, field.name)) for field in fields(value))
+    return {name: item for name, item in named if item is not None}
 
 
 def _encode(data: dict[str, object]) -> bytes:

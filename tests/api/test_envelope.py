@@ -248,6 +248,8 @@ def test_every_error_class_has_a_status() -> None:
         "BrowserFailure": 400,
         "SearchFailure": 502,
         "ModelFailure": 502,
+        "ContextTooLong": 502,
+        "MalformedReply": 502,
         "RunGivenUp": 500,
     }
     assert all(400 <= status < 600 for status in STATUS.values())

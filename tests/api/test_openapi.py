@@ -16,6 +16,7 @@ from app.domain.models.event import (
     Event,
     MessageEvent,
     PlanEvent,
+    RunUsage,
     StepEvent,
     TextDelta,
     TitleEvent,
@@ -47,8 +48,8 @@ EVERYTHING: list[Event] = [
     ToolCalledEvent.of(CALL, ToolResult(success=False, text="", message="no")),
     StepEvent(id="1", description="Look", status="failed"),
     WaitEvent(),
-    ErrorEvent(error="it broke"),
-    DoneEvent(),
+    ErrorEvent(error="it broke", usage=RunUsage()),
+    DoneEvent(usage=RunUsage(model_calls=2, cost=0.5)),
 ]
 
 

@@ -18,16 +18,16 @@ MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 50
 """Maximum number of lines of a function, without its docstring."""
 
-MAX_APP_CODE_LINES = 13_700
+MAX_APP_CODE_LINES = 17_500
 """Maximum number of lines of code in `app/`, without docstrings, comments and blank lines."""
 
-MAX_INFRASTRUCTURE_CODE_LINES = 9_200
+MAX_INFRASTRUCTURE_CODE_LINES = 11_500
 """Maximum number of lines of code in `app/infrastructure/`."""
 
-MAX_INFRASTRUCTURE_MODULES = 95
+MAX_INFRASTRUCTURE_MODULES = 105
 """Maximum number of modules in `app/infrastructure/`."""
 
-MAX_SINGLE_IMPORTERS = 45
+MAX_SINGLE_IMPORTERS = 58
 """Maximum number of modules in `app/` and `sandbox/` that exactly one other module imports."""
 
 MAX_DUPLICATE_CLASS_NAMES = 0

@@ -10,6 +10,7 @@ import orjson
 
 from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
 from app.domain.models.message import Message, ToolCall, Transcript, Usage
+from app.domain.models.model_profile import ModelProfile
 
 RequestKind = Literal["planning", "executing", "answering"]
 
@@ -92,6 +93,7 @@ class ScriptedLLM:
     cancelled: int = 0
     """Number of calls that were cancelled."""
     closed: bool = False
+    profile: ModelProfile = field(default_factory=lambda: ModelProfile(model="scripted", identity="scripted"))
 
     async def complete(self, request: ModelRequest, *, listener: ReplyListener | None = None) -> ModelReply:
         """Return the next reply of the script, or raise its exception."""

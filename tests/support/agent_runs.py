@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from app.application.services.run_worker import PlanActWorker
-from app.domain.external.llm import LLM
+from app.domain.external.llm import LLM, ModelCatalog
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.services.flows.plan_act import FlowDependencies
 from app.domain.services.tools.base import Tool
@@ -30,7 +30,7 @@ def make_worker(
         FlowDependencies(
             event_log=store,
             feed=feed or MemoryFeed(),
-            model=model or ScriptedLLM([]),
+            models=ModelCatalog(models={"default": model or ScriptedLLM([])}, default="default"),
             tools=tools,
             sandboxes=sandboxes or MemorySandboxProvider(),
             browsers=MemoryBrowsers(),

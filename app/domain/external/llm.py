@@ -1,10 +1,12 @@
-"""Port: a language model that can call tools."""
+"""Port: language models that can call tools."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from app.domain.models.message import ToolCall, Transcript, Usage
+from app.domain.errors import InvalidInput
+from app.domain.models.message import ProviderFields, ToolCall, Transcript, Usage
+from app.domain.models.model_profile import ModelProfile
 from app.domain.models.tool import ToolSpec
 
 FinishReason = Literal["stop", "tool_calls", "length", "refused"]
@@ -19,14 +21,20 @@ class ModelRequest:
 
     transcript: Transcript
     tools: Sequence[ToolSpec] = ()
+    max_tokens: int | None = None
+    """Maximum length of the reply in tokens, at most the profile's `output_limit`; None: the profile's `max_tokens`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """One turn of the model, unchecked: arguments may be invalid JSON, IDs empty or repeated, text empty."""
+    """One turn of the model, unchecked: arguments may be invalid JSON, IDs empty or repeated, text empty.
+
+    `content` is for the user: it has no thinking and no markup of tool calls.
+    """
 
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    provider_fields: ProviderFields | None = None
     finish: FinishReason = "stop"
     usage: Usage = Usage()
 
@@ -46,13 +54,24 @@ class ReplyListener(Protocol):
         """Discard what was received: the reply broke off and is requested again."""
         ...
 
+    def waiting(self, text: str, retry_in: float | None) -> None:
+        """Learn that the call waits. `text` says why, for the user; `retry_in`: seconds until the next attempt."""
+        ...
+
 
 class LLM(Protocol):
     """A model. Cancelling a call closes the connection, so that the provider stops generating.
 
     Raises:
+        ContextTooLong: The server says that the request exceeds the context window.
+        MalformedReply: The server says that the model wrote an invalid tool call.
         ModelFailure: No reply after a limited number of retries. The message says what the user can do.
     """
+
+    @property
+    def profile(self) -> ModelProfile:
+        """The profile of this model."""
+        ...
 
     async def complete(self, request: ModelRequest, *, listener: ReplyListener | None = None) -> ModelReply:
         """Return the model's next turn."""
@@ -61,3 +80,44 @@ class LLM(Protocol):
     async def close(self) -> None:
         """Close the connections."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCatalog:
+    """The models of the service, by the names of their profiles."""
+
+    models: Mapping[str, LLM]
+    default: str
+    """Name of the profile of a session that names none."""
+    planner: str = ""
+    """Name of the profile that plans and answers; empty: the session's profile."""
+
+    @property
+    def profiles(self) -> Sequence[ModelProfile]:
+        """All profiles, in the order of the configuration."""
+        return [model.profile for model in self.models.values()]
+
+    def check(self, name: str) -> None:
+        """Check that there is a profile `name`.
+
+        Raises:
+            InvalidInput: There is none. The message names the known ones.
+        """
+        if name not in self.models:
+            raise InvalidInput(f"model: unknown; the models are {', '.join(self.models)}")
+
+    def executor_of(self, name: str) -> LLM:
+        """Return the model that carries out the steps of a session with profile `name`; empty: the default.
+
+        A profile that was removed from the configuration is replaced by the default.
+        """
+        return self.models.get(name) or self.models[self.default]
+
+    def planner_of(self, name: str) -> LLM:
+        """Return the model that plans and answers in a session with profile `name`."""
+        return self.models[self.planner] if self.planner else self.executor_of(name)
+
+    async def close(self) -> None:
+        """Close all models."""
+        for model in self.models.values():
+            await model.close()

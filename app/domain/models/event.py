@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from app.domain.models.message import Usage
 from app.domain.models.plan import Step, StepStatus
 from app.domain.models.tool import JsonObject, OpenCall, ToolkitName, ToolResult
 
@@ -171,11 +172,37 @@ class ToolCalledEvent(_ToolEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunUsage:
+    """What a run, or all runs of a session, used. `cost` is left out if no price is known."""
+
+    model_calls: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+
+    @classmethod
+    def of(cls, usage: Usage) -> "RunUsage":
+        """Return `usage` as clients see it."""
+        return cls(
+            model_calls=usage.calls,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            completion_tokens=usage.completion_tokens,
+            cost=usage.cost,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WaitEvent(Event):
     """The agent asked the user a question; the run rests until the next message."""
 
     type: ClassVar[str] = "wait"
     final_status: ClassVar[SessionStatus | None] = "waiting"
+
+    usage: RunUsage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +213,7 @@ class ErrorEvent(Event):
     final_status: ClassVar[SessionStatus | None] = "completed"
 
     error: Annotated[str, Field(description="What failed, for the user.")]
+    usage: RunUsage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +222,8 @@ class DoneEvent(Event):
 
     type: ClassVar[str] = "done"
     final_status: ClassVar[SessionStatus | None] = "completed"
+
+    usage: RunUsage | None = None
 
 
 EVENT_TYPES: list[type[Event]] = [
@@ -226,6 +256,15 @@ class EventRecord(NamedTuple):
     number: int
     type: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StatusDelta:
+    """What a run waits for. It is never stored."""
+
+    text: str
+    retry_in: float | None = None
+    """Seconds until the next attempt; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,35 @@
 """Messages and transcripts: the conversation with the model, independent of any provider's wire format."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from app.domain.models.tool import Image, JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A tool call requested by the model. In a stored transcript, `arguments` is always a valid JSON object."""
+    """A tool call as the model wrote it. Name and arguments may be invalid: adapters send a valid form of both."""
 
     id: str
     name: str
     arguments: str
-    """The arguments as JSON text."""
+    """The arguments, JSON text if the model made no mistake."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderFields:
+    """Fields of a turn that only the model that wrote it understands, such as reasoning or signatures of calls.
+
+    They are stored with the turn and sent back unchanged to the same model, never to another one or to a user.
+    """
+
+    source: str
+    """`ModelProfile.identity` of the model that wrote the turn."""
+    message: JsonObject = field(default_factory=dict[str, object])
+    """Fields of the message."""
+    calls: tuple[JsonObject, ...] = ()
+    """Fields of each tool call, in the order of `tool_calls`; empty if no call has any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +54,7 @@ class AssistantMessage:
 
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    provider_fields: ProviderFields | None = None
     role: Literal["assistant"] = "assistant"
 
 
@@ -46,6 +64,8 @@ class ToolMessage:
 
     tool_call_id: str
     content: str
+    images: tuple[Image, ...] = ()
+    """Pictures for a model that sees."""
     role: Literal["tool"] = "tool"
 
 
@@ -92,17 +112,25 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens and model calls, as counted by the provider."""
+    """Tokens, model calls and their cost, as counted by the provider."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    """Part of `prompt_tokens` that the provider read from its cache."""
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Part of `completion_tokens` that the model used to think."""
     calls: int = 0
+    cost: float | None = None
+    """Cost in the currency of the profile's prices; None if no call had a price."""
 
     def __add__(self, other: "Usage") -> "Usage":
+        costs = [cost for cost in (self.cost, other.cost) if cost is not None]
         return Usage(
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             cached_tokens=self.cached_tokens + other.cached_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
             calls=self.calls + other.calls,
+            cost=sum(costs) if costs else None,
         )

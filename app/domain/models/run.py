@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from app.domain.models.message import Usage
 from app.domain.models.plan import Plan
 from app.domain.models.tool import OpenCall
 
@@ -32,6 +33,8 @@ class Checkpoint:
     """In phase `planning`: text of the user messages to plan for."""
     model_turns: int = 0
     """Number of the executor's model turns in this run."""
+    usage: Usage = Usage()
+    """Model calls, tokens and cost of this run."""
     sandbox_instance: str = ""
     """The `Sandbox.instance_id` that the agent last used; empty if it has used none."""
 

@@ -12,6 +12,18 @@ JsonObject = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A picture that the model is shown, already scaled. It is part of a transcript, so keep it small."""
+
+    media_type: str
+    """`image/jpeg` or `image/png`."""
+    base64: str = field(repr=False)
+    width: int
+    height: int
+    """Size in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolSpec:
     """A function that the model may call. `parameters` is a JSON Schema of type object."""
 
@@ -33,6 +45,8 @@ class ToolResult:
     success: bool = True
     data: JsonObject | None = None
     content: JsonObject | None = None
+    images: tuple[Image, ...] = ()
+    """Pictures for a model that sees. A model that does not see reads only `text`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

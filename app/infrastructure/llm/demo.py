@@ -14,6 +14,7 @@ import orjson
 
 from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
 from app.domain.models.message import AssistantMessage, Message, ToolCall, ToolMessage, Usage, UserMessage
+from app.domain.models.model_profile import ModelProfile
 
 LABEL = "[Demo model, not a real AI]"
 
@@ -115,6 +116,12 @@ class DemoModel:
     def __init__(self, *, pace_seconds: float = 0.02) -> None:
         """Create the model. `pace_seconds`: pause before each text delta, so that streaming is visible; 0 for none."""
         self._pace = pace_seconds
+        self._profile = ModelProfile(model="demo", identity="demo")
+
+    @property
+    def profile(self) -> ModelProfile:
+        """Implement `LLM.profile`."""
+        return self._profile
 
     async def complete(self, request: ModelRequest, *, listener: ReplyListener | None = None) -> ModelReply:
         """Return the next reply of the script."""

@@ -14,6 +14,7 @@ import orjson
 
 from app.domain.errors import ModelFailure
 from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
+from app.domain.models.model_profile import ModelProfile
 from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, RetryPolicy
 from app.infrastructure.llm.reply import EventDecoder, ReplyBuilder, ReplyTooLarge, ServerFailed
 from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
@@ -53,6 +54,7 @@ class OpenAIModel:
         model: str,
         temperature: float = 0.7,
         max_tokens: int = 2_000,
+        profile: ModelProfile | None = None,
         timeout_seconds: float = 120,
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.time,
@@ -67,12 +69,16 @@ class OpenAIModel:
             model: Name of the model.
             temperature: Sampling temperature.
             max_tokens: Maximum number of tokens of one reply.
+            profile: What the agent must know of the model; None for the profile `default` with the values above.
             timeout_seconds: Maximum silence of the server, before its reply and between two parts of it.
             retry: When and how often to retry.
             clock: Returns seconds since the epoch. Tests replace it.
             sleep: Waits between attempts. Tests replace it.
             rng: Source of the jitter. Tests replace it.
         """
+        self._profile = profile or ModelProfile(
+            model=model, identity=f"{model} at {base_url}", max_tokens=max_tokens, output_limit=max_tokens
+        )
         self._api_key = api_key.strip()
         self._base_url = base_url
         self._timeout_seconds = timeout_seconds
@@ -85,6 +91,11 @@ class OpenAIModel:
         self._dialect: Dialect = Dialect()
         self._loading: Future[OpenAIClient] | None = None
         self._closed = False
+
+    @property
+    def profile(self) -> ModelProfile:
+        """Implement `LLM.profile`."""
+        return self._profile
 
     def warm_up(self) -> None:
         """Start to load the SDK in a thread and return at once. The first call does the same and waits for it."""

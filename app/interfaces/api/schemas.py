@@ -78,9 +78,11 @@ def _data_schema(event_type: type[Event]) -> type[Schema]:
     types = {
         field.name: toolkit if hints[field.name] == ToolkitName else hints[field.name] for field in fields(event_type)
     }
-    required: dict[str, Any] = {name: (hint, ...) for name, hint in types.items()}
+    # A field whose default is None is left out of the data when it is None.
+    defaults: dict[str, Any] = {field.name: None if field.default is None else ... for field in fields(event_type)}
+    definitions: dict[str, Any] = {name: (hint, defaults[name]) for name, hint in types.items()}
     name = event_type.__name__.removesuffix("Event") + "Data"
-    return create_model(name, __base__=EventData, __doc__=event_type.__doc__, **required)
+    return create_model(name, __base__=EventData, __doc__=event_type.__doc__, **definitions)
 
 
 def _item_schema(name: str, event_types: list[type[Event]]) -> type[Schema]:

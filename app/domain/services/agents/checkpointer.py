@@ -140,8 +140,9 @@ class RunCheckpointer:
         self._staged.extend((name, message) for message in messages)
 
     def add_usage(self, usage: Usage) -> None:
-        """Add the cost of a model call. It is stored with the next commit."""
+        """Add the cost of a model call to the run and to the session. It is stored with the next commit."""
         self._usage += usage
+        self.checkpoint = replace(self.checkpoint, usage=self.checkpoint.usage + usage)
 
     async def commit(
         self, events: Sequence[Event] = (), *, checkpoint: Checkpoint | None = None, ends_run: bool = False

@@ -10,14 +10,15 @@ from app.domain.models.event import (
     Event,
     MessageEvent,
     PlanEvent,
+    RunUsage,
     StepEvent,
     ToolCalledEvent,
     ToolCallingEvent,
     WaitEvent,
 )
-from app.domain.models.message import AssistantMessage, ToolCall, ToolMessage, UserMessage
+from app.domain.models.message import AssistantMessage, ToolCall, ToolMessage, Usage, UserMessage
 from app.domain.models.plan import Step
-from app.domain.models.tool import OpenCall, ToolResult
+from app.domain.models.tool import Image, OpenCall, ToolResult
 from app.domain.prompts import executing
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call
@@ -163,7 +164,7 @@ class Executor:
             known_instance = checkpoint.sandbox_instance
             instance = self._context.sandbox_instance or known_instance
             note = executing.SANDBOX_REPLACED if known_instance not in ("", instance) else ""
-            await self._stage_result(opened.id, note + result.text)
+            await self._stage_result(opened.id, note + result.text, result.images)
             still_open = tuple(call for call in checkpoint.open_calls if call.id != opened.id)
             await self._checkpointer.commit_in_background(
                 [ToolCalledEvent.of(opened, result)],
@@ -171,9 +172,10 @@ class Executor:
             )
 
     async def _ask_user(self, call: ToolCall, bound: AskUserInput) -> None:
+        checkpoint = self._checkpointer.checkpoint
         await self._checkpointer.commit(
-            [MessageEvent(role="assistant", content=bound.text), WaitEvent()],
-            checkpoint=replace(self._checkpointer.checkpoint, phase="waiting", pending_question=call.id),
+            [MessageEvent(role="assistant", content=bound.text), WaitEvent(usage=RunUsage.of(checkpoint.usage))],
+            checkpoint=replace(checkpoint, phase="waiting", pending_question=call.id, usage=Usage()),
             ends_run=True,
         )
 
@@ -198,8 +200,9 @@ class Executor:
             await self._checkpointer.stage("executor", UserMessage(content=brief))
         await self._checkpointer.commit(events, checkpoint=checkpoint)
 
-    async def _stage_result(self, call_id: str, text: str) -> None:
-        await self._checkpointer.stage("executor", ToolMessage(tool_call_id=call_id, content=text))
+    async def _stage_result(self, call_id: str, text: str, images: tuple[Image, ...] = ()) -> None:
+        message = ToolMessage(tool_call_id=call_id, content=text, images=images)
+        await self._checkpointer.stage("executor", message)
 
     async def _call_ids(self) -> set[str]:
         """Return the IDs of all calls in the transcript. The set is kept up to date by the caller."""

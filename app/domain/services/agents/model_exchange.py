@@ -41,7 +41,7 @@ class ModelExchange:
         """
         request = ModelRequest(transcript=await self._checkpointer.transcript(self._transcript), tools=tools)
         reply = await self._model.complete(request, listener=listener)
-        self._checkpointer.add_usage(reply.usage)
+        self._checkpointer.add_usage(self._model.profile.priced(reply.usage))
         if reply.finish == "refused":
             raise ModelFailure(f"the model refused: {reply.content[:500] or 'it gave no reason'}")
         # Some servers return the model's thinking as text. It is not part of the answer and would cost tokens again.
@@ -53,7 +53,11 @@ class ModelExchange:
         The arguments of the returned calls are unchanged; those in the transcript are always valid JSON.
         """
         calls = with_distinct_call_ids(reply.tool_calls, used_ids)
-        turn = AssistantMessage(content=reply.content, tool_calls=tuple(storable(call) for call in calls))
+        turn = AssistantMessage(
+            content=reply.content,
+            tool_calls=tuple(storable(call) for call in calls),
+            provider_fields=reply.provider_fields,
+        )
         await self._checkpointer.stage(self._transcript, turn)
         return calls
 

@@ -15,7 +15,16 @@ from pydantic_core import from_json
 from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM, ModelReply
 from app.domain.external.sandbox import SandboxProvider
-from app.domain.models.event import DoneEvent, Event, MessageEvent, PlanEvent, StepEvent, TextDelta, TitleEvent
+from app.domain.models.event import (
+    DoneEvent,
+    Event,
+    MessageEvent,
+    PlanEvent,
+    RunUsage,
+    StepEvent,
+    TextDelta,
+    TitleEvent,
+)
 from app.domain.models.message import AssistantMessage, ToolMessage, UserMessage
 from app.domain.models.plan import Plan, Step, with_distinct_ids
 from app.domain.models.tool import ToolSpec
@@ -80,6 +89,9 @@ class LiveText:
         self._feed.end_delta(self._session_id)
         self._message_id = uuid4().hex
 
+    def waiting(self, text: str, retry_in: float | None) -> None:
+        """Implement `ReplyListener.waiting`."""
+
     def close(self) -> None:
         """End the message."""
         self._feed.end_delta(self._session_id)
@@ -115,6 +127,10 @@ class PlanListener:
         """Implement `ReplyListener.restart`."""
         self._arguments, self._published, self._message_complete = "", 0, False
         self._live.restart()
+
+    def waiting(self, text: str, retry_in: float | None) -> None:
+        """Implement `ReplyListener.waiting`."""
+        self._live.waiting(text, retry_in)
 
     def _publish_message(self) -> None:
         try:
@@ -199,7 +215,8 @@ class Planner:
         events: list[Event] = [TitleEvent(title=title), MessageEvent(role="assistant", content=plan.message)]
         at_rest = checkpoint.at_rest()
         if not plan.steps:
-            await self._checkpointer.commit([*events, DoneEvent()], checkpoint=at_rest, ends_run=True)
+            done = DoneEvent(usage=RunUsage.of(checkpoint.usage))
+            await self._checkpointer.commit([*events, done], checkpoint=at_rest, ends_run=True)
             return
         self._sandboxes.warm(self._checkpointer.session_id)
         steps = with_distinct_ids(tuple(Step(id=step.id, description=step.description) for step in plan.steps))
@@ -209,7 +226,13 @@ class Planner:
         await self._checkpointer.stage("executor", UserMessage(content=executing.opening(text, started, first)))
         await self._checkpointer.commit(
             events,
-            checkpoint=replace(at_rest, phase="executing", plan=started, model_turns=checkpoint.model_turns),
+            checkpoint=replace(
+                at_rest,
+                phase="executing",
+                plan=started,
+                model_turns=checkpoint.model_turns,
+                usage=checkpoint.usage,
+            ),
         )
 
 
@@ -235,8 +258,9 @@ class Answerer:
         try:
             text = await self._write(live)
             await checkpointer.stage("planner", AssistantMessage(content=text))
+            done = DoneEvent(usage=RunUsage.of(checkpointer.checkpoint.usage))
             await checkpointer.commit(
-                [MessageEvent(role="assistant", content=text), DoneEvent()],
+                [MessageEvent(role="assistant", content=text), done],
                 checkpoint=checkpointer.checkpoint.at_rest(),
                 ends_run=True,
             )

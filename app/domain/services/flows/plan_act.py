@@ -20,8 +20,8 @@ from typing import assert_never
 
 from app.domain.errors import AnkerError, RunGivenUp, SandboxFailure, SandboxUnavailable, Superseded
 from app.domain.external.feed import Feed
-from app.domain.external.llm import LLM
-from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, StepEvent, ToolCalledEvent
+from app.domain.external.llm import ModelCatalog
+from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, RunUsage, StepEvent, ToolCalledEvent
 from app.domain.models.message import ToolMessage, UserMessage
 from app.domain.models.tool import ToolResult
 from app.domain.prompts import executing, planning
@@ -60,7 +60,7 @@ class FlowDependencies(ToolDependencies):
 
     event_log: EventLog
     feed: Feed
-    model: LLM
+    models: ModelCatalog
     tools: Mapping[str, Tool]
 
 
@@ -120,7 +120,7 @@ class PlanActFlow:
         self._checkpointer.stop_retrying()
         await self._checkpointer.load()
         await self._kill(everything=True)
-        await self._end(STOPPED, DoneEvent(), up_to=up_to)
+        await self._end(STOPPED, DoneEvent(usage=self._usage), up_to=up_to)
 
     async def fail(self, error: str) -> None:
         """End the run with an `error` event.
@@ -129,19 +129,25 @@ class PlanActFlow:
             Superseded: A newer user message is stored; call `run`.
         """
         await self._checkpointer.load()
-        await self._end(f"failed: {error}", ErrorEvent(error=error))
+        await self._end(f"failed: {error}", ErrorEvent(error=error, usage=self._usage))
+
+    @property
+    def _usage(self) -> RunUsage:
+        return RunUsage.of(self._checkpointer.checkpoint.usage)
 
     async def _run_phases(self) -> None:
         checkpointer, dependencies = self._checkpointer, self._dependencies
+        planner = dependencies.models.planner_of("")
+        executor = dependencies.models.executor_of("")
         while True:
             match checkpointer.checkpoint.phase:
                 case "planning":
                     sandboxes = dependencies.sandboxes
-                    await Planner(checkpointer, dependencies.model, dependencies.feed, sandboxes).run()
+                    await Planner(checkpointer, planner, dependencies.feed, sandboxes).run()
                 case "executing":
-                    await Executor(checkpointer, dependencies.model, dependencies.tools, self._context).run()
+                    await Executor(checkpointer, executor, dependencies.tools, self._context).run()
                 case "answering":
-                    await Answerer(checkpointer, dependencies.model, dependencies.feed).run()
+                    await Answerer(checkpointer, planner, dependencies.feed).run()
                 case "idle" | "waiting":
                     return
                 case _ as never:
@@ -210,6 +216,7 @@ class PlanActFlow:
             planning_checkpoint = replace(
                 checkpointer.checkpoint.at_rest(),
                 phase="planning",
+                usage=checkpointer.checkpoint.usage,
                 last_read_message=unread[-1].number,
                 unplanned_text=_joined(unread),
             )
