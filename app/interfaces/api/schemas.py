@@ -8,8 +8,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
+from pydantic.json_schema import SkipJsonSchema
 
-from app.domain.models.event import EVENT_TYPES, Event
+from app.domain.models.event import EVENT_TYPES, Event, RunUsage
 from app.domain.models.tool import ToolkitName
 from app.domain.services.tools.registry import TOOLKITS
 
@@ -51,6 +52,26 @@ class EventData(Schema):
     timestamp: int = Field(description="Whole seconds since the epoch, UTC.", examples=[1767225600])
 
 
+def _drop_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+def _left_out(description: str | None = None) -> Any:
+    """Return a field that is left out of the data when it has no value; it is never null."""
+    return Field(None, description=description, json_schema_extra=_drop_default)
+
+
+class UsageData(Schema):
+    """Model calls and tokens of a run, or of all runs of a session."""
+
+    model_calls: int
+    prompt_tokens: int
+    cached_tokens: int = Field(description="Part of `prompt_tokens` that the provider read from its cache.")
+    reasoning_tokens: int = Field(description="Part of `completion_tokens` that the model used to think.")
+    completion_tokens: int
+    cost: float | SkipJsonSchema[None] = _left_out("In the currency of the prices; left out if no price is known.")
+
+
 class MessageDelta(Schema):
     """A part of a message, sent before the `message` event that has the whole."""
 
@@ -75,12 +96,15 @@ def _data_schema(event_type: type[Event]) -> type[Schema]:
     """Create the schema of the `data` of an event, with the fields of its class."""
     toolkit = Annotated[str, Field(json_schema_extra={"enum": [*TOOLKITS, *RESERVED_TOOLKITS]})]
     hints = get_type_hints(event_type, include_extras=True)
-    types = {
-        field.name: toolkit if hints[field.name] == ToolkitName else hints[field.name] for field in fields(event_type)
+    documented = {ToolkitName: toolkit, RunUsage | None: UsageData | SkipJsonSchema[None]}
+    definitions: dict[str, Any] = {
+        field.name: (
+            documented.get(hints[field.name], hints[field.name]),
+            # A field whose default is None is left out of the data when it is None.
+            _left_out() if field.default is None else ...,
+        )
+        for field in fields(event_type)
     }
-    # A field whose default is None is left out of the data when it is None.
-    defaults: dict[str, Any] = {field.name: None if field.default is None else ... for field in fields(event_type)}
-    definitions: dict[str, Any] = {name: (hint, defaults[name]) for name, hint in types.items()}
     name = event_type.__name__.removesuffix("Event") + "Data"
     return create_model(name, __base__=EventData, __doc__=event_type.__doc__, **definitions)
 
