@@ -11,6 +11,23 @@ from app.domain.models.tool import ToolSpec
 
 FinishReason = Literal["stop", "tool_calls", "length", "refused"]
 
+FailureKind = Literal[
+    "auth",
+    "credit",
+    "rate_limit",
+    "overloaded",
+    "context",
+    "filter",
+    "malformed",
+    "parameter",
+    "request",
+    "unreachable",
+    "timeout",
+    "broken",
+    "other",
+]
+"""Kinds of failed attempts at a model call, for metrics. `parameter`: one that is left out from then on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
@@ -56,6 +73,22 @@ class ReplyListener(Protocol):
 
     def waiting(self, text: str, retry_in: float | None) -> None:
         """Learn that the call waits. `text` says why, for the user; `retry_in`: seconds until the next attempt."""
+        ...
+
+
+class ModelObserver(Protocol):
+    """Counts what happens to the calls of one model. Methods are called on the event loop and must not block."""
+
+    def failed(self, kind: FailureKind) -> None:
+        """Count an attempt that failed, whether or not it is repeated."""
+        ...
+
+    def first_token(self, seconds: float) -> None:
+        """Record the time from the request to the first part of the reply."""
+        ...
+
+    def replied(self, usage: Usage) -> None:
+        """Count a complete reply."""
         ...
 
 

@@ -97,9 +97,9 @@ class FailureClassifier:
         """Classify an HTTP response with a status of 400 or more. `now`: seconds since the epoch."""
         return self._classify(status, _parse_error(body), parse_retry_after(headers, now))
 
-    def from_stream(self, error: dict[str, object]) -> ModelCallError:
-        """Classify an `error` object inside a stream that began with status 200."""
-        parsed = _server_error(error)
+    def from_stream(self, report: dict[str, object]) -> ModelCallError:
+        """Classify a chunk that reports a failure in a stream that began with status 200."""
+        parsed = _from_response(report)
         status = int(parsed.code) if re.fullmatch(r"[45]\d\d", parsed.code) else 0
         return self._classify(status, parsed, None)
 
@@ -217,7 +217,10 @@ def _parse_error(body: bytes) -> _ServerError:
         return _ServerError("" if text.startswith("<") else text)
     if isinstance(value, list):  # Google wraps its errors in an array
         value = next(iter(cast("list[object]", value)), None)
-    response = as_object(cast("object", value))
+    return _from_response(as_object(cast("object", value)))
+
+
+def _from_response(response: dict[str, object]) -> _ServerError:
     error = response.get("error")
     return _server_error(as_object(error) or {"message": error, **response})
 

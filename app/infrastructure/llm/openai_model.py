@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from app.domain.errors import ModelFailure
-from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
+from app.domain.external.llm import ModelObserver, ModelReply, ModelRequest, ReplyListener
 from app.domain.models.model_profile import ModelProfile
 from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, RetryPolicy
 from app.infrastructure.llm.reply import EventDecoder, ReplyBuilder, ReplyTooLarge, ServerFailed
@@ -55,6 +55,7 @@ class OpenAIModel:
         temperature: float = 0.7,
         max_tokens: int = 2_000,
         profile: ModelProfile | None = None,
+        observer: ModelObserver | None = None,
         timeout_seconds: float = 120,
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.time,
@@ -70,6 +71,7 @@ class OpenAIModel:
             temperature: Sampling temperature.
             max_tokens: Maximum number of tokens of one reply.
             profile: What the agent must know of the model; None for the profile `default` with the values above.
+            observer: Counts the calls, for metrics.
             timeout_seconds: Maximum silence of the server, before its reply and between two parts of it.
             retry: When and how often to retry.
             clock: Returns seconds since the epoch. Tests replace it.
@@ -79,6 +81,7 @@ class OpenAIModel:
         self._profile = profile or ModelProfile(
             model=model, identity=f"{model} at {base_url}", max_tokens=max_tokens, output_limit=max_tokens
         )
+        self._observer = observer
         self._api_key = api_key.strip()
         self._base_url = base_url
         self._timeout_seconds = timeout_seconds
@@ -166,11 +169,12 @@ class OpenAIModel:
         return self._loading.result() if self._loading.done() else await asyncio.wrap_future(self._loading)
 
     async def _call(self, client: "OpenAIClient", request_body: bytes, builder: ReplyBuilder) -> ModelReply:
+        start = time.monotonic()
         body = await client.post(request_body)
         try:
-            is_complete = await self._read(body, builder)
+            is_complete = await self._read(body, builder, start)
         except ServerFailed as failed:
-            raise self._failures.from_stream(failed.error) from None
+            raise self._failures.from_stream(failed.report) from None
         except orjson.JSONDecodeError:
             raise self._failures.broken_off() from None
         except ReplyTooLarge:
@@ -180,13 +184,16 @@ class OpenAIModel:
             await body.close()
         if not is_complete:
             raise self._failures.broken_off()
+        if self._observer is not None:
+            self._observer.replied(builder.reply.usage)
         return builder.reply
 
-    async def _read(self, body: "ResponseBody", builder: ReplyBuilder) -> bool:
-        """Read `body` into `builder` and return whether the reply is complete."""
+    async def _read(self, body: "ResponseBody", builder: ReplyBuilder, start: float) -> bool:
+        """Read `body` into `builder` and return whether the reply is complete. `start`: time of the request."""
         decoder = EventDecoder()
         chunks = body.chunks()
         done = False
+        first_event_at: float | None = None
         try:
             async with asyncio.timeout(None) as deadline:
                 last_event_at = time.monotonic()
@@ -194,6 +201,7 @@ class OpenAIModel:
                     events = list(decoder.feed(chunk))
                     if events or decoder.plain_body is not None:
                         last_event_at = time.monotonic()
+                        first_event_at = first_event_at or last_event_at
                     elif time.monotonic() - last_event_at > self._timeout_seconds * COMMENT_TIMEOUTS:
                         raise self._failures.timed_out(self._timeout_seconds * COMMENT_TIMEOUTS)
                     for data in events:
@@ -209,8 +217,9 @@ class OpenAIModel:
                 raise
         finally:
             await chunks.aclose()
-        if not done and decoder.plain_body is not None:
-            self._read_plain(decoder.plain_body, builder)
+        if self._observer is not None and first_event_at is not None:
+            self._observer.first_token(first_event_at - start)
+        self._read_plain(decoder.plain_body or b"", builder)
         return done or bool(builder.finish_reason)
 
     def _read_plain(self, body: bytes, builder: ReplyBuilder) -> None:

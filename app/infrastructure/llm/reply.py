@@ -7,6 +7,7 @@ id only in the first chunk, or never; arguments as an object; the legacy `functi
 `message` instead of `delta`; a complete JSON reply instead of a stream; usage inside the choice.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import cast
@@ -23,9 +24,24 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 """Maximum size of one event, in bytes."""
 
 _BOM = b"\xef\xbb\xbf"
-_FIELDS = (b"data", b"event", b"id", b"retry", b":")
-_FAILED_FINISH_REASONS = ("error", "insufficient_system_resource")
-"""Values of `finish_reason` that report a failure of the server (OpenRouter, DeepSeek)."""
+_FIELDS = (b"data", b"event", b"id", b"retry", b":", b"error")
+
+_REFUSED_FINISH = re.compile(
+    r"filter|sensitive|safety|recitation|blocklist|blocked|prohibited|spii|refus|guardrail|moderation|polic|toxic"
+)
+"""Matches values of `finish_reason` that report a content filter."""
+
+_FAILED_FINISH = re.compile(
+    r"error|fail|abort|time_?d?_?out|unavailable|overload|cancel|interrupt|disconnect|insufficient|malformed"
+    r"|unexpected_tool|missing_thought"
+)
+"""Matches values that report a failure of the server or a malformed call: such a turn is no turn."""
+
+_CUT_FINISH = re.compile(r"length|max\w*_tokens|token_limit|context_window")
+"""Matches values that report a limit of the reply's length."""
+
+_FAILURE_FIELDS = ("error_message", "error_msg", "error_code", "error_type", "errors", "detail", "details", "message")
+"""Fields of a chunk without choices that report a failure."""
 
 
 class ReplyTooLarge(Exception):
@@ -33,23 +49,26 @@ class ReplyTooLarge(Exception):
 
 
 class ServerFailed(Exception):
-    """The server reported a failure inside its reply. `error` is its error object; empty if it gave none."""
+    """The server reported a failure inside its reply. `report` is the JSON object that says so."""
 
-    def __init__(self, error: dict[str, object]) -> None:
+    def __init__(self, report: dict[str, object]) -> None:
         super().__init__("the model's server failed in the middle of its reply")
-        self.error = error
+        self.report = report
 
 
 class EventDecoder:
     """Splits one response body into the data of its server-sent events.
 
-    Follows https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation with two
-    exceptions: the last event counts without its blank line, and a body that is not an event stream is kept whole.
+    Follows https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation with these
+    exceptions: the last event counts without its blank line; a body that is not an event stream is kept whole; JSON
+    without `data:` counts as data; the data of `event: error`, and of a line `error:`, becomes `{"error": data}`.
     """
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
+        self._is_bare = False
+        self._is_error = False
         self._size = 0
         self._is_stream: bool | None = None
 
@@ -102,9 +121,30 @@ class EventDecoder:
         for line in lines:
             if line.startswith(b"data:"):
                 self._data.append(line[5:].strip())
-            elif not line and self._data:
-                yield b"\n".join(self._data)
+            elif line:
+                self._add_unusual_line(line)
+            else:
+                if self._data:
+                    data = b"\n".join(self._data)
+                    yield _as_error(data) if self._is_error else data
                 self._data.clear()
+                self._is_bare = self._is_error = False
+
+    def _add_unusual_line(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        if name in (b"event", b"error"):
+            self._is_error = self._is_error or b"error" in (name, value.strip())
+        if name == b"error":
+            self._data.append(value.strip())
+        elif line.startswith(b"{") or self._is_bare:
+            # A proxy or a server that fails in the middle of a stream appends its error as plain JSON.
+            self._is_bare = True
+            self._data.append(line)
+
+
+def _as_error(data: bytes) -> bytes:
+    is_json = data.startswith((b"{", b"[", b'"'))
+    return b'{"error":%b}' % (data if is_json else orjson.dumps(data.decode("utf-8", "replace")))
 
 
 @dataclass(slots=True)
@@ -128,7 +168,7 @@ class ReplyBuilder:
         self.listener_called = False
         """Whether the listener received any part of the reply."""
         self.finish_reason = ""
-        """The server's `finish_reason`; empty until there is one."""
+        """The server's `finish_reason` in lower case; empty until there is one."""
         self._listener = listener
         self._text: list[str] = []
         self._refusal: list[str] = []
@@ -143,9 +183,8 @@ class ReplyBuilder:
             ServerFailed: The chunk reports a failure.
         """
         value = as_object(chunk)
-        if value.get("error"):
-            error = value["error"]
-            raise ServerFailed(as_object(error) or {"message": str(error)})
+        if _is_failure(value):
+            raise ServerFailed(value)
         if usage := as_object(value.get("usage")):
             self._usage = _parse_usage(usage)
         choices = value.get("choices")
@@ -156,16 +195,17 @@ class ReplyBuilder:
     def reply(self) -> ModelReply:
         """The reply as far as it has arrived."""
         refusal = "".join(self._refusal)
-        if refusal or self.finish_reason == "content_filter":
-            # Calls that a content filter cut off must not run.
-            return ModelReply(content=refusal or "".join(self._text), finish="refused", usage=self._usage)
+        if refusal or _REFUSED_FINISH.search(self.finish_reason):
+            # Calls that a content filter cut off must not run, and half a text is no reason.
+            reason = refusal or f"the content filter of its server stopped the reply ({self.finish_reason})"
+            return ModelReply(content=reason, finish="refused", usage=self._usage)
         calls = tuple(
             ToolCall(id=call.id, name=call.name, arguments="".join(call.arguments))
             for call in self._calls
             if call.name or call.arguments
         )
         finish: FinishReason = "tool_calls" if calls else "stop"
-        if self.finish_reason in ("length", "max_tokens"):
+        if _CUT_FINISH.search(self.finish_reason):
             finish = "length"
         return ModelReply(content="".join(self._text), tool_calls=calls, finish=finish, usage=self._usage)
 
@@ -183,10 +223,18 @@ class ReplyBuilder:
             self._add_call_piece({"index": 0, "function": function})
         if usage := as_object(choice.get("usage")):
             self._usage = _parse_usage(usage)
-        if finish := choice.get("finish_reason"):
-            self.finish_reason = str(finish)
-            if self.finish_reason in _FAILED_FINISH_REASONS:
-                raise ServerFailed({})
+        if choice.get("error"):
+            raise ServerFailed(choice)
+        self._finish(choice)
+
+    def _finish(self, choice: dict[str, object]) -> None:
+        # Gateways replace reasons that they do not know, and pass on the original.
+        for name in ("native_finish_reason", "finish_reason"):
+            if isinstance(reason := choice.get(name), str) and reason:
+                self.finish_reason = re.sub(r"[\s.-]+", "_", reason).lower()
+                if _FAILED_FINISH.search(self.finish_reason) and not _REFUSED_FINISH.search(self.finish_reason):
+                    message = choice.get("finish_message") or f"finish_reason: {reason}"
+                    raise ServerFailed({"error": {"code": self.finish_reason, "message": message}})
 
     def _add_text(self, text: str, parts: list[str]) -> None:
         parts.append(text)
@@ -230,6 +278,14 @@ def _starts_new_call(call: _PartialCall, call_id: str, name: str, arguments: str
         return call_id != call.id and bool(name)
     # Nothing can follow a complete JSON object, so a name with arguments of its own starts another call.
     return bool(name and arguments and call.arguments) and call.is_complete
+
+
+def _is_failure(chunk: dict[str, object]) -> bool:
+    """Return whether a chunk reports a failure. Not every server puts it into `error`."""
+    if chunk.get("error") or chunk.get("object") == "error" or chunk.get("type") == "error":
+        return True
+    # `"errors": null` and the like are in the chunks of some servers.
+    return not chunk.get("choices") and any(chunk.get(name) for name in _FAILURE_FIELDS)
 
 
 def as_object(value: object) -> dict[str, object]:

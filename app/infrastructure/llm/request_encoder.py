@@ -34,6 +34,10 @@ class Dialect:
     temperature: bool = True
     completion_limit: bool = False
     """Whether the token limit is named `max_completion_tokens` (o-series) instead of `max_tokens`."""
+    output_limit: int | None = None
+    """Largest token limit that the server takes; None while it has refused none."""
+    provider_fields: bool = True
+    """Whether the server takes back the fields that it added to its own turns, such as `reasoning_content`."""
 
 
 class RequestEncoder:
@@ -59,7 +63,8 @@ class RequestEncoder:
                 values["stream_options"] = {"include_usage": True}
             if dialect.temperature:
                 values["temperature"] = self._temperature
-            values["max_completion_tokens" if dialect.completion_limit else "max_tokens"] = self._max_tokens
+            limit = min(self._max_tokens, dialect.output_limit or self._max_tokens)
+            values["max_completion_tokens" if dialect.completion_limit else "max_tokens"] = limit
             self._parameters = (dialect, orjson.dumps(values)[:-1])
         return self._parameters[1]
 

@@ -151,10 +151,32 @@ async def test_stream_without_finish_reason_is_complete_at_done(server, model, a
     assert (reply.content, reply.finish) == ("Hi", "stop")
 
 
-async def test_content_filter_finish_is_a_refusal(server, model, ask) -> None:
-    server.script = [Reply(text="As for", finish="content_filter")]
+@pytest.mark.parametrize(
+    "finish",
+    ["content_filter", "sensitive", "SAFETY", "RECITATION", "PROHIBITED_CONTENT", "BLOCKLIST", "guardrail_intervened"],
+)
+async def test_content_filter_finish_is_a_refusal_that_names_it(server, model, ask, finish) -> None:
+    server.script = [Reply(text="The file con", finish=finish)]
     reply = await model.complete(ask())
-    assert (reply.content, reply.finish) == ("As for", "refused")
+    assert reply.finish == "refused"
+    assert finish.lower() in reply.content
+    assert "The file con" not in reply.content
+
+
+@pytest.mark.parametrize(
+    "finish",
+    ["network_error", "error", "insufficient_system_resource", "abort", "FinishReason.SERVER_ERROR", "timeout"],
+)
+async def test_reply_that_failed_in_its_middle_is_requested_again(server, model, ask, finish) -> None:
+    server.script = [Reply(text="The file con", finish=finish), Reply(text="The file contains 3 lines.")]
+    assert (await model.complete(ask())).content == "The file contains 3 lines."
+
+
+@pytest.mark.parametrize("finish", ["eos", "stop_sequence", "COMPLETE", "unknown", "end_turn"])
+async def test_complete_reply_with_unknown_finish_reason_is_accepted(server, model, ask, finish) -> None:
+    server.script = [Reply(text="Whole.", finish=finish)]
+    reply = await model.complete(ask())
+    assert (reply.content, reply.finish) == ("Whole.", "stop")
 
 
 async def test_refusal_text_is_returned(server, model, ask) -> None:
