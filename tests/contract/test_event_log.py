@@ -133,7 +133,7 @@ async def test_repeated_commit_is_written_once_even_after_reopening(store: Harne
     assert list(await store.event_log.commit("s", turn("b", follows="a", ends_after_message=2))) == []
     assert [record.number for record in await store.event_log.read("s", after=0, limit=9)] == [1, 2, 3, 4]
     assert [message.content for message in await store.event_log.load_transcript("s", "executor")] == ["a", "b"]
-    assert await store.sessions.usage("s") == Usage(calls=2)
+    assert (await store.sessions.get("s", owner="me")).usage == Usage(calls=2)
     assert [len(records) for _, records in store.committed] == [1, 1, 1, 1]
 
 
@@ -215,7 +215,7 @@ async def test_ending_commit_is_refused_while_a_user_message_is_unread(store: Ha
     assert (await store.sessions.get("s", owner="me")).last_event_number == 2
     assert list(await store.event_log.load_transcript("s", "planner")) == []
     assert await store.event_log.load_checkpoint("s") == Checkpoint()
-    assert await store.sessions.usage("s") == Usage()
+    assert (await store.sessions.get("s", owner="me")).usage == Usage()
     ends = Commit(timestamp=1, events=(DoneEvent(),), ends_after_message=2)
     assert [record.number for record in await store.event_log.commit("s", ends)] == [3]
 
@@ -289,16 +289,39 @@ async def test_lone_surrogates_and_large_integers_are_stored(store: Harness) -> 
 
 
 async def test_usage_is_the_sum_of_all_commits(store: Harness) -> None:
-    assert await store.sessions.usage("s") == Usage()
-    for _ in range(3):
-        usage = Usage(prompt_tokens=10, cached_tokens=5, completion_tokens=2, calls=1)
+    assert (await store.sessions.get("s", owner="me")).usage == Usage()
+    for cost in (None, 0.25, None, 0.5):
+        usage = Usage(prompt_tokens=10, cached_tokens=5, completion_tokens=2, reasoning_tokens=1, calls=1, cost=cost)
         await store.event_log.commit("s", Commit(timestamp=1, usage=usage))
     await store.close()
     await store.open()
-    expected = Usage(prompt_tokens=30, cached_tokens=15, completion_tokens=6, calls=3)
-    assert await store.sessions.usage("s") == expected
+    expected = Usage(prompt_tokens=40, cached_tokens=20, completion_tokens=8, reasoning_tokens=4, calls=4, cost=0.75)
+    assert (await store.sessions.get("s", owner="me")).usage == expected
 
 
 def test_golden_files_exist_where_tests_expect_them() -> None:
     golden = Path(__file__).parents[1] / "unit" / "golden"
     assert {path.name for path in golden.iterdir()} >= {"events_v1.jsonl", "store_v1.sql"}
+
+
+async def test_cost_stays_unknown_until_a_price_is_known(store: Harness) -> None:
+    await store.event_log.commit("s", Commit(timestamp=1, usage=Usage(calls=1)))
+    assert (await store.sessions.get("s", owner="me")).usage.cost is None
+    await store.event_log.commit("s", Commit(timestamp=1, usage=Usage(calls=1, cost=0.0)))
+    assert (await store.sessions.get("s", owner="me")).usage.cost == 0.0
+
+
+async def test_message_with_a_model_changes_the_model_of_the_session(store: Harness) -> None:
+    await store.event_log.append_user_message("s", "a", at=1, key="k", model="fast")
+    assert (await store.sessions.get("s", owner="me")).model == "fast"
+    await store.event_log.append_user_message("s", "b", at=1, key=None)
+    await store.event_log.append_user_message("s", "a", at=1, key="k", model="other")
+    assert (await store.sessions.get("s", owner="me")).model == "fast"
+
+
+async def test_checkpoint_is_loaded_with_the_newest_model_of_the_session(store: Harness) -> None:
+    await store.event_log.append_user_message("s", "a", at=1, key=None, model="fast")
+    assert await store.event_log.load_checkpoint("s") == Checkpoint(model="fast")
+    await store.event_log.commit("s", Commit(timestamp=1, checkpoint=Checkpoint(model_turns=7, model="fast")))
+    await store.event_log.append_user_message("s", "b", at=1, key=None, model="slow")
+    assert await store.event_log.load_checkpoint("s") == Checkpoint(model_turns=7, model="slow")

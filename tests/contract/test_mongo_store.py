@@ -16,7 +16,7 @@ import pytest
 
 from app.domain.errors import Conflict, NotFound, StoreUnavailable, TooLarge
 from app.domain.models.event import MessageEvent, TitleEvent, WaitEvent
-from app.domain.models.message import UserMessage
+from app.domain.models.message import Usage, UserMessage
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit, StoredMessage
 from app.infrastructure.persistence.mongo.client import ClientName
@@ -349,6 +349,16 @@ async def test_ten_processes_that_start_together_agree_on_a_new_database(mongod:
     finally:
         await asyncio.gather(*(store.close() for store in stores))
         await asyncio.to_thread(mongod.drop, database)
+
+
+async def test_session_of_an_earlier_program_is_read_and_written(mongo: MongoHarness) -> None:
+    async with raw_database(mongo) as database:
+        await database.sessions.update_one({"_id": "s"}, {"$unset": {"model": 1, "reasoning_tokens": 1}})
+    session = await mongo.sessions.get("s", owner="me")
+    assert (session.model, session.usage) == ("", Usage())
+    assert await mongo.event_log.load_checkpoint("s") == Checkpoint()
+    await mongo.event_log.commit("s", Commit(timestamp=1, usage=Usage(calls=1, reasoning_tokens=2, cost=0.5)))
+    assert (await mongo.sessions.get("s", owner="me")).usage == Usage(calls=1, reasoning_tokens=2, cost=0.5)
 
 
 async def test_database_of_another_version_is_refused(mongo: MongoHarness) -> None:

@@ -49,7 +49,7 @@ async def test_event_log_stores_messages_and_commits(store: MongoHarness) -> Non
     assert [message.number for message in await store.event_log.unread_messages("s", after=1)] == [2]
     assert list(await store.event_log.load_transcript("s", "planner")) == [UserMessage(content="hello")]
     assert await store.event_log.load_checkpoint("s") == checkpoint
-    assert await store.sessions.usage("s") == Usage(calls=1)
+    assert (await store.sessions.get("s", owner="me")).usage == Usage(calls=1)
 
 
 async def test_sessions_are_created_listed_and_deleted(store: MongoHarness) -> None:

@@ -157,7 +157,6 @@ async def test_deleted_session_is_gone_and_its_id_can_be_created_again(store: Ha
     for call in (
         store.sessions.delete("s", owner="me"),
         store.sessions.get("s", owner="me"),
-        store.sessions.usage("s"),
         store.sessions.mark_delivered("s", number=1),
         store.event_log.commit("s", Commit(timestamp=1, events=(says("late"),))),
         store.event_log.read("s", after=0, limit=1),
@@ -200,3 +199,9 @@ async def test_last_event_numbers_leave_out_missing_sessions(store: Harness) -> 
     await store.event_log.append_user_message("a", "two", at=1, key=None)
     assert dict(await store.sessions.last_event_numbers(["a", "s", "nobody"])) == {"a": 2, "s": 0}
     assert dict(await store.sessions.last_event_numbers([])) == {}
+
+
+async def test_session_is_created_with_its_model_and_title(store: Harness) -> None:
+    await store.sessions.create("named", owner="me", at=1, model="fast", title="Caf\ud83d")
+    session = await store.sessions.get("named", owner="me")
+    assert (session.model, session.title, session.status) == ("fast", "Caf\ufffd", "pending")

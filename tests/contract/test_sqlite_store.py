@@ -177,7 +177,7 @@ async def test_file_of_version_1_is_migrated_and_can_be_written(tmp_path: Path) 
             1,
             4,
         )
-        assert await store.sessions.usage("golden") == Usage(
+        assert (await store.sessions.get("golden", owner="me")).usage == Usage(
             prompt_tokens=10, cached_tokens=4, completion_tokens=5, calls=2
         )
         assert await store.event_log.unread_messages("golden", after=0) == [UnreadMessage(number=1, content="Hello")]

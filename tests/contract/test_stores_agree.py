@@ -31,7 +31,8 @@ times = st.integers(1, 5)
 ids = st.sampled_from(SESSIONS)
 numbers = st.integers(-1, 12)
 commits = st.tuples(st.just("commit"), ids, events, times, st.none() | numbers, st.integers(0, 2))
-receives = st.tuples(st.just("receive"), ids, st.text(max_size=5), times, st.none() | st.sampled_from("xyz"))
+models = st.none() | st.sampled_from(("", "fast"))
+receives = st.tuples(st.just("receive"), ids, st.text(max_size=5), times, st.none() | st.sampled_from("xyz"), models)
 marks = st.tuples(st.just("mark"), ids, numbers)
 creates = st.tuples(st.just("create"), ids, st.sampled_from(OWNERS), times)
 deletes = st.tuples(st.just("delete"), ids, st.sampled_from(OWNERS))
@@ -48,12 +49,13 @@ async def run_step(store: Harness, step: tuple[object, ...]) -> object:
                 events=batch,
                 messages=messages,  # type: ignore[arg-type]
                 checkpoint=Checkpoint(model_turns=turns) if turns else None,
-                usage=Usage(calls=turns) if turns else None,
+                usage=Usage(calls=turns, reasoning_tokens=7, cost=turns / 4 if turns > 1 else None) if turns else None,
                 ends_after_message=ends_after,  # type: ignore[arg-type]
             )
             return list(await store.event_log.commit(session, change))
-        case ("receive", str(session), str(content), int(at), key):
-            return await store.event_log.append_user_message(session, content, at=at, key=key)  # type: ignore[arg-type]
+        case ("receive", str(session), str(content), int(at), key, model):
+            options = {"key": key, "model": model}
+            return await store.event_log.append_user_message(session, content, at=at, **options)  # type: ignore[arg-type]
         case ("mark", str(session), int(number)):
             return await store.sessions.mark_delivered(session, number=number)
         case ("create", str(session), str(owner), int(at)):
@@ -90,7 +92,6 @@ async def observed(store: Harness) -> list[object]:
             found = await outcome(call)
             seen.append(found if isinstance(found, tuple) else list(found))  # type: ignore[call-overload]
         seen.append(await outcome(event_log.load_checkpoint(session)))
-        seen.append(await outcome(sessions.usage(session)))
     return seen
 
 

@@ -31,7 +31,6 @@ class _StoredSession:
     events: list[tuple[Event, EventRecord]] = field(default_factory=list)
     transcripts: dict[TranscriptName, list[Message]] = field(default_factory=lambda: {"planner": [], "executor": []})
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    usage: Usage = field(default_factory=Usage)
     message_keys: dict[str, int] = field(default_factory=dict)
     screenshots: dict[str, bytes] = field(default_factory=dict)
 
@@ -73,17 +72,21 @@ class MemoryStore:
         for transcript, message in commit.messages:
             stored.transcripts[transcript].append(message)
         stored.checkpoint = commit.checkpoint or stored.checkpoint
-        stored.usage += commit.usage or Usage()
+        stored.session = replace(stored.session, usage=stored.session.usage + (commit.usage or Usage()))
         if records:
             self._on_committed(session_id, records)
         return records
 
-    async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
+    async def append_user_message(
+        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+    ) -> StoredMessage:
         check_timestamp(at)
         stored = self._find(session_id)
         if key is not None and well_formed(key) in stored.message_keys:
             return StoredMessage(number=stored.message_keys[well_formed(key)], is_new=False)
         records = self._append(stored, (MessageEvent(role="user", content=content),), at)
+        if model is not None:
+            stored.session = replace(stored.session, model=model)
         if key is not None:
             stored.message_keys[well_formed(key)] = records[0].number
         self._on_committed(session_id, records)
@@ -100,12 +103,13 @@ class MemoryStore:
         ]
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
-        return self._find(session_id).checkpoint
+        stored = self._find(session_id)
+        return replace(stored.checkpoint, model=stored.session.model)
 
     async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
         return list(self._find(session_id).transcripts[transcript])
 
-    async def create(self, session_id: str, *, owner: str, at: int) -> None:
+    async def create(self, session_id: str, *, owner: str, at: int, model: str = "", title: str = "") -> None:
         check_timestamp(at)
         self.check_trouble()
         if session_id in self._sessions:
@@ -114,13 +118,14 @@ class MemoryStore:
         session = Session(
             id=session_id,
             owner=owner,
-            title="",
+            title=well_formed(title),
             status="pending",
             latest_message="",
             latest_message_at=None,
             unread_count=0,
             created_at=at,
             last_event_number=0,
+            model=model,
         )
         self._sessions[session_id] = _StoredSession(ordinal=self._created, session=session, last_activity=at)
 
@@ -156,9 +161,6 @@ class MemoryStore:
         unread = len(stored.messages("assistant", after=stored.delivered))
         before, stored.session = stored.session.unread_count, replace(stored.session, unread_count=unread)
         return unread != before
-
-    async def usage(self, session_id: str) -> Usage:
-        return self._find(session_id).usage
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         self._owned(session_id, owner)

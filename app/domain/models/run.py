@@ -38,6 +38,9 @@ class Checkpoint:
     sandbox_instance: str = ""
     """The `Sandbox.instance_id` that the agent last used; empty if it has used none."""
 
+    model: str = ""
+    """Name of the session's model profile; empty for the default. The store sets it whenever it loads a checkpoint."""
+
     crash_count: int = 0
     """Number of processes that died during this run since its last progress: a finished plan, tool call or step."""
 
@@ -46,4 +49,6 @@ class Checkpoint:
 
     def at_rest(self) -> "Checkpoint":
         """Return the checkpoint after the end of the run: only what outlives a run."""
-        return Checkpoint(last_read_message=self.last_read_message, sandbox_instance=self.sandbox_instance)
+        return Checkpoint(
+            last_read_message=self.last_read_message, sandbox_instance=self.sandbox_instance, model=self.model
+        )

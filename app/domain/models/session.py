@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.domain.models.event import Event, SessionChanges, SessionStatus
+from app.domain.models.message import Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,10 @@ class Session:
     created_at: int
     last_event_number: int
     """Number of the newest event, or 0 when there is none."""
+    model: str = ""
+    """Name of the model profile that the user chose; empty for the default."""
+    usage: Usage = Usage()
+    """Model calls and tokens of all runs, and what they cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

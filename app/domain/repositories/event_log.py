@@ -96,7 +96,9 @@ class EventLog(Protocol):
         """
         ...
 
-    async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
+    async def append_user_message(
+        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+    ) -> StoredMessage:
         """Store a user message.
 
         Args:
@@ -104,6 +106,7 @@ class EventLog(Protocol):
             content: Text of the message.
             at: Time of the message, in whole seconds since the epoch, UTC.
             key: Idempotency key. A repeated key stores nothing; the result names the message stored before.
+            model: Name of the model profile that the session uses from this message on; None to leave it as it is.
         """
         ...
 
@@ -116,7 +119,7 @@ class EventLog(Protocol):
         ...
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
-        """Return the newest checkpoint, or a new `Checkpoint` if none is stored."""
+        """Return the newest checkpoint, or a new `Checkpoint` if none is stored. Set its `model` to the session's."""
         ...
 
     async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from app.domain.models.message import Usage
 from app.domain.models.session import Session, SessionPage
 
 
@@ -15,8 +14,15 @@ class SessionRepository(Protocol):
         StoreUnavailable: The store cannot be reached or is full; nothing was written.
     """
 
-    async def create(self, session_id: str, *, owner: str, at: int) -> None:
-        """Create a session with status `pending`. `at` is in whole seconds since the epoch, UTC.
+    async def create(self, session_id: str, *, owner: str, at: int, model: str = "", title: str = "") -> None:
+        """Create a session with status `pending`.
+
+        Args:
+            session_id: Id of the session.
+            owner: Owner of the session.
+            at: Time of the creation, in whole seconds since the epoch, UTC.
+            model: Name of its model profile; empty for the default.
+            title: Its title until the agent names it.
 
         Raises:
             Conflict: A session with this id exists.
@@ -57,10 +63,6 @@ class SessionRepository(Protocol):
 
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         """Record that a client received every event up to `number`. Return whether the unread count changed."""
-        ...
-
-    async def usage(self, session_id: str) -> Usage:
-        """Return the tokens and model calls that the session has used."""
         ...
 
     async def delete(self, session_id: str, *, owner: str) -> None:

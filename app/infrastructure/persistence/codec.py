@@ -5,6 +5,7 @@ A row that was written once can be read for ever: new fields have defaults, and 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, cast
 
 import orjson
@@ -75,9 +76,9 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     return _dumps(checkpoint)
 
 
-def decode_checkpoint(row: bytes | None) -> Checkpoint:
-    """Return the checkpoint that `encode_checkpoint` encoded; a new one for None."""
-    return Checkpoint() if row is None else _CHECKPOINT.validate_json(row)
+def decode_checkpoint(row: bytes | None, *, model: str) -> Checkpoint:
+    """Return the checkpoint that `encode_checkpoint` encoded, or a new one for None, with the session's `model`."""
+    return replace(Checkpoint() if row is None else _CHECKPOINT.validate_json(row), model=model)
 
 
 def _dumps(value: Message | Checkpoint) -> bytes:

@@ -1,7 +1,7 @@
 """The list of sessions: previews, pages and their cursors, alike in every store."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from app.domain.errors import InvalidInput
@@ -12,14 +12,14 @@ from app.infrastructure.persistence.codec import well_formed
 PREVIEW_CHARS = 1000
 """Maximum number of characters of the latest message in the list of sessions."""
 
+USAGE_FIELDS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "calls", "cost")
+"""Stored fields of a session's usage, named as those of `Usage`. `cost` has no value until a price is known."""
+
 LISTED_FIELDS = (
     *("owner", "title", "status", "latest_message", "latest_message_at", "unread", "created_at", "last_event"),
-    *("last_activity", "ordinal"),
+    *("last_activity", "ordinal", "model", *USAGE_FIELDS),
 )
 """Stored fields of a session that `listed_session` needs."""
-
-USAGE_FIELDS = ("prompt_tokens", "cached_tokens", "completion_tokens", "calls")
-"""Stored fields of a session that `usage_of` needs."""
 
 _CURSOR = re.compile(r"([0-9]{1,18})-([0-9]{1,18})", re.ASCII)
 _MAX_TIMESTAMP = 10**12
@@ -38,7 +38,8 @@ class ListedSession(NamedTuple):
 
 def listed_session(session_id: str, values: Iterable[Any]) -> ListedSession:
     """Return a session from its id and the values of `LISTED_FIELDS`."""
-    owner, title, status, latest_message, latest_message_at, unread, created_at, last_event, *order = values
+    owner, title, status, latest_message, latest_message_at, unread, created_at, last_event, *others = values
+    last_activity, ordinal, model, *usage = others
     session = Session(
         id=session_id,
         owner=owner,
@@ -49,13 +50,10 @@ def listed_session(session_id: str, values: Iterable[Any]) -> ListedSession:
         unread_count=unread,
         created_at=created_at,
         last_event_number=last_event,
+        model=model,
+        usage=Usage(**dict(zip(USAGE_FIELDS, usage, strict=True))),
     )
-    return ListedSession(session, *order)
-
-
-def usage_of(stored: Mapping[str, Any]) -> Usage:
-    """Return the usage from the stored fields of a session."""
-    return Usage(**{name: stored[name] for name in USAGE_FIELDS})
+    return ListedSession(session, last_activity, ordinal)
 
 
 def preview(text: str) -> str:

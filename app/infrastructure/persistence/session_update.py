@@ -1,6 +1,5 @@
 """Writes to one session, worked out in memory: both stores apply requests here and then write the resulting rows."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
@@ -30,6 +29,8 @@ class ReceiveRequest:
     timestamp: int
     key: str | None
     """Idempotency key, well formed."""
+    model: str | None = None
+    """Model profile that the session uses from now on; None to leave it as it is."""
 
 
 WriteRequest = Commit | ReceiveRequest
@@ -113,7 +114,7 @@ class SessionUpdate:
         """Idempotency keys to insert, with the numbers of their messages."""
         self.fields: dict[str, str | int] = {}
         """New values of the session's fields."""
-        self.increments: Counter[str] = Counter()
+        self.increments: dict[str, float] = {}
         """Numbers to add to the session's counters."""
         self.checkpoint: bytes | None = None
         self.is_fenced = False
@@ -152,7 +153,7 @@ class SessionUpdate:
             self.checkpoint = checkpoint
             self.cursor = replace(self.cursor, revision=commit.checkpoint.revision)
         if commit.usage is not None:
-            self._increment(**asdict(commit.usage))
+            self._increment(asdict(commit.usage))
         self.is_fenced = self.is_fenced or commit.fencing_token is not None
         return records
 
@@ -166,6 +167,8 @@ class SessionUpdate:
         records = self._encode_events(events, request.timestamp)
         self._reserve(records)
         self._add_events(events, records, request.timestamp)
+        if request.model is not None:
+            self.fields["model"] = request.model
         number = records[0].number
         if key is not None:
             self.message_keys[key] = self.new_keys[key] = number
@@ -211,7 +214,7 @@ class SessionUpdate:
         if from_user:
             self._move(last_user_message=from_user[-1])
         changes = changes_of(events)
-        self._increment(unread=changes.assistant_messages)
+        self._increment({"unread": changes.assistant_messages or None})
         if changes.title is not None:
             self.fields["title"] = codec.well_formed(changes.title)
         if changes.status is not None:
@@ -224,5 +227,7 @@ class SessionUpdate:
         self.cursor = replace(self.cursor, **positions)
         self.fields.update(positions)
 
-    def _increment(self, **counts: int) -> None:
-        self.increments.update({name: count for name, count in counts.items() if count})
+    def _increment(self, counts: Mapping[str, float | None]) -> None:
+        for name, count in counts.items():
+            if count is not None:
+                self.increments[name] = self.increments.get(name, 0) + count

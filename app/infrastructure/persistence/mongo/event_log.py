@@ -37,9 +37,11 @@ class MongoEventLog(MongoRepository):
         """Implement `EventLog.commit`."""
         return await self._queue.commit(codec.well_formed(session_id), commit)
 
-    async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
+    async def append_user_message(
+        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+    ) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
-        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key))
+        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key), model)
         return await self._queue.receive(codec.well_formed(session_id), request)
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
@@ -71,7 +73,8 @@ class MongoEventLog(MongoRepository):
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
         """Implement `EventLog.load_checkpoint`."""
-        return codec.decode_checkpoint((await self._find_session(session_id, ("checkpoint",)))["checkpoint"])
+        session = await self._find_session(session_id, ("checkpoint", "model"))
+        return codec.decode_checkpoint(session["checkpoint"], model=session.get("model", ""))
 
     async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
         """Implement `EventLog.load_transcript`."""

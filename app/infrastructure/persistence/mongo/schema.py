@@ -3,7 +3,8 @@
     sessions      `_id`: id of the session; `ordinal`: number by creation; `owner`, `title`, `status`, `latest_message`,
                   `latest_message_at`, `created_at`, `last_activity`; `last_event`, `last_user_message`: event numbers;
                   `delivered`, `unread`; `planner_messages`, `executor_messages`: lengths of the transcripts;
-                  `prompt_tokens`, `cached_tokens`, `completion_tokens`, `calls`: usage; `checkpoint`, its `revision`;
+                  `prompt_tokens`, `cached_tokens`, `completion_tokens`, `reasoning_tokens`, `calls`, `cost`: usage;
+                  `model`: model profile; `checkpoint`, its `revision`;
                   `lease`: `{holder, until, token}`; `stop_up_to` while a stop is requested; `version`: number of
                   updates; `tail`: rows of the last update
     events        `_id`: event key (see `codec.py`); `type`, `speaker`, `data`: the encoded event
@@ -15,6 +16,7 @@
     metadata      `_id`, `value`: version of this schema, id of the installation
     counters      `_id`, `value`: newest ordinal
 
+`model` and `reasoning_tokens` are missing in sessions of earlier programs, `cost` until a price is known.
 `session_writer.py` explains how a write gets into these collections.
 """
 

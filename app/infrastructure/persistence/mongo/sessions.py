@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from app.domain.errors import Conflict, NotFound, StoreUnavailable
-from app.domain.models.message import Usage
 from app.domain.models.session import Session, SessionPage
 from app.infrastructure.persistence import session_summary
 from app.infrastructure.persistence.codec import ASSISTANT, event_key, well_formed
@@ -18,6 +17,9 @@ _DELIVERY_FIELDS = (
     *("ordinal", "version", "last_event", "delivered", "unread"),
     *("tail.events._id", "tail.events.speaker"),
 )
+
+_DEFAULTS: Document = {"model": "", "reasoning_tokens": 0, "cost": None}
+"""Values of fields that a session may lack."""
 
 _MAX_ATTEMPTS = 50
 """Maximum number of attempts to mark events as delivered while others write to the session."""
@@ -37,11 +39,13 @@ class MongoSessions(MongoRepository):
         self._queue = queue
         self._deleter = deleter
 
-    async def create(self, session_id: str, *, owner: str, at: int) -> None:
+    async def create(self, session_id: str, *, owner: str, at: int, model: str = "", title: str = "") -> None:
         """Implement `SessionRepository.create`."""
         session_summary.check_timestamp(at)
-        key, owner = well_formed(session_id), well_formed(owner)
-        await self._queue.run_exclusively(key, lambda: self._create(key, owner, at), changes_session=True)
+        key = well_formed(session_id)
+        session = _new_session(key, well_formed(owner), at)
+        session |= {"model": model, "title": well_formed(title)}
+        await self._queue.run_exclusively(key, lambda: self._create(session), changes_session=True)
 
     async def get(self, session_id: str, *, owner: str) -> Session:
         """Implement `SessionRepository.get`."""
@@ -84,10 +88,6 @@ class MongoSessions(MongoRepository):
         key = well_formed(session_id)
         return await self._queue.run_exclusively(key, lambda: self._mark_delivered(key, number), changes_session=False)
 
-    async def usage(self, session_id: str) -> Usage:
-        """Implement `SessionRepository.usage`."""
-        return session_summary.usage_of(await self._find_session(session_id, session_summary.USAGE_FIELDS))
-
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Implement `SessionRepository.delete`."""
         key, owner = well_formed(session_id), well_formed(owner)
@@ -104,7 +104,7 @@ class MongoSessions(MongoRepository):
             return str(error)
         return None
 
-    async def _create(self, session_id: str, owner: str, timestamp: int) -> None:
+    async def _create(self, session: Document) -> None:
         counted = await self._availability.write(
             lambda: self._database.counters.find_one_and_update(
                 {"_id": "sessions"}, {"$inc": {"value": 1}}, upsert=True, return_document=True
@@ -112,8 +112,8 @@ class MongoSessions(MongoRepository):
         )
         if counted is None:
             raise store_unavailable("the database refused")
-        session = _new_session(session_id, owner, timestamp, ordinal=counted["value"])
-        if not await self._availability.write(lambda: insert_missing(self._database.sessions, [session])):
+        numbered = {**session, "ordinal": counted["value"]}
+        if not await self._availability.write(lambda: insert_missing(self._database.sessions, [numbered])):
             raise Conflict("a session with this id exists")
 
     async def _mark_delivered(self, session_id: str, number: int) -> bool:
@@ -145,14 +145,14 @@ class MongoSessions(MongoRepository):
         return len({row["_id"] for row in (*rows, *newest)})
 
 
-def _new_session(session_id: str, owner: str, timestamp: int, *, ordinal: int) -> Document:
+def _new_session(session_id: str, owner: str, timestamp: int) -> Document:
+    """Return a session without its ordinal."""
     counters = (
         *("last_event", "last_user_message", "planner_messages", "executor_messages", "delivered", "unread", "version"),
-        *session_summary.USAGE_FIELDS,
+        *("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "calls"),
     )
     return {
         "_id": session_id,
-        "ordinal": ordinal,
         "owner": owner,
         "title": "",
         "status": "pending",
@@ -169,4 +169,5 @@ def _new_session(session_id: str, owner: str, timestamp: int, *, ordinal: int) -
 
 
 def _session(found: Document) -> session_summary.ListedSession:
-    return session_summary.listed_session(found["_id"], (found[name] for name in session_summary.LISTED_FIELDS))
+    stored = {**_DEFAULTS, **found}
+    return session_summary.listed_session(found["_id"], (stored[name] for name in session_summary.LISTED_FIELDS))

@@ -182,7 +182,14 @@ _V6 = (
     "ALTER TABLE facts RENAME TO metadata",
 )
 
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6)
+# The model profile of a session, empty for the default, and its cost, NULL until a price is known.
+_V7 = (
+    "ALTER TABLE sessions ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE sessions ADD COLUMN reasoning_tokens INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE sessions ADD COLUMN cost REAL",
+)
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)
 """Statements that lead from schema version i to i + 1. `PRAGMA user_version` is the version of a file.
 
 A migration that was released never changes.

@@ -9,7 +9,7 @@ import orjson
 
 from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.models.event import EventRecord
-from app.domain.models.message import Message, Usage
+from app.domain.models.message import Message
 from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.models.session import Session, SessionPage
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
@@ -34,7 +34,7 @@ _NEXT_PAGE = (
     f"{_LISTED} WHERE owner = ? AND (last_activity, ordinal) < (?, ?) ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
 )
 _LAST_EVENTS = "SELECT id, last_event FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
-_USAGE = f"SELECT {', '.join(session_summary.USAGE_FIELDS)} FROM sessions WHERE id = ?"  # noqa: S608
+_CHECKPOINT = "SELECT data, model FROM sessions LEFT JOIN checkpoints ON session = ordinal WHERE id = ?"
 _SCREENSHOT = """
 SELECT screenshots.data FROM screenshots JOIN sessions ON sessions.ordinal = screenshots.session
 WHERE sessions.id = ? AND screenshots.id = ?
@@ -59,9 +59,11 @@ class SqliteEventLog(_Repository):
         """Implement `EventLog.commit`."""
         return await self._writer.write(lambda transaction: transaction.commit(session_id, commit))
 
-    async def append_user_message(self, session_id: str, content: str, *, at: int, key: str | None) -> StoredMessage:
+    async def append_user_message(
+        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+    ) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
-        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key))
+        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key), model)
         return await self._writer.write(lambda transaction: transaction.append_user_message(session_id, request))
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
@@ -85,12 +87,11 @@ class SqliteEventLog(_Repository):
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
         """Implement `EventLog.load_checkpoint`."""
-
-        def query(connection: sqlite3.Connection, ordinal: int) -> Checkpoint:
-            row = connection.execute("SELECT data FROM checkpoints WHERE session = ?", (ordinal,)).fetchone()
-            return codec.decode_checkpoint(row and row[0])
-
-        return await self._read(session_id, query)
+        rows = await self._rows(_CHECKPOINT, session_id)
+        if not rows:
+            raise NotFound("no such session")
+        data, model = rows[0]
+        return codec.decode_checkpoint(data, model=model)
 
     async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
         """Implement `EventLog.load_transcript`."""
@@ -112,9 +113,12 @@ class SqliteEventLog(_Repository):
 class SqliteSessions(_Repository):
     """Implements `SessionRepository`."""
 
-    async def create(self, session_id: str, *, owner: str, at: int) -> None:
+    async def create(self, session_id: str, *, owner: str, at: int, model: str = "", title: str = "") -> None:
         """Implement `SessionRepository.create`."""
-        await self._writer.write(lambda transaction: transaction.create_session(session_id, owner, at))
+        given = codec.well_formed(title)
+        await self._writer.write(
+            lambda transaction: transaction.create_session(session_id, owner, at, model=model, title=given)
+        )
 
     async def get(self, session_id: str, *, owner: str) -> Session:
         """Implement `SessionRepository.get`."""
@@ -148,13 +152,6 @@ class SqliteSessions(_Repository):
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         """Implement `SessionRepository.mark_delivered`."""
         return await self._writer.write(lambda transaction: transaction.mark_delivered(session_id, number))
-
-    async def usage(self, session_id: str) -> Usage:
-        """Implement `SessionRepository.usage`."""
-        rows = await self._rows(_USAGE, session_id)
-        if not rows:
-            raise NotFound("no such session")
-        return session_summary.usage_of(dict(zip(session_summary.USAGE_FIELDS, rows[0], strict=True)))
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Implement `SessionRepository.delete`."""

@@ -94,13 +94,13 @@ class Transaction:
                 update.message_keys[key] = row[0]
         return update.receive(request)
 
-    def create_session(self, session_id: str, owner: str, timestamp: int) -> None:
+    def create_session(self, session_id: str, owner: str, timestamp: int, *, model: str, title: str) -> None:
         """Implement `SessionRepository.create`."""
         check_timestamp(timestamp)
         if self._connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session_id,)).fetchone():
             raise Conflict("a session with this id exists")
-        insert = "INSERT INTO sessions (id, owner, created_at, last_activity) VALUES (?, ?, ?, ?)"
-        self._connection.execute(insert, (session_id, owner, timestamp, timestamp))
+        insert = "INSERT INTO sessions (id, owner, created_at, last_activity, model, title) VALUES (?, ?, ?, ?, ?, ?)"
+        self._connection.execute(insert, (session_id, owner, timestamp, timestamp, model, title))
 
     def mark_delivered(self, session_id: str, number: int) -> bool:
         """Implement `SessionRepository.mark_delivered`."""
@@ -206,7 +206,9 @@ class Transaction:
         executemany("INSERT INTO message_keys (session, key, number) VALUES (?, ?, ?)", keys)
         if update.checkpoint is not None:
             execute(_PUT_CHECKPOINT, (ordinal, update.checkpoint, update.cursor.revision))
-        changes = [f"{name} = ?" for name in update.fields] + [f"{name} = {name} + ?" for name in update.increments]
+        changes = [f"{name} = ?" for name in update.fields] + [
+            f"{name} = coalesce({name}, 0) + ?" for name in update.increments
+        ]
         if changes:
             values = (*update.fields.values(), *update.increments.values(), ordinal)
             execute(f"UPDATE sessions SET {', '.join(changes)} WHERE ordinal = ?", values)  # noqa: S608
