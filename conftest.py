@@ -58,6 +58,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.index(GROUPS[_folder_of(item)]) if _folder_of(item) in GROUPS else len(order))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that the scenarios recorded."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    rows = [value for report in reports for name, value in report.user_properties if name == "scenario"]
+    if rows:
+        terminalreporter.section("scenarios")
+        lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            terminalreporter.line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+
+
 def _folder_of(item: pytest.Item) -> str:
     return str(item.path.parent.relative_to(ROOT))
 

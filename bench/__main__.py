@@ -20,6 +20,7 @@ from bench import (
     sandbox_start,
     sessions_list,
     start,
+    tokens,
     tool_turn,
 )
 from bench.harness import Bench
@@ -28,6 +29,7 @@ from bench.report import Row, machine, table
 BENCHMARKS: dict[str, Callable[[Bench], Iterable[Row]]] = {
     "first_event": first_event.run,
     "tool_turn": tool_turn.run,
+    "tokens": tokens.run,
     "history": history.run,
     "sessions_list": sessions_list.run,
     "many": many.run,

@@ -107,6 +107,8 @@ class Asked:
         self.body: dict[str, Any] = orjson.loads(raw)
         self.messages: list[dict[str, Any]] = self.body.get("messages", [])
         self.tools = frozenset(tool["function"]["name"] for tool in self.body.get("tools", ()))
+        self.answered_at = 0.0
+        """Monotonic time of the end of the answer."""
         self.disconnected = threading.Event()
         """Set when the client closed the connection before the answer was complete."""
 
@@ -221,7 +223,10 @@ class ScriptedApp:
                 self.asked.append(asked)
             self._count += 1
             self._arrived.notify_all()
-        await _play(self._answer(asked, number), asked, number, receive, send)
+        try:
+            await _play(self._answer(asked, number), asked, number, receive, send)
+        finally:
+            asked.answered_at = time.monotonic()
 
     def _answer(self, asked: Asked, number: int) -> Answer:
         if callable(self.script):
@@ -299,8 +304,8 @@ def _config(app: ScriptedApp) -> uvicorn.Config:
 class ScriptedOpenAI(ScriptedApp):
     """A context manager that runs the server in a thread of this process."""
 
-    def __init__(self, script: Script = ()) -> None:
-        super().__init__(script)
+    def __init__(self, script: Script = (), *, record: bool = True) -> None:
+        super().__init__(script, record=record)
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=1_024)
         self._server = uvicorn.Server(_config(self))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)

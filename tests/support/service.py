@@ -68,8 +68,9 @@ class ChatStream:
 class ApiClient:
     """A frontend of the service."""
 
-    def __init__(self, url: str) -> None:
-        self.http = httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=500))
+    def __init__(self, url: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        limits = httpx.Limits(max_connections=500)
+        self.http = httpx.AsyncClient(base_url=url, timeout=60, limits=limits, transport=transport)
         self._streams: list[ChatStream] = []
 
     async def create_session(self) -> str:
