@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.application.services.streams import StreamItem
 from app.domain.errors import AnkerError, NotFound
-from app.domain.models.event import EventRecord, TextDelta
+from app.domain.models.event import EventRecord, StatusDelta, TextDelta
 from app.interfaces.middleware import HEAD_KEY
 from app.interfaces.wire import delta_frame, sse_frame
 
@@ -117,13 +117,13 @@ async def pause(seconds: float) -> None:
 
 def event_frames(item: StreamItem) -> Iterator[bytes]:
     """Return the frames of stored events, without deltas."""
-    if not isinstance(item, TextDelta):
+    if not isinstance(item, TextDelta | StatusDelta):
         yield from record_chunks(item)
 
 
 def all_frames(item: StreamItem) -> Iterator[bytes]:
     """Return the frames of stored events and of deltas."""
-    if isinstance(item, TextDelta):
+    if isinstance(item, TextDelta | StatusDelta):
         yield delta_frame(item)
     else:
         yield from record_chunks(item)

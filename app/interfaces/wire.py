@@ -9,7 +9,7 @@ from typing import cast
 import orjson
 
 from app.domain.errors import InvalidInput
-from app.domain.models.event import Event, EventRecord, TextDelta
+from app.domain.models.event import Event, EventRecord, StatusDelta, TextDelta
 
 _ID_DIGITS = 12
 """Number of digits of an event id. All ids have the same length, so that they also sort as strings."""
@@ -63,8 +63,11 @@ def sse_frame(record: EventRecord) -> bytes:
     return b"id: %012d\nevent: %b\ndata: %b\n\n" % (record.number, record.type.encode(), record.data)
 
 
-def delta_frame(delta: TextDelta) -> bytes:
-    """Return a part of a message as a Server-Sent Event without an id, as it is never stored."""
+def delta_frame(delta: TextDelta | StatusDelta) -> bytes:
+    """Return a part of a message or a status as a Server-Sent Event without an id, as it is never stored."""
+    if isinstance(delta, StatusDelta):
+        retry_in = {} if delta.retry_in is None else {"retry_in": delta.retry_in}
+        return b"event: status_delta\ndata: %b\n\n" % _encode({"text": delta.text, **retry_in})
     return b"event: message_delta\ndata: %b\n\n" % _encode({"message_id": delta.message_id, "delta": delta.delta})
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from app.domain.external.feed import Feed
-from app.domain.models.event import TextDelta
+from app.domain.models.event import StatusDelta, TextDelta
 from app.infrastructure.streams.memory import MAX_TAIL_BYTES, MAX_TAIL_RECORDS, MemoryFeed
 from app.infrastructure.streams.redis.connection import RedisConnection
 from tests.support.feeds import ConfirmedRedisFeed, Store, record, records
@@ -218,6 +218,30 @@ async def test_ended_text_is_not_delivered(feed: Feed) -> None:
         feed.end_delta("s")
         assert subscription.next_delta() is None
     feed.end_delta("unknown")
+
+
+async def test_newest_status_is_delivered_once_to_present_subscribers(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        feed.publish_status("s", StatusDelta("old"))
+        feed.publish_status("s", StatusDelta("limited", 2.5))
+        assert await subscription.wait_for_change()
+        assert subscription.next_delta() == StatusDelta("limited", 2.5)
+        assert subscription.next_delta() is None
+        async with feed.subscribe("s") as late:
+            assert late.next_delta() is None
+        feed.publish_status("s", StatusDelta("limited", 2.5))
+        assert subscription.next_delta() == StatusDelta("limited", 2.5)
+    feed.publish_status("unknown", StatusDelta("limited"))
+
+
+async def test_status_is_dropped_once_text_or_a_record_has_followed(feed: Feed) -> None:
+    async with feed.subscribe("s") as subscription:
+        feed.publish_status("s", StatusDelta("limited"))
+        feed.publish_delta("s", TextDelta("m", "text"))
+        assert subscription.next_delta() == TextDelta("m", "text")
+        feed.publish_status("s", StatusDelta("limited"))
+        feed.publish("s", [record(1)])
+        assert subscription.next_delta() is None
 
 
 async def test_terminal_event_ends_the_text_of_a_failed_run(feed: Feed) -> None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from app.domain.models.event import StatusDelta
 from app.infrastructure.streams import polling
 from app.infrastructure.streams.redis.feed import MAX_RECORDS_BYTES
 from tests.support.eventually import eventually
@@ -44,6 +45,14 @@ async def test_records_reach_other_processes_without_reading_the_store(
             await asyncio.sleep(0)
     await eventually(lambda: all(reader.numbers == list(range(1, 200)) for reader in readers))
     assert store.reads == reads
+
+
+async def test_status_reaches_readers_of_all_processes(store: Store, processes: list[FeedProcess]) -> None:
+    writer, second, _ = processes
+    readers = [await second.follow(), await writer.follow()]
+    status = StatusDelta("The model's server limits requests", 12.5)
+    writer.feed.publish_status("s", status)
+    await eventually(lambda: all(reader.statuses == [status] for reader in readers))
 
 
 async def test_records_too_large_to_send_are_read_from_the_store(store: Store, processes: list[FeedProcess]) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 from app.application.services.streams import EventStreams
 from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.external.feed import Feed
-from app.domain.models.event import EventRecord, TextDelta
+from app.domain.models.event import EventRecord, StatusDelta, TextDelta
 from app.domain.repositories.event_log import EventLog
 from app.infrastructure.streams.memory import MemorySubscription
 from app.infrastructure.streams.polling import PollingFeed
@@ -72,6 +72,7 @@ class FeedReader:
         self.numbers: list[int] = []
         self.texts: dict[str, str] = {}
         """The received text of each message id."""
+        self.statuses: list[StatusDelta] = []
         self.received: list[str] = []
         """The types of the received records, and `text` for each delta, in their order."""
         self.caught_up = False
@@ -83,6 +84,8 @@ class FeedReader:
             if isinstance(item, TextDelta):
                 self.received.append("text")
                 self.texts[item.message_id] = self.texts.get(item.message_id, "") + item.delta
+            elif isinstance(item, StatusDelta):
+                self.statuses.append(item)
             elif item:
                 self.received += [found.type for found in item]
                 self.numbers += [found.number for found in item]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.models.event import TextDelta
+from app.domain.models.event import StatusDelta, TextDelta
 from app.domain.services.agents.planner import LiveText, PlanListener
 
 
@@ -16,10 +16,14 @@ class RecordingFeed:
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
         self.ended = 0
+        self.statuses: list[tuple[str, StatusDelta]] = []
 
     def publish_delta(self, session_id: str, delta: TextDelta) -> None:
         assert delta.delta
         self.texts[delta.message_id] = self.texts.get(delta.message_id, "") + delta.delta
+
+    def publish_status(self, session_id: str, status: StatusDelta) -> None:
+        self.statuses.append((session_id, status))
 
     def end_delta(self, session_id: str) -> None:
         self.ended += 1
@@ -63,3 +67,9 @@ def test_restart_begins_a_new_message() -> None:
     listener.arguments("create_plan", '{"message": "two"}')
     assert list(feed.texts.values()) == ["one", "two"]
     assert feed.ended == 1
+
+
+def test_wait_of_a_planning_call_is_published_as_status() -> None:
+    feed = RecordingFeed()
+    PlanListener(LiveText(feed, "s"), lambda: None).waiting("limited", 3.5)  # type: ignore[arg-type]
+    assert feed.statuses == [("s", StatusDelta("limited", 3.5))]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.external.signals import Signal
-from app.domain.models.event import EventRecord
+from app.domain.models.event import EventRecord, StatusDelta
 from app.infrastructure.streams.redis.messages import (
     Message,
     RecordsStored,
@@ -21,6 +21,7 @@ messages = st.one_of(
     st.lists(records, min_size=1).map(RecordsStored),
     st.builds(TextAdded, st.text(max_size=50), st.text(max_size=50), numbers, st.text()),
     st.builds(TextEnded, st.text()),
+    st.builds(StatusDelta, st.text(), st.none() | st.floats(0, 1e6)),
     st.just(SessionDeleted()),
     st.builds(Signal, kind=st.sampled_from(["wake", "stop", "cancel", "settled"]), session_id=st.text(), up_to=numbers),
 )

@@ -8,7 +8,7 @@ from sse_starlette.sse import AppStatus
 from starlette.types import Message
 
 from app.domain.errors import NotFound, StoreUnavailable
-from app.domain.models.event import EventRecord, TextDelta
+from app.domain.models.event import EventRecord, StatusDelta, TextDelta
 from app.interfaces import sse
 from app.interfaces.sse import CHUNK, EventStream, all_frames, event_frames, record_chunks
 
@@ -32,6 +32,8 @@ def test_large_events_are_split_into_bounded_chunks() -> None:
 def test_deltas_are_encoded_only_by_all_frames() -> None:
     assert list(event_frames(())) == []
     assert list(event_frames(TextDelta("m", "x"))) == []
+    assert list(event_frames(StatusDelta("busy"))) == []
+    assert list(all_frames(StatusDelta("busy"))) == [b'event: status_delta\ndata: {"text":"busy"}\n\n']
     assert list(all_frames(TextDelta("m", "x"))) == [b'event: message_delta\ndata: {"message_id":"m","delta":"x"}\n\n']
 
 

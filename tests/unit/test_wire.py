@@ -7,7 +7,15 @@ from types import MappingProxyType
 import pytest
 
 from app.domain.errors import InvalidInput
-from app.domain.models.event import EVENT_TYPES, Event, EventRecord, MessageEvent, TextDelta, ToolCalledEvent
+from app.domain.models.event import (
+    EVENT_TYPES,
+    Event,
+    EventRecord,
+    MessageEvent,
+    StatusDelta,
+    TextDelta,
+    ToolCalledEvent,
+)
 from app.domain.models.tool import OpenCall, ToolResult
 from app.interfaces.wire import (
     delta_frame,
@@ -59,6 +67,14 @@ def test_frame_has_id_event_and_one_line_of_data() -> None:
     frame = sse_frame(one)
     assert frame == b"id: 000000000007\nevent: message\ndata: " + one.data + b"\n\n"
     assert len(frame[:-2].splitlines()) == 3
+
+
+def test_status_frame_has_no_id_and_no_unknown_delay() -> None:
+    frames = [delta_frame(StatusDelta("busy", seconds)) for seconds in (1.5, None)]
+    assert frames == [
+        b'event: status_delta\ndata: {"text":"busy","retry_in":1.5}\n\n',
+        b'event: status_delta\ndata: {"text":"busy"}\n\n',
+    ]
 
 
 def test_delta_frame_has_no_id() -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from app.domain.errors import StoreUnavailable
 from app.domain.external.feed import Feed, Subscription
-from app.domain.models.event import EventRecord, TextDelta
+from app.domain.models.event import EventRecord, StatusDelta, TextDelta
 from app.domain.repositories.event_log import EventLog
 
 FOLLOW_PAGE = 500
@@ -17,8 +17,8 @@ HISTORY_PAGE = 1_000
 RETRY_SECONDS = 1.0
 """Maximum time until a stream tries to read again from a store that was unavailable."""
 
-StreamItem = Sequence[EventRecord] | TextDelta
-"""Part of a stream: records, or text of a message being written."""
+StreamItem = Sequence[EventRecord] | TextDelta | StatusDelta
+"""Part of a stream: records, text of a message being written, or what the run waits for."""
 
 
 class EventStreams:

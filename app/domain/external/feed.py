@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from app.domain.models.event import EventRecord, TextDelta
+from app.domain.models.event import EventRecord, StatusDelta, TextDelta
 
 
 class Subscription(Protocol):
@@ -14,8 +14,12 @@ class Subscription(Protocol):
         """Return the records after `number` in order, or None if the caller must read the event log."""
         ...
 
-    def next_delta(self) -> TextDelta | None:
-        """Return the text added since the last call to the message being written, joined into one delta, or None."""
+    def next_delta(self) -> TextDelta | StatusDelta | None:
+        """Return what was published since the last call and is not stored, or None.
+
+        Text added to the message being written is joined into one delta. Of several statuses, only the last one is
+        returned, and none that was published before the subscription or that text or a record has followed.
+        """
         ...
 
     async def wait_for_change(self) -> bool:
@@ -36,6 +40,10 @@ class Feed(Protocol):
 
     def publish_delta(self, session_id: str, delta: TextDelta) -> None:
         """Notify subscribers of text added to a message that will be stored as a whole later."""
+        ...
+
+    def publish_status(self, session_id: str, status: StatusDelta) -> None:
+        """Notify subscribers of what the run waits for."""
         ...
 
     def end_delta(self, session_id: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from app.domain.external.signals import Signal
-from app.domain.models.event import LISTED, TERMINAL, EventRecord, TextDelta
+from app.domain.models.event import LISTED, TERMINAL, EventRecord, StatusDelta, TextDelta
 
 MAX_TAIL_RECORDS = 512
 """Maximum number of newest records kept for the subscribers of a session."""
@@ -45,6 +45,7 @@ class Topic:
 
     last_number: int
     partial_message: PartialMessage | None
+    status: StatusDelta | None = None
     stale_marks: int = 0
     tail: list[EventRecord] = field(default_factory=list[EventRecord])
     size: int = 0
@@ -57,6 +58,7 @@ class Topic:
         self.tail.extend(records)
         self.size += sum(len(record.data) for record in records)
         self.last_number = records[-1].number
+        self.status = None
         surplus = 0
         while len(self.tail) - surplus > MAX_TAIL_RECORDS or self.size > MAX_TAIL_BYTES:
             self.size -= len(self.tail[surplus].data)
@@ -95,8 +97,10 @@ class MemorySubscription:
     _partial_message: PartialMessage | None = None
     _pieces_read: int = 0
     _text_position: int = 0
+    _status: StatusDelta | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self._status = self.topic.status
         self._checked_marks = self.topic.stale_marks if self.single_process else -1
 
     def records_after(self, number: int) -> Sequence[EventRecord] | None:
@@ -108,9 +112,13 @@ class MemorySubscription:
             return None
         return records
 
-    def next_delta(self) -> TextDelta | None:
+    def next_delta(self) -> TextDelta | StatusDelta | None:
         """Implement `Subscription.next_delta`."""
         topic, partial = self.topic, self.topic.partial_message
+        if topic.status is not self._status:
+            self._status = topic.status
+            if topic.status is not None:
+                return topic.status
         if partial is None:
             return None
         if partial is not self._partial_message:
@@ -224,7 +232,17 @@ class MemoryFeed:
         """Make `partial` the message being written. Subscribers keep their positions in it."""
         self._partial_messages[session_id] = partial
         if (topic := self._topics.get(session_id)) is not None:
-            topic.partial_message = partial
+            topic.partial_message, topic.status = partial, None
+            topic.wake()
+
+    def publish_status(self, session_id: str, status: StatusDelta) -> None:
+        """Implement `Feed.publish_status`."""
+        self.show_status(session_id, status)
+
+    def show_status(self, session_id: str, status: StatusDelta) -> None:
+        """Pass `status` to the session's subscribers in this process."""
+        if (topic := self._topics.get(session_id)) is not None:
+            topic.status = status
             topic.wake()
 
     def end_delta(self, session_id: str) -> None:

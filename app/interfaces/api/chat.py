@@ -57,7 +57,10 @@ class ChatBody(RequestBody):
         None, description="When it was written, in whole seconds since the epoch, UTC; now when absent."
     )
     event_id: StrictStr | None = Field(None, description="The last event that the client has.")
-    stream: StrictBool | None = Field(None, description="Also send `message_delta` while the agent writes a message.")
+    stream: StrictBool | None = Field(
+        None,
+        description="Also send `message_delta` while the agent writes, and `status_delta` while the model is awaited.",
+    )
 
 
 @router.post(

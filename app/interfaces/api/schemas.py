@@ -86,6 +86,20 @@ class MessageDeltaFrame(Schema):
     data: MessageDelta
 
 
+class StatusData(Schema):
+    """What the run waits for, such as a rate limit of the model's server."""
+
+    text: str
+    retry_in: float | None = Field(None, description="Seconds until the next attempt; absent if unknown.")
+
+
+class StatusDeltaFrame(Schema):
+    """Sent only if the request has `"stream": true`. It is never stored, so it has no `id`."""
+
+    event: Literal["status_delta"]
+    data: StatusData
+
+
 def _union(models: list[type[Schema]], discriminator: str) -> Any:
     if len(models) == 1:
         return models[0]
@@ -147,6 +161,6 @@ EventFrame: type[RootModel[Any]] = create_model(
 LiveFrame: type[RootModel[Any]] = create_model(
     "LiveFrame",
     __base__=_AnyFrame,
-    __doc__="A stored event on a stream, or a part of a message that is being written.",
-    root=(_union([*_FRAMES, MessageDeltaFrame], "event"), ...),
+    __doc__="A stored event on a stream, a part of a message that is being written, or a status.",
+    root=(_union([*_FRAMES, MessageDeltaFrame, StatusDeltaFrame], "event"), ...),
 )

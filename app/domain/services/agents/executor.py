@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from app.domain.errors import ModelFailure, SandboxFailure, SandboxUnavailable, SearchFailure
+from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM, ModelReply
 from app.domain.models.event import (
     Event,
@@ -21,7 +22,7 @@ from app.domain.models.plan import Step
 from app.domain.models.tool import Image, OpenCall, ToolResult
 from app.domain.prompts import executing
 from app.domain.services.agents.checkpointer import RunCheckpointer
-from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call
+from app.domain.services.agents.model_exchange import ModelExchange, StatusListener, parse_text_call
 from app.domain.services.tools.base import (
     AskUserInput,
     BadArguments,
@@ -50,10 +51,11 @@ class Executor:
     """Requests turns from the model, runs the tools that it calls, and commits after every tool call."""
 
     def __init__(
-        self, checkpointer: RunCheckpointer, model: LLM, tools: Mapping[str, Tool], context: ToolContext
+        self, checkpointer: RunCheckpointer, model: LLM, feed: Feed, tools: Mapping[str, Tool], context: ToolContext
     ) -> None:
         self._checkpointer = checkpointer
         self._exchange = ModelExchange(checkpointer, model, "executor")
+        self._listener = StatusListener(feed, checkpointer.session_id)
         self._tools = tools
         self._specs = tuple(tool.spec for tool in tools.values())
         self._context = context
@@ -72,7 +74,7 @@ class Executor:
         while checkpointer.checkpoint.phase == "executing":
             if checkpointer.checkpoint.model_turns >= MAX_TURNS:
                 raise ModelFailure(f"given up: the task was not finished after {MAX_TURNS} turns of the model")
-            reply = await self._exchange.request(self._specs)
+            reply = await self._exchange.request(self._specs, self._listener)
             checkpointer.checkpoint = replace(
                 checkpointer.checkpoint, model_turns=checkpointer.checkpoint.model_turns + 1
             )

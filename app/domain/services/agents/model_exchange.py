@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TypeVar, cast
 
 from app.domain.errors import ModelFailure
+from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM, ModelReply, ModelRequest, ReplyListener
+from app.domain.models.event import StatusDelta
 from app.domain.models.message import AssistantMessage, ToolCall, UserMessage
 from app.domain.models.run import TranscriptName
 from app.domain.models.tool import ToolSpec
@@ -21,6 +23,27 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n```", re.DOTALL)
 
 MAX_CORRECTIONS = 3
 """Maximum number of unusable replies in a row that the model may correct before the run fails."""
+
+
+class StatusListener:
+    """Publishes what a model call waits for to the session's subscribers. The rest of the reply is not published."""
+
+    def __init__(self, feed: Feed, session_id: str) -> None:
+        self._feed = feed
+        self._session_id = session_id
+
+    def text(self, delta: str) -> None:
+        """Implement `ReplyListener.text`."""
+
+    def arguments(self, name: str, delta: str) -> None:
+        """Implement `ReplyListener.arguments`."""
+
+    def restart(self) -> None:
+        """Implement `ReplyListener.restart`."""
+
+    def waiting(self, text: str, retry_in: float | None) -> None:
+        """Implement `ReplyListener.waiting`."""
+        self._feed.publish_status(self._session_id, StatusDelta(text, retry_in))
 
 
 class ModelExchange:

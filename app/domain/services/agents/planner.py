@@ -30,7 +30,7 @@ from app.domain.models.plan import Plan, Step, with_distinct_ids
 from app.domain.models.tool import ToolSpec
 from app.domain.prompts import executing, planning
 from app.domain.services.agents.checkpointer import RunCheckpointer
-from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call
+from app.domain.services.agents.model_exchange import ModelExchange, StatusListener, parse_text_call
 from app.domain.services.tools.base import BadArguments, StepInput, ToolInput, json_schema, parse_arguments
 
 MAX_TITLE = 80
@@ -69,28 +69,21 @@ CREATE_PLAN = ToolSpec(name="create_plan", description=planning.DESCRIPTION, par
 _TOOLS = (CREATE_PLAN,)
 
 
-class LiveText:
+class LiveText(StatusListener):
     """Publishes a growing message to the session's subscribers. Close it once the message is stored or abandoned."""
 
     def __init__(self, feed: Feed, session_id: str) -> None:
-        self._feed = feed
-        self._session_id = session_id
+        super().__init__(feed, session_id)
         self._message_id = uuid4().hex
 
     def text(self, delta: str) -> None:
         """Implement `ReplyListener.text`."""
         self._feed.publish_delta(self._session_id, TextDelta(self._message_id, delta))
 
-    def arguments(self, name: str, delta: str) -> None:
-        """Implement `ReplyListener.arguments`. A text answer has no calls."""
-
     def restart(self) -> None:
         """Implement `ReplyListener.restart`."""
         self._feed.end_delta(self._session_id)
         self._message_id = uuid4().hex
-
-    def waiting(self, text: str, retry_in: float | None) -> None:
-        """Implement `ReplyListener.waiting`."""
 
     def close(self) -> None:
         """End the message."""

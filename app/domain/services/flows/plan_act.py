@@ -145,7 +145,7 @@ class PlanActFlow:
                     sandboxes = dependencies.sandboxes
                     await Planner(checkpointer, planner, dependencies.feed, sandboxes).run()
                 case "executing":
-                    await Executor(checkpointer, executor, dependencies.tools, self._context).run()
+                    await Executor(checkpointer, executor, dependencies.feed, dependencies.tools, self._context).run()
                 case "answering":
                     await Answerer(checkpointer, planner, dependencies.feed).run()
                 case "idle" | "waiting":

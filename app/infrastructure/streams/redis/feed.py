@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from app.domain.external.signals import Signal
-from app.domain.models.event import TERMINAL, EventRecord, TextDelta
+from app.domain.models.event import TERMINAL, EventRecord, StatusDelta, TextDelta
 from app.infrastructure.streams.memory import TEXT_ENDING_TYPES, MemoryFeed, PartialMessage
 from app.infrastructure.streams.polling import LastEventNumbers, PollingFeed
 from app.infrastructure.streams.redis.connection import RedisConnection
@@ -61,6 +61,12 @@ class RedisFeed(PollingFeed):
         if not self._closed:
             super().publish_delta(session_id, delta)
             self._outgoing.update(session_id)
+
+    def publish_status(self, session_id: str, status: StatusDelta) -> None:
+        """Implement `Feed.publish_status`."""
+        if not self._closed:
+            super().publish_status(session_id, status)
+            self._connection.publisher.publish(_channel(self._connection, session_id), encode(status))
 
     def end_delta(self, session_id: str) -> None:
         """Implement `Feed.end_delta`."""
@@ -119,6 +125,8 @@ class RedisFeed(PollingFeed):
                 text.add(piece)
             case TextEnded(text_id):
                 text.end(text_id)
+            case StatusDelta() as status:
+                self.show_status(session_id, status)
             case SessionDeleted():
                 self.end_subscriptions(session_id)
             case _:  # Messages may have been missed.

@@ -10,7 +10,7 @@ from typing import cast, get_args
 import orjson
 
 from app.domain.external.signals import Signal, SignalKind
-from app.domain.models.event import EventRecord
+from app.domain.models.event import EventRecord, StatusDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class SessionDeleted:
     """The session was deleted."""
 
 
-Message = RecordsStored | TextAdded | TextEnded | SessionDeleted | Signal
+Message = RecordsStored | TextAdded | TextEnded | StatusDelta | SessionDeleted | Signal
 
 
 def encode(message: Message) -> bytes:
@@ -60,6 +60,9 @@ def encode(message: Message) -> bytes:
             body = text.encode(errors="surrogatepass")  # A model may write half of a surrogate pair.
         case TextEnded(text_id):
             header = ("text_ended", text_id)
+        case StatusDelta(text, retry_in):
+            header = ("status", retry_in)
+            body = text.encode(errors="surrogatepass")
         case SessionDeleted():
             header = ("deleted",)
         case Signal():
@@ -78,6 +81,8 @@ def decode(data: bytes) -> Message | None:
                 return TextAdded(text_id, message_id, offset, body.decode(errors="surrogatepass"))
             case ["text_ended", str(text_id)]:
                 return TextEnded(text_id)
+            case ["status", (int() | float() | None) as retry_in]:
+                return StatusDelta(body.decode(errors="surrogatepass"), retry_in)
             case ["deleted"]:
                 return SessionDeleted()
             case ["signal", str(kind), str(session_id), int(up_to)] if kind in get_args(SignalKind):
