@@ -18,6 +18,8 @@ from typing import Any, Literal
 import orjson
 import uvicorn
 
+from tests.support.strict_server import violation
+
 Kind = Literal["planning", "executing", "final"]
 
 
@@ -141,9 +143,9 @@ def agent_script(
             return Reply(text=text)
         done = 0
         for message in reversed(asked.messages):
-            if message["role"] == "user":
+            if message["role"] == "user" and isinstance(message["content"], str):
                 break
-            done += message["role"] == "assistant"
+            done += bool(message.get("tool_calls"))
         if done < len(calls):
             return Reply(calls=[calls[done]])
         return Reply(calls=[Call("complete_step", {"success": True, "result": "The step is done."})])
@@ -190,18 +192,24 @@ def _whole(reply: Reply, number: int) -> bytes:
 
 
 class ScriptedApp:
-    """The ASGI application: passes each request to the script and sends the answer."""
+    """The ASGI application: passes each request to the script and sends the answer.
 
-    def __init__(self, script: Script = (), *, record: bool = True) -> None:
+    A `strict` server refuses a request that breaks a rule of the strictest real servers, and keeps the rule in
+    `violations`.
+    """
+
+    def __init__(self, script: Script = (), *, record: bool = True, strict: bool = False) -> None:
         self.script = script
         self.asked: list[Asked] = []
+        self.violations: list[str] = []
         self._record = record
+        self._strict = strict
         self._count = 0
         self._arrived = threading.Condition()
 
     def reset(self, script: Script) -> None:
         """Forget every request and follow `script` from its beginning."""
-        self.script, self.asked, self._count = script, [], 0
+        self.script, self.asked, self.violations, self._count = script, [], [], 0
 
     def wait_for(self, count: int, timeout: float = 30) -> bool:
         """Block until `count` requests have arrived."""
@@ -229,6 +237,9 @@ class ScriptedApp:
             asked.answered_at = time.monotonic()
 
     def _answer(self, asked: Asked, number: int) -> Answer:
+        if self._strict and (rule := violation(asked.body)):
+            self.violations.append(rule)
+            return Status(status=400, body={"error": {"message": rule, "type": "invalid_request_error"}})
         if callable(self.script):
             return self.script(asked)
         if number < len(self.script):
@@ -304,8 +315,8 @@ def _config(app: ScriptedApp) -> uvicorn.Config:
 class ScriptedOpenAI(ScriptedApp):
     """A context manager that runs the server in a thread of this process."""
 
-    def __init__(self, script: Script = (), *, record: bool = True) -> None:
-        super().__init__(script, record=record)
+    def __init__(self, script: Script = (), *, record: bool = True, strict: bool = False) -> None:
+        super().__init__(script, record=record, strict=strict)
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=1_024)
         self._server = uvicorn.Server(_config(self))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
@@ -331,9 +342,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps of a plan")
     parser.add_argument("--calls", default="[]", help='tool calls of each step: JSON [["name", {arguments}], …]')
     parser.add_argument("--text", default="All is done.", help="the final answer")
+    parser.add_argument("--strict", action="store_true", help="refuse what the strictest servers refuse")
     options = parser.parse_args()
     calls = [Call(name, arguments) for name, arguments in orjson.loads(options.calls)]
-    app = ScriptedApp(agent_script(steps=options.steps, calls=calls, text=options.text), record=False)
+    script = agent_script(steps=options.steps, calls=calls, text=options.text)
+    app = ScriptedApp(script, record=False, strict=options.strict)
     if options.fd is None:
         listener = socket.create_server(("127.0.0.1", options.port), backlog=1_024)
     else:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from app.domain.models.message import ToolCall
-from app.domain.services.agents.model_exchange import parse_text_call, storable, with_distinct_call_ids
+from app.domain.services.agents.model_exchange import parse_text_call, with_distinct_call_ids
 from app.domain.services.agents.planner import CreatePlanInput
 from app.domain.services.tools.base import CompleteStepInput
 
@@ -54,13 +54,3 @@ def test_missing_and_repeated_call_ids_are_replaced_and_unique_ones_are_kept() -
     assert len(set(ids)) == 5
     assert "a" not in ids
     assert taken == {"a", *ids}
-
-
-@pytest.mark.parametrize("arguments", ["{", "", "[1]", "null", '"x"'])
-def test_arguments_that_are_not_an_object_are_stored_as_an_empty_object(arguments: str) -> None:
-    assert storable(ToolCall(id="1", name="n", arguments=arguments)).arguments == "{}"
-
-
-def test_valid_arguments_are_stored_unchanged() -> None:
-    call = ToolCall(id="1", name="n", arguments='{ "a":1 }')
-    assert storable(call) == call

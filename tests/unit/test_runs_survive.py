@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,10 +17,12 @@ from app.application.services.chat import ChatRequest, ChatService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.domain.errors import StoreUnavailable
-from app.domain.external.llm import ModelReply
-from app.domain.models.message import AssistantMessage, Message, ToolMessage, UserMessage
+from app.domain.external.llm import ModelReply, ModelRequest
+from app.domain.models.message import AssistantMessage, Message, ToolMessage, Transcript, UserMessage
+from app.domain.models.model_profile import ModelProfile
 from app.domain.repositories.event_log import Commit
 from app.domain.services.agents import checkpointer
+from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
 from app.infrastructure.queue import supervisor
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed
@@ -37,7 +40,9 @@ from tests.fakes.scripted_llm import (
 )
 from tests.support.agent_runs import make_worker
 from tests.support.invariants import check_log
+from tests.support.strict_server import violation
 
+PROFILE = ModelProfile(model="m")
 PLAN = creates_plan("one", "two")
 COMPLETION = completes_step()
 EXECUTOR_REPLIES: Sequence[ModelReply] = (
@@ -91,6 +96,7 @@ class CrashableService:
         self.store.rng, self.store.failure_rate = self.rng, failure_rate
         self.sandboxes = MemorySandboxProvider()
         self.model = ScriptedLLM(self.reply)
+        self.encoder = RequestEncoder(profile=PROFILE, temperature=0)
         self.random_replies_left = 400
         self.messages_sent = 0
         self.start()
@@ -120,6 +126,10 @@ class CrashableService:
     async def reply(self, request: RecordedRequest) -> ModelReply:
         """Reply at random; once `random_replies_left` is used up, only with what brings the run to its end."""
         check_conversation(request.messages)
+        body = self.encoder.encode(ModelRequest(transcript=request.transcript), Dialect())
+        restarted = RequestEncoder(profile=PROFILE, temperature=0)
+        assert restarted.encode(ModelRequest(transcript=Transcript(request.messages)), Dialect()) == body
+        assert not violation(orjson.loads(body))
         await yield_to_others(self.rng.randrange(6))
         self.random_replies_left -= 1
         at_random = self.random_replies_left > 0

@@ -90,7 +90,7 @@ class OpenAIModel:
         self._sleep = sleep
         self._rng = rng or SystemRandom()
         self._failures = FailureClassifier(base_url=base_url, model=model, api_key=self._api_key)
-        self._encoder = RequestEncoder(model=model, temperature=temperature, max_tokens=max_tokens)
+        self._encoder = RequestEncoder(profile=self._profile, temperature=temperature)
         self._dialect: Dialect = Dialect()
         self._loading: Future[OpenAIClient] | None = None
         self._closed = False

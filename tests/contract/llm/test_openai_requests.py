@@ -9,13 +9,14 @@ from types import MappingProxyType
 from app.domain.external.llm import ModelRequest
 from app.domain.models.message import (
     AssistantMessage,
-    SystemMessage,
     ToolCall,
     ToolMessage,
     Transcript,
     UserMessage,
 )
+from app.domain.models.model_profile import ModelProfile
 from app.domain.models.tool import ToolSpec
+from app.infrastructure.llm import request_encoder
 from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
 from tests.fakes.scripted_openai import Reply, Status
 
@@ -44,21 +45,29 @@ async def test_tool_calls_and_results_have_wire_format(server, model) -> None:
     call = ToolCall(id="c1", name="look", arguments='{"at": 1}')
     transcript = Transcript(
         [
-            SystemMessage(content="s"),
+            UserMessage(content="u"),
             AssistantMessage(tool_calls=(call,)),
             ToolMessage(tool_call_id="c1", content="seen"),
             AssistantMessage(content="thinking", tool_calls=(call,)),
-            AssistantMessage(content="said"),
+            ToolMessage(tool_call_id="c1", content="seen again"),
         ]
     )
     await model.complete(ModelRequest(transcript=transcript, tools=(TOOL,)))
-    wire_call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+    function = {"name": "look", "arguments": '{"at": 1}'}
     assert server.asked[0].messages == [
-        {"role": "system", "content": "s"},
-        {"role": "assistant", "content": None, "tool_calls": [wire_call]},
-        {"role": "tool", "tool_call_id": "c1", "content": "seen"},
-        {"role": "assistant", "content": "thinking", "tool_calls": [wire_call]},
-        {"role": "assistant", "content": "said"},
+        {"role": "user", "content": "u"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c00000001", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "c00000001", "content": "seen"},
+        {
+            "role": "assistant",
+            "content": "thinking",
+            "tool_calls": [{"id": "c00000002", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "c00000002", "content": "seen again"},
     ]
     assert server.asked[0].body["tools"] == [
         {
@@ -82,13 +91,13 @@ async def test_request_extends_previous_request_byte_for_byte(server, model, ask
 
 def test_encoder_encodes_only_added_messages(monkeypatch) -> None:
     seen: list[str] = []
-    from app.infrastructure.llm import request_encoder
-
-    real = request_encoder._encode_message
+    real = request_encoder._EncodedTranscript.add
     monkeypatch.setattr(
-        request_encoder, "_encode_message", lambda message: seen.append(message.content) or real(message)
+        request_encoder._EncodedTranscript,
+        "add",
+        lambda self, message: seen.append(message.content) or real(self, message),
     )
-    encoder = RequestEncoder(model="m", temperature=0, max_tokens=1)
+    encoder = RequestEncoder(profile=ModelProfile(), temperature=0)
     transcript = Transcript([UserMessage(content=str(n)) for n in range(1_000)])
     encoder.encode(ModelRequest(transcript=transcript), Dialect())
     seen.clear()
@@ -98,7 +107,7 @@ def test_encoder_encodes_only_added_messages(monkeypatch) -> None:
 
 
 def test_encoder_drops_cache_of_collected_transcript() -> None:
-    encoder = RequestEncoder(model="m", temperature=0, max_tokens=1)
+    encoder = RequestEncoder(profile=ModelProfile(), temperature=0)
     encoder.encode(ModelRequest(transcript=Transcript([UserMessage(content="x")])), Dialect())
     assert len(encoder._transcripts) == 0
 
@@ -107,7 +116,7 @@ async def test_lone_surrogate_and_mapping_parameters_are_encoded(server, model) 
     server.script = [Reply(text="ok")]
     spec = ToolSpec(name="t", description="", parameters=MappingProxyType({"type": "object"}))
     await model.complete(ModelRequest(transcript=Transcript([UserMessage(content="a\udcffb")]), tools=(spec,)))
-    assert server.asked[0].messages[0]["content"] == "a?b"
+    assert server.asked[0].messages[0]["content"] == "a\ufffdb"
 
 
 async def test_refused_stream_options_are_left_out_from_then_on(server, model, ask, fake_sleep) -> None:

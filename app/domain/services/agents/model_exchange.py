@@ -71,14 +71,11 @@ class ModelExchange:
         return replace(reply, content=_THINKING.sub("", reply.content)) if "</think>" in reply.content else reply
 
     async def stage_turn(self, reply: ModelReply, *, used_ids: set[str]) -> Sequence[ToolCall]:
-        """Stage the reply in the transcript. Return its calls with IDs that are not in `used_ids`, and add them to it.
-
-        The arguments of the returned calls are unchanged; those in the transcript are always valid JSON.
-        """
+        """Stage the reply in the transcript. Return its calls, with their IDs made new and added to `used_ids`."""
         calls = with_distinct_call_ids(reply.tool_calls, used_ids)
         turn = AssistantMessage(
             content=reply.content,
-            tool_calls=tuple(storable(call) for call in calls),
+            tool_calls=tuple(calls),
             provider_fields=reply.provider_fields,
         )
         await self._checkpointer.stage(self._transcript, turn)
@@ -124,15 +121,6 @@ def with_distinct_call_ids(calls: Sequence[ToolCall], taken: set[str]) -> list[T
         taken.add(call_id)
         result.append(ToolCall(id=call_id, name=call.name, arguments=call.arguments))
     return result
-
-
-def storable(call: ToolCall) -> ToolCall:
-    """Return the call with a name and valid JSON arguments: some providers refuse a transcript with others."""
-    try:
-        arguments = call.arguments if isinstance(json.loads(call.arguments), dict) else "{}"
-    except ValueError:
-        arguments = "{}"
-    return ToolCall(id=call.id, name=call.name or "unnamed", arguments=arguments)
 
 
 def parse_text_call(model: type[I], content: str, name: str) -> I | None:

@@ -1,0 +1,154 @@
+"""Whole runs through the real adapter against a server with the rules of the strictest ones."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from app.domain.models.event import TERMINAL
+from app.infrastructure.llm.openai_model import OpenAIModel
+from app.infrastructure.queue.supervisor import InlineRunQueue
+from tests.fakes.memory_sandbox import MemorySandboxProvider
+from tests.fakes.memory_store import MemoryStore
+from tests.fakes.scripted_openai import Answer, Asked, Call, Reply, ScriptedOpenAI, Status, agent_script
+from tests.support.agent_runs import make_worker
+from tests.support.eventually import eventually
+from tests.support.invariants import check_requests
+
+READ = Call("file_read", {"file": "/notes.txt"})
+ASK = Call("message_ask_user", {"text": "Which one?"})
+DONE = Call("complete_step", {"success": True, "result": "done"})
+HANG = Call("shell_exec", {"id": "s", "exec_dir": "/", "command": "hang"})
+WORK = agent_script(steps=2, calls=[READ, Call("python.run", "{"), READ])
+
+
+class StrictSession:
+    """A session whose runs call a strict server over HTTP."""
+
+    def __init__(self, server: ScriptedOpenAI, model: OpenAIModel) -> None:
+        self.server = server
+        self.store = MemoryStore()
+        self.sandboxes = MemorySandboxProvider()
+        self.model = model
+        self.queue = self._queue()
+
+    def _queue(self) -> InlineRunQueue:
+        return InlineRunQueue(make_worker(self.store, self.model, sandboxes=self.sandboxes))
+
+    async def open(self) -> None:
+        await self.store.create("s", owner="", at=0)
+        (await self.sandboxes.acquire("s")).script("hang", hangs=True)
+
+    async def send(self, message: str = "Do it.") -> None:
+        stored = await self.store.append_user_message("s", message, at=1, key=None)
+        await self.queue.wake("s", up_to=stored.number)
+
+    async def events(self) -> list[str]:
+        return [record.type for record in await self.store.read("s", after=0, limit=10_000)]
+
+    async def run(self, message: str = "Do it.") -> str:
+        """Send a message, and return the event that ended its run."""
+        before = len(await self.events())
+        await self.send(message)
+        return await self.ended(before)
+
+    async def ended(self, before: int) -> str:
+        """Wait for an event that ends a run, after the first `before` ones, and return its type."""
+
+        async def terminal() -> str:
+            return next((event for event in (await self.events())[before:] if event in TERMINAL), "")
+
+        return await eventually(terminal)
+
+    async def restart(self) -> None:
+        await self.queue.close()
+        self.queue = self._queue()
+
+    def check(self) -> None:
+        assert self.server.violations == []
+        check_requests(self.server.asked)
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedOpenAI]:
+    with ScriptedOpenAI(strict=True) as server:
+        yield server
+
+
+@pytest.fixture
+async def session(server: ScriptedOpenAI) -> AsyncIterator[StrictSession]:
+    model = OpenAIModel(api_key="k", base_url=server.url, model="m", timeout_seconds=10)
+    session = StrictSession(server, model)
+    await session.open()
+    yield session
+    await session.queue.close()
+    await model.close()
+
+
+async def test_small_talk_and_plans_in_turn_pass(session: StrictSession) -> None:
+    def script(asked: Asked) -> Answer:
+        small_talk = asked.kind == "planning" and "Hello" in str(asked.messages[-1]["content"])
+        return Reply(calls=[Call("create_plan", {"message": "Hi."})]) if small_talk else WORK(asked)
+
+    session.server.script = script
+    assert [await session.run(text) for text in ("Hello", "Do it.", "Hello", "More.")] == ["done"] * 4
+    session.check()
+
+
+async def test_unusable_replies_pass(session: StrictSession) -> None:
+    prose, nothing = Reply(text="I think about it."), Reply()
+    bad_calls = Reply(calls=[Call("no function!", "[1]", id="x" * 85), Call("file_read", "{", id="x" * 85)])
+    plan = Reply(calls=[Call("create_plan", {"message": "m", "steps": [{"id": "1", "description": "d"}]})])
+    session.server.script = [
+        *(prose, bad_calls, nothing, plan),
+        *(prose, bad_calls, nothing, Reply(calls=[READ]), bad_calls, prose, prose, Reply(calls=[DONE])),
+        *(nothing, bad_calls, Reply(text="Done.")),
+    ]
+    assert await session.run() == "done"
+    session.check()
+
+
+async def test_question_and_answer_pass(session: StrictSession) -> None:
+    def script(asked: Asked) -> Answer:
+        if asked.kind != "executing":
+            return WORK(asked)
+        asked_before = "message_ask_user" in str(asked.messages)
+        return Reply(calls=[READ, DONE] if asked_before else [READ, ASK, DONE])
+
+    session.server.script = script
+    assert [await session.run(), await session.run("The first one.")] == ["wait", "done"]
+    session.check()
+
+
+async def test_messages_after_an_error_pass(session: StrictSession) -> None:
+    refusal = Status(status=401, body={"error": {"message": "no"}})
+    session.server.script = lambda asked: refusal if asked.kind == "planning" else WORK(asked)
+    assert [await session.run(), await session.run()] == ["error", "error"]
+    session.server.script = lambda asked: refusal if asked.kind == "executing" else WORK(asked)
+    assert [await session.run(), await session.run()] == ["error", "error"]
+    session.server.script = WORK
+    assert await session.run() == "done"
+    session.check()
+
+
+async def test_messages_after_interrupt_stop_and_restart_pass(session: StrictSession) -> None:
+    def script(asked: Asked) -> Answer:
+        return Reply(calls=[READ, HANG, READ]) if asked.kind == "executing" else WORK(asked)
+
+    session.server.script = script
+    await session.send()
+    await eventually(lambda: _calling(session, 2))
+    await session.send("Something else.")
+    await eventually(lambda: _calling(session, 4))
+    before = len(await session.events())
+    await session.queue.stop_run("s", up_to=session.store.last_user_message("s"))
+    assert await session.ended(before) == "done"
+    await session.restart()
+    session.server.script = WORK
+    assert await session.run("Once more.") == "done"
+    session.check()
+
+
+async def _calling(session: StrictSession, count: int) -> bool:
+    """Return whether `count` tool calls began: in each run, the one that hangs is the second."""
+    records = await session.store.read("s", after=0, limit=10_000)
+    return sum(b'"calling"' in record.data for record in records) >= count
