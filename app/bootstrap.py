@@ -92,6 +92,7 @@ class _Parts:
     store: Store
     redis: "RedisConnection | None"
     feed: MemoryFeed
+    models: ModelCatalog
     queue: RunQueue
     sandboxes: SandboxProvider
     browsers: Browsers
@@ -138,6 +139,7 @@ async def _open_parts(
         store=store,
         redis=redis,
         feed=feed,
+        models=models,
         queue=queue,
         sandboxes=sandboxes,
         browsers=browsers,
@@ -199,7 +201,14 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float) -> Services:
     streams = EventStreams(store.event_log, feed)
     desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
     return Services(
-        chat=ChatService(sessions=store.sessions, event_log=store.event_log, streams=streams, feed=feed, queue=queue),
+        chat=ChatService(
+            sessions=store.sessions,
+            event_log=store.event_log,
+            streams=streams,
+            feed=feed,
+            queue=queue,
+            models=parts.models,
+        ),
         sessions=SessionService(
             sessions=store.sessions,
             streams=streams,
@@ -207,7 +216,9 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float) -> Services:
             queue=queue,
             browsers=parts.browsers,
             sandboxes=sandboxes,
+            models=parts.models,
         ),
+        models=parts.models,
         inspect_sandbox=SandboxInspector(sessions=store.sessions, sandboxes=sandboxes),
         screenshots=parts.screenshots,
         desktop=desktop,

@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.bootstrap import Overrides, open_service
 from app.infrastructure.logging import configure_logging
-from app.interfaces.api import chat, health, sandbox, sessions, tickets, vnc
+from app.interfaces.api import chat, health, models, sandbox, sessions, tickets, vnc
 from app.interfaces.api.openapi import install_openapi
 from app.interfaces.api.services import provide
 from app.interfaces.errors import install_error_handlers
@@ -22,6 +22,7 @@ from app.settings import Role, Settings, load_settings
 ROUTERS = (
     sessions.router,
     chat.router,
+    models.router,
     sandbox.router,
     tickets.router,
     vnc.router,

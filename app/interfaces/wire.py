@@ -9,7 +9,8 @@ from typing import cast
 import orjson
 
 from app.domain.errors import InvalidInput
-from app.domain.models.event import Event, EventRecord, StatusDelta, TextDelta
+from app.domain.models.event import Event, EventRecord, RunUsage, StatusDelta, TextDelta
+from app.domain.models.message import Usage
 
 _ID_DIGITS = 12
 """Number of digits of an event id. All ids have the same length, so that they also sort as strings."""
@@ -56,6 +57,11 @@ def encode_event(event: Event, number: int, at: int) -> bytes:
         else:
             data[name] = value
     return _encode(data)
+
+
+def usage_object(usage: Usage) -> object:
+    """Return the `usage` of a session, as in the data of the events that end a run."""
+    return _without_none(RunUsage.of(usage))
 
 
 def sse_frame(record: EventRecord) -> bytes:

@@ -26,7 +26,7 @@ from app.domain.models.event import (
 )
 from app.domain.models.plan import Step
 from app.domain.models.tool import OpenCall, ToolResult
-from app.interfaces.api import health, sandbox, schemas, sessions
+from app.interfaces.api import health, models, sandbox, schemas, sessions
 from app.interfaces.api.schemas import EventFrame, LiveFrame
 from app.interfaces.api.sessions import SessionsFrame
 from app.interfaces.sse import all_frames
@@ -82,6 +82,7 @@ async def test_every_json_answer_fits_its_schema(harness: ApiHarness, client: ht
     assert_fits(schemas.EmptyAnswer, (await client.post(f"{url}/stop")).json())
     assert_fits(schemas.EmptyAnswer, (await client.delete(url)).json())
     assert_fits(schemas.FailureAnswer, (await client.delete(url)).json())
+    assert_fits(models.ModelsAnswer, (await client.get("/api/v1/models")).json())
     assert_fits(health.HealthAnswer, (await client.get("/health")).json())
     assert_fits(health.ReadyAnswer, (await client.get("/ready")).json())
 
@@ -127,7 +128,7 @@ async def test_every_schema_reference_resolves(client: httpx.AsyncClient) -> Non
 async def test_every_operation_documents_its_failures(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     operations = [operation for path in document["paths"].values() for operation in path.values()]
-    assert len(operations) == 16
+    assert len(operations) == 17
     for operation in operations:
         assert "422" not in operation["responses"]
         assert operation["responses"]["500"]["content"]["application/json"]["schema"] == {

@@ -8,13 +8,20 @@ import pytest
 from app.application.services.chat import ChatRequest
 from app.domain.errors import StoreUnavailable
 from app.domain.models.event import DoneEvent, ErrorEvent, MessageEvent, TitleEvent
-from tests.support.api_harness import API, ApiHarness
+from tests.support.api_harness import API, NO_USAGE, ApiHarness
 from tests.support.sse import read_frames
 
 
 async def test_new_session_is_pending_and_empty(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
-    expected = {"session_id": session_id, "title": None, "status": "pending", "events": []}
+    expected = {
+        "session_id": session_id,
+        "title": None,
+        "status": "pending",
+        "model": "main",
+        "usage": NO_USAGE,
+        "events": [],
+    }
     answer = await client.get(f"{API}/{session_id}")
     assert answer.json() == {"code": 0, "msg": "success", "data": expected}
     assert answer.headers["content-type"] == "application/json"
@@ -77,6 +84,8 @@ async def test_list_is_paged_with_latest_first(harness: ApiHarness, client: http
         "latest_message_at": None,
         "status": "pending",
         "unread_message_count": 0,
+        "model": "main",
+        "usage": NO_USAGE,
     }
 
 

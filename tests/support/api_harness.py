@@ -17,8 +17,10 @@ from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
+from app.domain.external.llm import ModelCatalog
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent
+from app.domain.models.model_profile import ModelProfile
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
 from app.infrastructure.queue.supervisor import InlineRunQueue
@@ -31,10 +33,20 @@ from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryScreenshots, MemoryStore
 from tests.fakes.memory_tickets import MemoryTickets
+from tests.fakes.scripted_llm import ScriptedLLM
 from tests.support.sse import SseFrame, read_frames
 
 API = "/api/v1/sessions"
 """Path of the session endpoints."""
+
+NO_USAGE = {
+    "model_calls": 0,
+    "prompt_tokens": 0,
+    "cached_tokens": 0,
+    "reasoning_tokens": 0,
+    "completion_tokens": 0,
+}
+"""`usage` of a session without runs."""
 
 COMMIT_TIME = 1_700_000_000
 """Timestamp of every event that the harness and its worker write."""
@@ -111,6 +123,16 @@ class ApiHarness:
         """What the clock of the ticket service shows."""
         self.tickets = MemoryTickets(self.store)
         self.metrics = Metrics()
+        self.models = ModelCatalog(
+            models={
+                profile.name: ScriptedLLM([], profile=profile)
+                for profile in (
+                    ModelProfile(name="main", model="m-1", context_tokens=32_000),
+                    ModelProfile(name="fast", model="m-2", vision=True),
+                )
+            },
+            default="main",
+        )
         self.services = self._build_services(heartbeat)
         self.app = FastAPI(title="Anker", version="1")
         set_up_app(self.app, self.metrics, allowed_origins=origins)
@@ -123,7 +145,9 @@ class ApiHarness:
         return Services(
             metrics=self.metrics,
             gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.subscriber_count},
-            chat=ChatService(sessions=store, event_log=store, streams=streams, feed=feed, queue=queue),
+            chat=ChatService(
+                sessions=store, event_log=store, streams=streams, feed=feed, queue=queue, models=self.models
+            ),
             sessions=SessionService(
                 sessions=store,
                 streams=streams,
@@ -131,7 +155,9 @@ class ApiHarness:
                 queue=queue,
                 browsers=MemoryBrowsers(),
                 sandboxes=sandboxes,
+                models=self.models,
             ),
+            models=self.models,
             inspect_sandbox=SandboxInspector(sessions=store, sandboxes=sandboxes),
             screenshots=self.screenshots,
             desktop=DesktopService(sessions=store, sandboxes=sandboxes, feed=feed),

@@ -17,7 +17,7 @@ from app.application.services.chat import ChatRequest, ChatService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.domain.errors import StoreUnavailable
-from app.domain.external.llm import ModelReply, ModelRequest
+from app.domain.external.llm import ModelCatalog, ModelReply, ModelRequest
 from app.domain.models.message import AssistantMessage, Message, ToolMessage, Transcript, UserMessage
 from app.domain.models.model_profile import ModelProfile
 from app.domain.repositories.event_log import Commit
@@ -111,6 +111,7 @@ class CrashableService:
         worker = make_worker(self.store, self.model, sandboxes=self.sandboxes, feed=self.feed)
         self.queue = InlineRunQueue(worker)
         streams = EventStreams(self.store, self.feed)
+        models = ModelCatalog(models={"default": self.model}, default="default")
         self.sessions = SessionService(
             sessions=self.store,
             streams=streams,
@@ -118,9 +119,10 @@ class CrashableService:
             queue=self.queue,
             browsers=MemoryBrowsers(),
             sandboxes=self.sandboxes,
+            models=models,
         )
         self.chat = ChatService(
-            sessions=self.store, event_log=self.store, streams=streams, feed=self.feed, queue=self.queue
+            sessions=self.store, event_log=self.store, streams=streams, feed=self.feed, queue=self.queue, models=models
         )
 
     async def reply(self, request: RecordedRequest) -> ModelReply:

@@ -9,6 +9,7 @@ from app.application.services.streams import EventStreams, StreamItem
 from app.domain.clock import unix_now
 from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.external.feed import Feed
+from app.domain.external.llm import ModelCatalog
 from app.domain.external.run_queue import RunQueue
 from app.domain.models.event import TERMINAL, EventRecord
 from app.domain.models.session import Session
@@ -28,6 +29,11 @@ class ChatRequest:
     """Number of the last event that the client has; None if it names none."""
     key: str | None = None
     """The client's idempotency key."""
+    model: str = ""
+    """Name of the model profile to use from this message on; empty to keep the session's.
+
+    A request without a message changes nothing, so clients may send their choice again when they reconnect.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +60,7 @@ class ChatService:
     streams: EventStreams
     feed: Feed
     queue: RunQueue
+    models: ModelCatalog
     now: Callable[[], int] = unix_now
 
     async def chat(self, session_id: str, request: ChatRequest, *, owner: str) -> AsyncGenerator[StreamItem, None]:
@@ -63,15 +70,19 @@ class ChatService:
 
         Raises:
             NotFound: The session does not exist.
-            InvalidInput: The session has no event number `after`.
+            InvalidInput: The session has no event number `after`, or there is no such model profile.
             StoreUnavailable: The message is not stored.
         """
         session = await self.sessions.get(session_id, owner=owner)
         check_position(session, request.after)
+        if request.model:
+            self.models.check(request.model)
         if not request.message.strip():
             return self._stream(session_id, _range_of_current_run(session, request.after or 0))
         at = self.now() if request.timestamp is None else request.timestamp
-        stored = await self.event_log.append_user_message(session_id, request.message, at=at, key=request.key)
+        stored = await self.event_log.append_user_message(
+            session_id, request.message, at=at, key=request.key, model=request.model or None
+        )
         after = stored.number if request.after is None else request.after
         stream_range = _StreamRange(after=after, skip=stored.number, ends_after=stored.number)
         if stored.is_new:

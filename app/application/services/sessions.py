@@ -10,6 +10,7 @@ from app.domain.clock import unix_now
 from app.domain.errors import InvalidInput, StoreUnavailable
 from app.domain.external.browser import Browsers
 from app.domain.external.feed import Feed
+from app.domain.external.llm import ModelCatalog
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.models.event import EventRecord
@@ -38,12 +39,24 @@ class SessionService:
     queue: RunQueue
     browsers: Browsers
     sandboxes: SandboxProvider
+    models: ModelCatalog
     now: Callable[[], int] = unix_now
 
-    async def create(self, *, owner: str) -> str:
-        """Create a session and return its ID. Its sandbox is not started yet."""
+    async def create(self, *, owner: str, model: str = "", title: str = "") -> str:
+        """Create a session and return its ID. Its sandbox is not started yet.
+
+        Args:
+            owner: The owner of the session.
+            model: Name of the model profile to use; empty for the default, whichever it is when a run starts.
+            title: Title until the agent names the session.
+
+        Raises:
+            InvalidInput: There is no such model profile.
+        """
+        if model:
+            self.models.check(model)
         session_id = uuid4().hex
-        await self.sessions.create(session_id, owner=owner, at=self.now())
+        await self.sessions.create(session_id, owner=owner, at=self.now(), model=model, title=title)
         self.feed.notify_list_changed()
         return session_id
 

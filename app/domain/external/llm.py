@@ -117,18 +117,14 @@ class LLM(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCatalog:
-    """The models of the service, by the names of their profiles."""
+    """The models of the service."""
 
     models: Mapping[str, LLM]
+    """Models by the names of their profiles, in the order of the configuration."""
     default: str
     """Name of the profile of a session that names none."""
     planner: str = ""
     """Name of the profile that plans and answers; empty: the session's profile."""
-
-    @property
-    def profiles(self) -> Sequence[ModelProfile]:
-        """All profiles, in the order of the configuration."""
-        return [model.profile for model in self.models.values()]
 
     def check(self, name: str) -> None:
         """Check that there is a profile `name`.
@@ -139,12 +135,16 @@ class ModelCatalog:
         if name not in self.models:
             raise InvalidInput(f"model: unknown; the models are {', '.join(self.models)}")
 
-    def executor_of(self, name: str) -> LLM:
-        """Return the model that carries out the steps of a session with profile `name`; empty: the default.
+    def name_of(self, name: str) -> str:
+        """Return the name of the profile that a session with profile `name` uses.
 
-        A profile that was removed from the configuration is replaced by the default.
+        It is the default for an empty name, and for a profile that was removed from the configuration.
         """
-        return self.models.get(name) or self.models[self.default]
+        return name if name in self.models else self.default
+
+    def executor_of(self, name: str) -> LLM:
+        """Return the model that carries out the steps of a session with profile `name`."""
+        return self.models[self.name_of(name)]
 
     def planner_of(self, name: str) -> LLM:
         """Return the model that plans and answers in a session with profile `name`."""

@@ -57,6 +57,10 @@ class ChatBody(RequestBody):
         None, description="When it was written, in whole seconds since the epoch, UTC; now when absent."
     )
     event_id: StrictStr | None = Field(None, description="The last event that the client has.")
+    model: StrictStr | None = Field(
+        None,
+        description="Name of the model that the session uses from this message on. Ignored without a message.",
+    )
     stream: StrictBool | None = Field(
         None,
         description="Also send `message_delta` while the agent writes, and `status_delta` while the model is awaited.",
@@ -91,6 +95,7 @@ async def chat(
             timestamp=sent.timestamp,
             after=parse_event_id(sent.event_id or last_event_id),
             key=idempotency_key,
+            model=sent.model or "",
         ),
         owner=owner,
     )

@@ -13,6 +13,7 @@ from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.tickets import TicketService
+from app.domain.external.llm import ModelCatalog
 from app.interfaces.metrics import Gauges, Metrics
 
 Check = Callable[[], Awaitable[str | None]]
@@ -29,6 +30,7 @@ class Services:
     screenshots: ScreenshotService
     desktop: DesktopService
     tickets: TicketService
+    models: ModelCatalog
     checks: Mapping[str, Check]
     """Checks that `/ready` runs, by the name of the dependency."""
     end_streams: Callable[[], None]

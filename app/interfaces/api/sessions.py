@@ -5,19 +5,28 @@ from contextlib import aclosing
 from typing import Annotated, Literal, cast
 
 import orjson
-from fastapi import Query
-from pydantic import Field
+from fastapi import Query, Request
+from pydantic import Field, StrictStr
 from starlette.responses import Response, StreamingResponse
 
 from app.application.services.sessions import MAX_PAGE, History
+from app.domain.external.llm import ModelCatalog
 from app.domain.models.event import EventRecord, SessionStatus
 from app.domain.models.session import Session, SessionPage
-from app.interfaces.api.dependencies import AfterQuery, Owner, RequestServices, SessionId, parse_event_id
-from app.interfaces.api.openapi import answers, api_router, streams
-from app.interfaces.api.schemas import EmptyAnswer, EventItem, Schema, SuccessAnswer
+from app.interfaces.api.dependencies import (
+    AfterQuery,
+    Owner,
+    RequestBody,
+    RequestServices,
+    SessionId,
+    parse_event_id,
+    read_body,
+)
+from app.interfaces.api.openapi import answers, api_router, body, streams
+from app.interfaces.api.schemas import EmptyAnswer, EventItem, Schema, SuccessAnswer, UsageData
 from app.interfaces.envelope import CLOSING, JSON, OPENING, success, success_json
 from app.interfaces.sse import EventStream
-from app.interfaces.wire import history_items
+from app.interfaces.wire import history_items, usage_object
 
 MAX_EVENTS = 5_000
 """Maximum number of events that one request may ask for."""
@@ -36,7 +45,18 @@ data: {"sessions":[],"next_cursor":null}
 
 """
 
+_MODEL = Field(description="Name of the model that its runs use.")
+
 router = api_router("sessions", "/api/v1/sessions")
+
+
+class CreateBody(RequestBody):
+    """Choices for a new session. The body may be absent, and so may every field."""
+
+    model: StrictStr | None = Field(None, description="Name of a model of `GET /models`; the default when absent.")
+    title: Annotated[StrictStr, Field(max_length=200)] | None = Field(
+        None, description="Title until the agent names the session."
+    )
 
 
 class Created(Schema):
@@ -55,8 +75,10 @@ class SessionDetail(Schema):
     """A session with its events, or the requested part of them, in order."""
 
     session_id: str
-    title: str | None = Field(description="null until the agent has named the session.")
+    title: str | None = Field(description="null until the session has a name.")
     status: SessionStatus
+    model: str = _MODEL
+    usage: UsageData
     events: list[EventItem]
 
 
@@ -75,6 +97,8 @@ class SessionSummary(Schema):
     latest_message_at: int | None = Field(description="Whole seconds since the epoch, UTC.")
     status: SessionStatus
     unread_message_count: int = Field(description="Messages of the agent that no chat stream has delivered yet.")
+    model: str = _MODEL
+    usage: UsageData
 
 
 class SessionList(Schema):
@@ -102,10 +126,13 @@ Tail = Annotated[int | None, Query(ge=1, le=MAX_EVENTS, description="Return only
 PageSize = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Maximum number of sessions.")]
 
 
-@router.put("", responses=answers(CreatedAnswer, 503))
-async def create_session(services: RequestServices, owner: Owner) -> Response:
+@router.put("", responses=answers(CreatedAnswer, 400, 413, 503), openapi_extra=body(CreateBody))
+async def create_session(request: Request, services: RequestServices, owner: Owner) -> Response:
     """Create a session. Nothing is started for it until its first message."""
-    return success({"session_id": await services.sessions.create(owner=owner)})
+    wanted = await read_body(request, CreateBody)
+    title = " ".join((wanted.title or "").split())
+    session_id = await services.sessions.create(owner=owner, model=wanted.model or "", title=title)
+    return success({"session_id": session_id})
 
 
 @router.get("", responses=answers(SessionsAnswer, 400, 503))
@@ -116,7 +143,8 @@ async def list_sessions(
     cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page.")] = None,
 ) -> Response:
     """Return a page of your sessions, latest first."""
-    return success(_page_data(await services.sessions.page(owner=owner, limit=limit, cursor=cursor or None)))
+    page = await services.sessions.page(owner=owner, limit=limit, cursor=cursor or None)
+    return success(_page_data(page, services.models))
 
 
 @router.post("", responses=streams(SessionsFrame, 400, 503, example=_EXAMPLE))
@@ -124,7 +152,7 @@ async def watch_sessions(services: RequestServices, owner: Owner, limit: PageSiz
     """Stream the first page of your sessions: at once, and again whenever something in it changes."""
     return EventStream(
         services.sessions.watch(owner=owner, limit=limit),
-        _page_frames,
+        lambda page: _page_frames(page, services.models),
         heartbeat=services.heartbeat,
         end_streams=services.end_streams,
     )
@@ -146,7 +174,7 @@ async def get_session(
     # Read the first page before the response starts, so that a failing store is reported with its status.
     first = await anext(history.pages, None) or ()
     second = await anext(history.pages, None)
-    opening = _history_start(history.session)
+    opening = _history_start(history.session, services.models)
     if second is None:
         return success_json(opening + history_items(first) + b"]}")
     return StreamingResponse(_history_parts(opening, (first, second), history), media_type=JSON)
@@ -186,17 +214,23 @@ def _page_parts(page: Sequence[EventRecord]) -> Iterator[bytes]:
         yield history_items(page[first : first + _EVENTS_PER_WRITE])
 
 
-def _history_start(session: Session) -> bytes:
+def _history_start(session: Session, models: ModelCatalog) -> bytes:
     """Return the JSON of a session up to its first event."""
-    head = {"session_id": session.id, "title": session.title or None, "status": session.status}
+    head = {
+        "session_id": session.id,
+        "title": session.title or None,
+        "status": session.status,
+        "model": models.name_of(session.model),
+        "usage": usage_object(session.usage),
+    }
     return orjson.dumps(head)[:-1] + b',"events":['
 
 
-def _page_frames(page: SessionPage) -> Iterator[bytes]:
-    yield b"event: sessions\ndata: %b\n\n" % orjson.dumps(_page_data(page))
+def _page_frames(page: SessionPage, models: ModelCatalog) -> Iterator[bytes]:
+    yield b"event: sessions\ndata: %b\n\n" % orjson.dumps(_page_data(page, models))
 
 
-def _page_data(page: SessionPage) -> dict[str, object]:
+def _page_data(page: SessionPage, models: ModelCatalog) -> dict[str, object]:
     sessions = [
         {
             "session_id": session.id,
@@ -205,6 +239,8 @@ def _page_data(page: SessionPage) -> dict[str, object]:
             "latest_message_at": session.latest_message_at,
             "status": session.status,
             "unread_message_count": session.unread_count,
+            "model": models.name_of(session.model),
+            "usage": usage_object(session.usage),
         }
         for session in page.sessions
     ]

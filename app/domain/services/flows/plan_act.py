@@ -137,8 +137,13 @@ class PlanActFlow:
 
     async def _run_phases(self) -> None:
         checkpointer, dependencies = self._checkpointer, self._dependencies
-        planner = dependencies.models.planner_of("")
-        executor = dependencies.models.executor_of("")
+        models, name = dependencies.models, checkpointer.checkpoint.model
+        if name and models.name_of(name) != name:
+            log.warning(
+                "the session's model profile was removed: using the default",
+                extra={"model": name, "default": models.default},
+            )
+        planner, executor = models.planner_of(name), models.executor_of(name)
         while True:
             match checkpointer.checkpoint.phase:
                 case "planning":
