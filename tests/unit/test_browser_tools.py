@@ -9,7 +9,8 @@ from app.domain.errors import BrowserFailure, SandboxUnavailable
 from app.domain.models.browser import PageView, Point
 from app.domain.models.tool import ToolResult
 from app.domain.services.tools import browser
-from app.domain.services.tools.base import BadArguments, RunCall, Tool, ToolContext, ToolDependencies
+from app.domain.services.tools.arguments import BadArguments
+from app.domain.services.tools.base import RunCall, Tool, ToolContext, ToolDependencies
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import Call, MemoryBrowser, MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from app.domain.services.tools.base import BadArguments, RunCall, ToolContext, ToolDependencies, clip
+from app.domain.services.tools.arguments import BadArguments
+from app.domain.services.tools.base import RunCall, ToolContext, ToolDependencies, clip
 from app.domain.services.tools.registry import EXECUTING
 from tests.fakes.fake_search import FakeSearch
 from tests.fakes.memory_browser import MemoryBrowsers
@@ -26,8 +27,8 @@ def context() -> ToolContext:
 @pytest.mark.parametrize(
     ("arguments", "error_text"),
     [
-        ('{"id": "a", "exec_dir": "~"', "not valid JSON"),
-        ("[]", "object"),
+        ('{"id": "a", "exec_dir": "~', "not valid JSON"),
+        ("[1]", "object"),
         ('{"id": "a", "exec_dir": "~"}', "argument `command` is missing"),
         ('{"id": "a", "exec_dir": "~", "command": "ls", "cwd": "/"}', "there is no argument `cwd`"),
         ('{"id": "a", "exec_dir": "~", "command": ["ls"]}', "argument `command`"),

@@ -23,9 +23,9 @@ from app.domain.models.tool import Image, OpenCall, ToolResult
 from app.domain.prompts import executing
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.model_exchange import ModelExchange, StatusListener, parse_text_call
+from app.domain.services.tools.arguments import BadArguments, is_complete
 from app.domain.services.tools.base import (
     AskUserInput,
-    BadArguments,
     BoundCall,
     CompleteStepInput,
     RunCall,
@@ -110,10 +110,12 @@ class Executor:
         tool = self._tools.get(call.name)
         if tool is None:
             return executing.unknown_function(call.name, list(self._tools))
+        if cut_off and not is_complete(call.arguments):
+            return executing.CUT_OFF
         try:
             return tool.bind(call.arguments, self._context)
         except BadArguments as error:
-            return executing.CUT_OFF if cut_off else executing.invalid_call(str(error))
+            return executing.invalid_call(str(error))
 
     async def _carry_out(self, calls: _ValidCalls) -> None:
         """Run the tools first. A question to the user takes precedence over completing the step."""

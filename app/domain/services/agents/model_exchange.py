@@ -1,10 +1,9 @@
 """An exchange with the model: send a request, count its cost, and limit the number of unusable replies."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from app.domain.errors import ModelFailure
 from app.domain.external.feed import Feed
@@ -14,12 +13,12 @@ from app.domain.models.message import AssistantMessage, ToolCall, UserMessage
 from app.domain.models.run import TranscriptName
 from app.domain.models.tool import ToolSpec
 from app.domain.services.agents.checkpointer import RunCheckpointer
+from app.domain.services.tools.arguments import BadArguments, parse_arguments
 from app.domain.services.tools.base import ToolInput
 
 I = TypeVar("I", bound=ToolInput)  # noqa: E741 - the input
 
 _THINKING = re.compile(r"\A\s*(?:<think>)?.*?</think>\s*", re.DOTALL)
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n```", re.DOTALL)
 
 MAX_CORRECTIONS = 3
 """Maximum number of unusable replies in a row that the model may correct before the run fails."""
@@ -126,22 +125,11 @@ def with_distinct_call_ids(calls: Sequence[ToolCall], taken: set[str]) -> list[T
 def parse_text_call(model: type[I], content: str, name: str) -> I | None:
     """Parse text as the arguments of a call to the function `name`. Return None if it is something else.
 
-    The text must be a JSON object, plain or in a fenced block: the arguments themselves, or wrapped as
-    `{"name": …, "arguments": {…}}` or `{name: {…}}`.
+    The text must be a JSON object, plain or in a fenced block: the arguments themselves, or a wrapper of them.
     """
-    text = content.strip()
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced[1].strip()
-    if not text.startswith("{"):
+    if not content.lstrip().startswith(("{", "```")):
         return None
     try:
-        parsed: object = json.loads(text)
-    except ValueError:
+        return parse_arguments(model, content, name=name)
+    except BadArguments:
         return None
-    fields = cast("dict[str, object]", parsed)
-    for candidate in (fields.get("arguments") if fields.get("name") == name else None, fields.get(name), fields):
-        try:
-            return model.model_validate(json.loads(candidate) if isinstance(candidate, str) else candidate)
-        except ValueError:
-            continue
-    return None

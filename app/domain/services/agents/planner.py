@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import cast
 from uuid import uuid4
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 from pydantic_core import from_json
 
 from app.domain.external.feed import Feed
@@ -31,7 +31,9 @@ from app.domain.models.tool import ToolSpec
 from app.domain.prompts import executing, planning
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.model_exchange import ModelExchange, StatusListener, parse_text_call
-from app.domain.services.tools.base import BadArguments, StepInput, ToolInput, json_schema, parse_arguments
+from app.domain.services.tools.arguments import BadArguments, is_complete, parse_arguments
+from app.domain.services.tools.base import StepInput, Steps, Text, ToolInput
+from app.domain.services.tools.schema import json_schema
 
 MAX_TITLE = 80
 """Maximum length of a session title in characters."""
@@ -48,21 +50,10 @@ class CreatePlanInput(ToolInput):
 
     model_config = ConfigDict(extra="ignore", json_schema_extra={"required": ["title", "message", "goal", "steps"]})
 
-    title: str = Field("", description="The conversation in at most six words")
-    message: str = Field(min_length=1, description="To the user")
-    goal: str = ""
-    steps: list[StepInput] = Field(default_factory=list[StepInput], max_length=50)
-
-    @field_validator("steps", mode="before")
-    @classmethod
-    def _accept_plain_steps(cls, value: object) -> object:
-        """Accept what weak models write: steps as plain strings, and null for no steps."""
-        if value is None:
-            return []
-        if isinstance(value, list):
-            items = cast("list[object]", value)
-            return [{"description": item} if isinstance(item, str) else item for item in items]
-        return value
+    title: Text = Field("", description="The conversation in at most six words")
+    message: Text = Field(min_length=1, description="To the user")
+    goal: Text = ""
+    steps: Steps = Field(default_factory=list[StepInput])
 
 
 CREATE_PLAN = ToolSpec(name="create_plan", description=planning.DESCRIPTION, parameters=json_schema(CreatePlanInput))
@@ -178,11 +169,13 @@ class Planner:
             problem = ""
             if call.name != CREATE_PLAN.name:
                 problem = executing.unknown_function(call.name, [CREATE_PLAN.name])
+            elif reply.finish == "length" and not is_complete(call.arguments):
+                problem = executing.CUT_OFF
             elif plan is None:
                 try:
-                    plan = parse_arguments(CreatePlanInput, call.arguments)
+                    plan = parse_arguments(CreatePlanInput, call.arguments, name=call.name)
                 except BadArguments as error:
-                    problem = executing.CUT_OFF if reply.finish == "length" else executing.invalid_call(str(error))
+                    problem = executing.invalid_call(str(error))
             result = ToolMessage(tool_call_id=call.id, content=problem or planning.ACCEPTED)
             await self._checkpointer.stage("planner", result)
         if plan is None:

@@ -1,20 +1,24 @@
 """Tools: their input models, their specifications for the model, and the functions that they run.
 
-A tool is a frozen value in an explicit table (`registry.py`). The model's arguments are validated before anything runs;
-an error text tells the model how to correct them.
+A tool is a frozen value in an explicit table (`registry.py`). The model's arguments are validated before anything runs
+(`arguments.py`).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+import json
+import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Annotated, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.domain.external.browser import Browser, Browsers
 from app.domain.external.sandbox import Sandbox, SandboxProvider
 from app.domain.external.screenshots import Screenshots
 from app.domain.external.search import SearchEngine
 from app.domain.models.tool import JsonObject, ToolkitName, ToolResult, ToolSpec
+from app.domain.services.tools.arguments import parse_arguments
+from app.domain.services.tools.schema import json_schema
 
 MAX_TEXT = 16_000
 """Maximum length of a tool result that the model reads, in characters."""
@@ -23,11 +27,15 @@ MAX_TEXT = 16_000
 class ToolInput(BaseModel):
     """Base class of tool arguments. Unknown arguments are an error, so that a misspelt one is not silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
-class BadArguments(ValueError):
-    """The model's arguments are invalid; the message tells it how to correct them."""
+def _as_text(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+"""Text to read or to keep. An object or a list in its place is taken as its JSON. Do not use it for commands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +82,7 @@ class RunCall:
 class AskUserInput(ToolInput):
     """A call that makes the run wait until the user answers its text."""
 
-    text: str = Field(min_length=1)
+    text: Text = Field(min_length=1)
 
 
 class StepInput(BaseModel):
@@ -83,20 +91,73 @@ class StepInput(BaseModel):
     model_config = ConfigDict(coerce_numbers_to_str=True, json_schema_extra={"required": ["id", "description"]})
 
     id: str = ""
-    description: str = Field(min_length=1)
+    description: Text = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_other_names(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"description": value}
+        if not isinstance(value, dict) or "description" in value:
+            return cast("object", value)
+        fields = cast("dict[str, object]", value)
+        name = next((name for name in _DESCRIPTION_NAMES if isinstance(fields.get(name), str)), None)
+        return fields if name is None else {**fields, "description": fields[name]}
+
+
+_DESCRIPTION_NAMES = ("step", "title", "task", "name", "text", "action", "instruction")
+"""Names that models give to a step's description."""
+
+_STEP_MARK = re.compile(r"\s*(?:[-*•]|\d+[.):]|step\s+\d+[.):])\s+", re.IGNORECASE)
+"""What precedes an item of a list that is written as text."""
+
+
+def _as_steps(value: object) -> object:
+    """Return a list of steps for an object of steps, a single step, or a list written as text."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        lines = [line for line in value.splitlines() if line.strip()]
+        marked = all(_STEP_MARK.match(line) for line in lines)
+        return [_STEP_MARK.sub("", line, count=1) for line in lines] if marked else [value]
+    if not isinstance(value, dict):
+        return value
+    fields = cast("dict[str, object]", value)
+    if fields.keys() == {"steps"}:
+        return _as_steps(fields["steps"])
+    if not {"description", *_DESCRIPTION_NAMES}.isdisjoint(fields):
+        return [fields]
+    return [_named_step(name, step) for name, step in fields.items()]
+
+
+def _named_step(name: str, step: object) -> dict[str, object]:
+    if isinstance(step, dict):
+        return {"id": name, **cast("dict[str, object]", step)}
+    return {"id": name, "description": step}
+
+
+Steps = Annotated[list[StepInput], BeforeValidator(_as_steps), Field(max_length=50)]
+"""Steps of a plan, in every form in which models write them."""
 
 
 class PlanChanges(ToolInput):
     """The steps that replace the pending steps of the plan."""
 
-    steps: list[StepInput] = Field(max_length=50)
+    steps: Steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_steps_alone(cls, value: object) -> object:
+        if isinstance(value, list) or (isinstance(value, dict) and "steps" not in value):
+            return {"steps": cast("object", value)}
+        return cast("object", value)
 
 
 class CompleteStepInput(ToolInput):
     """A call that ends the step, and replaces the pending steps if `plan_changes` is not None."""
 
     success: bool
-    result: str = Field(description="What was found or made: facts, figures, paths. All that the answer will rest on")
+    result: Text = Field(description="What was found or made: facts, figures, paths. All that the answer will rest on")
     plan_changes: PlanChanges | None = Field(
         None, description="Only when the rest of the plan is wrong: every step still to do"
     )
@@ -146,7 +207,7 @@ def function_tool(
     """
 
     def bind(arguments: str, context: ToolContext) -> BoundCall:
-        parsed = parse_arguments(input, arguments)
+        parsed = parse_arguments(input, arguments, name=name)
         args = parsed.model_dump(mode="json", exclude_unset=True)
         return RunCall(toolkit=toolkit, args=args, parallel=parallel, run=lambda: function(parsed, context))
 
@@ -161,74 +222,7 @@ def function_tool(
 def control_tool(name: str, description: str, input: type[AskUserInput] | type[CompleteStepInput]) -> Tool:
     """Return a tool that runs nothing: the executor carries out its calls itself."""
     spec = ToolSpec(name=name, description=description, parameters=json_schema(input))
-    return Tool(spec=spec, bind=lambda arguments, _: parse_arguments(input, arguments))
-
-
-def parse_arguments(model: type[I], arguments: str) -> I:
-    """Parse the model's JSON arguments.
-
-    Raises:
-        BadArguments: The JSON is invalid, or an argument is missing, unknown or of the wrong type.
-    """
-    try:
-        return model.model_validate_json(arguments.strip() or "{}")
-    except ValidationError as error:
-        problems = "; ".join(_problem(dict(item)) for item in error.errors(include_url=False)[:5])
-        raise BadArguments(problems) from None
-
-
-def _problem(error: Mapping[str, object]) -> str:
-    if error["type"] == "json_invalid":
-        return f"the arguments are not valid JSON ({error['msg']})"
-    where = ".".join(str(part) for part in cast("tuple[object, ...]", error["loc"]))
-    match error["type"]:
-        case "missing":
-            return f"argument `{where}` is missing"
-        case "extra_forbidden":
-            return f"there is no argument `{where}`"
-        case _:
-            return f"argument `{where}`: {error['msg']}"
-
-
-_OMITTED = frozenset({"title", "default", "additionalProperties", "minLength", "maxLength", "maxItems"})
-"""Schema keywords that the model need not read. Arguments are validated against them all the same."""
-
-
-def json_schema(model: type[BaseModel]) -> JsonObject:
-    """Return the JSON Schema of `model` in few tokens: without titles, nulls, references or limits."""
-    schema = model.model_json_schema()
-    return cast("JsonObject", _lean(schema, cast("dict[str, object]", schema.pop("$defs", {}))))
-
-
-def _lean(node: object, defs: Mapping[str, object]) -> object:
-    if isinstance(node, list):
-        return [_lean(item, defs) for item in cast("list[object]", node)]
-    if not isinstance(node, dict):
-        return node
-    source = _without_null(cast("dict[str, object]", node))
-    if isinstance(reference := source.get("$ref"), str):
-        referred = cast("dict[str, object]", defs[reference.rpartition("/")[2]])
-        # The docstring of an input class is for engineers; the field that refers to it has the text for the model.
-        source = {key: value for key, value in referred.items() if key != "description"} | {
-            key: value for key, value in source.items() if key != "$ref"
-        }
-    properties = cast("dict[str, object]", source.get("properties", {}))
-    lean: dict[str, object] = {}
-    for key, value in source.items():
-        if key == "properties":
-            lean[key] = {name: _lean(item, defs) for name, item in properties.items()}
-        elif key not in _OMITTED and not (key == "description" and properties):
-            lean[key] = _lean(value, defs)
-    return lean
-
-
-def _without_null(source: dict[str, object]) -> dict[str, object]:
-    options = source.get("anyOf")
-    if not isinstance(options, list):
-        return source
-    real = [option for option in cast("list[dict[str, object]]", options) if option.get("type") != "null"]
-    rest = {key: value for key, value in source.items() if key != "anyOf"}
-    return {**rest, **real[0]} if len(real) == 1 else source
+    return Tool(spec=spec, bind=lambda arguments, _: parse_arguments(input, arguments, name=name))
 
 
 def clip(text: str, limit: int = MAX_TEXT) -> str:

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from app.domain.models.tool import ToolResult
-from app.domain.services.tools.base import Tool, ToolContext, ToolInput, clip, function_tool
+from app.domain.services.tools.base import Text, Tool, ToolContext, ToolInput, clip, function_tool
 
 
 class _File(ToolInput):
@@ -17,7 +17,7 @@ class _Read(_File):
 
 
 class _WriteFile(_File):
-    content: str
+    content: Text
     append: bool = Field(False, description="Add at the end instead of replacing")
     leading_newline: bool = False
     trailing_newline: bool = False

@@ -6,6 +6,7 @@ from app.domain.models.tool import ToolResult
 from app.domain.services.tools.base import (
     AskUserInput,
     CompleteStepInput,
+    Text,
     Tool,
     ToolContext,
     ToolInput,
@@ -15,7 +16,7 @@ from app.domain.services.tools.base import (
 
 
 class _Text(ToolInput):
-    text: str = Field(min_length=1)
+    text: Text = Field(min_length=1)
 
 
 async def _notify(args: _Text, _context: ToolContext) -> ToolResult:
