@@ -10,21 +10,18 @@ from dataclasses import replace
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING
 
-import orjson
-
 from app.domain.errors import ModelFailure
 from app.domain.external.llm import ModelObserver, ModelReply, ModelRequest, ReplyListener
 from app.domain.models.model_profile import ModelProfile
 from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, RetryPolicy
-from app.infrastructure.llm.reply import EventDecoder, ReplyBuilder, ReplyTooLarge, ServerFailed
+from app.infrastructure.llm.reply import ChunkLost, EventDecoder, ReplyBuilder, ReplyTooLarge, ServerFailed
 from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
+from app.infrastructure.llm.wire_text import split_json
 
 if TYPE_CHECKING:
     from app.infrastructure.llm.openai_client import OpenAIClient, ResponseBody
 
 log = logging.getLogger(__name__)
-
-DONE = b"[DONE]"
 
 DONE_TAIL_SECONDS = 0.5
 """Maximum wait for the end of a body after `[DONE]`, so that its connection can be reused, in seconds."""
@@ -112,7 +109,7 @@ class OpenAIModel:
         """Implement `LLM.complete`."""
         attempt = 0
         while True:
-            builder = ReplyBuilder(listener)
+            builder = ReplyBuilder(listener, tools=request.tools, source=self._profile.identity)
             dialect = self._dialect
             try:
                 if self._closed:
@@ -175,7 +172,7 @@ class OpenAIModel:
             is_complete = await self._read(body, builder, start)
         except ServerFailed as failed:
             raise self._failures.from_stream(failed.report) from None
-        except orjson.JSONDecodeError:
+        except ChunkLost:
             raise self._failures.broken_off() from None
         except ReplyTooLarge:
             raise self._failures.too_large() from None
@@ -184,9 +181,10 @@ class OpenAIModel:
             await body.close()
         if not is_complete:
             raise self._failures.broken_off()
+        reply = builder.finish()
         if self._observer is not None:
-            self._observer.replied(builder.reply.usage)
-        return builder.reply
+            self._observer.replied(reply.usage)
+        return reply
 
     async def _read(self, body: "ResponseBody", builder: ReplyBuilder, start: float) -> bool:
         """Read `body` into `builder` and return whether the reply is complete. `start`: time of the request."""
@@ -205,12 +203,12 @@ class OpenAIModel:
                     elif time.monotonic() - last_event_at > self._timeout_seconds * COMMENT_TIMEOUTS:
                         raise self._failures.timed_out(self._timeout_seconds * COMMENT_TIMEOUTS)
                     for data in events:
-                        done = done or _feed(data, builder)
+                        done = done or builder.feed_event(data)
                     if done or builder.finish_reason:
                         wait = DONE_TAIL_SECONDS if done else USAGE_SECONDS
                         deadline.reschedule(asyncio.get_running_loop().time() + wait)
             for data in decoder.finish():
-                done = done or _feed(data, builder)
+                done = done or builder.feed_event(data)
         except (ModelCallError, TimeoutError):
             # A failure after the model has finished does not invalidate its reply.
             if not (done or builder.finish_reason):
@@ -220,20 +218,20 @@ class OpenAIModel:
         if self._observer is not None and first_event_at is not None:
             self._observer.first_token(first_event_at - start)
         self._read_plain(decoder.plain_body or b"", builder)
-        return done or bool(builder.finish_reason)
+        return builder.is_complete(done=done)
 
     def _read_plain(self, body: bytes, builder: ReplyBuilder) -> None:
         """Read a body that is not an event stream: one JSON reply, or something that is not a model's reply."""
         text = body.strip()
         if not text:
             return
-        try:
-            value: object = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            raise self._failures.broken_off() if text.startswith(b"{") else self._failures.not_an_api() from None
-        if not isinstance(value, dict) or not ("choices" in value or "error" in value):
-            raise self._failures.not_an_api()
-        builder.feed(value)  # pyright: ignore[reportUnknownArgumentType] - any JSON
+        values, rest = split_json(text)
+        if rest:
+            raise self._failures.broken_off() if text.startswith(b"{") else self._failures.not_an_api()
+        for value in values:
+            if not isinstance(value, dict) or not ("choices" in value or "error" in value):
+                raise self._failures.not_an_api()
+            builder.feed(value)  # pyright: ignore[reportUnknownArgumentType] - any JSON
         builder.finish_reason = builder.finish_reason or "stop"
 
     def _learn(self, failure: ModelCallError, sent: Dialect) -> bool:
@@ -267,11 +265,3 @@ class OpenAIModel:
             tried = f" (Tried {attempt + 1} times.)" if attempt else ""
             raise ModelFailure(f"{failure}{tried}") from None
         return self._retry.delay(attempt, retry_after, self._rng)
-
-
-def _feed(data: bytes, builder: ReplyBuilder) -> bool:
-    """Feed one event to `builder` and return whether it was `[DONE]`."""
-    if data == DONE:
-        return True
-    builder.feed(orjson.loads(data) if data else {})
-    return False

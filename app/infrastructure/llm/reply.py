@@ -8,20 +8,26 @@ id only in the first chunk, or never; arguments as an object; the legacy `functi
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import orjson
 
 from app.domain.external.llm import FinishReason, ModelReply, ReplyListener
-from app.domain.models.message import ToolCall, Usage
+from app.domain.models.message import ProviderFields, ToolCall, Usage
+from app.domain.models.tool import ToolSpec
+from app.infrastructure.llm.call_pieces import CallAssembler, PartialCall, as_index
+from app.infrastructure.llm.provider_fields import FieldCollector
+from app.infrastructure.llm.wire_text import DONE, TextJoiner, clean, split_json
 
 MAX_BODY_BYTES = 128 * 1024 * 1024
 """Maximum size of one response body, in bytes."""
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 """Maximum size of one event, in bytes."""
+
+MAX_TORN_BYTES = 1024 * 1024
+"""Maximum size of an object that is cut over several events, in bytes."""
 
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = (b"data", b"event", b"id", b"retry", b":", b"error")
@@ -39,6 +45,11 @@ _FAILED_FINISH = re.compile(
 
 _CUT_FINISH = re.compile(r"length|max\w*_tokens|token_limit|context_window")
 """Matches values that report a limit of the reply's length."""
+
+_UNFINISHED = re.compile(f"{_REFUSED_FINISH.pattern}|{_CUT_FINISH.pattern}")
+
+_CONTENT = re.compile(r"choices|delta|message|content|tool_calls|arguments|text")
+"""Matches names of fields that carry a part of a reply."""
 
 _FAILURE_FIELDS = ("error_message", "error_msg", "error_code", "error_type", "errors", "detail", "details", "message")
 """Fields of a chunk without choices that report a failure."""
@@ -147,34 +158,68 @@ def _as_error(data: bytes) -> bytes:
     return b'{"error":%b}' % (data if is_json else orjson.dumps(data.decode("utf-8", "replace")))
 
 
-@dataclass(slots=True)
-class _PartialCall:
-    id: str = ""
-    name: str = ""
-    arguments: list[str] = field(default_factory=list[str])
-
-    @property
-    def is_complete(self) -> bool:
-        try:
-            return isinstance(orjson.loads("".join(self.arguments)), dict)
-        except orjson.JSONDecodeError:
-            return False
+class ChunkLost(Exception):
+    """A part of the reply cannot be read, so the reply is not whole."""
 
 
 class ReplyBuilder:
-    """Builds one reply. Feed it every chunk in order, then read `reply`."""
+    """Builds one reply. Feed it every event in order, then call `finish`."""
 
-    def __init__(self, listener: ReplyListener | None = None) -> None:
+    def __init__(
+        self, listener: ReplyListener | None = None, *, tools: Sequence[ToolSpec] = (), source: str = ""
+    ) -> None:
+        """Create the builder of one reply.
+
+        Args:
+            listener: Receives the reply while it arrives.
+            tools: The functions that the request offers.
+            source: Identity of the model, for its provider fields.
+        """
         self.listener_called = False
         """Whether the listener received any part of the reply."""
         self.finish_reason = ""
         """The server's `finish_reason` in lower case; empty until there is one."""
         self._listener = listener
+        self._source = source
         self._text: list[str] = []
+        self._text_choice: int | None = None
+        self._joiner = TextJoiner()
         self._refusal: list[str] = []
-        self._calls: list[_PartialCall] = []
-        self._by_index: dict[int, _PartialCall] = {}
+        self._calls = CallAssembler(frozenset(tool.name for tool in tools))
+        self._fields = FieldCollector()
         self._usage = Usage(calls=1)
+        self._has_pieces = False
+        self._torn = b""
+        self._has_noise = False
+
+    def feed_event(self, data: bytes) -> bool:
+        """Add the data of one event and return whether it was `[DONE]`.
+
+        Data that is not JSON is skipped, but half an object must go on in the next event.
+
+        Raises:
+            ServerFailed: The event reports a failure.
+            ChunkLost: An object before this event is incomplete.
+        """
+        values, rest = split_json(self._torn + data)
+        if self._torn and rest:
+            if self.finish_reason:
+                values, rest = split_json(data)
+            elif b'"choices"' in data or len(self._torn) > MAX_TORN_BYTES:
+                raise ChunkLost
+        self._torn = rest.encode("utf-8", "surrogateescape") if _may_be_torn(rest) else b""
+        self._has_noise = self._has_noise or bool(rest and not self._torn)
+        for value in values:
+            if value == DONE:
+                return True
+            for chunk in cast("list[object]", value) if isinstance(value, list) else [value]:
+                self.feed(chunk)
+        return False
+
+    def is_complete(self, *, done: bool) -> bool:
+        """Return whether the reply is whole. `done`: the server sent `[DONE]`."""
+        # What is not JSON may have been an error message, after which the server sent only [DONE].
+        return bool(self.finish_reason) or (done and not self._has_noise and not self._torn)
 
     def feed(self, chunk: object) -> None:
         """Add one chunk of a stream, or a complete JSON reply.
@@ -188,96 +233,110 @@ class ReplyBuilder:
         if usage := as_object(value.get("usage")):
             self._usage = _parse_usage(usage)
         choices = value.get("choices")
-        if isinstance(choices, list) and choices:
-            self._add_choice(as_object(cast("list[object]", choices)[0]))
+        if isinstance(choices, list):
+            for position, item in enumerate(cast("list[object]", choices)):
+                choice = as_object(item)
+                number = as_index(choice.get("index"))
+                self._add_choice(choice, position if number is None else number)
 
-    @property
-    def reply(self) -> ModelReply:
-        """The reply as far as it has arrived."""
-        refusal = "".join(self._refusal)
+    def finish(self) -> ModelReply:
+        """Return the reply. Nothing more arrives."""
+        if rest := self._joiner.rest:
+            self._text.append(rest)
+            self._joiner = TextJoiner()
+            self._tell(rest)
+        refusal = clean("".join(self._refusal))
         if refusal or _REFUSED_FINISH.search(self.finish_reason):
             # Calls that a content filter cut off must not run, and half a text is no reason.
             reason = refusal or f"the content filter of its server stopped the reply ({self.finish_reason})"
             return ModelReply(content=reason, finish="refused", usage=self._usage)
-        calls = tuple(
-            ToolCall(id=call.id, name=call.name, arguments="".join(call.arguments))
-            for call in self._calls
-            if call.name or call.arguments
-        )
+        partial = self._calls.finished()
+        calls = tuple(ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in partial)
         finish: FinishReason = "tool_calls" if calls else "stop"
         if _CUT_FINISH.search(self.finish_reason):
             finish = "length"
-        return ModelReply(content="".join(self._text), tool_calls=calls, finish=finish, usage=self._usage)
+        return ModelReply(
+            content="".join(self._text),
+            tool_calls=calls,
+            provider_fields=self._provider_fields(partial),
+            finish=finish,
+            usage=self._usage,
+        )
 
-    def _add_choice(self, choice: dict[str, object]) -> None:
-        delta = as_object(choice.get("delta")) or as_object(choice.get("message"))
-        if content := _join_text(delta.get("content")):
-            self._add_text(content, self._text)
-        if refusal := _join_text(delta.get("refusal")):
-            self._add_text(refusal, self._refusal)
-        calls = delta.get("tool_calls")
-        if isinstance(calls, list):
-            for piece in cast("list[object]", calls):
-                self._add_call_piece(as_object(piece))
-        if function := as_object(delta.get("function_call")):
-            self._add_call_piece({"index": 0, "function": function})
+    def _provider_fields(self, partial: Sequence[PartialCall]) -> ProviderFields | None:
+        message, calls = self._fields.fields, tuple(call.fields.fields for call in partial)
+        if not message and not any(calls):
+            return None
+        return ProviderFields(source=self._source, message=message, calls=calls if any(calls) else ())
+
+    def _add_choice(self, choice: dict[str, object], number: int) -> None:
+        if delta := as_object(choice.get("delta")):
+            self._add_delta(delta, number)
+            self._has_pieces = True
+        if message := as_object(choice.get("message")):
+            # Some servers send `message` instead of `delta`, others the complete message after its pieces.
+            self._add_delta(self._add_whole(message) if self._has_pieces else message, number)
         if usage := as_object(choice.get("usage")):
             self._usage = _parse_usage(usage)
         if choice.get("error"):
             raise ServerFailed(choice)
-        self._finish(choice)
+        self._add_finish_reason(choice)
 
-    def _finish(self, choice: dict[str, object]) -> None:
+    def _add_whole(self, message: dict[str, object]) -> dict[str, object]:
+        """Return what a complete message adds to its pieces."""
+        content, known = _join_text(message.get("content")), "".join(self._text)
+        new = {name: value for name, value in message.items() if name in self._fields.missing(message)}
+        if not known.strip() or content.startswith(known):
+            new["content"] = content[len(known) :] if known.strip() else content
+        if not self._calls.calls:
+            new |= {"tool_calls": message.get("tool_calls"), "function_call": message.get("function_call")}
+        if not self._refusal:
+            new["refusal"] = message.get("refusal")
+        return new
+
+    def _add_delta(self, delta: dict[str, object], number: int) -> None:
+        self._fields.add_message(delta)
+        content = _join_text(delta.get("content"))
+        # The text is that of one choice. Calls may be in others.
+        if content and self._text_choice in (None, number):
+            self._text_choice = number if content.strip() else self._text_choice
+            if text := self._joiner.feed(content):
+                self._text.append(text)
+                self._tell(text)
+        if refusal := _join_text(delta.get("refusal")):
+            self._refusal.append(refusal)
+            self._tell(clean(refusal))
+        calls = delta.get("tool_calls")
+        pieces = [as_object(piece) for piece in cast("list[object]", calls)] if isinstance(calls, list) else []
+        if function := as_object(delta.get("function_call")):
+            pieces.append({"index": 0, "function": function})
+        for name, arguments in self._calls.add(pieces, choice=number):
+            if self._listener is not None:
+                self.listener_called = True
+                self._listener.arguments(name, arguments)
+
+    def _add_finish_reason(self, choice: dict[str, object]) -> None:
         # Gateways replace reasons that they do not know, and pass on the original.
         for name in ("native_finish_reason", "finish_reason"):
             if isinstance(reason := choice.get(name), str) and reason:
-                self.finish_reason = re.sub(r"[\s.-]+", "_", reason).lower()
-                if _FAILED_FINISH.search(self.finish_reason) and not _REFUSED_FINISH.search(self.finish_reason):
+                reason = re.sub(r"[\s.-]+", "_", reason).lower()
+                if _FAILED_FINISH.search(reason) and not _REFUSED_FINISH.search(reason):
                     message = choice.get("finish_message") or f"finish_reason: {reason}"
-                    raise ServerFailed({"error": {"code": self.finish_reason, "message": message}})
+                    raise ServerFailed({"error": {"code": reason, "message": message}})
+                # A second choice that ended well does not complete the first.
+                if _REFUSED_FINISH.search(reason) or not _UNFINISHED.search(self.finish_reason):
+                    self.finish_reason = reason
 
-    def _add_text(self, text: str, parts: list[str]) -> None:
-        parts.append(text)
+    def _tell(self, text: str) -> None:
         if self._listener is not None:
             self.listener_called = True
             self._listener.text(text)
 
-    def _add_call_piece(self, piece: dict[str, object]) -> None:
-        # Some servers leave out the `function` level.
-        function = as_object(piece.get("function")) or piece
-        name, call_id = _join_text(function.get("name")), _join_text(piece.get("id"))
-        arguments = _arguments_text(function.get("arguments"))
-        call = self._find_call(piece.get("index"), call_id, name, arguments)
-        call.id = call.id or call_id
-        if name and not call.arguments and not call.name.endswith(name):
-            call.name += name  # a name may arrive in pieces too, always before the arguments
-        if arguments:
-            call.arguments.append(arguments)
-            if self._listener is not None:
-                self.listener_called = True
-                self._listener.arguments(call.name, arguments)
 
-    def _find_call(self, index: object, call_id: str, name: str, arguments: str) -> _PartialCall:
-        number = index if isinstance(index, int) else None
-        if number is not None:
-            call = self._by_index.get(number)
-        else:
-            known = (call for call in self._calls if call_id and call.id == call_id)
-            call = next(known, self._calls[-1] if self._calls else None)
-        if call is None or _starts_new_call(call, call_id, name, arguments):
-            call = _PartialCall()
-            self._calls.append(call)
-            if number is not None:
-                self._by_index[number] = call
-        return call
-
-
-def _starts_new_call(call: _PartialCall, call_id: str, name: str, arguments: str) -> bool:
-    """Return whether a piece that seems to continue `call` starts another one."""
-    if call_id and call.id:
-        return call_id != call.id and bool(name)
-    # Nothing can follow a complete JSON object, so a name with arguments of its own starts another call.
-    return bool(name and arguments and call.arguments) and call.is_complete
+def _may_be_torn(text: str) -> bool:
+    """Return whether text that is not JSON may be a part of a chunk, and not just noise."""
+    is_ended = text.rstrip().endswith("}")
+    return text.startswith(("{", "[{")) and not (is_ended and not _CONTENT.search(text))
 
 
 def _is_failure(chunk: dict[str, object]) -> bool:
@@ -294,18 +353,13 @@ def as_object(value: object) -> dict[str, object]:
 
 
 def _join_text(value: object) -> str:
-    if isinstance(value, str):
-        return value
+    """Return the text of a content: a string, a part, or a list of both."""
     if isinstance(value, list):
-        parts = [as_object(part) for part in cast("list[object]", value)]
-        return "".join(_join_text(part.get("text")) for part in parts if part.get("type") in ("text", "refusal", None))
-    return ""
-
-
-def _arguments_text(value: object) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    return orjson.dumps(value).decode()
+        return "".join(_join_text(part) for part in cast("list[object]", value))
+    if isinstance(value, dict):
+        part = cast("dict[str, object]", value)
+        return _join_text(part.get("text")) if part.get("type") in ("text", "output_text", "refusal", None) else ""
+    return value if isinstance(value, str) else ""
 
 
 def _parse_usage(usage: dict[str, object]) -> Usage:
@@ -319,4 +373,5 @@ def _parse_usage(usage: dict[str, object]) -> Usage:
 
 
 def _count(value: object) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+    number = as_index(value)
+    return number if number is not None and number > 0 else 0
