@@ -16,7 +16,7 @@ from sandbox.activity import Activity, ActivityMiddleware
 from sandbox.auth import MIB, BearerAuthMiddleware, BodyLimitMiddleware, Token
 from sandbox.bridges.websocket import Bridge, Handshake
 from sandbox.files.paths import PathResolver
-from sandbox.files.root import SudoRunner
+from sandbox.files.process import CallRunner
 from sandbox.parts import Parts
 from sandbox.routes import STATUS, UPLOAD_BYTES, cdp_routes, file_routes, shell_routes, status_routes
 from sandbox.settings import Settings
@@ -35,14 +35,14 @@ class Sandbox:
     def __init__(self, settings: Settings) -> None:
         self.shells = Shells(settings)
         self.parts = Parts(settings, self.shells.mark)
-        self.root = SudoRunner(settings)
+        self.calls = CallRunner(settings)
         self.activity = Activity(time.monotonic)
         self.token = Token(settings.token)
 
     @property
     def pids(self) -> set[int]:
         """Processes that this program waits for."""
-        return self.shells.pids | self.parts.pids | self.root.pids
+        return self.shells.pids | self.parts.pids | self.calls.pids
 
     async def close(self) -> None:
         """End all parts. Idempotent."""
@@ -88,7 +88,7 @@ def create_app(settings: Settings) -> Starlette:
 
     routes = [
         *shell_routes(sandbox.shells, paths, settings),
-        *file_routes(paths, sandbox.root),
+        *file_routes(paths, sandbox.calls),
         *status_routes(sandbox.shells, sandbox.parts, sandbox.activity),
     ]
     limits = {f"{API}/file/upload": UPLOAD_BYTES + MIB}

@@ -18,9 +18,9 @@ from starlette.routing import Route
 from sandbox.activity import Activity
 from sandbox.auth import MIB
 from sandbox.files import reading, search, writing
-from sandbox.files.calls import FileCall, ReadCall, ReplaceCall, SearchCall, WriteCall, run_call
+from sandbox.files.calls import FileCall, ImageCall, ReadCall, ReplaceCall, SearchCall, WriteCall, run_call
 from sandbox.files.paths import PathResolver, ResolvedPath
-from sandbox.files.root import SudoRunner
+from sandbox.files.process import CallRunner
 from sandbox.parts import Parts
 from sandbox.parts.browser import Browser
 from sandbox.settings import Settings
@@ -269,22 +269,29 @@ class ListBody(Body):
     path: str
 
 
-def file_routes(paths: PathResolver, root: SudoRunner) -> list[Route]:
+def file_routes(paths: PathResolver, runner: CallRunner) -> list[Route]:
     """Return the routes below `/file`."""
-    return [*_content_routes(paths, root), *_folder_routes(paths), *_transfer_routes(paths)]
+    return [*_content_routes(paths, runner), *_folder_routes(paths), *_transfer_routes(paths)]
 
 
-def _content_routes(paths: PathResolver, root: SudoRunner) -> list[Route]:
+def _content_routes(paths: PathResolver, runner: CallRunner) -> list[Route]:
+    one_image = asyncio.Lock()
+
     async def carry_out(call: str, body: FileCall) -> Response:
         if body.sudo:
-            return success_response(*await root.call(call, body))
+            return success_response(*await runner.call(call, body))
         return success_response(*await paths.run_in_thread(body.file, lambda place: run_call(call, place, body)))
+
+    async def image(body: ImageCall) -> Response:
+        async with one_image:  # one may need most of a small sandbox's memory
+            return success_response(*await runner.call("image", body))
 
     return [
         json_route("/file/read", ReadCall, lambda body: carry_out("read", body)),
         json_route("/file/write", WriteCall, lambda body: carry_out("write", body)),
         json_route("/file/replace", ReplaceCall, lambda body: carry_out("replace", body)),
         json_route("/file/search", SearchCall, lambda body: carry_out("search", body)),
+        json_route("/file/image", ImageCall, image),
     ]
 
 

@@ -1,14 +1,15 @@
 """Calls of the file API on one file: their bodies and their implementation without HTTP.
 
-The program that sudo runs offers the same calls (see `root`).
+The program for one call offers the same calls (see `process`).
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import Field
 
-from sandbox.files import reading, search, writing
+from sandbox.files import images, reading, search, writing
 from sandbox.files.paths import ResolvedPath
 from sandbox.web import Body, Failure
 
@@ -50,6 +51,12 @@ class SearchCall(FileCall):
     """Find the lines that match a regular expression."""
 
     regex: str
+
+
+class ImageCall(FileCall):
+    """Read a picture, scaled so that no side is longer than `max_side` pixels."""
+
+    max_side: int = Field(default=1024, ge=16, le=2048)
 
 
 def read(place: ResolvedPath, body: ReadCall) -> CallResult:
@@ -98,12 +105,19 @@ def search_in(place: ResolvedPath, body: SearchCall) -> CallResult:
     return data, ""
 
 
+def image(place: ResolvedPath, body: ImageCall) -> CallResult:
+    """Read a picture as a JPEG. Only for a process of its own, which it limits."""
+    data: dict[str, object] = {"file": place.absolute, "media_type": "image/jpeg"}
+    return data | asdict(images.read_image(place, body.max_side)), ""
+
+
 # A dict cannot express that each function takes its own body, so `run_call` checks it.
 CALLS: dict[str, tuple[type[FileCall], Callable[[ResolvedPath, Any], CallResult]]] = {
     "read": (ReadCall, read),
     "write": (WriteCall, write),
     "replace": (ReplaceCall, replace),
     "search": (SearchCall, search_in),
+    "image": (ImageCall, image),
 }
 
 

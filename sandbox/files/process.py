@@ -1,9 +1,10 @@
-"""File calls as root: the program that sudo runs for each call, and the code that starts it."""
+"""File calls in a process of their own, as root or not: the program for one call, and the code that starts it."""
 
 import asyncio
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -14,44 +15,51 @@ from sandbox.web import Failure
 
 _SECONDS = 50.0
 """Timeout of one call, in seconds."""
-_PROGRAM = "import sys; sys.path[:0] = sys.argv[1:]; from sandbox.files.root import main; main()"
-"""Program that sudo runs."""
+_PROGRAM = "import sys; sys.path[:0] = sys.argv[1:]; from sandbox.files.process import main; main()"
+"""Program that carries out one call."""
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 """Folder that contains this package."""
 
 
-class SudoRunner:
-    """Runs file calls as root if the settings allow it."""
+class CallRunner:
+    """Runs file calls in processes of their own; as root if the call asks for it and the settings allow it."""
 
     def __init__(self, settings: Settings) -> None:
         self.pids: set[int] = set()
         """Processes that this program waits for."""
         self._allowed = settings.sudo
-        self._place = {"home": str(settings.home), "home_alias": str(settings.home_alias or "")}
+        self._place: dict[str, object] = {"home": str(settings.home), "home_alias": str(settings.home_alias or "")}
+        self._folders = {
+            "roots": [str(root) for root in settings.roots],
+            "closed": [str(root) for root in settings.closed],
+        }
 
     async def call(self, name: str, body: FileCall) -> CallResult:
-        """Run one call as root.
+        """Run one call.
 
         Raises:
             Failure: The call's own failure; 400 without sudo; 409 if sudo does not work; 504 after a timeout.
         """
-        if not self._allowed:
+        if body.sudo and not self._allowed:
             raise Failure(400, NO_SUDO)
-        request = {"call": name, "body": body.model_dump(exclude={"sudo"}), "place": self._place}
-        process = self._start()
+        place = self._place if body.sudo else self._place | self._folders
+        request = {"call": name, "body": body.model_dump(exclude={"sudo"}), "place": place}
+        process = self._start(["sudo", "-n", "--"] if body.sudo else [])
         try:
             stdout, stderr = await asyncio.to_thread(process.communicate, json.dumps(request).encode(), _SECONDS)
         except subprocess.TimeoutExpired:
-            raise Failure(504, f"this took root longer than {_SECONDS:g} s") from None
+            with suppress(PermissionError):  # a process of root
+                process.kill()
+            raise Failure(504, f"this took longer than {_SECONDS:g} s") from None
         finally:
             self.pids.discard(process.pid)
-        return _parse_result(stdout, stderr)
+        return _parse_result(stdout, stderr, sudo=bool(body.sudo))
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self, prefix: list[str]) -> "subprocess.Popen[bytes]":
         # On the loop's thread: the pid must be known before dead orphans are collected.
         try:
             process = subprocess.Popen(  # noqa: S603 - a command of ours
-                ["sudo", "-n", "--", sys.executable, "-I", "-c", _PROGRAM, _PACKAGES],  # noqa: S607
+                [*prefix, sys.executable, "-I", "-c", _PROGRAM, _PACKAGES],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -62,12 +70,15 @@ class SudoRunner:
         return process
 
 
-def _parse_result(stdout: bytes, stderr: bytes) -> CallResult:
+def _parse_result(stdout: bytes, stderr: bytes, *, sudo: bool) -> CallResult:
     try:
         result: dict[str, dict[str, object]] = json.loads(stdout)
     except ValueError:
         reason = stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise Failure(409, f"sudo does not work in this sandbox: {reason}") from None
+        if sudo and reason.startswith("sudo:"):
+            raise Failure(409, f"sudo does not work in this sandbox: {reason}") from None
+        # The process crashed, or was killed at one of its limits.
+        raise Failure(400, f"the file cannot be read: {reason or 'it takes too much time or memory'}") from None
     if "failure" in result:
         raise Failure(int(str(result["failure"]["status"])), str(result["failure"]["message"]))
     return result["data"], str(result["message"])
