@@ -11,7 +11,9 @@ from app.domain.errors import InvalidInput, NotFound, StaleCheckpoint, Supersede
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent, ToolCallingEvent, WaitEvent
 from app.domain.models.message import (
     AssistantMessage,
+    MaskRecord,
     Message,
+    SummaryRecord,
     SystemMessage,
     ToolCall,
     ToolMessage,
@@ -104,6 +106,17 @@ async def test_transcripts_and_checkpoint_after_reopening_are_as_committed(store
     assert list(await store.event_log.load_transcript("s", "planner")) == [MESSAGES[0], MESSAGES[1], MESSAGES[2]]
     assert list(await store.event_log.load_transcript("s", "executor")) == [MESSAGES[2], MESSAGES[3]]
     assert await store.event_log.load_checkpoint("s") == CHECKPOINT
+
+
+async def test_transcript_is_loaded_after_a_position_with_its_records(store: Harness) -> None:
+    entries = (MESSAGES[1], MaskRecord(before=3, images_only=True), SummaryRecord(), MESSAGES[3])
+    checkpoint = Checkpoint(transcript_starts={"executor": 2})
+    await store.event_log.commit(
+        "s", Commit(timestamp=1, messages=[("executor", entry) for entry in entries], checkpoint=checkpoint)
+    )
+    for after in range(6):
+        assert tuple(await store.event_log.load_transcript("s", "executor", after=after)) == entries[after:]
+    assert await store.event_log.load_checkpoint("s") == checkpoint
 
 
 def turn(revision: str, *, follows: str | None, **more: Any) -> Commit:

@@ -7,7 +7,7 @@ import orjson
 
 from app.domain.errors import Conflict, LeaseLost, NotFound, StoreUnavailable, Superseded
 from app.domain.models.event import Event, EventRecord, MessageEvent
-from app.domain.models.message import Message, Usage
+from app.domain.models.message import TranscriptEntry, Usage
 from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.models.session import Session, SessionPage, changes_of
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
@@ -29,7 +29,9 @@ class _StoredSession:
     last_activity: int
     delivered: int = 0
     events: list[tuple[Event, EventRecord]] = field(default_factory=list)
-    transcripts: dict[TranscriptName, list[Message]] = field(default_factory=lambda: {"planner": [], "executor": []})
+    transcripts: dict[TranscriptName, list[TranscriptEntry]] = field(
+        default_factory=lambda: {"planner": [], "executor": []}
+    )
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     message_keys: dict[str, int] = field(default_factory=dict)
     screenshots: dict[str, bytes] = field(default_factory=dict)
@@ -106,8 +108,10 @@ class MemoryStore:
         stored = self._find(session_id)
         return replace(stored.checkpoint, model=stored.session.model)
 
-    async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
-        return list(self._find(session_id).transcripts[transcript])
+    async def load_transcript(
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+    ) -> Sequence[TranscriptEntry]:
+        return self._find(session_id).transcripts[transcript][after:]
 
     async def create(self, session_id: str, *, owner: str, at: int, model: str = "", title: str = "") -> None:
         check_timestamp(at)

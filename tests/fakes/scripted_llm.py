@@ -9,10 +9,11 @@ from typing import Any, Literal
 import orjson
 
 from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
-from app.domain.models.message import Message, ToolCall, Transcript, Usage
+from app.domain.models.message import Message, SystemMessage, ToolCall, Transcript, Usage
 from app.domain.models.model_profile import ModelProfile
+from app.domain.prompts import compaction
 
-RequestKind = Literal["planning", "executing", "answering"]
+RequestKind = Literal["planning", "executing", "answering", "summarizing"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class RecordedRequest:
 
     @property
     def kind(self) -> RequestKind:
-        """What the request asks for, according to the offered functions."""
+        """What the request asks for, according to the offered functions and the system prompt."""
         if "create_plan" in self.tools:
             return "planning"
-        return "executing" if "complete_step" in self.tools else "answering"
+        if "complete_step" in self.tools:
+            return "executing"
+        return "summarizing" if self.messages[0] == SystemMessage(content=compaction.SYSTEM) else "answering"
 
 
 Outcome = ModelReply | BaseException

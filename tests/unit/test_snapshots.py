@@ -8,7 +8,7 @@ import pytest
 
 from app.domain.models.message import AssistantMessage, ToolCall, ToolMessage
 from app.domain.models.plan import Plan, Step
-from app.domain.prompts import executing, planning
+from app.domain.prompts import compaction, executing, planning
 from app.domain.services.agents.planner import CREATE_PLAN
 from app.domain.services.tools.registry import EXECUTING
 
@@ -34,6 +34,8 @@ def render_prompts() -> dict[str, str]:
             PLAN,
             [AssistantMessage(tool_calls=(CALL,)), ToolMessage(tool_call_id="c", content="Linux\n[exit code 0]")],
         ),
+        "compaction_system.txt": compaction.SYSTEM,
+        "compaction_summary.txt": compaction.summary("Python 3.11 is installed.", PLAN, instruct=True).content,
         "tools.json": json.dumps(
             [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools], indent=1
         ),

@@ -66,14 +66,41 @@ class ToolMessage:
     content: str
     images: tuple[Image, ...] = ()
     """Pictures for a model that sees."""
+    file: str = ""
+    """Path in the sandbox of a file with the whole result, if `content` is only a part of it."""
     role: Literal["tool"] = "tool"
 
 
 Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRecord:
+    """From here on, the model is shown a note in place of each older tool result."""
+
+    before: int
+    """Number of messages, system prompt included, whose results are masked."""
+    images_only: bool = False
+    """Whether only the pictures of the results are left out."""
+    role: Literal["mask"] = "mask"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummaryRecord:
+    """From here on, the model is shown the messages that follow this record, and none before it.
+
+    They begin with a summary. A transcript is therefore loaded from its newest record on.
+    """
+
+    role: Literal["summary"] = "summary"
+
+
+TranscriptEntry = Message | MaskRecord | SummaryRecord
+"""What a stored transcript consists of. It is append-only: records change only what the model is shown."""
+
+
 class Transcript:
-    """An append-only list of messages.
+    """An append-only list of messages, as the model is shown them.
 
     Two readers depend on it being append-only: the provider's prompt cache needs a stable prefix, and adapters encode
     each message once and then read only the new ones.

@@ -1,6 +1,7 @@
 """The state of a run: what a worker needs, besides the transcripts, to continue where another worker stopped."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from app.domain.models.message import Usage
@@ -31,6 +32,8 @@ class Checkpoint:
     """In phase `waiting`: ID of the tool call that the next user message answers."""
     unplanned_text: str = ""
     """In phase `planning`: text of the user messages to plan for."""
+    answer_requested: bool = False
+    """In phase `answering`: whether the instruction to answer is in the planner's transcript."""
     model_turns: int = 0
     """Number of the executor's model turns in this run."""
     usage: Usage = Usage()
@@ -40,6 +43,9 @@ class Checkpoint:
 
     model: str = ""
     """Name of the session's model profile; empty for the default. The store sets it whenever it loads a checkpoint."""
+
+    transcript_starts: Mapping[TranscriptName, int] = field(default_factory=dict[TranscriptName, int])
+    """Number of stored entries before the newest summary of each transcript, set by `RunCheckpointer`; 0 if absent."""
 
     crash_count: int = 0
     """Number of processes that died during this run since its last progress: a finished plan, tool call or step."""

@@ -58,6 +58,14 @@ def step_results(plan: Plan) -> str:
 
 def interruption_summary(reason: str, plan: Plan, messages: Sequence[Message]) -> str:
     """Summarize an interrupted execution: the steps, and the newest tool calls with the end of their output."""
+    return (
+        f"<interrupted>\nThe work was interrupted ({reason}).\n{step_results(plan)}{newest_calls(messages)}\n"
+        "</interrupted>"
+    )
+
+
+def newest_calls(messages: Sequence[Message]) -> str:
+    """Return lines about the newest tool calls, with the end of their output; "" if there are none."""
     outputs = {message.tool_call_id: message.content for message in messages if isinstance(message, ToolMessage)}
     calls = [call for message in messages if isinstance(message, AssistantMessage) for call in message.tool_calls]
     lines = [
@@ -65,5 +73,4 @@ def interruption_summary(reason: str, plan: Plan, messages: Sequence[Message]) -
         f"{outputs.get(call.id, '')[-_SUMMARY_OUTPUT_CHARS:]}"
         for call in calls[-_SUMMARY_CALLS:]
     ]
-    newest = "\nNewest calls:\n" + "\n".join(lines) if lines else ""
-    return f"<interrupted>\nThe work was interrupted ({reason}).\n{step_results(plan)}{newest}\n</interrupted>"
+    return "\nNewest calls:\n" + "\n".join(lines) if lines else ""

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from app.domain.errors import StaleCheckpoint
 from app.domain.models.event import Event, EventRecord
-from app.domain.models.message import Message, Usage
+from app.domain.models.message import TranscriptEntry, Usage
 from app.domain.models.run import Checkpoint, TranscriptName
 
 
@@ -17,8 +17,8 @@ class Commit:
     timestamp: int
     """Time of the events, in whole seconds since the epoch, UTC."""
     events: Sequence[Event] = ()
-    messages: Sequence[tuple[TranscriptName, Message]] = ()
-    """Messages to append to the transcripts, in order."""
+    messages: Sequence[tuple[TranscriptName, TranscriptEntry]] = ()
+    """Entries to append to the transcripts, in order."""
     checkpoint: Checkpoint | None = None
     usage: Usage | None = None
     ends_after_message: int | None = None
@@ -122,6 +122,8 @@ class EventLog(Protocol):
         """Return the newest checkpoint, or a new `Checkpoint` if none is stored. Set its `model` to the session's."""
         ...
 
-    async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
-        """Return all messages of a transcript, in order."""
+    async def load_transcript(
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+    ) -> Sequence[TranscriptEntry]:
+        """Return the entries of a transcript that follow its first `after` ones, in order."""
         ...

@@ -12,7 +12,7 @@ import orjson
 from pydantic import Field, TypeAdapter
 
 from app.domain.models.event import Event, MessageEvent
-from app.domain.models.message import Message
+from app.domain.models.message import TranscriptEntry
 from app.domain.models.run import Checkpoint, TranscriptName
 
 MAX_NUMBER = 2**32 - 1
@@ -24,7 +24,9 @@ USER, ASSISTANT = 1, 2
 _SPEAKERS = {"user": USER, "assistant": ASSISTANT}
 _TRANSCRIPTS: dict[TranscriptName, int] = {"planner": 0, "executor": 1}
 
-_MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Annotated[Message, Field(discriminator="role")]])
+_ENTRIES: TypeAdapter[list[TranscriptEntry]] = TypeAdapter(
+    list[Annotated[TranscriptEntry, Field(discriminator="role")]]
+)
 _CHECKPOINT: TypeAdapter[Checkpoint] = TypeAdapter(Checkpoint)
 _ANYTHING: TypeAdapter[object] = TypeAdapter(object)
 
@@ -61,14 +63,14 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def encode_message(message: Message) -> bytes:
-    """Return a message of a transcript as JSON."""
+def encode_message(message: TranscriptEntry) -> bytes:
+    """Return an entry of a transcript as JSON."""
     return _dumps(message)
 
 
-def decode_messages(rows: Sequence[bytes]) -> list[Message]:
-    """Return the messages that `encode_message` encoded, in the order of `rows`."""
-    return _MESSAGES.validate_json(b"[%b]" % b",".join(rows))
+def decode_messages(rows: Sequence[bytes]) -> list[TranscriptEntry]:
+    """Return the entries that `encode_message` encoded, in the order of `rows`."""
+    return _ENTRIES.validate_json(b"[%b]" % b",".join(rows))
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
@@ -81,7 +83,7 @@ def decode_checkpoint(row: bytes | None, *, model: str) -> Checkpoint:
     return replace(Checkpoint() if row is None else _CHECKPOINT.validate_json(row), model=model)
 
 
-def _dumps(value: Message | Checkpoint) -> bytes:
+def _dumps(value: TranscriptEntry | Checkpoint) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:

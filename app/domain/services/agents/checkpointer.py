@@ -10,10 +10,19 @@ from uuid import uuid4
 from app.domain.clock import unix_now
 from app.domain.errors import StaleCheckpoint, StoreUnavailable
 from app.domain.models.event import Event
-from app.domain.models.message import Message, SystemMessage, Transcript, Usage
+from app.domain.models.message import (
+    MaskRecord,
+    Message,
+    SummaryRecord,
+    SystemMessage,
+    Transcript,
+    TranscriptEntry,
+    Usage,
+)
 from app.domain.models.run import Checkpoint, TranscriptName
-from app.domain.prompts import executing, planning
+from app.domain.prompts import compaction, executing, planning
 from app.domain.repositories.event_log import Commit, EventLog, UnreadMessage
+from app.domain.services.agents.window import ContextWindows
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +98,7 @@ class RunCheckpointer:
         event_log: EventLog,
         *,
         fencing_token: int | None = None,
+        windows: ContextWindows | None = None,
         now: Callable[[], int] = unix_now,
     ) -> None:
         """Create a checkpointer. Call `load` before use.
@@ -97,15 +107,21 @@ class RunCheckpointer:
             session_id: The session.
             event_log: The event log.
             fencing_token: See `Commit.fencing_token`.
+            windows: What is known of the models' context windows; None to begin anew.
             now: Returns the current time in whole seconds since the epoch, UTC.
         """
         self.session_id = session_id
         self.checkpoint = Checkpoint()
+        self.windows = windows or ContextWindows()
         self._event_log = event_log
         self._fencing_token = fencing_token
         self._now = now
         self._transcripts: dict[TranscriptName, Transcript] = {}
-        self._staged: list[tuple[TranscriptName, Message]] = []
+        self._lengths: dict[TranscriptName, int] = {}
+        """Number of entries of each loaded transcript in the event log, with the staged ones."""
+        self._starts: dict[TranscriptName, int] = {}
+        """See `Checkpoint.transcript_starts`. Kept separately, as `_revision`."""
+        self._staged: list[tuple[TranscriptName, TranscriptEntry]] = []
         self._usage = Usage()
         self._revision = ""
         """Revision of the newest checkpoint. Kept separately, because `checkpoint` may be replaced by a new object."""
@@ -117,6 +133,7 @@ class RunCheckpointer:
         await self.wait_for_pending()
         self.checkpoint = await self._event_log.load_checkpoint(self.session_id)
         self._revision = self.checkpoint.revision
+        self._starts = dict(self.checkpoint.transcript_starts)
         self._transcripts.clear()
         self._staged.clear()
 
@@ -126,9 +143,15 @@ class RunCheckpointer:
         The system prompt is not stored: every attempt uses the prompt of the running version.
         """
         if name not in self._transcripts:
-            stored = await self._event_log.load_transcript(self.session_id, name)
-            self._transcripts[name] = Transcript([SystemMessage(content=_SYSTEM_PROMPTS[name]), *stored])
+            start = self._starts.get(name, 0)
+            stored = await self._event_log.load_transcript(self.session_id, name, after=start)
+            self._lengths[name] = start + len(stored)
+            self._transcripts[name] = Transcript(_shown([SystemMessage(content=_SYSTEM_PROMPTS[name])], stored))
         return self._transcripts[name]
+
+    def is_summarized(self, name: TranscriptName) -> bool:
+        """Return whether a transcript begins with a summary in place of older messages."""
+        return name in self._starts
 
     async def unread_messages(self) -> Sequence[UnreadMessage]:
         """Return the user messages that the agent has not read."""
@@ -137,7 +160,23 @@ class RunCheckpointer:
     async def stage(self, name: TranscriptName, *messages: Message) -> None:
         """Append messages to a transcript. They are stored with the next commit."""
         (await self.transcript(name)).append(*messages)
+        self._lengths[name] += len(messages)
         self._staged.extend((name, message) for message in messages)
+
+    async def compact(self, name: TranscriptName, record: MaskRecord | SummaryRecord, *messages: Message) -> Transcript:
+        """Store `record`, `messages` and everything staged, and return the new transcript.
+
+        Raises:
+            LeaseLost, StaleCheckpoint, StoreUnavailable: See `commit`.
+        """
+        shown = (await self.transcript(name)).since(0)
+        if isinstance(record, SummaryRecord):
+            self._starts[name] = self._lengths[name]
+        self._lengths[name] += 1 + len(messages)
+        self._staged.extend((name, entry) for entry in (record, *messages))
+        self._transcripts[name] = Transcript(_shown(shown, (record, *messages)))
+        await self.commit()
+        return self._transcripts[name]
 
     def add_usage(self, usage: Usage) -> None:
         """Add the cost of a model call to the run and to the session. It is stored with the next commit."""
@@ -186,7 +225,9 @@ class RunCheckpointer:
 
     def _start_commit(self, events: Sequence[Event], checkpoint: Checkpoint | None, *, ends_run: bool) -> PendingCommit:
         expected_revision, self._revision = self._revision, uuid4().hex
-        self.checkpoint = replace(checkpoint or self.checkpoint, revision=self._revision)
+        self.checkpoint = replace(
+            checkpoint or self.checkpoint, revision=self._revision, transcript_starts=dict(self._starts)
+        )
         commit = Commit(
             timestamp=self._now(),
             events=tuple(events),
@@ -203,3 +244,18 @@ class RunCheckpointer:
         if self._no_retries:
             pending.stop_retrying()
         return pending
+
+
+def _shown(messages: Sequence[Message], entries: Sequence[TranscriptEntry]) -> list[Message]:
+    """Return what the model is shown of `messages`, which begin with the system prompt, and the entries after them."""
+    shown = list(messages)
+    for entry in entries:
+        match entry:
+            case MaskRecord():
+                older = shown[: entry.before]
+                shown[: entry.before] = [compaction.masked(each, images_only=entry.images_only) for each in older]
+            case SummaryRecord():
+                del shown[1:]
+            case _:
+                shown.append(entry)
+    return shown

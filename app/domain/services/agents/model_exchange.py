@@ -4,15 +4,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
+from uuid import uuid4
 
 from app.domain.errors import ModelFailure
 from app.domain.external.feed import Feed
-from app.domain.external.llm import LLM, ModelReply, ModelRequest, ReplyListener
+from app.domain.external.llm import LLM, ModelReply, ReplyListener
 from app.domain.models.event import StatusDelta
 from app.domain.models.message import AssistantMessage, ToolCall, UserMessage
 from app.domain.models.run import TranscriptName
 from app.domain.models.tool import ToolSpec
 from app.domain.services.agents.checkpointer import RunCheckpointer
+from app.domain.services.agents.context import BoundedConversation
 from app.domain.services.tools.arguments import BadArguments, parse_arguments
 from app.domain.services.tools.base import ToolInput
 
@@ -52,6 +54,7 @@ class ModelExchange:
         self._checkpointer = checkpointer
         self._model = model
         self._transcript: TranscriptName = transcript
+        self._conversation = BoundedConversation(checkpointer, model, transcript)
         self.unusable_replies = 0
         """Number of unusable replies since the last usable one."""
 
@@ -61,8 +64,7 @@ class ModelExchange:
         Raises:
             ModelFailure: The model did not reply, or refused.
         """
-        request = ModelRequest(transcript=await self._checkpointer.transcript(self._transcript), tools=tools)
-        reply = await self._model.complete(request, listener=listener)
+        reply = await self._conversation.complete(tools, listener)
         self._checkpointer.add_usage(self._model.profile.priced(reply.usage))
         if reply.finish == "refused":
             raise ModelFailure(f"the model refused: {reply.content[:500] or 'it gave no reason'}")
@@ -71,7 +73,8 @@ class ModelExchange:
 
     async def stage_turn(self, reply: ModelReply, *, used_ids: set[str]) -> Sequence[ToolCall]:
         """Stage the reply in the transcript. Return its calls, with their IDs made new and added to `used_ids`."""
-        calls = with_distinct_call_ids(reply.tool_calls, used_ids)
+        unknown_ids = self._checkpointer.is_summarized(self._transcript)
+        calls = with_distinct_call_ids(reply.tool_calls, used_ids, new=unknown_ids)
         turn = AssistantMessage(
             content=reply.content,
             tool_calls=tuple(calls),
@@ -106,14 +109,15 @@ class ModelExchange:
             )
 
 
-def with_distinct_call_ids(calls: Sequence[ToolCall], taken: set[str]) -> list[ToolCall]:
+def with_distinct_call_ids(calls: Sequence[ToolCall], taken: set[str], *, new: bool = False) -> list[ToolCall]:
     """Return the calls with IDs that are not in `taken`, and add them to it.
 
-    Some servers send no IDs, or the same ones in every turn.
+    Some servers send no IDs, or the same ones in every turn. `new`: replace every ID, because the older ones are not
+    known any more.
     """
     result: list[ToolCall] = []
     for call in calls:
-        call_id, number = call.id, len(taken)
+        call_id, number = f"call_{uuid4().hex}" if new else call.id, len(taken)
         while not call_id or call_id in taken:
             number += 1
             call_id = f"call_{number}"

@@ -238,8 +238,10 @@ class Answerer:
             Superseded: A user message arrived before the answer was stored.
         """
         checkpointer = self._checkpointer
-        results = planning.step_results(checkpointer.checkpoint.plan)
-        await checkpointer.stage("planner", UserMessage(content=planning.ANSWER.format(results=results)))
+        if not checkpointer.checkpoint.answer_requested:
+            results = planning.step_results(checkpointer.checkpoint.plan)
+            await checkpointer.stage("planner", UserMessage(content=planning.ANSWER.format(results=results)))
+            checkpointer.checkpoint = replace(checkpointer.checkpoint, answer_requested=True)
         live = LiveText(self._feed, checkpointer.session_id)
         try:
             text = await self._write(live)

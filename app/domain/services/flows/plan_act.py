@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from app.domain.errors import AnkerError, RunGivenUp, SandboxFailure, SandboxUnavailable, Superseded
@@ -29,6 +29,7 @@ from app.domain.repositories.event_log import EventLog, UnreadMessage
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.executor import Executor
 from app.domain.services.agents.planner import Answerer, Planner
+from app.domain.services.agents.window import ContextWindows
 from app.domain.services.tools.base import Tool, ToolContext, ToolDependencies
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class FlowDependencies(ToolDependencies):
     feed: Feed
     models: ModelCatalog
     tools: Mapping[str, Tool]
+    windows: ContextWindows = field(default_factory=ContextWindows)
 
 
 class PlanActFlow:
@@ -71,7 +73,9 @@ class PlanActFlow:
         """Create the flow of one attempt. `fencing_token`: see `Commit.fencing_token`."""
         self._dependencies = dependencies
         self._context = ToolContext(session_id=session_id, shared=dependencies)
-        self._checkpointer = RunCheckpointer(session_id, dependencies.event_log, fencing_token=fencing_token)
+        self._checkpointer = RunCheckpointer(
+            session_id, dependencies.event_log, fencing_token=fencing_token, windows=dependencies.windows
+        )
 
     async def run(self, reason: str = CRASHED, *, crashed: bool = False) -> None:
         """Continue from the checkpoint until the run waits for the user or ends.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import orjson
 
 from app.domain.models.event import EventRecord
-from app.domain.models.message import Message
+from app.domain.models.message import TranscriptEntry
 from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.infrastructure.persistence import codec
@@ -76,11 +76,14 @@ class MongoEventLog(MongoRepository):
         session = await self._find_session(session_id, ("checkpoint", "model"))
         return codec.decode_checkpoint(session["checkpoint"], model=session.get("model", ""))
 
-    async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
+    async def load_transcript(
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+    ) -> Sequence[TranscriptEntry]:
         """Implement `EventLog.load_transcript`."""
         session = await self._find_session(session_id, _TRANSCRIPT_FIELDS)
         ordinal, length = session["ordinal"], session[f"{transcript}_messages"]
-        first, last = codec.transcript_key(ordinal, transcript, 1), codec.transcript_key(ordinal, transcript, length)
+        first = codec.transcript_key(ordinal, transcript, after + 1)
+        last = codec.transcript_key(ordinal, transcript, length)
         rows = await self._find(self._database.transcripts, {"_id": _span(first, last)}, sort=_BY_KEY)
         newest = [row for row in session["tail"].get("messages", ()) if first <= row["_id"] <= last]
         return codec.decode_messages([row["data"] for row in _joined(rows, newest)])

@@ -9,7 +9,7 @@ import orjson
 
 from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.models.event import EventRecord
-from app.domain.models.message import Message
+from app.domain.models.message import TranscriptEntry
 from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.models.session import Session, SessionPage
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
@@ -93,12 +93,14 @@ class SqliteEventLog(_Repository):
         data, model = rows[0]
         return codec.decode_checkpoint(data, model=model)
 
-    async def load_transcript(self, session_id: str, transcript: TranscriptName) -> Sequence[Message]:
+    async def load_transcript(
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+    ) -> Sequence[TranscriptEntry]:
         """Implement `EventLog.load_transcript`."""
 
-        def query(connection: sqlite3.Connection, ordinal: int) -> Sequence[Message]:
+        def query(connection: sqlite3.Connection, ordinal: int) -> Sequence[TranscriptEntry]:
             span = (
-                codec.transcript_key(ordinal, transcript, 0),
+                codec.transcript_key(ordinal, transcript, after + 1),
                 codec.transcript_key(ordinal, transcript, codec.MAX_NUMBER),
             )
             return codec.decode_messages([data for (data,) in connection.execute(_TRANSCRIPT, span)])
