@@ -104,7 +104,7 @@ def final_answer(asked: Asked) -> str:
 
 def is_compaction(asked: Asked) -> bool:
     """Return whether the request asks for a summary."""
-    return "ummar" in str(asked.messages[-1]["content"]) and asked.kind == "final"
+    return asked.kind == "summary"
 
 
 def _offers_answer(asked: Asked) -> bool:
