@@ -11,6 +11,7 @@ from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.models.sandbox import (
     BrowserEndpoint,
     ConsoleRecord,
+    FileImage,
     FileMatches,
     FileText,
     FoundFiles,
@@ -108,6 +109,8 @@ class MemorySandbox:
         self.desktops: list[MemoryDesktop] = []
         self.calls: list[Call] = []
         self.files: dict[str, str] = {}
+        self.images: dict[str, FileImage] = {}
+        """Pictures by their absolute path."""
         self.replies: dict[str, Reply] = {}
         self.failure: SandboxFailure | SandboxUnavailable | None = None
         """The error that every call raises; None for none."""
@@ -227,6 +230,12 @@ class MemorySandbox:
             path=_absolute(path),
             files=tuple(name for name in found if fnmatch.fnmatch(posixpath.basename(name), glob)),
         )
+
+    async def file_image(self, file: str, *, max_side: int) -> FileImage:
+        self._record("file_image", file=file, max_side=max_side)
+        if (found := self.images.get(_absolute(file))) is None:
+            raise SandboxFailure(f"no such file: {file}", status=404)
+        return found
 
     def _record(self, method: str, **args: object) -> None:
         self.calls.append(Call(method, args))

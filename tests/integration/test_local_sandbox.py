@@ -1,6 +1,7 @@
 """Local sandboxes as real processes: their start, their environment, and what they can reach."""
 
 import asyncio
+import io
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.local import process
@@ -52,6 +54,20 @@ async def test_concurrent_starts_are_limited(tmp_path: Path, monkeypatch: pytest
         may_end.set()
         await starts
     assert maximum == STARTS_AT_ONCE
+
+
+async def test_picture_of_the_workspace_is_returned_scaled(provider: LocalSandboxes, tmp_path: Path) -> None:
+    sandbox = await provider.acquire("s1")
+    workspace = tmp_path / "sandboxes" / "s1" / "workspace"
+    Image.new("RGB", (2000, 1000)).save(workspace / "a.png")
+    found = await sandbox.file_image("~/a.png", max_side=100)
+    assert (found.original_width, found.original_height) == (2000, 1000)
+    assert Image.open(io.BytesIO(found.jpeg)).size == (100, 50)
+    with pytest.raises(SandboxFailure, match="not allowed"):
+        await sandbox.file_image("/etc/passwd", max_side=100)
+    await sandbox.file_write("b.png", "text", append=False, sudo=False)
+    with pytest.raises(SandboxFailure, match="not a picture"):
+        await sandbox.file_image("b.png", max_side=100)
 
 
 async def test_shell_starts_in_the_sessions_workspace(provider: LocalSandboxes, tmp_path: Path) -> None:

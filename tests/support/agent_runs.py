@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from app.application.services.run_worker import PlanActWorker
+from app.domain.external.browser import Browsers
 from app.domain.external.llm import LLM, ModelCatalog
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.services.flows.plan_act import FlowDependencies
@@ -22,6 +23,7 @@ def make_worker(
     model: LLM | None = None,
     *,
     sandboxes: SandboxProvider | None = None,
+    browsers: Browsers | None = None,
     feed: MemoryFeed | None = None,
     tools: Mapping[str, Tool] = EXECUTING,
 ) -> PlanActWorker:
@@ -33,7 +35,7 @@ def make_worker(
             models=ModelCatalog(models={"default": model or ScriptedLLM([])}, default="default"),
             tools=tools,
             sandboxes=sandboxes or MemorySandboxProvider(),
-            browsers=MemoryBrowsers(),
+            browsers=browsers or MemoryBrowsers(),
             screenshots=MemoryScreenshotKeeper(),
             engine=FakeSearch(),
         )

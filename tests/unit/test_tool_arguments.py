@@ -79,6 +79,7 @@ def test_functions_and_parameters_match_the_contract() -> None:
         "file_str_replace": (["file", "new_str", "old_str", "sudo"], ["file", "new_str", "old_str"]),
         "file_find_in_content": (["file", "regex", "sudo"], ["file", "regex"]),
         "file_find_by_name": (["glob", "path"], ["glob", "path"]),
+        "image_view": (file, file),
         "browser_view": ([], []),
         "browser_navigate": (["url"], ["url"]),
         "browser_restart": (["url"], ["url"]),

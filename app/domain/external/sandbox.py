@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from app.domain.models.sandbox import BrowserEndpoint, FileMatches, FileText, FoundFiles, PartStatus, ShellState
+from app.domain.models.sandbox import (
+    BrowserEndpoint,
+    FileImage,
+    FileMatches,
+    FileText,
+    FoundFiles,
+    PartStatus,
+    ShellState,
+)
 
 
 class Desktop(Protocol):
@@ -104,6 +112,10 @@ class Sandbox(Protocol):
 
     async def file_find(self, path: str, glob: str) -> FoundFiles:
         """Return the files below `path` whose path matches `glob`."""
+        ...
+
+    async def file_image(self, file: str, *, max_side: int) -> FileImage:
+        """Return the picture in `file`, with sides of at most `max_side` pixels."""
         ...
 
 

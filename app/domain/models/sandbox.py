@@ -60,6 +60,17 @@ class FoundFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileImage:
+    """A picture that was read from a file, scaled."""
+
+    file: str
+    jpeg: bytes = field(repr=False)
+    original_width: int
+    original_height: int
+    """Size of the picture in the file, in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrowserEndpoint:
     """The address at which a sandbox's Chromium is driven over CDP."""
 

@@ -1,5 +1,6 @@
 """Tool specifications, open tool calls, and their results."""
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -21,6 +22,31 @@ class Image:
     width: int
     height: int
     """Size in pixels."""
+
+    @classmethod
+    def of_jpeg(cls, jpeg: bytes) -> "Image | None":
+        """Return a JPEG as a picture; None if it is no JPEG."""
+        size = _jpeg_size(jpeg)
+        if size is None:
+            return None
+        return cls(media_type="image/jpeg", base64=base64.b64encode(jpeg).decode(), width=size[0], height=size[1])
+
+
+_JPEG_START = b"\xff\xd8"
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of the segments of a JPEG that hold its size."""
+
+
+def _jpeg_size(jpeg: bytes) -> tuple[int, int] | None:
+    """Return width and height, which are in the segment of the frame; None if there is none."""
+    position = len(_JPEG_START)
+    while jpeg.startswith(_JPEG_START) and position + 9 <= len(jpeg) and jpeg[position] == 0xFF:
+        if jpeg[position + 1] in _JPEG_FRAMES:
+            height = int.from_bytes(jpeg[position + 5 : position + 7])
+            width = int.from_bytes(jpeg[position + 7 : position + 9])
+            return width, height
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

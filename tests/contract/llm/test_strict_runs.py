@@ -1,12 +1,19 @@
 """Whole runs through the real adapter against a server with the rules of the strictest ones."""
 
+import base64
+import io
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from PIL import Image
 
+from app.domain.models.browser import PageView
 from app.domain.models.event import TERMINAL
+from app.domain.models.model_profile import ModelProfile
+from app.domain.models.sandbox import FileImage
 from app.infrastructure.llm.openai_model import OpenAIModel
 from app.infrastructure.queue.supervisor import InlineRunQueue
+from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_openai import Answer, Asked, Call, Reply, ScriptedOpenAI, Status, agent_script
@@ -29,10 +36,12 @@ class StrictSession:
         self.store = MemoryStore()
         self.sandboxes = MemorySandboxProvider()
         self.model = model
+        self.browsers = MemoryBrowsers()
         self.queue = self._queue()
 
     def _queue(self) -> InlineRunQueue:
-        return InlineRunQueue(make_worker(self.store, self.model, sandboxes=self.sandboxes))
+        worker = make_worker(self.store, self.model, sandboxes=self.sandboxes, browsers=self.browsers)
+        return InlineRunQueue(worker)
 
     async def open(self) -> None:
         await self.store.create("s", owner="", at=0)
@@ -74,9 +83,11 @@ def server() -> Iterator[ScriptedOpenAI]:
         yield server
 
 
-@pytest.fixture
-async def session(server: ScriptedOpenAI) -> AsyncIterator[StrictSession]:
-    model = OpenAIModel(api_key="k", base_url=server.url, model="m", timeout_seconds=10)
+@pytest.fixture(params=[False])
+async def session(server: ScriptedOpenAI, request: pytest.FixtureRequest) -> AsyncIterator[StrictSession]:
+    """Return a session; the parameter is whether its model sees pictures."""
+    profile = ModelProfile(model="m", vision=request.param)
+    model = OpenAIModel(api_key="k", base_url=server.url, model="m", profile=profile, timeout_seconds=10)
     session = StrictSession(server, model)
     await session.open()
     yield session
@@ -146,6 +157,47 @@ async def test_messages_after_interrupt_stop_and_restart_pass(session: StrictSes
     session.server.script = WORK
     assert await session.run("Once more.") == "done"
     session.check()
+
+
+PICTURES = (Call("image_view", {"file": "~/a.png"}), Call("browser_view", {}))
+
+
+async def _run_with_pictures(session: StrictSession) -> list[Asked]:
+    """Let the model look at a file and at a page in the same turn. Return the requests of the steps."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 32)).save(buffer, "JPEG")
+    picture = FileImage(file="/home/ubuntu/a.png", jpeg=buffer.getvalue(), original_width=64, original_height=32)
+    session.sandboxes.sandboxes["s"].images[picture.file] = picture
+    session.browsers.prepare("s").pages = [PageView(url="u", title="t", text="x", screenshot=picture.jpeg)]
+
+    def script(asked: Asked) -> Answer:
+        if asked.kind != "executing":
+            return WORK(asked)
+        return Reply(calls=[DONE] if "image_view" in str(asked.messages) else PICTURES)
+
+    session.server.script = script
+    assert await session.run() == "done"
+    session.check()
+    return [asked for asked in session.server.asked if asked.kind == "executing"]
+
+
+@pytest.mark.parametrize("session", [True], indirect=True)
+async def test_model_that_sees_gets_the_pictures_after_their_results(session: StrictSession) -> None:
+    first, second = (await _run_with_pictures(session))[:2]
+    assert "image_view" in first.tools
+    roles = [message["role"] for message in second.messages[-5:]]
+    assert roles == ["assistant", "tool", "tool", "assistant", "user"]
+    parts = second.messages[-1]["content"]
+    assert [part["type"] for part in parts] == ["text", "image_url", "image_url"]
+    sent = base64.b64decode(parts[1]["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(sent)).size == (64, 32)
+
+
+async def test_model_that_does_not_see_gets_text_only(session: StrictSession) -> None:
+    first, second = (await _run_with_pictures(session))[:2]
+    assert "image_view" not in first.tools
+    assert "browser_view" in first.tools
+    assert "image_url" not in str(second.messages)
 
 
 async def _calling(session: StrictSession, count: int) -> bool:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
-from app.domain.models.sandbox import PartStatus, ShellState
+from app.domain.models.sandbox import FileImage, PartStatus, ShellState
 from app.infrastructure.sandbox.client import api_client, http_sandbox
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
 from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
@@ -190,6 +190,33 @@ async def test_broken_connection_raises_and_the_request_is_not_repeated() -> Non
             with pytest.raises(SandboxUnavailable, match="broke"):
                 await sandbox.shell_exec("main", "", "rm -rf build")
             assert len(connections) == 1
+
+
+IMAGE = {"media_type": "image/jpeg", "base64": "/9j/", "original_width": 9, "original_height": 5}
+
+
+async def test_picture_is_requested_with_its_longest_side() -> None:
+    box = Scripted(IMAGE)
+    found = await box.sandbox().file_image("a.png", max_side=64)
+    assert box.last_request() == ("/api/v1/file/image", {"file": "a.png", "max_side": 64})
+    assert found == FileImage(file="a.png", jpeg=b"\xff\xd8\xff", original_width=9, original_height=5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base64": None},
+        {"base64": "no base64!"},
+        {"base64": "\u00e9"},
+        {"base64": "AAAA" * 200_000},
+        {"media_type": "text/html"},
+        {"file": 3},
+        {"original_width": "9"},
+    ],
+)
+async def test_malformed_picture_raises_sandbox_unavailable(change: dict[str, object]) -> None:
+    with pytest.raises(SandboxUnavailable):
+        await Scripted({**IMAGE, **change}).sandbox().file_image("a.png", max_side=64)
 
 
 async def test_closed_port_raises_sandbox_unavailable() -> None:

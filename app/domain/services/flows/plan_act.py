@@ -148,13 +148,15 @@ class PlanActFlow:
                 extra={"model": name, "default": models.default},
             )
         planner, executor = models.planner_of(name), models.executor_of(name)
+        self._context.vision = sees = executor.profile.vision
+        tools = {name: tool for name, tool in dependencies.tools.items() if sees or not tool.needs_vision}
         while True:
             match checkpointer.checkpoint.phase:
                 case "planning":
                     sandboxes = dependencies.sandboxes
                     await Planner(checkpointer, planner, dependencies.feed, sandboxes).run()
                 case "executing":
-                    await Executor(checkpointer, executor, dependencies.feed, dependencies.tools, self._context).run()
+                    await Executor(checkpointer, executor, dependencies.feed, tools, self._context).run()
                 case "answering":
                     await Answerer(checkpointer, planner, dependencies.feed).run()
                 case "idle" | "waiting":

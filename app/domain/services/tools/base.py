@@ -5,6 +5,7 @@ A tool is a frozen value in an explicit table (`registry.py`). The model's argum
 """
 
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Annotated, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.domain.errors import AnkerError
 from app.domain.external.browser import Browser, Browsers
 from app.domain.external.sandbox import Sandbox, SandboxProvider
 from app.domain.external.screenshots import Screenshots
@@ -19,6 +21,8 @@ from app.domain.external.search import SearchEngine
 from app.domain.models.tool import JsonObject, ToolkitName, ToolResult, ToolSpec
 from app.domain.services.tools.arguments import parse_arguments
 from app.domain.services.tools.schema import json_schema
+
+log = logging.getLogger(__name__)
 
 MAX_TEXT = 16_000
 """Maximum length of a tool result that the model reads, in characters."""
@@ -56,6 +60,8 @@ class ToolContext:
     shared: ToolDependencies
     sandbox_instance: str = ""
     """Instance id of the sandbox that a tool used last; empty before the first use."""
+    vision: bool = False
+    """Whether the model that reads the results sees pictures."""
 
     async def sandbox(self) -> Sandbox:
         """Return the session's sandbox, and start it if there is none."""
@@ -67,6 +73,14 @@ class ToolContext:
         """Return the browser in the session's sandbox, and start both if needed."""
         await self.sandbox()
         return await self.shared.browsers.open(self.session_id)
+
+    async def keep_screenshot(self, jpeg: bytes) -> str | None:
+        """Store a picture for clients and return its address. Return None if that fails: the tool itself succeeded."""
+        try:
+            return await self.shared.screenshots.keep(self.session_id, jpeg)
+        except AnkerError as error:
+            log.warning("cannot store a screenshot: %s", error)
+            return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +193,8 @@ class Tool:
     """Key of the toolkit in `TOOLKITS`; empty for a tool without tool events."""
     abort: Callable[[JsonObject, Sandbox], Awaitable[None]] | None = None
     """Stops what an interrupted call with these valid arguments may have left running; None if it leaves nothing."""
+    needs_vision: bool = False
+    """Whether the tool is offered only to a model that sees pictures."""
 
 
 I = TypeVar("I", bound=ToolInput)  # noqa: E741 - the input
@@ -193,6 +209,7 @@ def function_tool(
     *,
     parallel: bool = False,
     aborting: Callable[[I, Sandbox], Awaitable[None]] | None = None,
+    needs_vision: bool = False,
 ) -> Tool:
     """Return a tool that runs a coroutine function. Its specification is derived from its input model.
 
@@ -204,6 +221,7 @@ def function_tool(
         function: What a call runs.
         parallel: Whether the tool changes nothing, so that several calls may run at the same time.
         aborting: What stops a call that was interrupted.
+        needs_vision: See `Tool.needs_vision`.
     """
 
     def bind(arguments: str, context: ToolContext) -> BoundCall:
@@ -216,6 +234,7 @@ def function_tool(
         bind=bind,
         toolkit=toolkit,
         abort=None if aborting is None else lambda args, sandbox: aborting(input.model_validate(args), sandbox),
+        needs_vision=needs_vision,
     )
 
 

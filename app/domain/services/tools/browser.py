@@ -1,23 +1,24 @@
 """The browser toolkit: control the browser in the session's sandbox."""
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
-from app.domain.errors import AnkerError, BrowserFailure
+from app.domain.errors import BrowserFailure
 from app.domain.external.browser import Browser, Target
 from app.domain.models.browser import PageView, Point
-from app.domain.models.tool import ToolResult
+from app.domain.models.tool import Image, ToolResult
 from app.domain.services.tools.base import MAX_TEXT, I, Tool, ToolContext, ToolInput, clip, function_tool
-
-log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 100
 """Maximum length of the line that clients show, in characters."""
 
 MAX_VALUE = 8_000
 """Maximum length of a JavaScript value that the model reads, in characters. The page is added to it."""
+
+MAX_PICTURE_BYTES = 400_000
+"""Maximum size of a screenshot that the model is shown, in bytes. They are usually below 100 KB."""
 
 UNCHANGED = "[nothing on the page changed]"
 CHANGED = "[only what changed; browser_view shows all]"
@@ -119,6 +120,16 @@ def _newest(lines: Sequence[str]) -> list[str]:
     return kept[::-1]
 
 
+async def _view(_: _NoInput, context: ToolContext) -> ToolResult:
+    """Show the page. Only this tool shows its picture too: after each action it would cost a thousand tokens."""
+    view = await (await context.browser()).view()
+    result = await _result(view, context)
+    jpeg = view.screenshot or b""
+    if not context.vision or len(jpeg) > MAX_PICTURE_BYTES or (picture := Image.of_jpeg(jpeg)) is None:
+        return result
+    return replace(result, images=(picture,))
+
+
 async def _click(args: _Target, browser: Browser) -> PageView:
     target = args.target()
     if target is None:
@@ -143,7 +154,7 @@ async def _result(view: PageView, context: ToolContext, *, value: str | None = N
     if view.unshown:
         heads.append(f"Not shown: {view.unshown}")
     content: dict[str, object] = {"url": view.url, "title": view.title}
-    if (address := await _keep_screenshot(view, context)) is not None:
+    if view.screenshot is not None and (address := await context.keep_screenshot(view.screenshot)) is not None:
         content["screenshot"] = address
     if value is not None:
         heads.append(f"Value: {value}")
@@ -162,30 +173,19 @@ def _page_text(view: PageView) -> str:
     return f"\n{view.text}" if view.text else EMPTY
 
 
-async def _keep_screenshot(view: PageView, context: ToolContext) -> str | None:
-    """Store the screenshot and return its address. Return None if that fails, as the action itself succeeded."""
-    if view.screenshot is None:
-        return None
-    try:
-        return await context.shared.screenshots.keep(context.session_id, view.screenshot)
-    except AnkerError as error:
-        log.warning("cannot store a screenshot: %s", error)
-        return None
-
-
 def _tool(
     name: str,
     description: str,
     input: type[I],
     act: Callable[[I, Browser], Awaitable[PageView]],
-    *,
-    parallel: bool = False,
 ) -> Tool:
-    return function_tool(f"browser_{name}", "browser", description, input, _action(act), parallel=parallel)
+    return function_tool(f"browser_{name}", "browser", description, input, _action(act))
 
 
 TOOLS: tuple[Tool, ...] = (
-    _tool("view", "Show the page: [number] marks what you can act on.", _NoInput, lambda _, b: b.view(), parallel=True),
+    function_tool(
+        "browser_view", "browser", "Show the page: [number] marks what you can act on.", _NoInput, _view, parallel=True
+    ),
     _tool("navigate", "Open a URL.", _Url, lambda args, b: b.navigate(args.url)),
     _tool("restart", "Start the browser anew and open a URL.", _Url, lambda args, b: b.restart(args.url)),
     _tool("click", "Click an element.", _Target, _click),

@@ -1,9 +1,13 @@
-"""The file toolkit: text files in the session's sandbox."""
+"""The file toolkit: text files in the session's sandbox, and pictures for a model that sees."""
 
 from pydantic import Field
 
-from app.domain.models.tool import ToolResult
+from app.domain.errors import SandboxFailure
+from app.domain.models.tool import Image, ToolResult
 from app.domain.services.tools.base import Text, Tool, ToolContext, ToolInput, clip, function_tool
+
+MAX_IMAGE_SIDE = 1_024
+"""Longest side of a picture that the model is shown, in pixels. Such a picture costs about 1,000 to 1,400 tokens."""
 
 
 class _File(ToolInput):
@@ -35,6 +39,10 @@ class _Search(_File):
 class _Find(ToolInput):
     path: str = Field(min_length=1, description="Directory")
     glob: str = Field(min_length=1, description="e.g. **/*.py")
+
+
+class _Image(ToolInput):
+    file: str = Field(min_length=1, description="JPEG, PNG, GIF, WebP, BMP or TIFF")
 
 
 async def _read(args: _Read, context: ToolContext) -> ToolResult:
@@ -102,6 +110,22 @@ async def _find(args: _Find, context: ToolContext) -> ToolResult:
     )
 
 
+async def _image(args: _Image, context: ToolContext) -> ToolResult:
+    sandbox = await context.sandbox()
+    found = await sandbox.file_image(args.file, max_side=MAX_IMAGE_SIDE)
+    picture = Image.of_jpeg(found.jpeg)
+    if picture is None:
+        raise SandboxFailure(f"the sandbox returned no picture: {args.file}")
+    size = f"{found.original_width} x {found.original_height} pixels"
+    scaled = picture.width < found.original_width
+    text = f"{size}, shown at {picture.width} x {picture.height}" if scaled else size
+    data = {"file": found.file, "width": found.original_width, "height": found.original_height}
+    content: dict[str, object] = {"content": text, **data}
+    if (address := await context.keep_screenshot(found.jpeg)) is not None:
+        content["screenshot"] = address
+    return ToolResult(text=text, message=size, data=data, content=content, images=(picture,))
+
+
 TOOLS: tuple[Tool, ...] = (
     function_tool("file_read", "file", "Read a text file.", _Read, _read, parallel=True),
     function_tool("file_write", "file", "Write or append to a text file; makes folders.", _WriteFile, _write),
@@ -110,4 +134,5 @@ TOOLS: tuple[Tool, ...] = (
         "file_find_in_content", "file", "Find the lines of a file that match a regex.", _Search, _search, parallel=True
     ),
     function_tool("file_find_by_name", "file", "Find files by name below a directory.", _Find, _find, parallel=True),
+    function_tool("image_view", "file", "Look at a picture file.", _Image, _image, parallel=True, needs_vision=True),
 )

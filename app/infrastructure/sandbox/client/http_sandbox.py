@@ -5,7 +5,15 @@ from contextlib import AbstractContextManager, nullcontext
 
 from app.domain.errors import SandboxFailure
 from app.domain.external.sandbox import Desktop
-from app.domain.models.sandbox import BrowserEndpoint, FileMatches, FileText, FoundFiles, PartStatus, ShellState
+from app.domain.models.sandbox import (
+    BrowserEndpoint,
+    FileImage,
+    FileMatches,
+    FileText,
+    FoundFiles,
+    PartStatus,
+    ShellState,
+)
 from app.infrastructure.sandbox.client import responses
 from app.infrastructure.sandbox.client.api_client import JsonObject, SandboxApiClient
 from app.infrastructure.sandbox.client.desktop import open_desktop
@@ -139,6 +147,10 @@ class HttpSandbox:
     async def file_find(self, path: str, glob: str) -> FoundFiles:
         """Implement `Sandbox.file_find`."""
         return responses.parse_found_files(await self._call_file("find", {"path": path, "glob": glob}), path)
+
+    async def file_image(self, file: str, *, max_side: int) -> FileImage:
+        """Implement `Sandbox.file_image`."""
+        return responses.parse_file_image(await self._call_file("image", {"file": file, "max_side": max_side}), file)
 
     async def _call_shell(self, call: str, shell_id: str, fields: JsonObject, seconds: float) -> ShellState:
         encoded_id = self._prefix + encode_id(shell_id)

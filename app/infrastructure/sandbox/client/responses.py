@@ -3,6 +3,8 @@
 The fields of a response have the names of the domain's value objects. Unknown fields are ignored.
 """
 
+import binascii
+from base64 import b64decode
 from dataclasses import replace
 from typing import TypeVar
 
@@ -10,10 +12,13 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from app.domain.errors import SandboxUnavailable
-from app.domain.models.sandbox import FileMatches, FileText, FoundFiles, PartStatus, ShellState
+from app.domain.models.sandbox import FileImage, FileMatches, FileText, FoundFiles, PartStatus, ShellState
 from app.infrastructure.sandbox.client.api_client import JsonObject
 
 T = TypeVar("T")
+
+MAX_IMAGE_BYTES = 400_000
+"""Maximum size of a picture, in bytes. The sandbox itself keeps to half of it."""
 
 _SHELL_STATE = TypeAdapter(ShellState)
 _FILE_TEXT = TypeAdapter(FileText)
@@ -21,6 +26,7 @@ _FILE_MATCHES = TypeAdapter(FileMatches)
 _FOUND_FILES = TypeAdapter(FoundFiles)
 _PARTS = TypeAdapter(dict[str, PartStatus])
 _COUNT = TypeAdapter(int)
+_TEXT = TypeAdapter(str)
 _SECONDS = TypeAdapter(float)
 
 
@@ -46,6 +52,22 @@ def parse_file_matches(data: JsonObject, file: str) -> FileMatches:
 def parse_found_files(data: JsonObject, path: str) -> FoundFiles:
     """Parse paths that match a glob. `path`: the requested folder, used if the response names none."""
     return _parse(_FOUND_FILES, {"path": path, **_present(data)})
+
+
+def parse_file_image(data: JsonObject, file: str) -> FileImage:
+    """Parse a picture. `file`: as in `parse_file_text`."""
+    try:
+        jpeg = b64decode(_parse(_TEXT, data.get("base64"), "base64"), validate=True)
+    except (binascii.Error, ValueError):
+        raise _malformed("base64") from None
+    if len(jpeg) > MAX_IMAGE_BYTES or data.get("media_type") != "image/jpeg":
+        raise _malformed("media_type" if len(jpeg) <= MAX_IMAGE_BYTES else "base64")
+    return FileImage(
+        file=_parse(_TEXT, data.get("file", file), "file"),
+        jpeg=jpeg,
+        original_width=parse_count(data, "original_width"),
+        original_height=parse_count(data, "original_height"),
+    )
 
 
 def parse_count(data: JsonObject, name: str) -> int:
