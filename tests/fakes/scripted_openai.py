@@ -207,7 +207,7 @@ class ScriptedApp:
         self.asked: list[Asked] = []
         self.violations: list[str] = []
         self._record = record
-        self._strict = strict
+        self.strict = strict
         self._count = 0
         self._arrived = threading.Condition()
 
@@ -241,7 +241,7 @@ class ScriptedApp:
             asked.answered_at = time.monotonic()
 
     def _answer(self, asked: Asked, number: int) -> Answer:
-        if self._strict and (rule := violation(asked.body)):
+        if self.strict and (rule := violation(asked.body)):
             self.violations.append(rule)
             return Status(status=400, body={"error": {"message": rule, "type": "invalid_request_error"}})
         if callable(self.script):

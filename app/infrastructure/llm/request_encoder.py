@@ -217,7 +217,7 @@ class _EncodedTranscript:
         if message.tool_calls:
             calls = [self._open_call(call) for call in message.tool_calls]
             for call, more in zip(calls, call_fields, strict=False):
-                call |= {name: value for name, value in more.items() if name not in _CALL_FIELDS}
+                _add_call_fields(call, more)
             fields = {"content": message.content if message.content.strip() else None, "tool_calls": calls}
         return fields | {name: value for name, value in message_fields.items() if name not in _MESSAGE_FIELDS}
 
@@ -252,6 +252,14 @@ class _EncodedTranscript:
             parts = [{"type": "image_url", "image_url": {"url": address}} for address in addresses]
             self._write_user([{"type": "text", "text": PICTURES}, *parts])
             self.pictures.clear()
+
+
+def _add_call_fields(call: dict[str, object], more: JsonObject) -> None:
+    """Add the model's own fields to a call and to its function. What the encoder wrote stays."""
+    function = more.get("function")
+    if isinstance(function, Mapping):
+        call["function"] = {**cast("JsonObject", function), **cast("JsonObject", call["function"])}
+    call |= {name: value for name, value in more.items() if name not in _CALL_FIELDS}
 
 
 def _text(text: str) -> str:

@@ -174,7 +174,10 @@ def test_request_without_tools_offers_a_placeholder_only_after_calls() -> None:
 FIELDS = ProviderFields(
     source="m at here",
     message={"reasoning_content": "I think.", "role": "x", "content": "x", "tool_calls": "x", "tool_call_id": "x"},
-    calls=({"extra_content": {"google": {"thought_signature": "s"}}, "id": "x", "type": "x", "function": "x"}, {}),
+    calls=(
+        {"extra_content": {"google": {"thought_signature": "s"}}, "id": "x", "type": "x", "function": "x"},
+        {"function": {"extra_content": "f", "name": "x", "arguments": "x"}},
+    ),
 )
 
 
@@ -187,6 +190,7 @@ def test_provider_fields_are_sent_back_without_overriding_the_turn() -> None:
     first, second = message["tool_calls"]
     assert first["extra_content"] == {"google": {"thought_signature": "s"}}
     assert second.keys() == first.keys() - {"extra_content"}
+    assert second["function"] == {"extra_content": "f", "name": "look", "arguments": "{}"}
 
 
 @pytest.mark.parametrize(

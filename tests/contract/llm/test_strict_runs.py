@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import AsyncIterator, Iterator
 
+import orjson
 import pytest
 from PIL import Image
 
@@ -16,7 +17,7 @@ from app.infrastructure.queue.supervisor import InlineRunQueue
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryStore
-from tests.fakes.scripted_openai import Answer, Asked, Call, Reply, ScriptedOpenAI, Status, agent_script
+from tests.fakes.scripted_openai import Answer, Asked, Call, Raw, Reply, ScriptedOpenAI, Status, agent_script
 from tests.support.agent_runs import make_worker
 from tests.support.eventually import eventually
 from tests.support.invariants import check_requests
@@ -157,6 +158,47 @@ async def test_messages_after_interrupt_stop_and_restart_pass(session: StrictSes
     session.server.script = WORK
     assert await session.run("Once more.") == "done"
     session.check()
+
+
+REASONING = {"reasoning_content": "I think."}
+SIGNATURE = {"extra_content": {"google": {"thought_signature": "s"}}}
+
+
+def _thinking(turn: Answer) -> Answer:
+    """Return the turn with reasoning, and with a signature on each of its calls."""
+    if not isinstance(turn, Reply):
+        return turn
+    calls = [
+        {
+            "index": n,
+            "id": "c",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.text},
+            **SIGNATURE,
+        }
+        for n, call in enumerate(turn.calls)
+    ]
+    delta = {"content": turn.text, **REASONING, **({"tool_calls": calls} if calls else {})}
+    chunks = [{"delta": delta}, {"delta": {}, "finish_reason": turn.reason}]
+    pieces = [b"data: " + orjson.dumps({"choices": [{"index": 0, **chunk}]}) + b"\n\n" for chunk in chunks]
+    return Raw(pieces=[*pieces, b"data: [DONE]\n\n"])
+
+
+async def test_reasoning_and_signatures_come_back_with_every_turn(session: StrictSession) -> None:
+    def script(asked: Asked) -> Answer:
+        turns = [message for message in asked.messages if message.get("tool_calls")]
+        calls = [call for turn in turns for call in turn["tool_calls"]]
+        missing = [turn for turn in turns if turn.get("reasoning_content") != REASONING["reasoning_content"]]
+        missing += [call for call in calls if call.get("extra_content") != SIGNATURE["extra_content"]]
+        if missing:
+            return Status(status=400, body={"error": {"message": f"reasoning or signatures are missing: {missing}"}})
+        return _thinking(WORK(asked))
+
+    session.server.reset(script)
+    session.server.strict = False  # the strictest server knows no fields beyond the standard
+    assert [await session.run(), await session.run("More.")] == ["done", "done"]
+    await session.restart()
+    assert await session.run("And more.") == "done"
 
 
 PICTURES = (Call("image_view", {"file": "~/a.png"}), Call("browser_view", {}))
