@@ -16,6 +16,7 @@ from app.domain.external.llm import LLM
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.infrastructure.llm.demo import DemoModel
+from app.infrastructure.llm.failures import RetryPolicy
 from app.infrastructure.llm.openai_model import OpenAIModel
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.sandbox.auto import REAL_MODEL_UNISOLATED, UnavailableSandboxes, choose_provider
@@ -73,6 +74,7 @@ def _openai_model(context: FactoryContext) -> tuple[LLM, str]:
         temperature=settings.temperature,
         max_tokens=settings.max_tokens,
         timeout_seconds=settings.llm_timeout_seconds,
+        retry=RetryPolicy(patience_seconds=settings.llm_retry_seconds),
     )
     if context.role != "api":
         model.warm_up()

@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     max_tokens: int = Field(2000, ge=1)
     llm_provider: str = ""
     llm_timeout_seconds: float = Field(120, gt=0)
+    llm_retry_seconds: float = Field(120, ge=0)
     """Maximum silence of the model, before its reply and between two parts of it, in seconds."""
     model_context_tokens: int = Field(128_000, ge=1_000)
     run_token_budget: int = Field(0, ge=0)

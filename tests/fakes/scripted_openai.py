@@ -82,7 +82,7 @@ class Status:
     """An HTTP status with a body (a dict is sent as JSON) and headers, instead of a turn."""
 
     status: int
-    body: dict[str, Any] | str = ""
+    body: dict[str, Any] | list[Any] | str = ""
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -102,10 +102,10 @@ Answer = Reply | Status | Raw
 class Asked:
     """One request as the server received it."""
 
-    def __init__(self, path: str, headers: dict[str, str], raw: bytes, *, client: tuple[str, int]) -> None:
+    def __init__(self, path: str, headers: dict[str, str], raw: bytes, *, client: tuple[str, int], query: str) -> None:
         self.client = client
         self.at = time.monotonic()
-        self.path, self.headers, self.raw = path, headers, raw
+        self.path, self.query, self.headers, self.raw = path, query, headers, raw
         self.body: dict[str, Any] = orjson.loads(raw)
         self.messages: list[dict[str, Any]] = self.body.get("messages", [])
         self.tools = frozenset(tool["function"]["name"] for tool in self.body.get("tools", ()))
@@ -228,7 +228,8 @@ class ScriptedApp:
             if not message.get("more_body"):
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        asked = Asked(scope["path"], headers, bytes(raw), client=tuple(scope["client"]))
+        query = scope["query_string"].decode()
+        asked = Asked(scope["path"], headers, bytes(raw), client=tuple(scope["client"]), query=query)
         number = self._count
         with self._arrived:
             if self._record:

@@ -1,85 +1,75 @@
-"""Failures of model calls: whether to retry, after how long, and what to tell the user."""
+"""Failures of model calls: what to tell the user, and how long to repeat a call."""
 
-import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from random import Random
-from typing import cast
 from urllib.parse import urlsplit
 
-import orjson
-
-from app.infrastructure.llm.reply import as_object
+from app.domain.errors import ContextTooLong, MalformedReply, ModelFailure
+from app.domain.external.llm import FailureKind
+from app.infrastructure.llm.failure_rules import STATUS_OF_CODE, parse_context_limit, rule_of
+from app.infrastructure.llm.server_error import ServerError, read_body, read_report, wait_in_headers
 
 MAX_QUOTE = 300
 """Maximum number of characters of a server's error text to show."""
 
-_NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_balance")
-_TOO_LONG = re.compile(
-    r"context.?(length|window|size)|maximum context|exceed_context|(prompt|input|request|conversation) (is )?too long"
-    r"|too many (input )?tokens|reduce the length"
-)
-_UNKNOWN_MODEL = re.compile(
-    r"model_not_found|(unknown|invalid|no such) model|model\b.{0,80}\b(not found|not exist|not loaded)"
-)
-_FILTERED = ("content_filter", "content_policy_violation", "responsibleaipolicyviolation")
-_KEY_LIKE = re.compile(r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}", re.IGNORECASE)
+MAX_GENERATED = 8_000
+"""Maximum number of characters of a malformed tool call to keep."""
+
+FEW_RETRIES = 2
+"""Maximum number of retries of failures that rarely go away, such as an unknown host."""
+
+_KEY_LIKE = re.compile(r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}|[\w.\-]*\*{2,}[\w.\-]*", re.IGNORECASE)
 """Matches keys and masked keys such as `sk-abc***xyz`: a key prefix, then text with a digit or a star."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """Exponential backoff with full jitter. All times are in seconds."""
-
-    retries: int = 4
-    base_seconds: float = 0.5
-    cap_seconds: float = 8.0
-    max_retry_after: float = 60.0
-    """Longest wait that a server may ask for. A longer one fails the call."""
-
-    def delay(self, attempt: int, retry_after: float | None, rng: Random) -> float:
-        """Return the wait after attempt number `attempt`, counted from 0."""
-        if retry_after is not None:
-            # Servers tell all refused clients the same time, so the jitter is added to it.
-            return retry_after + rng.uniform(0, self.base_seconds)
-        return rng.uniform(0, min(self.cap_seconds, self.base_seconds * 2**attempt))
+_TOKEN = re.compile(r"(?=[\w.\-]*\d)[\w.\-]{4,}")
+_SECRETS_KEPT = 4
+"""Minimum length of a key, and of a part of it, to hide."""
 
 
 class ModelCallError(Exception):
-    """One attempt at a model call failed. `str(error)` is text for a person and never contains the key.
-
-    Attributes:
-        retry: Whether another attempt can succeed.
-        retry_after: Seconds that the server asks to wait; None if it does not say.
-        status: HTTP status; 0 if there is none.
-        server_text: The server's error code, type, parameter and message in lower case.
-    """
+    """One attempt at a model call failed. `str(error)` is text for a person and never contains the key."""
 
     def __init__(
-        self, message: str, *, retry: bool, retry_after: float | None = None, status: int = 0, server_text: str = ""
+        self,
+        message: str,
+        *,
+        kind: FailureKind,
+        waiting: str = "",
+        retries: int | None = None,
+        retry_after: float | None = None,
+        status: int = 0,
+        server: ServerError | None = None,
     ) -> None:
+        """Create the error.
+
+        Args:
+            message: What failed and what to do.
+            kind: Kind of the failure.
+            waiting: Text for the user while the call waits to be repeated. Empty: the failure is final.
+            retries: Maximum number of retries; None: as many as the patience allows.
+            retry_after: Seconds that the server asks to wait; None if it does not say.
+            status: HTTP status; 0 if there is none.
+            server: What the server said.
+        """
         super().__init__(message)
-        self.retry = retry
+        self.kind: FailureKind = kind
+        self.waiting = waiting
+        self.retries = retries
         self.retry_after = retry_after
         self.status = status
-        self.server_text = server_text
+        self.server = server or ServerError()
 
-
-@dataclass(frozen=True, slots=True)
-class _ServerError:
-    """The error object of a server. Every field may be empty."""
-
-    message: str = ""
-    code: str = ""
-    kind: str = ""
-    parameter: str = ""
-
-    @property
-    def text(self) -> str:
-        """All fields in lower case, to search for known phrases."""
-        return f"{self.code} {self.kind} {self.parameter} {self.message}".lower()
+    def to_failure(self, more: str = "") -> ModelFailure:
+        """Return the final failure of the call. `more`: what to add to its text."""
+        text = f"{self}{more}"
+        if self.kind == "context":
+            return ContextTooLong(text, limit_tokens=parse_context_limit(self.server.text))
+        if self.kind == "malformed":
+            return MalformedReply(text, generated=self.server.generated[:MAX_GENERATED])
+        return ModelFailure(text)
 
 
 class FailureClassifier:
@@ -87,93 +77,83 @@ class FailureClassifier:
 
     def __init__(self, *, base_url: str, model: str, api_key: str) -> None:
         self._key = api_key
-        parts = urlsplit(base_url)
-        # User and password in the address are secrets too.
-        self._base = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        self._server = f"the model's server at {self._base}"
+        self._server = f"the model's server at {public_address(base_url)}"
         self._model = model
 
     def from_status(self, status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> ModelCallError:
         """Classify an HTTP response with a status of 400 or more. `now`: seconds since the epoch."""
-        return self._classify(status, _parse_error(body), parse_retry_after(headers, now))
+        return self._classify(status, read_body(body), wait_in_headers(headers, now), now)
 
-    def from_stream(self, report: dict[str, object]) -> ModelCallError:
+    def from_stream(self, report: dict[str, object], *, now: float) -> ModelCallError:
         """Classify a chunk that reports a failure in a stream that began with status 200."""
-        parsed = _from_response(report)
-        status = int(parsed.code) if re.fullmatch(r"[45]\d\d", parsed.code) else 0
-        return self._classify(status, parsed, None)
+        error = read_report(report)
+        codes = (STATUS_OF_CODE.get(code.lower(), 0) for code in error.codes)
+        return self._classify(error.status or next(filter(None, codes), 0), error, None, now)
 
-    def unreachable(self, reason: str) -> ModelCallError:
-        """Report that no connection could be made."""
+    def unreachable(self, reason: str, *, retries: int | None = None) -> ModelCallError:
+        """Report that no connection could be made. `retries`: see `ModelCallError`."""
         text = f"Cannot connect to {self._server} ({reason}). Check API_BASE and that the server is running."
-        return ModelCallError(text, retry=True)
+        waiting = "The model's server cannot be reached; trying again"
+        return ModelCallError(text, kind="unreachable", waiting=waiting, retries=retries)
 
     def timed_out(self, seconds: float) -> ModelCallError:
         """Report that the server sent nothing for `seconds`."""
         text = f"{self._subject} timed out: it sent nothing for {seconds:g} seconds (LLM_TIMEOUT_SECONDS)."
-        return ModelCallError(text, retry=True)
+        return ModelCallError(text, kind="timeout", waiting="The model's server does not reply; trying again")
 
-    def broken_off(self) -> ModelCallError:
+    def broken_off(self, *, retries: int | None = None) -> ModelCallError:
         """Report that the connection or the stream ended before the reply was complete, or was malformed."""
-        return ModelCallError(f"{self._subject} broke off in the middle of its reply.", retry=True)
+        text = f"{self._subject} broke off in the middle of its reply."
+        waiting = "The reply of the model's server broke off; trying again"
+        return ModelCallError(text, kind="broken", waiting=waiting, retries=retries)
 
     def not_an_api(self) -> ModelCallError:
         """Report a 200 whose body is not a chat completion."""
         text = f"{self._subject} does not behave like an OpenAI-compatible API. Check API_BASE (it often ends in /v1)."
-        return ModelCallError(text, retry=False)
+        return ModelCallError(text, kind="request")
 
     def too_large(self) -> ModelCallError:
         """Report a reply above the size limit."""
-        return ModelCallError(f"{self._subject} sent a reply that is too large.", retry=False)
+        return ModelCallError(f"{self._subject} sent a reply that is too large.", kind="other")
 
     def closed(self) -> ModelCallError:
         """Report that the service is shutting down."""
-        return ModelCallError("The model was not called: the service is stopping.", retry=False)
+        return ModelCallError("The model was not called: the service is stopping.", kind="other")
 
     def unusable_setting(self, name: str, reason: str) -> ModelCallError:
         """Report a setting whose value cannot be sent."""
-        return ModelCallError(f"{name} cannot be used: {reason}.", retry=False)
+        return ModelCallError(f"{name} cannot be used: {reason}.", kind="request")
 
     @property
     def _subject(self) -> str:
         return self._server[0].upper() + self._server[1:]
 
-    def _classify(self, status: int, error: _ServerError, retry_after: float | None) -> ModelCallError:
-        text = self._permanent_failure(status, error)
-        retry = text is None
-        if text is None:
-            reason = f"HTTP {status}" if status else "an error in its reply"
-            verb = "limits our requests" if status == 429 else "failed"
-            text = f"{self._subject} {verb} ({reason}). Try again later.{self._quote(error)}"
-        return ModelCallError(text, retry=retry, retry_after=retry_after, status=status, server_text=error.text)
+    def _classify(self, status: int, error: ServerError, wait: float | None, now: float) -> ModelCallError:
+        if wait is None:
+            wait = error.retry_after if error.retry_after is not None else wait_in_headers(error.headers, now)
+        rule = rule_of(status, error, has_wait=wait is not None)
+        fields = {
+            "Server": self._subject,
+            "server": self._server,
+            "model": self._model,
+            "status": status,
+            "reason": f" (HTTP {status})" if status else " (an error in its reply)",
+        }
+        return ModelCallError(
+            rule.headline.format_map(fields) + self._quote(error),
+            kind=rule.kind,
+            waiting=rule.waiting.format_map(fields),
+            retries=rule.retries,
+            retry_after=wait,
+            status=status,
+            server=error,
+        )
 
-    def _permanent_failure(self, status: int, error: _ServerError) -> str | None:
-        """Return the text of a failure that a retry cannot fix; None for other failures."""
-        text, quote = error.text, self._quote(error)
-        if status == 402 or any(code in text for code in _NO_CREDIT):
-            return f"The account of API_KEY has no credit left at {self._server}: add credit or use another key.{quote}"
-        if status == 401:
-            # The server's text often repeats parts of the key, so it is left out.
-            return f"{self._subject} refused the API key (API_KEY): it is wrong, expired or for another server."
-        if status == 403:
-            return f"{self._subject} refused the API key (API_KEY): it may not use {self._model}.{quote}"
-        if status in (0, 400, 413, 422, 500) and _TOO_LONG.search(text):
-            return (
-                f"The conversation is too long for the model {self._model}: use a model with a larger context "
-                f"(MODEL_NAME) or start a new session.{quote}"
-            )
-        if status == 404 or (status in (0, 400, 422) and _UNKNOWN_MODEL.search(text)):
-            return f"{self._subject} does not know the model {self._model}: check MODEL_NAME and API_BASE.{quote}"
-        if status in (0, 400, 422) and any(code in text for code in _FILTERED):
-            return f"{self._subject} refused this content: rephrase the request.{quote}"
-        if status in (0, 408, 409, 429) or status >= 500:
-            return None
-        return f"{self._subject} refused the request (HTTP {status}).{quote}"
-
-    def _quote(self, error: _ServerError) -> str:
+    def _quote(self, error: ServerError) -> str:
         text = error.message
-        if len(self._key) >= 4:
+        if len(self._key) >= _SECRETS_KEPT:
             text = text.replace(self._key, "[key]")
+            text = _TOKEN.sub(lambda found: "[key]" if found[0] in self._key else found[0], text)
         text = " ".join(_KEY_LIKE.sub("[key]", text).partition("Traceback (most recent call last)")[0].split())
         text = "".join(char for char in text if char.isprintable())
         if len(text) > MAX_QUOTE:
@@ -181,52 +161,76 @@ class FailureClassifier:
         return f" The server said: {text}" if text else ""
 
 
-def parse_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds that a server asks to wait, or None if it does not say.
-
-    Reads `retry-after-ms`, then `Retry-After` as seconds or as an HTTP date (RFC 9110, section 10.2.3). `now` is in
-    seconds since the epoch.
-    """
-    milliseconds = _non_negative(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1_000
-    value = headers.get("retry-after")
-    seconds = _non_negative(value)
-    if seconds is not None or value is None:
-        return seconds
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, TypeError, OverflowError):
-        return None
+def public_address(base_url: str) -> str:
+    """Return an address without its secrets: user, password and query."""
+    parts = urlsplit(base_url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def _non_negative(value: str | None) -> float | None:
-    try:
-        number = float(value or "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How long to repeat a call that fails: with exponential backoff and jitter. All times are in seconds."""
+
+    patience_seconds: float = 120.0
+    """Maximum time from the first failure to the last attempt."""
+    broken_replies: int = 4
+    """Maximum number of retries of replies that broke off in their middle."""
+    base_seconds: float = 0.5
+    cap_seconds: float = 15.0
+
+    def delay(self, attempt: int, retry_after: float | None, rng: Random) -> float:
+        """Return the wait after attempt number `attempt`, counted from 0."""
+        backoff = min(self.cap_seconds, self.base_seconds * 2 ** min(attempt, 20))
+        if retry_after is not None:
+            # Servers tell all refused clients the same time, so the jitter is added to it.
+            return retry_after + rng.uniform(0, backoff)
+        return backoff / 2 + rng.uniform(0, backoff / 2)
 
 
-def _parse_error(body: bytes) -> _ServerError:
-    try:
-        value: object = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        text = body[:4_000].decode("utf-8", "replace").strip()
-        # An HTML page does not help the user.
-        return _ServerError("" if text.startswith("<") else text)
-    if isinstance(value, list):  # Google wraps its errors in an array
-        value = next(iter(cast("list[object]", value)), None)
-    return _from_response(as_object(cast("object", value)))
+class Patience:
+    """Decides after each failed attempt at one call whether and when to try again."""
+
+    def __init__(self, policy: RetryPolicy, rng: Random, now: Callable[[], float]) -> None:
+        self._policy = policy
+        self._rng = rng
+        self._now = now
+        self._since: float | None = None
+        self._attempts = 0
+        self._failures: Counter[FailureKind] = Counter()
+        self._broken_replies = 0
+
+    def delay_after(self, failure: ModelCallError, *, in_reply: bool) -> float:
+        """Return the seconds to wait before the next attempt.
+
+        Args:
+            failure: How the last attempt failed.
+            in_reply: Whether a part of the reply had arrived. The server works then, so the time starts anew, but
+                the number of such attempts is limited.
+
+        Raises:
+            ModelFailure: Another attempt is pointless.
+        """
+        now = self._now()
+        if self._since is None or in_reply:
+            self._since = now
+        self._attempts += 1
+        self._failures[failure.kind] += 1
+        self._broken_replies += in_reply
+        if not failure.waiting:
+            raise failure.to_failure() from None
+        left = self._policy.patience_seconds - (now - self._since)
+        wait = failure.retry_after
+        if wait is not None and wait > left:
+            raise failure.to_failure(f" It asks to wait {_duration(wait)}, longer than LLM_RETRY_SECONDS.") from None
+        is_last = failure.retries is not None and self._failures[failure.kind] > failure.retries
+        if left <= 0 or is_last or self._broken_replies > self._policy.broken_replies:
+            raise failure.to_failure(f" (Tried {self._attempts} times.)" if self._attempts > 1 else "") from None
+        delay = self._policy.delay(self._attempts - 1, wait, self._rng)
+        return min(delay, left) if wait is None else delay
 
 
-def _from_response(response: dict[str, object]) -> _ServerError:
-    error = response.get("error")
-    return _server_error(as_object(error) or {"message": error, **response})
-
-
-def _server_error(error: dict[str, object]) -> _ServerError:
-    message = error.get("message") or error.get("detail") or ""
-    text = message if isinstance(message, str) else orjson.dumps(message).decode()
-    code, kind, parameter = (str(error.get(name) or "") for name in ("code", "type", "param"))
-    return _ServerError(text, code, kind, parameter)
+def _duration(seconds: float) -> str:
+    """Return a duration for a person, with its seconds where these are few enough to compare."""
+    if seconds < 7_200:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 3_600:.0f} hours ({seconds:.0f} seconds)"

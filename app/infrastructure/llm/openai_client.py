@@ -6,15 +6,17 @@ Requests go through the SDK's documented `client.post` with a body that is encod
 `chat.completions.create` walks the whole history on every call and takes time that grows with it.
 """
 
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 import httpx2
 import openai
 
-from app.infrastructure.llm.failures import FailureClassifier, ModelCallError
+from app.infrastructure.llm.failures import FEW_RETRIES, FailureClassifier, ModelCallError
 
 LIMITS = httpx2.Limits(max_connections=1_000, max_keepalive_connections=32, keepalive_expiry=30)
 """Limits of the connection pool. The pool checks every idle connection at every call, 15 µs each, so few are kept."""
@@ -25,6 +27,7 @@ CONNECT_SECONDS = 10.0
 _BODY_ERRORS = (httpx2.HTTPError, httpx2.StreamError, OSError, anyio.EndOfStream, anyio.BrokenResourceError)
 """Exceptions that reading a body raises. TLS errors are OSErrors; anyio's errors sometimes arrive unmapped."""
 
+_ENDPOINT = "/chat/completions"
 _HEADERS = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 
 _MAX_CAUSES = 10
@@ -47,7 +50,7 @@ class OpenAIClient:
 
         Args:
             api_key: Key sent as a bearer token.
-            base_url: Address of the API, usually ending in `/v1`.
+            base_url: Address of the API, usually ending in `/v1`. A query is sent with every request.
             timeout_seconds: Maximum silence of the server.
             failures: Turns errors into `ModelCallError`.
             clock: Returns seconds since the epoch.
@@ -61,10 +64,14 @@ class OpenAIClient:
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         timeout = httpx2.Timeout(timeout_seconds, connect=min(timeout_seconds, CONNECT_SECONDS))
+        address = urlsplit(base_url.strip())
+        # Many people copy the address of the whole endpoint.
+        path = address.path.rstrip("/").removesuffix(_ENDPOINT)
         try:
             self._client = openai.AsyncOpenAI(
                 api_key=api_key,
-                base_url=base_url,
+                base_url=address._replace(path=path, query="", fragment="").geturl(),
+                default_query=dict(parse_qsl(address.query, keep_blank_values=True)),
                 timeout=timeout,
                 max_retries=0,  # OpenAIModel retries, because it must also retry a stream that breaks off
                 http_client=openai.DefaultAsyncHttpx2Client(limits=LIMITS, timeout=timeout),
@@ -83,7 +90,7 @@ class OpenAIClient:
         with self._errors_translated():
             try:
                 response = await self._client.post(
-                    "/chat/completions",
+                    _ENDPOINT,
                     cast_to=httpx2.Response,
                     content=body,
                     options={"headers": _HEADERS},
@@ -119,9 +126,13 @@ class OpenAIClient:
         if has(httpx2.TimeoutException):
             return self._failures.timed_out(self._timeout_seconds)
         if has(ssl.SSLCertVerificationError):
-            return self._failures.unreachable("its TLS certificate cannot be verified")
-        if has(httpx2.ConnectError, httpx2.UnsupportedProtocol):
-            return self._failures.unreachable("connection refused or unknown host")
+            return self._failures.unreachable("its TLS certificate cannot be verified", retries=FEW_RETRIES)
+        if has(socket.gaierror):
+            return self._failures.unreachable("unknown host", retries=FEW_RETRIES)
+        if has(httpx2.UnsupportedProtocol):
+            return self._failures.unusable_setting("API_BASE", "it must begin with http:// or https://")
+        if has(httpx2.ConnectError):
+            return self._failures.unreachable("connection refused" if has(ConnectionRefusedError) else "no route")
         return self._failures.broken_off()
 
 

@@ -6,14 +6,14 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING
 
-from app.domain.errors import ModelFailure
 from app.domain.external.llm import ModelObserver, ModelReply, ModelRequest, ReplyListener
 from app.domain.models.model_profile import ModelProfile
-from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, RetryPolicy
+from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, Patience, RetryPolicy, public_address
+from app.infrastructure.llm.refusals import learn
 from app.infrastructure.llm.reply import ChunkLost, EventDecoder, ReplyBuilder, ReplyTooLarge, ServerFailed
 from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
 from app.infrastructure.llm.wire_text import split_json
@@ -32,15 +32,24 @@ COMMENT_TIMEOUTS = 5
 USAGE_SECONDS = 5.0
 """Maximum wait for usage and `[DONE]` after the model's `finish_reason`, in seconds."""
 
-_UNSUPPORTED = ("unsupported", "not support", "only the default", "not permitted", "not allowed", "deprecated")
+MALFORMED_RETRIES = 4
+"""Maximum number of retries of replies that are no valid JSON."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Times of one attempt, in seconds of the monotonic clock."""
+
+    start: float
+    first_event_at: float | None = None
+    """Time of the first part of the reply."""
 
 
 class OpenAIModel:
     """A model behind an OpenAI-compatible server. Calls may run concurrently.
 
     Replies are always streamed. This class retries, not the SDK, so that a stream that breaks off is retried too. It
-    learns from the first refusal which parameters a server does not support (`stream_options`, `temperature`,
-    `max_tokens`) and leaves them out from then on.
+    learns from refusals which parameters its server does not take, and leaves them out from then on.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class OpenAIModel:
         timeout_seconds: float = 120,
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: Random | None = None,
     ) -> None:
@@ -72,11 +82,15 @@ class OpenAIModel:
             timeout_seconds: Maximum silence of the server, before its reply and between two parts of it.
             retry: When and how often to retry.
             clock: Returns seconds since the epoch. Tests replace it.
+            timer: Returns the seconds of a clock that is never set. Tests replace it.
             sleep: Waits between attempts. Tests replace it.
             rng: Source of the jitter. Tests replace it.
         """
         self._profile = profile or ModelProfile(
-            model=model, identity=f"{model} at {base_url}", max_tokens=max_tokens, output_limit=max_tokens
+            model=model,
+            identity=f"{model} at {public_address(base_url)}",
+            max_tokens=max_tokens,
+            output_limit=max_tokens,
         )
         self._observer = observer
         self._api_key = api_key.strip()
@@ -84,6 +98,7 @@ class OpenAIModel:
         self._timeout_seconds = timeout_seconds
         self._retry = retry or RetryPolicy()
         self._clock = clock
+        self._timer = timer
         self._sleep = sleep
         self._rng = rng or SystemRandom()
         self._failures = FailureClassifier(base_url=base_url, model=model, api_key=self._api_key)
@@ -107,27 +122,32 @@ class OpenAIModel:
 
     async def complete(self, request: ModelRequest, *, listener: ReplyListener | None = None) -> ModelReply:
         """Implement `LLM.complete`."""
-        attempt = 0
+        patience = Patience(self._retry, self._rng, self._timer)
         while True:
             builder = ReplyBuilder(listener, tools=request.tools, source=self._profile.identity)
+            progress = _Progress(time.monotonic())
             dialect = self._dialect
             try:
                 if self._closed:
                     raise self._failures.closed()
                 client = await self._client()
-                return await self._call(client, self._encoder.encode(request, dialect), builder)
+                return await self._call(client, self._encoder.encode(request, dialect), builder, progress)
             except ModelCallError as failure:
-                if self._learn(failure, dialect):
+                if self._learn(failure, request, dialect):
                     continue
-                delay = self._delay(failure, attempt)
+                if self._observer is not None:
+                    self._observer.failed(failure.kind)
+                delay = patience.delay_after(failure, in_reply=progress.first_event_at is not None)
+                reason = failure.waiting
                 log.warning(
                     "model call failed, retrying",
-                    extra={"attempt": attempt + 1, "status": failure.status, "seconds": delay},
+                    extra={"kind": failure.kind, "status": failure.status, "seconds": round(delay, 1)},
                 )
-            if builder.listener_called and listener is not None:
-                listener.restart()
+            if listener is not None:
+                if builder.listener_called:
+                    listener.restart()
+                listener.waiting(reason, round(delay, 1))
             await self._sleep(delay)
-            attempt += 1
 
     async def close(self) -> None:
         """Close all connections. Calls in flight fail, and so do later ones."""
@@ -165,15 +185,16 @@ class OpenAIModel:
         assert self._loading is not None  # noqa: S101 - for the type checker
         return self._loading.result() if self._loading.done() else await asyncio.wrap_future(self._loading)
 
-    async def _call(self, client: "OpenAIClient", request_body: bytes, builder: ReplyBuilder) -> ModelReply:
-        start = time.monotonic()
+    async def _call(
+        self, client: "OpenAIClient", request_body: bytes, builder: ReplyBuilder, progress: _Progress
+    ) -> ModelReply:
         body = await client.post(request_body)
         try:
-            is_complete = await self._read(body, builder, start)
+            is_complete = await self._read(body, builder, progress)
         except ServerFailed as failed:
-            raise self._failures.from_stream(failed.report) from None
+            raise self._failures.from_stream(failed.report, now=self._clock()) from None
         except ChunkLost:
-            raise self._failures.broken_off() from None
+            raise self._failures.broken_off(retries=MALFORMED_RETRIES) from None
         except ReplyTooLarge:
             raise self._failures.too_large() from None
         finally:
@@ -183,15 +204,16 @@ class OpenAIModel:
             raise self._failures.broken_off()
         reply = builder.finish()
         if self._observer is not None:
+            if progress.first_event_at is not None:
+                self._observer.first_token(progress.first_event_at - progress.start)
             self._observer.replied(reply.usage)
         return reply
 
-    async def _read(self, body: "ResponseBody", builder: ReplyBuilder, start: float) -> bool:
-        """Read `body` into `builder` and return whether the reply is complete. `start`: time of the request."""
+    async def _read(self, body: "ResponseBody", builder: ReplyBuilder, progress: _Progress) -> bool:
+        """Read `body` into `builder` and return whether the reply is complete."""
         decoder = EventDecoder()
         chunks = body.chunks()
         done = False
-        first_event_at: float | None = None
         try:
             async with asyncio.timeout(None) as deadline:
                 last_event_at = time.monotonic()
@@ -199,11 +221,11 @@ class OpenAIModel:
                     events = list(decoder.feed(chunk))
                     if events or decoder.plain_body is not None:
                         last_event_at = time.monotonic()
-                        first_event_at = first_event_at or last_event_at
                     elif time.monotonic() - last_event_at > self._timeout_seconds * COMMENT_TIMEOUTS:
                         raise self._failures.timed_out(self._timeout_seconds * COMMENT_TIMEOUTS)
                     for data in events:
                         done = done or builder.feed_event(data)
+                        progress.first_event_at = progress.first_event_at or last_event_at
                     if done or builder.finish_reason:
                         wait = DONE_TAIL_SECONDS if done else USAGE_SECONDS
                         deadline.reschedule(asyncio.get_running_loop().time() + wait)
@@ -215,8 +237,6 @@ class OpenAIModel:
                 raise
         finally:
             await chunks.aclose()
-        if self._observer is not None and first_event_at is not None:
-            self._observer.first_token(first_event_at - start)
         self._read_plain(decoder.plain_body or b"", builder)
         return builder.is_complete(done=done)
 
@@ -229,39 +249,23 @@ class OpenAIModel:
         if rest:
             raise self._failures.broken_off() if text.startswith(b"{") else self._failures.not_an_api()
         for value in values:
-            if not isinstance(value, dict) or not ("choices" in value or "error" in value):
+            builder.feed(value)
+            if not isinstance(value, dict) or "choices" not in value:
                 raise self._failures.not_an_api()
-            builder.feed(value)  # pyright: ignore[reportUnknownArgumentType] - any JSON
         builder.finish_reason = builder.finish_reason or "stop"
 
-    def _learn(self, failure: ModelCallError, sent: Dialect) -> bool:
-        """Drop the parameter that the server refused, for all later calls, and return whether there was one."""
-        if failure.status not in (400, 422):
+    def _learn(self, failure: ModelCallError, request: ModelRequest, sent: Dialect) -> bool:
+        """Leave out what the server refused, in all later calls, and return whether it refused a parameter."""
+        limit = request.max_tokens or self._profile.max_tokens
+        limit = min(limit, sent.output_limit or limit)
+        learnt = learn(failure, sent=sent, known=self._dialect, limit=limit)
+        if learnt is None:
             return False
-        text, known = failure.server_text, self._dialect
-        if sent.usage_in_stream and "stream_options" in text:
-            self._dialect = replace(known, usage_in_stream=False)
-        elif not sent.completion_limit and "max_completion_tokens" in text:
-            self._dialect = replace(known, completion_limit=True)
-        elif sent.temperature and "temperature" in text and any(phrase in text for phrase in _UNSUPPORTED):
-            self._dialect = replace(known, temperature=False)
-        else:
-            return False
-        log.info("the model's server does not support a parameter; later requests leave it out")
+        if self._observer is not None:
+            self._observer.failed("parameter")
+        if learnt != self._dialect:
+            log.info("later requests heed a refusal of the model's server", extra={"refusal": str(failure)})
+            self._dialect = learnt
+            most = min(self._profile.output_limit, learnt.output_limit or self._profile.output_limit)
+            self._profile = replace(self._profile, output_limit=most, max_tokens=min(most, self._profile.max_tokens))
         return True
-
-    def _delay(self, failure: ModelCallError, attempt: int) -> float:
-        """Return the seconds to wait before the next attempt.
-
-        Raises:
-            ModelFailure: Another attempt is pointless.
-        """
-        if not failure.retry:
-            raise ModelFailure(str(failure)) from None
-        retry_after = failure.retry_after
-        if retry_after is not None and retry_after > self._retry.max_retry_after:
-            raise ModelFailure(f"{failure} It asks to wait {retry_after:.0f} seconds.") from None
-        if attempt >= self._retry.retries:
-            tried = f" (Tried {attempt + 1} times.)" if attempt else ""
-            raise ModelFailure(f"{failure}{tried}") from None
-        return self._retry.delay(attempt, retry_after, self._rng)

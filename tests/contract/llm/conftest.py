@@ -22,6 +22,7 @@ class Listener:
         self.pieces: list[str] = []
         self.calls: list[tuple[str, str]] = []
         self.restarts = 0
+        self.waits: list[tuple[str, float | None]] = []
         self.heard = asyncio.Event()
 
     def text(self, delta: str) -> None:
@@ -37,12 +38,19 @@ class Listener:
         self.calls.clear()
         self.restarts += 1
 
+    def waiting(self, text: str, retry_in: float | None) -> None:
+        self.waits.append((text, retry_in))
+
 
 class FakeSleep:
     """Replace `asyncio.sleep` and the random source: record delays, return at once, draw the largest number."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+
+    def time(self) -> float:
+        """Return the time that was slept, as a clock that is never set."""
+        return sum(self.seconds)
 
     async def sleep(self, seconds: float) -> None:
         self.seconds.append(seconds)
@@ -98,6 +106,7 @@ async def make(server: ScriptedOpenAI, fake_sleep: FakeSleep) -> AsyncIterator[C
             "model": "test-model",
             "timeout_seconds": 10,
             "sleep": fake_sleep.sleep,
+            "timer": fake_sleep.time,
             "rng": fake_sleep,
         }
         made.append(OpenAIModel(**(values | options)))
