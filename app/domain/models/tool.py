@@ -59,14 +59,25 @@ class ToolSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SavedText:
+    """Where a text is in the sandbox."""
+
+    file: str
+    first_line: int | None = 0
+    """Number of the text's first line in the file, from 0; None if the text is not a part of the file as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
     """The result of a tool call.
 
     Clients receive `message` and `data` in `result`, and show `content`. The model reads `text`, which states the same
-    facts in as few tokens as possible.
+    facts in as few tokens as possible. A tool returns the whole text; `fit_result` shortens it.
     """
 
     text: str
+    saved: SavedText | None = None
+    """The file that holds the whole text, if there is one already."""
     message: str = ""
     success: bool = True
     data: JsonObject | None = None

@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 MAX_REFUSALS = 3
 """Maximum number of times that a server may refuse a request as too long before the run fails."""
 
-FULL_SHARE = 0.75
+FULL_SHARE = 0.8
 """Share of the room for messages at which a conversation is compacted."""
 
-LOW_SHARE = 0.4
+LOW_SHARE = 0.45
 """Share of the room that masking must reach; otherwise a summary is written."""
 
 _KEPT_SHARE = 0.2

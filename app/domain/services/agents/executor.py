@@ -33,6 +33,7 @@ from app.domain.services.tools.base import (
     ToolContext,
 )
 from app.domain.services.tools.message import COMPLETE_STEP
+from app.domain.services.tools.results import fit_result
 
 MAX_TURNS = 5_000
 """Maximum number of model turns of the executor in one run."""
@@ -55,6 +56,7 @@ class Executor:
     ) -> None:
         self._checkpointer = checkpointer
         self._exchange = ModelExchange(checkpointer, model, "executor")
+        self._window = checkpointer.windows.of(model.profile)
         self._listener = StatusListener(feed, checkpointer.session_id)
         self._tools = tools
         self._specs = tuple(tool.spec for tool in tools.values())
@@ -163,12 +165,15 @@ class Executor:
             result = await bound.run()
         except (SandboxFailure, SandboxUnavailable, SearchFailure) as error:
             result = ToolResult(success=False, text=f"Failed: {error}", message=str(error))
+        limit = self._window.result_chars(result.text)
+        result = await fit_result(result, limit, opened.function, self._context)
         async with self._result_lock:
             checkpoint = self._checkpointer.checkpoint
             known_instance = checkpoint.sandbox_instance
             instance = self._context.sandbox_instance or known_instance
             note = executing.SANDBOX_REPLACED if known_instance not in ("", instance) else ""
-            await self._stage_result(opened.id, note + result.text, result.images)
+            file = result.saved.file if result.saved is not None else ""
+            await self._stage_result(opened.id, note + result.text, result.images, file)
             still_open = tuple(call for call in checkpoint.open_calls if call.id != opened.id)
             await self._checkpointer.commit_in_background(
                 [ToolCalledEvent.of(opened, result)],
@@ -204,8 +209,8 @@ class Executor:
             await self._checkpointer.stage("executor", UserMessage(content=brief))
         await self._checkpointer.commit(events, checkpoint=checkpoint)
 
-    async def _stage_result(self, call_id: str, text: str, images: tuple[Image, ...] = ()) -> None:
-        message = ToolMessage(tool_call_id=call_id, content=text, images=images)
+    async def _stage_result(self, call_id: str, text: str, images: tuple[Image, ...] = (), file: str = "") -> None:
+        message = ToolMessage(tool_call_id=call_id, content=text, images=images, file=file)
         await self._checkpointer.stage("executor", message)
 
     async def _call_ids(self) -> set[str]:

@@ -21,7 +21,7 @@ from app.domain.models.message import (
 )
 from app.domain.models.model_profile import ModelProfile
 from app.domain.models.tool import Image, ToolSpec
-from app.domain.services.tools.base import clip
+from app.domain.services.tools.base import MAX_TEXT, clip
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,12 @@ MIN_WINDOW = 1_000
 
 MAX_REPLY_SHARE = 1 / 3
 """Maximum share of the window that is reserved for the reply."""
+
+MAX_RESULT_SHARE = 1 / 16
+"""Maximum share of the window for one tool result."""
+
+MIN_RESULT_TOKENS = 300
+"""A tool result of so many tokens is never shortened."""
 
 _MIN_RATIO, _MAX_RATIO = 0.75, 3.0
 """Bounds of the ratio of counted to estimated tokens."""
@@ -42,6 +48,9 @@ _REFUSED_SHARE = 0.8
 
 _RATIO_DECAY = 0.2
 """Weight of a report that lowers the ratio. One that raises it counts fully, because an overflow costs most."""
+
+_SAMPLE_CHARS = 50_000
+"""Maximum number of characters of a tool result from which its tokens are estimated."""
 
 _MESSAGE_TOKENS = 6
 _CALL_TOKENS = 12
@@ -117,6 +126,13 @@ class ContextWindow:
         """Return `text`, with a note in place of its middle if it has more than `tokens` tokens."""
         weight = text_tokens(text) * self._ratio
         return text if weight <= tokens else clip(text, int(len(text) * tokens / weight))
+
+    def result_chars(self, text: str) -> int:
+        """Return how many characters of `text`, the result of a tool call, the model may read."""
+        tokens = max(self.tokens * MAX_RESULT_SHARE, MIN_RESULT_TOKENS)
+        sample = text[:_SAMPLE_CHARS]
+        per_character = text_tokens(sample) * self._ratio / max(len(sample), 1)
+        return int(min(MAX_TEXT, tokens / max(per_character, _LETTER_TOKENS / 4)))
 
     def learn(self, request: ModelRequest, usage: Usage, limit: int) -> None:
         """Learn from an accepted request: from the tokens that the server counted, and that it fits into `limit`."""

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from app.domain.errors import SandboxFailure
-from app.domain.models.tool import Image, ToolResult
+from app.domain.models.tool import Image, SavedText, ToolResult
 from app.domain.services.tools.base import Text, Tool, ToolContext, ToolInput, clip, function_tool
 
 MAX_IMAGE_SIDE = 1_024
@@ -50,9 +50,10 @@ async def _read(args: _Read, context: ToolContext) -> ToolResult:
     found = await sandbox.file_read(args.file, start=args.start_line, end=args.end_line, sudo=args.sudo)
     text = clip(found.content)
     cut = found.truncated or len(found.content) > len(text)
-    note = f"\n[cut; {found.line_count} lines in all: use start_line and end_line]" if cut else ""
+    note = f"\n[cut; {found.line_count} lines in all: use start_line and end_line]" if found.truncated else ""
     return ToolResult(
-        text=(text + note) or "[the file is empty]",
+        text=(found.content + note) or "[the file is empty]",
+        saved=SavedText(file=args.file, first_line=args.start_line or 0),
         data={"file": found.file, "content": text, "line_count": found.line_count, "truncated": cut},
         content={"content": text},
     )
@@ -88,12 +89,12 @@ async def _search(args: _Search, context: ToolContext) -> ToolResult:
     found = await sandbox.file_search(args.file, args.regex, sudo=args.sudo)
     lines = [f"{number}: {line}" for number, line in zip(found.line_numbers, found.matches, strict=True)]
     more = "\n[more lines match]" if found.truncated else ""
-    text = clip("\n".join(lines)) + more if lines else "[no line matches]"
+    text = "\n".join(lines) + more if lines else "[no line matches]"
     return ToolResult(
         text=text,
         message=f"{len(lines)} lines match",
         data={"file": found.file, "matches": list(found.matches), "line_numbers": list(found.line_numbers)},
-        content={"content": text},
+        content={"content": clip(text)},
     )
 
 
@@ -101,12 +102,12 @@ async def _find(args: _Find, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
     found = await sandbox.file_find(args.path, args.glob)
     more = "\n[there are more]" if found.truncated else ""
-    text = clip("\n".join(found.files)) + more if found.files else "[nothing found]"
+    text = "\n".join(found.files) + more if found.files else "[nothing found]"
     return ToolResult(
         text=text,
         message=f"{len(found.files)} files",
         data={"path": found.path, "files": list(found.files)},
-        content={"content": text},
+        content={"content": clip(text)},
     )
 
 

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from app.domain.external.sandbox import Sandbox
 from app.domain.models.sandbox import ShellState
-from app.domain.models.tool import ToolResult
-from app.domain.services.tools.base import Tool, ToolContext, ToolInput, clip, function_tool
+from app.domain.models.tool import SavedText, ToolResult
+from app.domain.services.tools.base import Tool, ToolContext, ToolInput, function_tool
 
 
 class _Shell(ToolInput):
@@ -48,7 +48,8 @@ def _result(shell_id: str, state: ShellState) -> ToolResult:
     output = state.output.rstrip("\n")
     console = [{"ps1": r.ps1, "command": r.command, "output": r.output} for r in state.console]
     return ToolResult(
-        text=clip(f"{output}\n{outcome}" if output else outcome),
+        text=f"{output}\n{outcome}" if output else outcome,
+        saved=SavedText(file=state.output_file, first_line=None) if state.output_file else None,
         message=outcome.strip("[]"),
         data={
             "session_id": shell_id,
