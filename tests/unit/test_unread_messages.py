@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from app.domain.errors import TooLarge
+from app.domain.external.llm import ModelReply
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import EventRecord
+from app.domain.models.model_profile import ModelProfile
 from app.domain.repositories.event_log import Commit
 from app.domain.services.flows.plan_act import CRASHED
 from tests.fakes.memory_store import MemoryStore
@@ -40,6 +42,11 @@ async def store() -> AsyncIterator[LimitedStore]:
     assert [record.type for record in await store.read("s", after=0, limit=999)][-1] == "done"
 
 
+def _model(*script: ModelReply) -> ScriptedLLM:
+    """Return a model whose window holds all messages, so that nothing is summarized."""
+    return ScriptedLLM(script, profile=ModelProfile(context_tokens=20_000_000))
+
+
 async def send_long_messages(store: LimitedStore) -> int:
     """Store the messages and return the number of the last one."""
     stored = [await store.append_user_message("s", LONG_TEXT, at=1, key=None) for _ in range(MESSAGE_COUNT)]
@@ -48,15 +55,15 @@ async def send_long_messages(store: LimitedStore) -> int:
 
 async def test_run_reads_all_messages(store: LimitedStore) -> None:
     await send_long_messages(store)
-    await make_worker(store, ScriptedLLM([creates_plan()])).work("s", Attempt(reason=CRASHED))
+    await make_worker(store, _model(creates_plan())).work("s", Attempt(reason=CRASHED))
 
 
 async def test_question_answered_with_many_long_messages_continues_the_run(store: LimitedStore) -> None:
     await store.append_user_message("s", "do it", at=1, key=None)
     asks = calls(("message_ask_user", {"text": "?"}))
-    await make_worker(store, ScriptedLLM([creates_plan("one"), asks])).work("s", Attempt(reason=CRASHED))
+    await make_worker(store, _model(creates_plan("one"), asks)).work("s", Attempt(reason=CRASHED))
     await send_long_messages(store)
-    model = ScriptedLLM([completes_step(), says("the answer")])
+    model = _model(completes_step(), says("the answer"))
     await make_worker(store, model).work("s", Attempt(reason=CRASHED))
 
 
