@@ -40,6 +40,7 @@ from app.infrastructure.streams.polling import PollingFeed
 from app.interfaces.api.services import Services
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import encode_event, screenshot_address
+from app.model_config import planner_of
 from app.providers import LLM_PROVIDERS, SANDBOX_PROVIDERS, SEARCH_ENGINES, FactoryContext, Store, check_providers
 from app.settings import Role, Settings, UnusableSetting
 
@@ -110,7 +111,7 @@ async def _open_parts(
     store = await stack.enter_async_context(_store(settings, on_committed))
     redis = await _redis(settings, store, stack)
     feed, signals = await _feed_and_signals(store, redis, stack)
-    context = FactoryContext(settings=settings, role=role, store=store)
+    context = FactoryContext(settings=settings, role=role, store=store, observe=metrics.observe_model)
     models, model_description = _models(context, overrides)
     stack.push_async_callback(models.close)
     sandboxes, sandbox_description = await _sandboxes(context, overrides)
@@ -240,10 +241,16 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float) -> Services:
 
 
 def _models(context: FactoryContext, overrides: Overrides) -> tuple[ModelCatalog, str]:
+    settings = context.settings
     if (given := overrides.get("model")) is not None:
         return ModelCatalog(models={"default": given}, default="default"), "given"
-    model, description = LLM_PROVIDERS[context.settings.model_provider].create(context)
-    return ModelCatalog(models={"default": model}, default="default"), description
+    made, description = LLM_PROVIDERS[settings.model_provider].create(context)
+    if isinstance(made, ModelCatalog):
+        return made, description
+    if settings.models_config:
+        raise UnusableSetting(f"MODELS_CONFIG: LLM_PROVIDER={settings.model_provider} does not use it")
+    models = {"default": made}
+    return ModelCatalog(models=models, default="default", planner=planner_of(settings, models)), description
 
 
 async def _sandboxes(context: FactoryContext, overrides: Overrides) -> tuple[SandboxProvider, str]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from pydantic import SecretStr
 
-from app.domain.external.llm import LLM
+from app.domain.external.llm import LLM, ModelCatalog, ModelObserver
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
-from app.infrastructure.llm.demo import DemoModel
+from app.domain.models.model_profile import ModelProfile
+from app.infrastructure.llm.demo import DEMO_PROFILE, DemoModel
 from app.infrastructure.llm.failures import RetryPolicy
 from app.infrastructure.llm.openai_model import OpenAIModel
 from app.infrastructure.persistence.sqlite.store import SqliteStore
@@ -28,6 +29,7 @@ from app.infrastructure.sandbox.local.provider import LocalSandboxes, has_chromi
 from app.infrastructure.sandbox.remote import RemoteSandboxes
 from app.infrastructure.search.ddgs import DdgsSearch
 from app.infrastructure.search.google import GoogleSearch
+from app.model_config import ModelOptions, load_models
 from app.settings import ONE_PROCESS_ONLY, Role, Settings, UnusableSetting
 
 if TYPE_CHECKING:
@@ -38,11 +40,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactoryContext:
-    """The input of a provider's factory: the settings, what this process does, and the open store."""
+    """The input of a provider's factory."""
 
     settings: Settings
     role: Role
+    """What this process does."""
     store: "Store"
+    """The open store."""
+    observe: Callable[[ModelProfile], ModelObserver]
+    """Creates the observer of a model, for metrics."""
 
 
 F = TypeVar("F")
@@ -50,40 +56,61 @@ F = TypeVar("F")
 
 @dataclass(frozen=True, slots=True)
 class Provider(Generic[F]):
-    """An entry of a provider table: how to create the adapter, and the settings that must not be empty for it.
+    """An entry of a provider table: how to create the adapter, and what to check before.
 
     A factory returns the adapter and its description in the service's start message.
     """
 
     create: F
     needs: tuple[str, ...] = ()
+    """Settings that must not be empty."""
+    check: Callable[[Settings], object] | None = None
+    """Raises `UnusableSetting` if the settings cannot be used."""
 
 
 Store: TypeAlias = "SqliteStore | MongoStore"
-LLMFactory = Callable[[FactoryContext], tuple[LLM, str]]
+LLMFactory = Callable[[FactoryContext], tuple[LLM | ModelCatalog, str]]
+"""A factory of one model, which becomes the profile `default`, or of a catalog."""
 SearchFactory = Callable[[FactoryContext], SearchEngine]
 SandboxFactory = Callable[[FactoryContext], Awaitable[tuple[SandboxProvider, str]]]
 
 
-def _openai_model(context: FactoryContext) -> tuple[LLM, str]:
+def _openai_models(context: FactoryContext) -> tuple[ModelCatalog, str]:
     settings = context.settings
-    model = OpenAIModel(
-        api_key=settings.api_key.get_secret_value(),
-        base_url=settings.api_base,
-        model=settings.model_name,
-        temperature=settings.temperature,
-        max_tokens=settings.max_tokens,
-        timeout_seconds=settings.llm_timeout_seconds,
-        retry=RetryPolicy(patience_seconds=settings.llm_retry_seconds),
-    )
+    config = load_models(settings)
+    models = {name: _openai_model(options, context) for name, options in config.models.items()}
+    default = config.models[config.default]
     if context.role != "api":
-        model.warm_up()
-    return model, f"{settings.model_name} at {settings.api_base}"
+        for name in {config.default, config.planner or config.default}:
+            models[name].warm_up()
+    description = f"{default.profile.model} at {default.base_url}"
+    if settings.models_config:
+        description = f"{config.default}, {description} (models of {settings.models_config}: {', '.join(models)})"
+    return ModelCatalog(models=models, default=config.default, planner=config.planner), description
+
+
+def _openai_model(options: ModelOptions, context: FactoryContext) -> OpenAIModel:
+    return OpenAIModel(
+        api_key=options.api_key.get_secret_value(),
+        base_url=options.base_url,
+        model=options.profile.model,
+        profile=options.profile,
+        temperature=options.temperature,
+        thinking_replay=options.thinking_replay,
+        timeout_seconds=options.timeout_seconds,
+        retry=RetryPolicy(patience_seconds=context.settings.llm_retry_seconds),
+        observer=context.observe(options.profile),
+    )
+
+
+def _demo_model(context: FactoryContext) -> tuple[DemoModel, str]:
+    model = DemoModel(observer=context.observe(DEMO_PROFILE))
+    return model, "the demo, scripted and offline (set API_KEY for a real one)"
 
 
 LLM_PROVIDERS: dict[str, Provider[LLMFactory]] = {
-    "openai": Provider(_openai_model, needs=("api_key",)),
-    "demo": Provider(lambda _: (DemoModel(), "the demo, scripted and offline (set API_KEY for a real one)")),
+    "openai": Provider(_openai_models, check=load_models),
+    "demo": Provider(_demo_model),
 }
 """Values of `LLM_PROVIDER`. When it is empty, `Settings.model_provider` chooses one of these."""
 
@@ -179,7 +206,10 @@ def check_providers(settings: Settings) -> None:
     for variable, name, table in chosen:
         if name not in table:
             raise UnusableSetting(f"{variable}: must be one of {', '.join(table)}")
-        for needed in table[name].needs:
+        provider = table[name]
+        if provider.check is not None:
+            provider.check(settings)
+        for needed in provider.needs:
             value: object = getattr(settings, needed)
             if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
                 raise UnusableSetting(f"{needed.upper()}: {variable}={name} needs it")

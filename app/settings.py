@@ -1,6 +1,8 @@
 """The settings of the service, from environment variables or `.env`. `.env.example` describes each of them."""
 
+import os
 import re
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,6 +46,8 @@ class Settings(BaseSettings):
     llm_retry_seconds: float = Field(120, ge=0)
     """Maximum silence of the model, before its reply and between two parts of it, in seconds."""
     model_context_tokens: int = Field(128_000, ge=1_000)
+    models_config: str = ""
+    planner_model: str = ""
     run_token_budget: int = Field(0, ge=0)
 
     search_provider: str = "auto"
@@ -185,8 +189,8 @@ class Settings(BaseSettings):
 
     @property
     def model_provider(self) -> str:
-        """The model provider to use: `LLM_PROVIDER`, or when it is empty, `openai` with an `API_KEY`, else `demo`."""
-        return self.llm_provider or ("openai" if self.api_key.get_secret_value() else "demo")
+        """The model provider to use: `LLM_PROVIDER`, or when it is empty, `demo` without a key and `MODELS_CONFIG`."""
+        return self.llm_provider or ("openai" if self.api_key.get_secret_value() or self.models_config else "demo")
 
 
 class UnusableSetting(ValueError):
@@ -206,3 +210,14 @@ def load_settings(**overrides: object) -> Settings:
         reason = first["msg"].removeprefix("Value error, ")
         name = str(first["loc"][0]).upper() if first["loc"] else ""
         raise UnusableSetting(f"{name}: {reason}" if name else reason) from None
+
+
+def environment() -> Mapping[str, str]:
+    """Return the variables of the environment and of `.env`, for keys that another file names.
+
+    As with settings, the environment takes precedence, and an empty value counts as unset.
+    """
+    from dotenv import dotenv_values
+
+    both = (dotenv_values(str(Settings.model_config.get("env_file"))), os.environ)
+    return {name: value for variables in both for name, value in variables.items() if value}

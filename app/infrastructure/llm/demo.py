@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
+from app.domain.external.llm import ModelObserver, ModelReply, ModelRequest, ReplyListener
 from app.domain.models.message import AssistantMessage, Message, ToolCall, ToolMessage, Usage, UserMessage
 from app.domain.models.model_profile import ModelProfile
 
@@ -110,21 +110,39 @@ class _FinishedCall:
         return next(reversed(list(_SHELL_OUTCOME.finditer(self.result))), None)
 
 
+DEMO_PROFILE = ModelProfile(model="demo", identity="demo")
+"""The profile of the demo model."""
+
+
 class DemoModel:
     """The `LLM` port, played from a script."""
 
-    def __init__(self, *, pace_seconds: float = 0.02) -> None:
-        """Create the model. `pace_seconds`: pause before each text delta, so that streaming is visible; 0 for none."""
+    def __init__(self, *, pace_seconds: float = 0.02, observer: ModelObserver | None = None) -> None:
+        """Create the model.
+
+        Args:
+            pace_seconds: Pause before each text delta, so that streaming is visible; 0 for none.
+            observer: Counts the calls, for metrics.
+        """
         self._pace = pace_seconds
-        self._profile = ModelProfile(model="demo", identity="demo")
+        self._observer = observer
 
     @property
     def profile(self) -> ModelProfile:
         """Implement `LLM.profile`."""
-        return self._profile
+        return DEMO_PROFILE
 
     async def complete(self, request: ModelRequest, *, listener: ReplyListener | None = None) -> ModelReply:
         """Return the next reply of the script."""
+        reply = await self._play(request, listener)
+        if self._observer is not None:
+            self._observer.replied(reply.usage)
+        return reply
+
+    async def close(self) -> None:
+        """Do nothing: the demo model holds no resources."""
+
+    async def _play(self, request: ModelRequest, listener: ReplyListener | None) -> ModelReply:
         messages = request.transcript.since(0)
         offered = {spec.name for spec in request.tools}
         if "create_plan" in offered:
@@ -139,9 +157,6 @@ class DemoModel:
         text = answer_text(_newest_user_message(messages))
         await self._stream(text, listener)
         return ModelReply(content=text, usage=Usage(calls=1))
-
-    async def close(self) -> None:
-        """Do nothing: the demo model holds no resources."""
 
     async def _stream(self, text: str, listener: ReplyListener | None, *, call: str = "") -> None:
         if listener is None:

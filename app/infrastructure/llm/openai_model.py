@@ -58,9 +58,10 @@ class OpenAIModel:
         api_key: str,
         base_url: str,
         model: str,
-        temperature: float = 0.7,
+        temperature: float | None = 0.7,
         max_tokens: int = 2_000,
         profile: ModelProfile | None = None,
+        thinking_replay: bool = True,
         observer: ModelObserver | None = None,
         timeout_seconds: float = 120,
         retry: RetryPolicy | None = None,
@@ -75,9 +76,10 @@ class OpenAIModel:
             api_key: Key sent as a bearer token.
             base_url: Address of the API, usually ending in `/v1`.
             model: Name of the model.
-            temperature: Sampling temperature.
+            temperature: Sampling temperature; None for a model that takes none.
             max_tokens: Maximum number of tokens of one reply.
             profile: What the agent must know of the model; None for the profile `default` with the values above.
+            thinking_replay: Whether the server takes back the fields that it added to its own turns.
             observer: Counts the calls, for metrics.
             timeout_seconds: Maximum silence of the server, before its reply and between two parts of it.
             retry: When and how often to retry.
@@ -102,8 +104,8 @@ class OpenAIModel:
         self._sleep = sleep
         self._rng = rng or SystemRandom()
         self._failures = FailureClassifier(base_url=base_url, model=model, api_key=self._api_key)
-        self._encoder = RequestEncoder(profile=self._profile, temperature=temperature)
-        self._dialect: Dialect = Dialect()
+        self._encoder = RequestEncoder(profile=self._profile, temperature=temperature or 0)
+        self._dialect: Dialect = Dialect(temperature=temperature is not None, provider_fields=thinking_replay)
         self._loading: Future[OpenAIClient] | None = None
         self._closed = False
 
