@@ -29,6 +29,13 @@ FailureKind = Literal[
 """Kinds of failed attempts at a model call, for metrics. `parameter`: one that is left out from then on."""
 
 
+TEXT_CALLS_HINT = (
+    "the model wrote its function calls as text, so its server seems to have no tool-call parser enabled "
+    "(vLLM: --enable-auto-tool-choice and --tool-call-parser; llama.cpp: --jinja; others: see their documentation)"
+)
+"""The likely cause and remedy when calls written as text cannot be understood, for the user."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
     """One request to the model: the transcript so far and the tools it may call. Without tools it returns text.
@@ -51,6 +58,8 @@ class ModelReply:
 
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    text_calls: bool = False
+    """Whether the model wrote calls as text. If there are no `tool_calls`, they could not be understood or used."""
     provider_fields: ProviderFields | None = None
     finish: FinishReason = "stop"
     usage: Usage = Usage()

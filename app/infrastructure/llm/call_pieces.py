@@ -17,6 +17,9 @@ from app.infrastructure.llm.wire_text import TextJoiner, clean, split_json, to_j
 
 _BRACKETS = re.compile(r'[{}\[\]"]|\\.')
 
+_MAX_OPEN_CALLS = 16
+"""Maximum number of calls that grow at the same time and are told apart only by their place."""
+
 
 @dataclass(slots=True, eq=False)
 class PartialCall:
@@ -144,6 +147,9 @@ class CallAssembler:
         """All calls, in the order in which they began."""
         self._offered = offered
         self._slots: dict[tuple[int, int | None], list[PartialCall]] = {}
+        """The calls by choice and index."""
+        self._by_id: dict[tuple[int, str], PartialCall] = {}
+        self._latest: dict[int, PartialCall] = {}
 
     def add(self, delta: Sequence[dict[str, object]], *, choice: int) -> list[tuple[str, str]]:
         """Add the pieces of one delta. Return the name and the new arguments of each call that has grown."""
@@ -188,23 +194,27 @@ class CallAssembler:
             call = PartialCall(choice=piece.choice)
             self.calls.append(call)
             slot.append(call)
+        if piece.id and not call.id:
+            self._by_id[piece.choice, piece.id] = call
+        self._latest[piece.choice] = call
         return call
 
     def _candidate(self, piece: _Piece, slot: list[PartialCall], place: int, count: int) -> PartialCall | None:
         """Return the call that `piece` continues if it does not start one."""
-        earlier = [call for call in self.calls if call.choice == piece.choice]
-        with_id = [call for call in slot or earlier if piece.id and call.id == piece.id]
-        if not with_id and slot:
-            with_id = [call for call in earlier if piece.id and call.id == piece.id]
-        if with_id and (slot or not piece.name or not with_id[-1].is_complete):
-            return with_id[-1]
+        latest = self._latest.get(piece.choice)
+        if piece.id:
+            with_id = self._by_id.get((piece.choice, piece.id))
+            if slot and slot[-1].id == piece.id:
+                return slot[-1]
+            if with_id and (slot or not piece.name or not with_id.is_complete):
+                return with_id
         if not slot:
             # A piece without index, id and name, or with an index that counts the pieces, continues the last call.
-            continues = piece.index is None or not (piece.id or piece.name)
-            return earlier[-1] if continues and earlier else None
+            return latest if piece.index is None or not (piece.id or piece.name) else None
         if len(slot) == 1 or (piece.id and piece.name):
             return slot[-1]
-        candidates = ([call for call in slot if not call.is_complete] or slot)[-count:]
+        recent = slot[-max(count, _MAX_OPEN_CALLS) :]
+        candidates = ([call for call in recent if not call.is_complete] or recent)[-count:]
         return candidates[min(place, len(candidates) - 1)]
 
     def _starts_new_call(self, call: PartialCall, piece: _Piece, *, used: bool) -> bool:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from app.domain.external.llm import ModelObserver, ModelReply, ModelRequest, ReplyListener
 from app.domain.models.model_profile import ModelProfile
+from app.infrastructure.llm.event_stream import EventDecoder, ReplyTooLarge
 from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, Patience, RetryPolicy, public_address
 from app.infrastructure.llm.refusals import learn
-from app.infrastructure.llm.reply import ChunkLost, EventDecoder, ReplyBuilder, ReplyTooLarge, ServerFailed
+from app.infrastructure.llm.reply import ChunkLost, ReplyBuilder, ServerFailed
 from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
 from app.infrastructure.llm.wire_text import split_json
 
@@ -106,6 +107,7 @@ class OpenAIModel:
         self._failures = FailureClassifier(base_url=base_url, model=model, api_key=self._api_key)
         self._encoder = RequestEncoder(profile=self._profile, temperature=temperature or 0)
         self._dialect: Dialect = Dialect(temperature=temperature is not None, provider_fields=thinking_replay)
+        self._is_thinking = False
         self._loading: Future[OpenAIClient] | None = None
         self._closed = False
 
@@ -126,7 +128,9 @@ class OpenAIModel:
         """Implement `LLM.complete`."""
         patience = Patience(self._retry, self._rng, self._timer)
         while True:
-            builder = ReplyBuilder(listener, tools=request.tools, source=self._profile.identity)
+            builder = ReplyBuilder(
+                listener, tools=request.tools, source=self._profile.identity, is_thinking=self._is_thinking
+            )
             progress = _Progress(time.monotonic())
             dialect = self._dialect
             try:
@@ -205,6 +209,8 @@ class OpenAIModel:
         if not is_complete:
             raise self._failures.broken_off()
         reply = builder.finish()
+        # A template that opens the thinking in the prompt does so every time: hold it back from the listener.
+        self._is_thinking = builder.was_thinking
         if self._observer is not None:
             if progress.first_event_at is not None:
                 self._observer.first_token(progress.first_event_at - progress.start)

@@ -1,36 +1,27 @@
 """Assembly of a model's reply from the bytes that OpenAI-compatible servers send.
 
-`EventDecoder` splits a response body into the data of its events; `ReplyBuilder` assembles the chunks into one reply.
-The format is https://platform.openai.com/docs/api-reference/chat-streaming. Known deviations are accepted: no `index`
-on tool calls, or the same index for all of them; a complete call in one chunk; the name repeated in every chunk; the
-id only in the first chunk, or never; arguments as an object; the legacy `function_call`; content as a list of parts;
-`message` instead of `delta`; a complete JSON reply instead of a stream; usage inside the choice.
+`ReplyBuilder` assembles the events of a stream, or one JSON reply. The format is
+https://platform.openai.com/docs/api-reference/chat-streaming. Known deviations are accepted: calls whose pieces are
+told apart in any of the ways of `call_pieces`; the legacy `function_call`; content as a list of parts; `message`
+instead of `delta`, or after it; calls in another choice than the text; thinking and calls in the text; a complete
+JSON reply instead of a stream; usage inside the choice; characters and objects cut in two; events that are not JSON.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import cast
-
-import orjson
 
 from app.domain.external.llm import FinishReason, ModelReply, ReplyListener
 from app.domain.models.message import ProviderFields, ToolCall, Usage
 from app.domain.models.tool import ToolSpec
 from app.infrastructure.llm.call_pieces import CallAssembler, PartialCall, as_index
 from app.infrastructure.llm.provider_fields import FieldCollector
+from app.infrastructure.llm.reply_text import read_text
+from app.infrastructure.llm.text_gate import TextGate
 from app.infrastructure.llm.wire_text import DONE, TextJoiner, clean, split_json
-
-MAX_BODY_BYTES = 128 * 1024 * 1024
-"""Maximum size of one response body, in bytes."""
-
-MAX_EVENT_BYTES = 8 * 1024 * 1024
-"""Maximum size of one event, in bytes."""
 
 MAX_TORN_BYTES = 1024 * 1024
 """Maximum size of an object that is cut over several events, in bytes."""
-
-_BOM = b"\xef\xbb\xbf"
-_FIELDS = (b"data", b"event", b"id", b"retry", b":", b"error")
 
 _REFUSED_FINISH = re.compile(
     r"filter|sensitive|safety|recitation|blocklist|blocked|prohibited|spii|refus|guardrail|moderation|polic|toxic"
@@ -55,107 +46,12 @@ _FAILURE_FIELDS = ("error_message", "error_msg", "error_code", "error_type", "er
 """Fields of a chunk without choices that report a failure."""
 
 
-class ReplyTooLarge(Exception):
-    """The body exceeds `MAX_BODY_BYTES`, or one event exceeds `MAX_EVENT_BYTES`."""
-
-
 class ServerFailed(Exception):
     """The server reported a failure inside its reply. `report` is the JSON object that says so."""
 
     def __init__(self, report: dict[str, object]) -> None:
         super().__init__("the model's server failed in the middle of its reply")
         self.report = report
-
-
-class EventDecoder:
-    """Splits one response body into the data of its server-sent events.
-
-    Follows https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation with these
-    exceptions: the last event counts without its blank line; a body that is not an event stream is kept whole; JSON
-    without `data:` counts as data; the data of `event: error`, and of a line `error:`, becomes `{"error": data}`.
-    """
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data: list[bytes] = []
-        self._is_bare = False
-        self._is_error = False
-        self._size = 0
-        self._is_stream: bool | None = None
-
-    @property
-    def plain_body(self) -> bytes | None:
-        """The body so far if it is not an event stream but JSON or a page; None for a stream."""
-        return None if self._is_stream else self._rest
-
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield the data of each event that `chunk` completes.
-
-        Raises:
-            ReplyTooLarge: The body or the current event exceeds its limit.
-        """
-        self._size += len(chunk)
-        text = self._rest + chunk
-        if self._size > MAX_BODY_BYTES or len(text) > MAX_EVENT_BYTES:
-            raise ReplyTooLarge
-        if not self._is_stream and not self._recognize(text):
-            self._rest = text
-            return
-        text = text.removeprefix(_BOM)
-        if b"\r" in text:
-            text = self._normalize_line_ends(text)
-        *lines, rest = text.split(b"\n")
-        self._rest = rest
-        yield from self._events(lines)
-
-    def finish(self) -> Iterator[bytes]:
-        """Yield the last event if the body ended without a blank line after it."""
-        if self._is_stream:
-            lines = [self._rest.rstrip(b"\r"), b""]
-            self._rest = b""
-            yield from self._events(lines)
-
-    def _recognize(self, text: bytes) -> bool:
-        if self._is_stream is None:
-            start = text.removeprefix(_BOM).lstrip()[:5]
-            # Fewer than five bytes do not tell "data" from other text: wait for more.
-            if len(start) == 5 or start[:1] in (b"{", b"<", b":"):
-                self._is_stream = start.startswith(_FIELDS)
-        return bool(self._is_stream)
-
-    def _normalize_line_ends(self, text: bytes) -> bytes:
-        # A CR at the end may be the first half of a CRLF, so it waits for the next chunk.
-        half = b"\r" if text.endswith(b"\r") else b""
-        return text.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n") + half
-
-    def _events(self, lines: list[bytes]) -> Iterator[bytes]:
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._data.append(line[5:].strip())
-            elif line:
-                self._add_unusual_line(line)
-            else:
-                if self._data:
-                    data = b"\n".join(self._data)
-                    yield _as_error(data) if self._is_error else data
-                self._data.clear()
-                self._is_bare = self._is_error = False
-
-    def _add_unusual_line(self, line: bytes) -> None:
-        name, _, value = line.partition(b":")
-        if name in (b"event", b"error"):
-            self._is_error = self._is_error or b"error" in (name, value.strip())
-        if name == b"error":
-            self._data.append(value.strip())
-        elif line.startswith(b"{") or self._is_bare:
-            # A proxy or a server that fails in the middle of a stream appends its error as plain JSON.
-            self._is_bare = True
-            self._data.append(line)
-
-
-def _as_error(data: bytes) -> bytes:
-    is_json = data.startswith((b"{", b"[", b'"'))
-    return b'{"error":%b}' % (data if is_json else orjson.dumps(data.decode("utf-8", "replace")))
 
 
 class ChunkLost(Exception):
@@ -166,7 +62,12 @@ class ReplyBuilder:
     """Builds one reply. Feed it every event in order, then call `finish`."""
 
     def __init__(
-        self, listener: ReplyListener | None = None, *, tools: Sequence[ToolSpec] = (), source: str = ""
+        self,
+        listener: ReplyListener | None = None,
+        *,
+        tools: Sequence[ToolSpec] = (),
+        source: str = "",
+        is_thinking: bool = False,
     ) -> None:
         """Create the builder of one reply.
 
@@ -174,16 +75,21 @@ class ReplyBuilder:
             listener: Receives the reply while it arrives.
             tools: The functions that the request offers.
             source: Identity of the model, for its provider fields.
+            is_thinking: Whether the text is expected to begin within the model's thinking.
         """
+        self.was_thinking = is_thinking
+        """Whether this text, or an earlier one of the model, began within its thinking."""
         self.listener_called = False
         """Whether the listener received any part of the reply."""
         self.finish_reason = ""
         """The server's `finish_reason` in lower case; empty until there is one."""
         self._listener = listener
+        self._tools = tools
         self._source = source
         self._text: list[str] = []
         self._text_choice: int | None = None
         self._joiner = TextJoiner()
+        self._gate = None if listener is None else TextGate(self._tell, has_tools=bool(tools), is_thinking=is_thinking)
         self._refusal: list[str] = []
         self._calls = CallAssembler(frozenset(tool.name for tool in tools))
         self._fields = FieldCollector()
@@ -241,27 +147,41 @@ class ReplyBuilder:
 
     def finish(self) -> ModelReply:
         """Return the reply. Nothing more arrives."""
-        if rest := self._joiner.rest:
-            self._text.append(rest)
-            self._joiner = TextJoiner()
-            self._tell(rest)
         refusal = clean("".join(self._refusal))
         if refusal or _REFUSED_FINISH.search(self.finish_reason):
             # Calls that a content filter cut off must not run, and half a text is no reason.
             reason = refusal or f"the content filter of its server stopped the reply ({self.finish_reason})"
             return ModelReply(content=reason, finish="refused", usage=self._usage)
         partial = self._calls.finished()
-        calls = tuple(ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in partial)
+        calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in partial]
+        text = read_text("".join(self._text) + self._joiner.rest, self._tools)
+        self.was_thinking = self.was_thinking or text.was_thinking
+        # A server that parses calls may leave their markup in the text.
+        text_calls = text.has_markup and not calls
+        if text_calls:
+            calls = [ToolCall(id="", name=call.name, arguments=call.arguments) for call in text.calls]
+        self._tell_rest(text.content, calls if text_calls else [])
         finish: FinishReason = "tool_calls" if calls else "stop"
         if _CUT_FINISH.search(self.finish_reason):
             finish = "length"
         return ModelReply(
-            content="".join(self._text),
-            tool_calls=calls,
+            content=text.content,
+            tool_calls=tuple(calls),
+            text_calls=text_calls,
             provider_fields=self._provider_fields(partial),
             finish=finish,
             usage=self._usage,
         )
+
+    def _tell_rest(self, content: str, text_calls: Sequence[ToolCall]) -> None:
+        if self._listener is None or self._gate is None:
+            return
+        # Thoughts whose beginning was in the prompt are known as such only at their end.
+        if not self._gate.finish(content) and not self._calls.calls:
+            self._listener.restart()
+            self._tell(content)
+        for call in text_calls:
+            self._listener.arguments(call.name, call.arguments)
 
     def _provider_fields(self, partial: Sequence[PartialCall]) -> ProviderFields | None:
         message, calls = self._fields.fields, tuple(call.fields.fields for call in partial)
@@ -302,7 +222,8 @@ class ReplyBuilder:
             self._text_choice = number if content.strip() else self._text_choice
             if text := self._joiner.feed(content):
                 self._text.append(text)
-                self._tell(text)
+                if self._gate is not None:
+                    self._gate.feed(text)
         if refusal := _join_text(delta.get("refusal")):
             self._refusal.append(refusal)
             self._tell(clean(refusal))
@@ -310,7 +231,7 @@ class ReplyBuilder:
         pieces = [as_object(piece) for piece in cast("list[object]", calls)] if isinstance(calls, list) else []
         if function := as_object(delta.get("function_call")):
             pieces.append({"index": 0, "function": function})
-        for name, arguments in self._calls.add(pieces, choice=number):
+        for name, arguments in self._calls.add(pieces, choice=number) if pieces else ():
             if self._listener is not None:
                 self.listener_called = True
                 self._listener.arguments(name, arguments)
@@ -328,7 +249,7 @@ class ReplyBuilder:
                     self.finish_reason = reason
 
     def _tell(self, text: str) -> None:
-        if self._listener is not None:
+        if self._listener is not None and text:
             self.listener_called = True
             self._listener.text(text)
 

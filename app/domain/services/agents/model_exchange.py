@@ -1,8 +1,6 @@
 """An exchange with the model: send a request, count its cost, and limit the number of unusable replies."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypeVar
 from uuid import uuid4
 
@@ -20,7 +18,6 @@ from app.domain.services.tools.base import ToolInput
 
 I = TypeVar("I", bound=ToolInput)  # noqa: E741 - the input
 
-_THINKING = re.compile(r"\A\s*(?:<think>)?.*?</think>\s*", re.DOTALL)
 
 MAX_CORRECTIONS = 3
 """Maximum number of unusable replies in a row that the model may correct before the run fails."""
@@ -68,8 +65,7 @@ class ModelExchange:
         self._checkpointer.add_usage(self._model.profile.priced(reply.usage))
         if reply.finish == "refused":
             raise ModelFailure(f"the model refused: {reply.content[:500] or 'it gave no reason'}")
-        # Some servers return the model's thinking as text. It is not part of the answer and would cost tokens again.
-        return replace(reply, content=_THINKING.sub("", reply.content)) if "</think>" in reply.content else reply
+        return reply
 
     async def stage_turn(self, reply: ModelReply, *, used_ids: set[str]) -> Sequence[ToolCall]:
         """Stage the reply in the transcript. Return its calls, with their IDs made new and added to `used_ids`."""
