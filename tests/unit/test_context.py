@@ -468,3 +468,86 @@ def test_masked_result_names_its_file() -> None:
     assert (
         masked.content == "[This result of 1,000 characters was removed to save room; the whole result is in ~/r.txt.]"
     )  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("crashes_at", ["summarizing", "executing"])
+async def test_process_that_dies_during_a_compaction_is_followed_by_the_same_prompt(crashes_at: str) -> None:
+    store = MemoryStore()
+    await store.create("s", owner="", at=1)
+    dies = False
+
+    def respond(request: RecordedRequest) -> Outcome:
+        nonlocal dies
+        summarized = any(compaction.is_summary(message) for message in request.messages)
+        if dies and request.kind == crashes_at and (summarized or crashes_at == "summarizing"):
+            dies = False
+            return asyncio.CancelledError()
+        match request.kind:
+            case "planning":
+                return creates_plan("one")
+            case "executing" if len(model.requests) < 100:
+                return runs_command("word " * 150)
+            case "executing":
+                return completes_step()
+            case _:
+                return says(SUMMARY)
+
+    model = ScriptedLLM(respond, profile=profile())
+    dies = True
+    await store.append_user_message("s", FACT, at=1, key=None)
+    with pytest.raises(asyncio.CancelledError):
+        await make_worker(store, model).work("s", Attempt(reason=""))
+    asked = len(model.requests)
+    await make_worker(store, model).work("s", Attempt(reason="", crashed=True))
+    assert model.requests[asked].messages == model.requests[asked - 1].messages
+    assert (await store.read("s", after=0, limit=1_000))[-1].type == "done"
+    entries = await store.load_transcript("s", "executor")
+    check_conversation([entry for entry in entries if not isinstance(entry, MaskRecord | SummaryRecord)])
+
+
+async def test_long_results_of_many_steps_are_clipped_for_the_answer() -> None:
+    store = MemoryStore()
+    await store.create("s", owner="", at=1)
+
+    def respond(request: RecordedRequest) -> Outcome:
+        match request.kind:
+            case "planning":
+                return creates_plan(*(f"step {number}" for number in range(12)))
+            case "executing":
+                done = len([each for each in model.requests if each.kind == "executing"])
+                return completes_step(result=f"found {done} " + "word " * 800)
+            case "summarizing":
+                return says(SUMMARY)
+            case _:
+                return says("Done.")
+
+    model = ScriptedLLM(respond, profile=profile())
+    assert (await run(store, model, FACT))[-1] == "done"
+    answering = model.requests[-1].messages
+    assert tokens(answering) < WINDOW
+    assert all(f"found {number} " in answering[-1].content for number in range(1, 13))
+
+
+async def test_turn_with_huge_arguments_is_dropped_but_named_in_the_history_that_is_summarized() -> None:
+    conversation = Conversation()
+    await conversation.open()
+    await conversation.turn("wrote 9 bytes", arguments='{"file": "~/huge.txt", "content": "' + "word " * 9_000 + '"}')
+    sent = await conversation.ask()
+    assert tokens(sent) < WINDOW
+    assert not any(isinstance(message, ToolMessage) for message in sent)
+    assert "~/huge.txt" in conversation.model.requests[-2].messages[-1].content
+    assert "Do step 1 now" in sent[-1].content
+
+
+async def test_long_answer_of_the_user_is_never_shortened() -> None:
+    conversation = Conversation()
+    await conversation.open()
+    for _ in range(20):
+        await conversation.turn("word " * 100)
+    ask = ToolCall(id="q", name="message_ask_user", arguments='{"text": "What exactly?"}')
+    await conversation.checkpointer.stage("executor", AssistantMessage(tool_calls=(ask,)))
+    answer = planning.user_message("all of this: " + "word " * 4_000)
+    await conversation.checkpointer.stage("executor", ToolMessage(tool_call_id="q", content=answer))
+    sent = await conversation.ask()
+    assert any(message.content == answer for message in sent)
+    assert tokens(sent) < WINDOW

@@ -38,7 +38,7 @@ _CALL_CHARS, _RESULT_CHARS, _TEXT_CHARS = 300, 600, 2_000
 
 def masked(message: Message, *, images_only: bool) -> Message:
     """Return the message as it is shown once it is masked. Only results of tools change, and not the user's answers."""
-    if not isinstance(message, ToolMessage) or message.content.startswith(_OPEN):
+    if not isinstance(message, ToolMessage) or is_from_user(message):
         return message
     if images_only:
         content = message.content + _PICTURE_REMOVED
@@ -50,16 +50,21 @@ def masked(message: Message, *, images_only: bool) -> Message:
     return replace(message, content=note, images=())
 
 
+def is_from_user(message: Message) -> bool:
+    """Return whether the message begins with words of the user. The output of a tool can imitate them."""
+    return message.content.startswith(_OPEN)
+
+
 def words_of_user(messages: Sequence[Message]) -> list[str]:
     """Return what the user wrote, in order, as in the transcript but without what the service added to it."""
     turns = (message for message in messages if isinstance(message, AssistantMessage))
     questions = {call.id for turn in turns for call in turn.tool_calls if call.name == _ASK_USER}
     texts: list[str] = []
     for message in messages:
-        from_user = isinstance(message, UserMessage) or (
+        may_be = isinstance(message, UserMessage) or (
             isinstance(message, ToolMessage) and message.tool_call_id in questions
         )
-        if from_user and message.content.startswith(_OPEN):
+        if may_be and is_from_user(message):
             texts.append(message.content[: message.content.rfind(_CLOSE) + len(_CLOSE)])
     return texts
 

@@ -158,7 +158,7 @@ class BoundedConversation:
             least = self._window.weigh([*words, *kept]) + int(budget.spare * _NOTES_SHARE)
             if least >= budget.room or (before <= budget.room and before - least < budget.spare * _MIN_FREED_SHARE):
                 return transcript
-            notes = await self._notes(messages[1:newest], budget, listener)
+            notes = await self._notes(messages[1 : len(messages) - len(kept)], budget, listener)
             summary = self._summary(notes, kept, budget)
             compacted = await self._checkpointer.compact(self._name, SummaryRecord(), *words, summary, *kept)
         log.info(
@@ -179,12 +179,12 @@ class BoundedConversation:
 
         They include the newest turn of the model, because it has not seen the results of its calls yet.
         """
-        position = len(messages)
+        position = len(messages) - len(_trailing_user_messages(messages))
         used = 0
         seen_turn = False
-        for index in range(len(messages) - 1, 0, -1):
+        for index in range(position - 1, 0, -1):
             used += self._window.weigh(messages[index : index + 1])
-            if seen_turn and used > budget.pinned + budget.spare * _KEPT_SHARE:
+            if seen_turn and used > budget.spare * _KEPT_SHARE:
                 break
             if not isinstance(messages[index], ToolMessage):
                 position = index
@@ -204,7 +204,7 @@ class BoundedConversation:
             share = max(limit // (2 * results), _MIN_CLIPPED_TOKENS)
             calls = [
                 replace(message, content=self._window.clip(message.content, share), images=())
-                if isinstance(message, ToolMessage)
+                if isinstance(message, ToolMessage) and not compaction.is_from_user(message)
                 else message
                 for message in calls
             ]
@@ -225,11 +225,9 @@ class BoundedConversation:
 
     def _summary(self, notes: str, kept: Sequence[Message], budget: _Budget) -> UserMessage:
         """Return the message with the goal, the plan and the notes."""
-        plan = self._checkpointer.checkpoint.plan
-        share = int(budget.spare * _PLAN_SHARE) // max(len(plan.steps), 1)
-        steps = [replace(step, result=self._window.clip(step.result, share)) for step in plan.steps]
+        plan = self._window.clip_results(self._checkpointer.checkpoint.plan, int(budget.spare * _PLAN_SHARE))
         instruct = self._name == "executor" and not any(isinstance(message, UserMessage) for message in kept)
-        return compaction.summary(notes, replace(plan, steps=tuple(steps)), instruct=instruct)
+        return compaction.summary(notes, plan, instruct=instruct)
 
     async def _notes(self, old: Sequence[Message], budget: _Budget, listener: ReplyListener | None) -> str:
         """Return the model's notes on the old messages; what the service knows of them if the model has none."""

@@ -228,6 +228,7 @@ class Answerer:
     def __init__(self, checkpointer: RunCheckpointer, model: LLM, feed: Feed) -> None:
         self._checkpointer = checkpointer
         self._exchange = ModelExchange(checkpointer, model, "planner")
+        self._window = checkpointer.windows.of(model.profile)
         self._feed = feed
 
     async def run(self) -> None:
@@ -239,7 +240,8 @@ class Answerer:
         """
         checkpointer = self._checkpointer
         if not checkpointer.checkpoint.answer_requested:
-            results = planning.step_results(checkpointer.checkpoint.plan)
+            plan = self._window.clip_results(checkpointer.checkpoint.plan, self._window.tokens // 3)
+            results = planning.step_results(plan)
             await checkpointer.stage("planner", UserMessage(content=planning.ANSWER.format(results=results)))
             checkpointer.checkpoint = replace(checkpointer.checkpoint, answer_requested=True)
         live = LiveText(self._feed, checkpointer.session_id)

@@ -6,6 +6,7 @@ No tokenizer is used: its vocabulary would have to be downloaded, and many model
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import assert_never
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from app.domain.models.message import (
     UserMessage,
 )
 from app.domain.models.model_profile import ModelProfile
+from app.domain.models.plan import Plan
 from app.domain.models.tool import Image, ToolSpec
 from app.domain.services.tools.base import MAX_TEXT, clip
 
@@ -37,7 +39,7 @@ MAX_RESULT_SHARE = 1 / 16
 MIN_RESULT_TOKENS = 300
 """A tool result of so many tokens is never shortened."""
 
-_MIN_RATIO, _MAX_RATIO = 0.75, 3.0
+_MIN_RATIO, _MAX_RATIO = 0.6, 3.0
 """Bounds of the ratio of counted to estimated tokens."""
 
 _PLAUSIBLE_RATIOS = (0.4, 6.0)
@@ -126,6 +128,12 @@ class ContextWindow:
         """Return `text`, with a note in place of its middle if it has more than `tokens` tokens."""
         weight = text_tokens(text) * self._ratio
         return text if weight <= tokens else clip(text, int(len(text) * tokens / weight))
+
+    def clip_results(self, plan: Plan, tokens: int) -> Plan:
+        """Return the plan with results that have at most `tokens` tokens together, each clipped to the same length."""
+        share = tokens // max(len(plan.steps), 1)
+        steps = tuple(replace(step, result=self.clip(step.result, share)) for step in plan.steps)
+        return replace(plan, steps=steps)
 
     def result_chars(self, text: str) -> int:
         """Return how many characters of `text`, the result of a tool call, the model may read."""
