@@ -320,9 +320,9 @@ def _config(app: ScriptedApp) -> uvicorn.Config:
 class ScriptedOpenAI(ScriptedApp):
     """A context manager that runs the server in a thread of this process."""
 
-    def __init__(self, script: Script = (), *, record: bool = True, strict: bool = False) -> None:
+    def __init__(self, script: Script = (), *, record: bool = True, strict: bool = False, port: int = 0) -> None:
         super().__init__(script, record=record, strict=strict)
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=1_024)
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=1_024)
         self._server = uvicorn.Server(_config(self))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"

@@ -72,7 +72,8 @@ class Rule:
 
 _OUTPUT_LIMIT = re.compile(
     r"(?<!\+ )(?<!\+ `)max_?(?:completion_?|output_?|new_?)?tokens\b.{0,90}?(?:too (?:large|high|big)|must be|should be"
-    r"|at most|less than|greater than|> ?\d|range|exceeds the|not exceed|cannot exceed|larger than|out of)"
+    r"|at most|less than|greater than|> ?\d|range|exceeds the|not exceed|cannot exceed|larger than|out of"
+    r"|exceeds (?:model|max))"
     r"|range of max_?tokens|maximum tokens you requested exceeds",
     re.DOTALL,
 )
@@ -80,15 +81,16 @@ _INPUT_TOO = re.compile(r"\binputs?\b.{0,40}max_\w*tokens|decrease input|reduce 
 _INPUT_TOKENS = re.compile(r"has (\d+) input tokens")
 _MAX_OUTPUT = (
     re.compile(r"(?:at most|<=|less than or equal to|up to|not exceed|lower than|limit of|limit is)\W{0,3}(\d+)"),
-    re.compile(r"[\[(]\d+, ?(\d+)[\])]"),
+    re.compile(r"[\[(]\d+, ?(\d+)(?=[\])])"),
     re.compile(r"(?:between|from) \d+ (?:\(inclusive\) )?(?:and|to) (\d+)"),
     re.compile(r"> ?(\d+)"),
-    re.compile(r"maximum (?:value )?(?:is |of |for \W?\w+\W? is |allowed \D{0,40})(\d+)"),
+    re.compile(r"maximum (?:value )?(?:is |of |for \W?\w+\W? is |allowed \D{0,40})?(\d+)"),
     re.compile(r"less than \W?(\d+)"),
 )
 """The largest limit of a reply's length that a refusal names; the first pattern that matches counts."""
 
 _CONTEXT_LIMIT = (
+    re.compile(r"\d{3,} ?/ ?(\d{3,})"),
     re.compile(r"\d\s*(?:tokens )?> ?(\d[\d,_]*)"),
     re.compile(
         r"(?:(?:context|prompt|input|model|sequence)[ _](?:length|window|size|limit)|(?:token|tokens|input) limit|n_ctx"
@@ -109,7 +111,8 @@ _TOO_LONG = re.compile(
     r"|reduce (?:the|your) (?:length|size|message|prompt|input)|range of input length|decrease input"
     r"|input token count|(?:prompt|input) tokens? exceed|must be <= ?\d"
     r"|\b(?:prompts?|inputs?|messages?|request|tokens?|length|size)\b[^.]{0,80}\b(?:exceed\w*|longer than|greater than"
-    r"|more than|larger than|must be <=|over)[^.]{0,60}\b(?:tokens?|context|length|limit|maximum|window|max)"
+    r"|(?:more|larger|less|fewer) than|over)[^.]{0,60}\b(?:tokens?|context|length|limit|maximum|window|max|\d{4,})"
+    r"|exceeds? the max\w* (?:token|context|input|prompt)"
     r"|maximum (?:prompt|input|model|sequence) length|(?:prompt|input|model|sequence) length (?:limit|exceed)"
     r"|tokens to keep|trying to keep the first|messages resulted in \d|token limit exceeded|entity too large"
     r"|payload too large|body too large|超长|长度超过|超过.{0,12}(?:长度|上下文)|输入过长"
@@ -151,9 +154,25 @@ RULES = (
             r"|invalid sequence as part of tooluse|model (?:produced|generated) (?:invalid|malformed|output that could)"
             r"|attempted to call (?:tool|function)|unexpected tokens remaining in message header"
             r"|xml syntax error on line|harmonyerror"
+            r"|invalid (?:function|tool) call(?! id)|not a valid (?:function|tool) call"
+            r"|(?:could not|cannot|unable to) parse [^.]{0,30}(?:function|tool)"
         ),
         test=lambda error: bool(error.generated),
         headline="The model {model} wrote a tool call that {server} could not read.",
+    ),
+    Rule(
+        kind="filter",
+        statuses=frozenset({0, 400, 403, 422, 451, 500}),
+        codes=re.compile(
+            r"content_?filter|content_policy|content_violation|responsibleaipolicy|data_?inspection|moderation|\b1301\b"
+            r"|safety|sensitive|prohibited_content|guardrail"
+        ),
+        text=re.compile(
+            r"content[ _](?:management |usage )?(?:policy|filter)|moderation|flagged|safety (?:system|filter|settings)"
+            r"|inappropriate content|content exists risk|high risk|敏感|违规"
+            r"|violat\w+ [^.]{0,40}(?:polic|guideline|terms)"
+        ),
+        headline="{Server} refused this content: rephrase the request.",
     ),
     Rule(kind="credit", statuses=frozenset({402}), headline=_CREDIT_HEADLINE),
     Rule(
@@ -169,9 +188,10 @@ RULES = (
         statuses=frozenset({0, 400, 401, 403, 412, 429, 500}),
         text=re.compile(
             r"\b(?:insufficient|no|low|not enough|out of|exhausted|used all|negative|add|required?|overdue|unpaid"
-            rf"|past due|reached)\b[^.]{{0,40}}\b{_MONEY}\b|\b{_MONEY}\b[^.]{{0,40}}\b(?:insufficient|too low|exhausted"
-            r"|exceeded|overdue|depleted|used up|ran out|run out|not enough|unpaid|reached|negative|required)\b"
-            r"|check your plan and billing|reached your specified api usage limits|in good standing|余额|欠费"
+            rf"|past due|reach\w+)\b[^.]{{0,40}}\b{_MONEY}\b|\b{_MONEY}\b[^.]{{0,40}}\b(?:insufficient|too low"
+            r"|exhausted|exceeded|overdue|depleted|used up|r[au]n out|not enough|unpaid|reached|negative|required)\b"
+            r"|check your plan and billing|reached your specified api usage limits|in good standing"
+            r"|(?:insufficient|no remaining) quota|余额|欠费|额度不足"
         ),
         headline=_CREDIT_HEADLINE,
     ),
@@ -180,6 +200,13 @@ RULES = (
         statuses=frozenset({429}),
         text=re.compile(r"request (?:body |is )?too large|must be reduced|context.length|maximum context"),
         headline=_CONTEXT_HEADLINE,
+    ),
+    Rule(
+        kind="overloaded",
+        statuses=frozenset({429}),
+        codes=re.compile(r"overload"),
+        headline="{Server} is overloaded{reason}. Try again later.",
+        waiting="The model's server is overloaded{reason}; trying again",
     ),
     Rule(
         kind="rate_limit",
@@ -218,24 +245,11 @@ RULES = (
         statuses=frozenset({0, 400, 403, 404, 422}),
         codes=re.compile(r"invalid_?api_?key|api_key_invalid|authentication|unauthenticated|unauthorized"),
         text=re.compile(
-            r"(?:incorrect|invalid|expired|missing|no|wrong|unknown) (?:api|auth\w*|access)[ _-]?"
-            r"(?:key|token|credential)|api[ _-]?key (?:\w+ ){0,2}(?:not valid|invalid|expired|missing"
+            r"(?:missing|no) (?:bearer|auth)|(?:incorrect|invalid|expired|missing|no|wrong|unknown) (?:api|auth\w*"
+            r"|access)[ _-]?(?:key|token|credential)|api[ _-]?key (?:\w+ ){0,2}(?:not valid|invalid|expired|missing"
             r"|incorrect|not found)"
         ),
         headline=_KEY_HEADLINE,
-    ),
-    Rule(
-        kind="filter",
-        statuses=frozenset({0, 400, 403, 422, 451, 500}),
-        codes=re.compile(
-            r"content_?filter|content_policy|content_violation|responsibleaipolicy|data_?inspection|moderation|\b1301\b"
-            r"|safety|sensitive|prohibited_content|guardrail"
-        ),
-        text=re.compile(
-            r"content[ _](?:management |usage )?(?:policy|filter)|moderation|flagged|safety (?:system|filter|settings)"
-            r"|inappropriate content|content exists risk|high risk|敏感|违规|violat\w+ [^.]{0,40}polic"
-        ),
-        headline="{Server} refused this content: rephrase the request.",
     ),
     Rule(
         kind="request",
@@ -268,10 +282,11 @@ RULES = (
     Rule(kind="request", statuses=frozenset({404, 405}), headline=_MODEL_HEADLINE),
     Rule(
         kind="request",
-        statuses=frozenset({0, 400, 403, 422, 500}),
+        statuses=frozenset({0, 400, 403, 422, 500, 503}),
         codes=re.compile(r"model_?not_?(?:found|exist)|unknown_model|invalid_model"),
         text=re.compile(
             r"(?:unknown|invalid|no such) model\b(?! output)|\bmodel\b[^.]{0,80}\b(?:not found|not exist|not loaded)"
+            r"|no available channel|not a valid model"
         ),
         headline=_MODEL_HEADLINE,
     ),
@@ -322,7 +337,8 @@ def rule_of(status: int, error: ServerError, *, has_wait: bool) -> Rule:
 
 def parse_context_limit(text: str) -> int | None:
     """Return the size of the context window that a refusal names, in tokens."""
-    return _first_number(_CONTEXT_LIMIT, text, range(256, 100_000_000))
+    numbers = (_number(found) for pattern in _CONTEXT_LIMIT for found in pattern.finditer(text))
+    return next((number for number in numbers if 256 <= number < 100_000_000), None)
 
 
 def parse_output_limit(text: str, sent: int) -> int | None:
@@ -330,12 +346,15 @@ def parse_output_limit(text: str, sent: int) -> int | None:
     window = parse_context_limit(text) if "context" in text else None
     if window and window // 2 < sent:
         return window // 2
-    return _first_number(_MAX_OUTPUT, text, range(16, sent))
-
-
-def _first_number(patterns: tuple[re.Pattern[str], ...], text: str, allowed: range) -> int | None:
-    for pattern in patterns:
+    for pattern in _MAX_OUTPUT:
         for found in pattern.finditer(text):
-            if (number := int(re.sub(r"\D", "", found[1]))) in allowed:
+            # The end of a range may not belong to it.
+            is_open = re.match(r"less than(?! or)", found[0]) or re.match(r"\)| \(exclusive", text[found.end() :])
+            number = _number(found) - bool(is_open)
+            if 16 <= number < sent:
                 return number
     return None
+
+
+def _number(found: re.Match[str]) -> int:
+    return int(re.sub(r"\D", "", found[1]))

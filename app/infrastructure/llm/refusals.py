@@ -22,7 +22,8 @@ _UNSUPPORTED = re.compile(
     r"|invalid (?:parameter|argument|field|property)"
 )
 _ONE_TEMPERATURE = re.compile(
-    r"only \d(?:\.\d+)? is allowed|only be set to|must be (?:exactly |set to |equal to )?1(?!\.?\d)"
+    r"only \d(?:\.\d+)? is allowed|only be set to|fixed (?:at|to) \d|temperature ?=+ ?1\b"
+    r"|must be (?:exactly |set to |equal to )?1(?!\.?\d)"
 )
 _PROVIDER_FIELDS = re.compile(
     r"\breasoning(?:_content|_details|_text)?\b|extra_content|thought_signature|thinking_blocks|provider_specific_fields"
