@@ -106,7 +106,9 @@ class OpenAIModel:
         self._rng = rng or SystemRandom()
         self._failures = FailureClassifier(base_url=base_url, model=model, api_key=self._api_key)
         self._encoder = RequestEncoder(profile=self._profile, temperature=temperature or 0)
-        self._dialect: Dialect = Dialect(temperature=temperature is not None, provider_fields=thinking_replay)
+        self._dialect: Dialect = Dialect(
+            temperature=temperature is not None, provider_fields=thinking_replay, pictures=self._profile.vision
+        )
         self._is_thinking = False
         self._loading: Future[OpenAIClient] | None = None
         self._closed = False
@@ -275,5 +277,10 @@ class OpenAIModel:
             log.info("later requests heed a refusal of the model's server", extra={"refusal": str(failure)})
             self._dialect = learnt
             most = min(self._profile.output_limit, learnt.output_limit or self._profile.output_limit)
-            self._profile = replace(self._profile, output_limit=most, max_tokens=min(most, self._profile.max_tokens))
+            self._profile = replace(
+                self._profile,
+                output_limit=most,
+                max_tokens=min(most, self._profile.max_tokens),
+                vision=learnt.pictures,
+            )
         return True

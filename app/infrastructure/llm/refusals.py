@@ -28,6 +28,9 @@ _ONE_TEMPERATURE = re.compile(
 _PROVIDER_FIELDS = re.compile(
     r"\breasoning(?:_content|_details|_text)?\b|extra_content|thought_signature|thinking_blocks|provider_specific_fields"
 )
+_PICTURES = re.compile(r"\bimages?\b|image_url|multi-?modal|\bvision\b|mmproj")
+_PICTURE_STATUSES = (400, 404, 415, 422)
+"""Statuses of a refusal of pictures for any reason: one picture that a server does not take would end its session."""
 _REQUIRED = re.compile(r"missing|required|must be (?:passed|sent|present|included|provided)|must (?:have|contain)")
 
 
@@ -40,10 +43,14 @@ def learn(failure: ModelCallError, *, sent: Dialect, known: Dialect, limit: int)
         known: What is known now; other requests may have been refused in the meantime.
         limit: Maximum length of the reply that was sent, in tokens.
     """
-    if failure.status not in _STATUSES or failure.kind not in ("parameter", "request", "other"):
+    if failure.kind not in ("parameter", "request", "other"):
         return None
     text = failure.server.text
     is_unsupported = _UNSUPPORTED.search(text) is not None
+    if sent.pictures and _PICTURES.search(text) and (failure.status in _PICTURE_STATUSES or is_unsupported):
+        return replace(known, pictures=False)
+    if failure.status not in _STATUSES:
+        return None
     if failure.kind == "parameter":
         if limit <= MIN_OUTPUT_LIMIT:
             return None

@@ -83,6 +83,8 @@ class Dialect:
     """Largest token limit that the server takes; None while it has refused none."""
     provider_fields: bool = True
     """Whether the server takes back the fields that it added to its own turns, such as `reasoning_content`."""
+    pictures: bool = True
+    """Whether the server takes pictures."""
 
 
 class RequestEncoder:
@@ -133,9 +135,10 @@ class RequestEncoder:
 
     def _encode_transcript(self, transcript: Transcript, dialect: Dialect) -> "_EncodedTranscript":
         source = self._profile.identity if dialect.provider_fields else None
+        vision = self._profile.vision and dialect.pictures
         encoded = self._transcripts.get(transcript)
-        if encoded is None or encoded.source != source:
-            encoded = _EncodedTranscript(source=source, vision=self._profile.vision)
+        if encoded is None or (encoded.source, encoded.vision) != (source, vision):
+            encoded = _EncodedTranscript(source=source, vision=vision)
             self._transcripts[transcript] = encoded
         for message in transcript.since(encoded.count):
             encoded.add(message)

@@ -6,6 +6,10 @@ import orjson
 import pytest
 
 from app.domain.errors import ContextTooLong, MalformedReply, ModelFailure
+from app.domain.external.llm import ModelRequest
+from app.domain.models.message import AssistantMessage, ToolCall, ToolMessage, Transcript, UserMessage
+from app.domain.models.model_profile import ModelProfile
+from app.domain.models.tool import Image
 from tests.contract.llm.conftest import KEY
 from tests.fakes.scripted_openai import Raw, Reply, Status
 
@@ -386,6 +390,38 @@ async def test_length_of_reply_that_is_always_refused_fails_with_the_reason(serv
     assert "lower MAX_TOKENS" in text
     assert "too large for you" in text
     assert [asked.body["max_tokens"] for asked in server.asked] == [2_000, 1_000, 500, 256]
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "Failed to deserialize: messages[2]: unknown variant `image_url`, expected `text`"),
+        (404, "No endpoints found that support image input"),
+        (400, "At most 0 image(s) may be provided in one prompt."),
+        (400, "This model is not a multimodal model"),
+        (500, "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj"),
+        (422, "Could not process image"),
+    ],
+)
+async def test_pictures_that_are_refused_are_left_out_from_then_on(server, make, status, message) -> None:
+    image = Image(media_type="image/jpeg", base64="/9j/", width=1, height=1)
+    conversation = [
+        UserMessage(content="Look."),
+        AssistantMessage(tool_calls=(ToolCall(id="a", name="browser_view", arguments="{}"),)),
+        ToolMessage(tool_call_id="a", content="seen", images=(image,)),
+    ]
+    model = make(profile=ModelProfile(model="m", vision=True))
+    server.script = lambda asked: error(status, message) if b"image_url" in asked.raw else GOOD
+    for _ in range(2):
+        await model.complete(ModelRequest(transcript=Transcript(conversation)))
+    assert [b"image_url" in asked.raw for asked in server.asked] == [True, False, False]
+    assert not model.profile.vision
+
+
+async def test_refusal_that_names_pictures_is_final_for_a_model_that_does_not_see(server, model, ask) -> None:
+    server.script = lambda _asked: error(400, "image input is not supported")
+    await failure_of(model, ask)
+    assert len(server.asked) == 1
 
 
 ECHO = {"stream_options": {"include_usage": True}, "temperature": 0.7, "max_completion_tokens": "unsupported"}
