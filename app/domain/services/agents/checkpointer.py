@@ -123,6 +123,9 @@ class RunCheckpointer:
         """See `Checkpoint.transcript_starts`. Kept separately, as `_revision`."""
         self._staged: list[tuple[TranscriptName, TranscriptEntry]] = []
         self._usage = Usage()
+        """Usage that is in no commit yet."""
+        self._unconfirmed = Usage()
+        """Usage in the newest commit, until that is known to be stored."""
         self._revision = ""
         """Revision of the newest checkpoint. Kept separately, because `checkpoint` may be replaced by a new object."""
         self._pending: PendingCommit | None = None
@@ -131,8 +134,12 @@ class RunCheckpointer:
     async def load(self) -> None:
         """Load the newest checkpoint. Discard staged messages: the event log does not have them."""
         await self.wait_for_pending()
-        self.checkpoint = await self._event_log.load_checkpoint(self.session_id)
-        self._revision = self.checkpoint.revision
+        checkpoint = await self._event_log.load_checkpoint(self.session_id)
+        if checkpoint.revision != self._revision:
+            self._usage += self._unconfirmed
+        self._unconfirmed = Usage()
+        self.checkpoint = replace(checkpoint, usage=checkpoint.usage + self._usage)
+        self._revision = checkpoint.revision
         self._starts = dict(self.checkpoint.transcript_starts)
         self._transcripts.clear()
         self._staged.clear()
@@ -183,6 +190,17 @@ class RunCheckpointer:
         self._usage += usage
         self.checkpoint = replace(self.checkpoint, usage=self.checkpoint.usage + usage)
 
+    async def store_usage(self) -> None:
+        """Store the usage that a refused or cancelled commit did not store, and nothing else that it contained.
+
+        Raises:
+            LeaseLost, StaleCheckpoint, StoreUnavailable: See `commit`.
+        """
+        if self._usage.calls or self._unconfirmed.calls:
+            await self.load()
+        if self._usage.calls:
+            await self.commit()
+
     async def commit(
         self, events: Sequence[Event] = (), *, checkpoint: Checkpoint | None = None, ends_run: bool = False
     ) -> None:
@@ -201,6 +219,7 @@ class RunCheckpointer:
         """
         await self.wait_for_pending()
         await self._start_commit(events, checkpoint, ends_run=ends_run).wait()
+        self._unconfirmed = Usage()
 
     async def commit_in_background(self, events: Sequence[Event], *, checkpoint: Checkpoint) -> None:
         """Start a commit as in `commit` and return without waiting for it, so that the model can be called meanwhile.
@@ -216,6 +235,7 @@ class RunCheckpointer:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             await pending.wait()
+            self._unconfirmed = Usage()
 
     def stop_retrying(self) -> None:
         """Do not retry the background commit or later ones: the run is being interrupted, or a user waits for it."""
@@ -239,7 +259,7 @@ class RunCheckpointer:
             expected_revision=expected_revision,
         )
         self._staged.clear()
-        self._usage = Usage()
+        self._usage, self._unconfirmed = Usage(), self._usage
         pending = PendingCommit(self._event_log, self.session_id, commit)
         if self._no_retries:
             pending.stop_retrying()

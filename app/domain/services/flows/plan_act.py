@@ -97,10 +97,15 @@ class PlanActFlow:
                 await self._count_crash()
             await self._prepare(reason)
             await self._run_phases()
+        except Superseded:
+            await checkpointer.store_usage()
+            raise
         except asyncio.CancelledError:
             checkpointer.stop_retrying()
             with suppress(AnkerError):  # The event log has the outcome of the write. The cancellation takes precedence.
                 await checkpointer.wait_for_pending()
+            with suppress(AnkerError):
+                await checkpointer.store_usage()
             raise
         finally:
             # The next attempt may load at once and must find everything that this one did.
