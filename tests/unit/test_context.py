@@ -271,7 +271,7 @@ async def test_server_that_refuses_everything_ends_in_an_error_and_teaches_nothi
         await conversation.turn("word " * 500)
     with pytest.raises(ContextTooLong):
         await conversation.ask()
-    assert len(conversation.model.requests) <= 8
+    assert len(conversation.model.requests) <= 10
     assert conversation.windows.of(conversation.model.profile).tokens == WINDOW
 
 
@@ -551,3 +551,48 @@ async def test_long_answer_of_the_user_is_never_shortened() -> None:
     sent = await conversation.ask()
     assert any(message.content == answer for message in sent)
     assert tokens(sent) < WINDOW
+
+
+TURNS = st.one_of(
+    st.tuples(st.just("calls"), st.lists(st.integers(0, 12_000), min_size=1, max_size=6), st.integers(0, 4_000)),
+    st.tuples(st.just("user"), st.just([]), st.integers(0, 6_000)),
+    st.tuples(st.just("text"), st.just([]), st.integers(1, 2_000)),
+    st.tuples(st.just("service"), st.just([]), st.integers(0, 1_000)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(turns=st.lists(TURNS, min_size=10, max_size=60), window=st.sampled_from([6_000, 16_000]))
+def test_any_conversation_fits_and_holds_the_first_and_the_newest_words(
+    turns: list[tuple[str, list[int], int]], window: int
+) -> None:
+    async def check() -> None:
+        conversation = Conversation(tokens=window)
+        await conversation.open()
+        newest = planning.user_message(FACT)
+        for number, (kind, results, size) in enumerate(turns):
+            filler = f"{number} " + "word " * (size // 5)
+            match kind:
+                case "calls":
+                    calls = [
+                        ToolCall(id=f"{number}_{each}", name="f", arguments=filler) for each, _ in enumerate(results)
+                    ]
+                    await conversation.checkpointer.stage("executor", AssistantMessage(tool_calls=tuple(calls)))
+                    for call, length in zip(calls, results, strict=True):
+                        message = ToolMessage(tool_call_id=call.id, content="res " * (length // 4))
+                        await conversation.checkpointer.stage("executor", message)
+                case "text":
+                    await conversation.checkpointer.stage("executor", AssistantMessage(content=filler))
+                    continue
+                case "user":
+                    newest = planning.user_message(filler)
+                    await conversation.checkpointer.stage("executor", UserMessage(content=newest))
+                case _:
+                    await conversation.checkpointer.stage("executor", UserMessage(content=filler))
+            sent = await conversation.ask()
+            assert tokens(sent) <= window - 500
+            check_conversation(sent[1:])
+            assert FACT in "".join(message.content for message in sent)
+            assert any(newest in message.content for message in sent)
+
+    asyncio.run(check())

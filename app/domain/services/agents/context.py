@@ -26,7 +26,7 @@ from app.domain.services.agents.checkpointer import RunCheckpointer
 
 log = logging.getLogger(__name__)
 
-MAX_REFUSALS = 3
+MAX_REFUSALS = 5
 """Maximum number of times that a server may refuse a request as too long before the run fails."""
 
 FULL_SHARE = 0.8
