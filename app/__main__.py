@@ -1,4 +1,7 @@
-"""Run the service or one part of it: `python -m app [api | worker]`. `--reload` restarts it when the code changes."""
+"""Run the service or one part of it: `python -m app [api | worker]`. `--reload` restarts it when the code changes.
+
+`python -m app check-model` probes a model instead, see `app/check_model.py`.
+"""
 
 import argparse
 import asyncio
@@ -148,7 +151,15 @@ def listen(settings: Settings, role: Role = "all") -> socket | None:
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(prog="anker", description="An agent backend with a computer for every session.")
+    if sys.argv[1:2] == ["check-model"]:
+        from app.check_model import main as check_model
+
+        sys.exit(check_model(sys.argv[2:]))
+    parser = argparse.ArgumentParser(
+        prog="anker",
+        description="An agent backend with a computer for every session.",
+        epilog="`check-model` probes a model: see `check-model --help`.",
+    )
     parser.add_argument(
         "role",
         nargs="?",

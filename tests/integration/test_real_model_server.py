@@ -17,7 +17,10 @@ import pytest
 from app.domain.errors import ModelFailure
 from app.domain.external.llm import ModelRequest
 from app.domain.models.message import SystemMessage, Transcript, UserMessage
+from app.domain.models.model_profile import ModelProfile
 from app.domain.models.tool import ToolSpec
+from app.infrastructure.llm.check.check import check_endpoint
+from app.infrastructure.llm.check.findings import Finding
 from app.infrastructure.llm.openai_model import OpenAIModel
 
 KEY = "sk-real-0123456789"
@@ -158,3 +161,25 @@ async def test_unknown_route_error_names_settings(make, address) -> None:
 async def test_too_long_conversation_error_says_so(make) -> None:
     with pytest.raises(ModelFailure, match=r"too long for the model smollm2.*available context size"):
         await make().complete(request("word " * 3_000))
+
+
+async def test_check_finds_the_small_context_and_ends_in_time(address) -> None:
+    findings: list[Finding] = []
+    start = time.monotonic()
+    verdict = await check_endpoint(
+        profile=ModelProfile(model="smollm2", identity="test", context_tokens=8_000),
+        base_url=f"{address}/v1",
+        api_key=KEY,
+        temperature=0,
+        seconds=60,
+        report=findings.append,
+    )
+    assert time.monotonic() - start < 60
+    found = {finding.probe: finding for finding in findings}
+    assert found["connection"].level == "ok"
+    assert found["streaming"].text.startswith("first token after ")
+    assert "llama-server" in found["tool calls"].advice
+    assert found["context"].level == "problem"
+    assert "available context size (1024 tokens)" in found["context"].text
+    assert not verdict.usable
+    assert "Anker needs 6,000" in verdict.text

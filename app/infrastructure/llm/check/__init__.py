@@ -1,0 +1,1 @@
+"""The check of a model and its server: `./run.sh check-model`."""
