@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -83,7 +84,8 @@ def _openai_models(context: FactoryContext) -> tuple[ModelCatalog, str]:
     if context.role != "api":
         for name in {config.default, config.planner or config.default}:
             models[name].warm_up()
-    description = f"{default.profile.model} at {default.base_url}"
+    # Only the host: an address may hold a key.
+    description = f"{default.profile.model} at {urlsplit(default.base_url).hostname}"
     if settings.models_config:
         description = f"{config.default}, {description} (models of {settings.models_config}: {', '.join(models)})"
     return ModelCatalog(models=models, default=config.default, planner=config.planner), description

@@ -12,7 +12,7 @@ import pytest
 from app.main import create_app
 from app.settings import Settings, UnusableSetting
 from tests.fakes.memory_sandbox import MemorySandboxProvider
-from tests.fakes.scripted_openai import Answer, Asked, Call, Raw, ScriptedOpenAI, agent_script
+from tests.fakes.scripted_openai import Answer, Asked, Call, Raw, ScriptedOpenAI, Status, agent_script
 from tests.support.api_harness import API
 
 CONFIG = """\
@@ -160,6 +160,29 @@ async def test_thoughts_of_a_model_never_reach_another_one(
         await send(client, session_id, message="three", model="slow")
         assert [asked.kind for asked in slow.asked].count("executing") == 1
         assert not any(b"A thought of fast." in asked.raw for asked in slow.asked)
+
+
+async def test_refusal_and_errors_of_a_model_stay_with_its_profile(tmp_path: Path, fast: ScriptedOpenAI) -> None:
+    usual = agent_script(steps=1)
+
+    def refuse_temperature(asked: Asked) -> Answer:
+        refused = asked.body["model"] == "picky" and "temperature" in asked.body
+        body = {"error": {"message": "temperature: only 1 is allowed for this model", "param": "temperature"}}
+        return Status(status=400, body=body) if refused else usual(asked)
+
+    fast.script = refuse_temperature
+    profiles = (f'[models.{name}]\nmodel = "{name}"\nbase_url = "{fast.url}"\n' for name in ("picky", "other"))
+    async with service(tmp_path, "".join(profiles)) as client:
+        session_id = await create(client)
+        await send(client, session_id, message="one")
+        assert ["temperature" in asked.body for asked in fast.asked] == [True, False, False, False]
+        fast.asked.clear()
+        await send(client, session_id, message="two", model="other")
+        assert all("temperature" in asked.body for asked in fast.asked)
+        metrics = (await client.get("/metrics")).text
+        assert 'anker_model_errors_total{kind="parameter",profile="picky"} 1.0' in metrics
+        assert 'profile="other"} 3.0' in metrics
+        assert 'anker_model_errors_total{kind="parameter",profile="other"}' not in metrics
 
 
 async def test_session_whose_model_was_removed_goes_on_with_the_default(

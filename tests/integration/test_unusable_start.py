@@ -57,3 +57,16 @@ async def test_used_port_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["300.1.1.1", "192.0.2.1"])
 async def test_foreign_host_address_is_named(tmp_path: Path, host: str) -> None:
     assert (await output_of_failed_start(tmp_path, HOST=host)).startswith(f"HOST: cannot listen on {host}, port 0: ")
+
+
+async def test_mistake_in_models_config_is_named_with_its_line(tmp_path: Path) -> None:
+    models = tmp_path / "models.toml"
+    models.write_text('[models.fast]\nmodel = "m"\napi_key_env = "NO_SUCH_KEY"\n')
+    output = await output_of_failed_start(tmp_path, MODELS_CONFIG=str(models))
+    reason = "NO_SUCH_KEY is not set, in the environment or in .env"
+    assert output == f"MODELS_CONFIG: {models}, line 3, models.fast.api_key_env: {reason}"
+
+
+async def test_unknown_planner_model_is_named(tmp_path: Path) -> None:
+    output = await output_of_failed_start(tmp_path, PLANNER_MODEL="careful")
+    assert output == "PLANNER_MODEL: unknown; the models are default"
