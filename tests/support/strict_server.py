@@ -31,12 +31,15 @@ class _Refused(Exception):
     pass
 
 
-def violation(body: Mapping[str, Any], *, extra_fields: frozenset[str] = frozenset()) -> str:
+def violation(
+    body: Mapping[str, Any], *, extra_fields: frozenset[str] = frozenset(), parallel_calls: bool = True
+) -> str:
     """Return which rule a request body breaks; an empty string if none.
 
     Args:
         body: The request body.
         extra_fields: Fields of messages and calls that the server knows beyond the standard, such as reasoning.
+        parallel_calls: Whether a turn may have several calls. Some chat templates refuse them.
     """
     try:
         _require(not (unknown := set(body) - _BODY_KEYS), f"extra fields are not permitted: {unknown}")
@@ -49,6 +52,8 @@ def violation(body: Mapping[str, Any], *, extra_fields: frozenset[str] = frozens
         for number, message in enumerate(messages):
             _check_message(message, f"messages.{number}", extra_fields)
         _check_calls(messages)
+        several = any(len(message.get("tool_calls") or ()) > 1 for message in messages)
+        _require(parallel_calls or not several, "this model only supports single tool-calls at once")
         _check_tools(body.get("tools"), has_calls=any(message.get("tool_calls") for message in messages))
     except _Refused as refused:
         return str(refused)

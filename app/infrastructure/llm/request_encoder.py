@@ -8,6 +8,7 @@ that all of them take, whatever is in it:
   between them. No text is empty.
 - Each call has exactly one result, an id of nine letters and digits, a valid name, and a JSON object as arguments.
 - A request whose history has calls offers at least one function.
+- For a model without parallel calls, a turn with several calls becomes several turns with one call each.
 
 Every message is encoded once, so a call costs what it adds. Its encoding depends only on the messages before it, so
 each prompt extends the one before byte for byte, also in another process.
@@ -99,10 +100,11 @@ class RequestEncoder:
     def encode(self, request: ModelRequest, dialect: Dialect) -> bytes:
         """Return the JSON body of `request`."""
         transcript = self._encode_transcript(request.transcript, dialect)
+        rest = transcript.rest()
         # Servers that translate for Anthropic or Bedrock refuse calls in the history of a request without functions.
-        tools = request.tools or (_ONLY_NO_FUNCTION if transcript.calls else ())
+        tools = request.tools or (_ONLY_NO_FUNCTION if rest.calls else ())
         parameters = self._encode_parameters(request, dialect)
-        return b"".join((parameters, self._encode_tools(tools), transcript.body, transcript.ending(), b"]}"))
+        return b"".join((parameters, self._encode_tools(tools), transcript.body, rest.body, b"]}"))
 
     def _encode_parameters(self, request: ModelRequest, dialect: Dialect) -> bytes:
         values: dict[str, object] = {"model": self._profile.model, "stream": True}
@@ -138,7 +140,7 @@ class RequestEncoder:
         vision = self._profile.vision and dialect.pictures
         encoded = self._transcripts.get(transcript)
         if encoded is None or (encoded.source, encoded.vision) != (source, vision):
-            encoded = _EncodedTranscript(source=source, vision=vision)
+            encoded = _EncodedTranscript(source=source, vision=vision, parallel_calls=self._profile.parallel_calls)
             self._transcripts[transcript] = encoded
         for message in transcript.since(encoded.count):
             encoded.add(message)
@@ -152,6 +154,7 @@ class _EncodedTranscript:
     source: str | None
     """Identity of the model whose provider fields are sent; None to send none."""
     vision: bool
+    parallel_calls: bool
     body: bytearray = field(default_factory=bytearray)
     count: int = 0
     """Number of messages of the transcript that are encoded."""
@@ -161,6 +164,10 @@ class _EncodedTranscript:
     """Role of the last encoded message."""
     open_calls: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     """IDs of the calls without a result: in the transcript, and as encoded."""
+    held: list[tuple[AssistantMessage, ToolMessage | None]] = field(
+        default_factory=list[tuple[AssistantMessage, ToolMessage | None]]
+    )
+    """Turns with one call each that wait until all of them have a result."""
     pictures: list[Image] = field(default_factory=list[Image])
     """Pictures of results that were encoded since the last turn with calls."""
 
@@ -175,22 +182,29 @@ class _EncodedTranscript:
                 self._write_user(_text(message.content))
             case AssistantMessage():
                 self._close_calls()
-                if self.role not in ("user", "tool"):
-                    self._write("user", {"content": CONTINUE})
-                self._write("assistant", self._assistant_fields(message))
+                if self.parallel_calls or len(message.tool_calls) < 2:
+                    self._write_turn(message)
+                else:
+                    self.held = [(turn, None) for turn in _single_calls(message)]
             case ToolMessage():
                 self._add_result(message)
             case _:
                 assert_never(message)
 
-    def ending(self) -> bytes:
+    def rest(self) -> "_EncodedTranscript":
         """Return what must follow the messages in a request that is sent now: it ends with a user's turn or a result.
 
         It is not part of the next request. A run has every result before it sends a request, so it is usually empty.
         """
-        rest = replace(self, body=bytearray(), open_calls=self.open_calls.copy(), pictures=self.pictures.copy())
+        rest = replace(
+            self,
+            body=bytearray(),
+            open_calls=self.open_calls.copy(),
+            held=self.held.copy(),
+            pictures=self.pictures.copy(),
+        )
         rest.end()
-        return bytes(rest.body)
+        return rest
 
     def end(self) -> None:
         """Encode what makes the messages a complete request."""
@@ -208,6 +222,11 @@ class _EncodedTranscript:
         if self.role in ("user", "tool"):
             self._write("assistant", {"content": BRIDGE})
         self._write("user", {"content": content})
+
+    def _write_turn(self, message: AssistantMessage) -> None:
+        if self.role not in ("user", "tool"):
+            self._write("user", {"content": CONTINUE})
+        self._write("assistant", self._assistant_fields(message))
 
     def _assistant_fields(self, message: AssistantMessage) -> dict[str, object]:
         provided = message.provider_fields
@@ -234,6 +253,12 @@ class _EncodedTranscript:
 
     def _add_result(self, message: ToolMessage) -> None:
         """Encode the result of an open call. Leave out any other: no server takes it."""
+        for index, (turn, result) in enumerate(self.held):
+            if result is None and turn.tool_calls[0].id == message.tool_call_id:
+                self.held[index] = (turn, message)
+                if all(result for _, result in self.held):
+                    self._close_calls()
+                return
         call = next((call for call in self.open_calls if call[0] == message.tool_call_id), None)
         if call is None:
             return
@@ -245,7 +270,14 @@ class _EncodedTranscript:
             self._close_calls()
 
     def _close_calls(self) -> None:
-        """Encode a result for each open call, then the pictures of all results."""
+        """Encode the turns that wait, a result for each open call, then the pictures of all results."""
+        held, self.held = self.held, []
+        for turn, result in held:
+            self._write_turn(turn)
+            if result is None:
+                self._close_calls()
+            else:
+                self._add_result(result)
         for _, wire_id in self.open_calls:
             self._write("tool", {"tool_call_id": wire_id, "content": NO_RESULT})
         self.open_calls.clear()
@@ -255,6 +287,21 @@ class _EncodedTranscript:
             parts = [{"type": "image_url", "image_url": {"url": address}} for address in addresses]
             self._write_user([{"type": "text", "text": PICTURES}, *parts])
             self.pictures.clear()
+
+
+def _single_calls(message: AssistantMessage) -> list[AssistantMessage]:
+    """Return the turn as turns with one call each. The first one has the text and the fields of the message."""
+    turns: list[AssistantMessage] = []
+    for index, call in enumerate(message.tool_calls):
+        provided = message.provider_fields
+        if provided is not None:
+            provided = replace(provided, calls=provided.calls[index : index + 1])
+        if index == 0:
+            turns.append(replace(message, tool_calls=(call,), provider_fields=provided))
+        else:
+            provided = provided and replace(provided, message={})
+            turns.append(AssistantMessage(tool_calls=(call,), provider_fields=provided))
+    return turns
 
 
 def _add_call_fields(call: dict[str, object], more: JsonObject) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -226,6 +227,23 @@ def test_pictures_follow_all_results_of_their_turn() -> None:
     assert b"image_url" not in orjson.dumps(encode(*conversation, vision=False))
 
 
+def test_turn_of_several_calls_is_split_for_a_model_without_parallel_calls() -> None:
+    calls = [call("a"), call("b"), call("c")]
+    body = encode(
+        user(),
+        turn(*calls, content="Look.", provider_fields=replace(FIELDS, calls=({}, {"extra_content": "b"}))),
+        *(result("c", "3"), result("a", "1"), result("b", "2"), user()),
+        parallel_calls=False,
+    )
+    assert not violation(body, extra_fields=frozenset({"reasoning_content", "extra_content"}), parallel_calls=False)
+    assert [(m["role"], m["content"]) for m in body["messages"]] == [
+        *(("user", "u"), ("assistant", "Look."), ("tool", "1"), ("assistant", None), ("tool", "2")),
+        *(("assistant", None), ("tool", "3"), ("assistant", BRIDGE), ("user", "u")),
+    ]
+    assert [m.get("reasoning_content") for m in body["messages"][1:6:2]] == ["I think.", None, None]
+    assert body["messages"][3]["tool_calls"][0]["extra_content"] == "b"
+
+
 def test_limit_of_a_request_overrides_the_limit_of_the_profile() -> None:
     transcript = Transcript([user()])
     bodies = [
@@ -276,17 +294,22 @@ EXCHANGES = st.integers(1, 3).map(
 """Turns with a result for each call, as a run has them."""
 
 
-@given(st.lists(st.one_of(MESSAGES.map(lambda message: [message]), EXCHANGES), max_size=8), st.booleans())
-def test_any_transcript_is_valid_and_extends_the_request_before(groups: list[list[Message]], vision: bool) -> None:
-    shared = encoder(vision=vision)
+@given(st.lists(st.one_of(MESSAGES.map(lambda message: [message]), EXCHANGES), max_size=8), *[st.booleans()] * 3)
+def test_any_transcript_is_valid_and_extends_the_request_before(
+    groups: list[list[Message]], vision: bool, parallel_calls: bool, offers: bool
+) -> None:
+    tools = (LOOK,) if offers else ()
+    shared = encoder(vision=vision, parallel_calls=parallel_calls)
     transcript = Transcript()
     sent: list[bytes] = []
     for group in groups:
         transcript.append(*group)
-        body = shared.encode(ModelRequest(transcript=transcript, tools=(LOOK,)), Dialect())
-        again = ModelRequest(transcript=Transcript(transcript.since(0)), tools=(LOOK,))
-        assert encoder(vision=vision).encode(again, Dialect()) == body
-        assert not violation(orjson.loads(body), extra_fields=frozenset({"reasoning_content", "extra_content"}))
-        assert all(body.startswith(earlier) for earlier in sent)
+        body = shared.encode(ModelRequest(transcript=transcript, tools=tools), Dialect())
+        again = ModelRequest(transcript=Transcript(transcript.since(0)), tools=tools)
+        assert encoder(vision=vision, parallel_calls=parallel_calls).encode(again, Dialect()) == body
+        known = frozenset({"reasoning_content", "extra_content"})
+        assert not violation(orjson.loads(body), extra_fields=known, parallel_calls=parallel_calls)
+        if offers:  # without functions, the first call adds the placeholder in front of the messages
+            assert all(body.startswith(earlier) for earlier in sent)
         if len(group) > 1 or isinstance(group[0], UserMessage):  # what a run sends ends with a user's turn or a result
             sent.append(body[:-2])
