@@ -27,6 +27,7 @@ from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.domain.external.signals import Signals
 from app.domain.models.event import EventRecord
+from app.domain.services.agents.limits import RunLimits
 from app.domain.services.flows.plan_act import FlowDependencies
 from app.domain.services.tools.base import Tool
 from app.domain.services.tools.registry import EXECUTING
@@ -126,6 +127,11 @@ async def _open_parts(
         feed=feed,
         models=models,
         tools=overrides.get("tools", EXECUTING),
+        limits=RunLimits(
+            max_calls=settings.run_max_calls,
+            max_steps=settings.run_max_steps,
+            token_budget=settings.run_token_budget,
+        ),
         sandboxes=sandboxes,
         browsers=browsers,
         screenshots=screenshots,

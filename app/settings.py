@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-NOT_YET = ("API_TOKENS", "MCP_CONFIG", "RUN_TOKEN_BUDGET")
+NOT_YET = ("API_TOKENS", "MCP_CONFIG")
 """Settings that this version does not support yet. Setting one stops the start, so that it is not silently ignored."""
 
 ONE_PROCESS_ONLY = "SANDBOX_PROVIDER: local sandboxes belong to one process; with MONGODB_URL use docker or remote"
@@ -48,7 +48,12 @@ class Settings(BaseSettings):
     model_context_tokens: int = Field(128_000, ge=1_000)
     models_config: str = ""
     planner_model: str = ""
+    run_max_calls: int = Field(200, ge=1)
+    """Maximum number of model calls until the user writes again."""
+    run_max_steps: int = Field(30, ge=1)
+    """Maximum number of steps that a run starts until the user writes again."""
     run_token_budget: int = Field(0, ge=0)
+    """Maximum number of tokens of a run until the user writes again; 0 for no limit."""
 
     search_provider: str = "auto"
     google_search_api_key: SecretStr = SecretStr("")

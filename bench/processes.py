@@ -60,7 +60,10 @@ async def _commits(mongod: Mongod, times: int) -> tuple[list[float], list[float]
         await store.sessions.create("s", owner="", at=1)
         for number in range(times):
             change = Commit(
-                timestamp=1, events=(event,), messages=(("executor", said),), checkpoint=Checkpoint(model_turns=number)
+                timestamp=1,
+                events=(event,),
+                messages=(("executor", said),),
+                checkpoint=Checkpoint(steps_started=number),
             )
             began = time.perf_counter()
             await store.event_log.commit("s", change)

@@ -20,7 +20,8 @@
     ├── ModelFailure              the model refused, failed or timed out
     │   ├── ContextTooLong        the request exceeds the model's context window
     │   └── MalformedReply        the server says that the model wrote an invalid tool call
-    └── RunGivenUp                too many processes died during a run
+    ├── RunGivenUp                too many processes died during a run
+    └── RunLimitReached           the run has used what one user message grants
 
 Messages are written for the user or the model. They contain no stack traces, server paths or secrets. Adapters
 translate their vendor's exceptions into these classes; only `interfaces/errors.py` maps them to HTTP status codes.
@@ -139,6 +140,10 @@ class MalformedReply(ModelFailure):
 
 class RunGivenUp(AnkerError):
     """Too many processes died during a run. The message tells the user so."""
+
+
+class RunLimitReached(AnkerError):
+    """The run has used what one user message grants. The message names the limit."""
 
 
 class SearchFailure(AnkerError):

@@ -25,7 +25,6 @@ _PLAN = {
     "goal": "Do what was asked",
     "steps": [{"id": "1", "description": "Look again and again"}],
 }
-_EXEC = {"id": "main", "exec_dir": "~", "command": "ls -la"}
 _COMPLETE = {"success": True, "result": "Looked."}
 
 
@@ -73,7 +72,7 @@ class Turns:
             track.turns.append((track.sent, request.at))
             track.size, track.sent = request.size, None
         if track.count <= track.free:
-            exchange.send(_call("shell_exec", _EXEC, track.count), kind="text/event-stream")
+            exchange.send(_call("shell_exec", _exec(track.count), track.count), kind="text/event-stream")
             return
         track.parked = exchange
         if not self._over and all(each.parked for each in self._tracks.values()):
@@ -90,9 +89,14 @@ class Turns:
             return
         assert track.parked is not None
         exchange, track.parked = track.parked, None
-        body = _call("shell_exec", _EXEC, track.count)
+        body = _call("shell_exec", _exec(track.count), track.count)
         exchange.send(body, kind="text/event-stream")
         track.sent = time.monotonic()
+
+
+def _exec(number: int) -> Mapping[str, object]:
+    # A number in the command: the same call with the same result again and again would end the step.
+    return {"id": "main", "exec_dir": "~", "command": f"ls -la  # {number}"}
 
 
 def _call(name: str, arguments: Mapping[str, object], number: int) -> bytes:

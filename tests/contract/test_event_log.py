@@ -40,7 +40,7 @@ CHECKPOINT = Checkpoint(
     plan=Plan(goal="g", steps=(Step(id="1", description="d", status="running", result="r"),)),
     open_calls=(OpenCall(id="c", toolkit="shell", function="f", args={"x": [1, {"y": None}]}),),
     pending_question="q",
-    model_turns=4,
+    steps_started=4,
 )
 
 
@@ -94,7 +94,7 @@ async def test_transcripts_and_checkpoint_after_reopening_are_as_committed(store
         Commit(
             timestamp=1,
             messages=[("planner", MESSAGES[0]), ("executor", MESSAGES[2])],
-            checkpoint=Checkpoint(model_turns=1),
+            checkpoint=Checkpoint(steps_started=1),
         ),
     )
     await store.event_log.commit(
@@ -122,7 +122,7 @@ async def test_transcript_is_loaded_after_a_position_with_its_records(store: Har
 def turn(revision: str, *, follows: str | None, **more: Any) -> Commit:
     """Return a commit with an event, a message, usage, and a checkpoint of `revision` that follows `follows`."""
     messages: tuple[tuple[TranscriptName, Message], ...] = (("executor", UserMessage(content=revision)),)
-    run = Checkpoint(model_turns=len(revision), revision=revision)
+    run = Checkpoint(steps_started=len(revision), revision=revision)
     return Commit(
         timestamp=1,
         events=(says(revision),),
@@ -294,9 +294,9 @@ async def test_lone_surrogates_and_large_integers_are_stored(store: Harness) -> 
     records = await store.event_log.commit(
         "s", Commit(timestamp=1, events=events, messages=[("executor", ToolMessage(tool_call_id="c", content="é"))])
     )
-    await store.event_log.commit("s", Commit(timestamp=1, checkpoint=Checkpoint(open_calls=(call,), model_turns=7)))
+    await store.event_log.commit("s", Commit(timestamp=1, checkpoint=Checkpoint(open_calls=(call,), steps_started=7)))
     assert list(await store.event_log.read("s", after=0, limit=9)) == list(records)
-    assert (await store.event_log.load_checkpoint("s")).model_turns == 7
+    assert (await store.event_log.load_checkpoint("s")).steps_started == 7
     session = await store.sessions.get("s", owner="me")
     assert (session.title, session.latest_message) == ("t\ufffd", "m\ufffd")
 
@@ -335,6 +335,6 @@ async def test_message_with_a_model_changes_the_model_of_the_session(store: Harn
 async def test_checkpoint_is_loaded_with_the_newest_model_of_the_session(store: Harness) -> None:
     await store.event_log.append_user_message("s", "a", at=1, key=None, model="fast")
     assert await store.event_log.load_checkpoint("s") == Checkpoint(model="fast")
-    await store.event_log.commit("s", Commit(timestamp=1, checkpoint=Checkpoint(model_turns=7, model="fast")))
+    await store.event_log.commit("s", Commit(timestamp=1, checkpoint=Checkpoint(steps_started=7, model="fast")))
     await store.event_log.append_user_message("s", "b", at=1, key=None, model="slow")
-    assert await store.event_log.load_checkpoint("s") == Checkpoint(model_turns=7, model="slow")
+    assert await store.event_log.load_checkpoint("s") == Checkpoint(steps_started=7, model="slow")

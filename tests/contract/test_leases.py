@@ -194,13 +194,13 @@ async def test_commit_with_an_old_token_is_refused_completely(store: LeasingHarn
         timestamp=1,
         events=[DoneEvent()],
         messages=[("planner", UserMessage(content="x"))],
-        checkpoint=Checkpoint(model_turns=9),
+        checkpoint=Checkpoint(steps_started=9),
         usage=Usage(calls=1),
         fencing_token=old.token,
     )
     for commit in (
         late,
-        Commit(timestamp=1, checkpoint=Checkpoint(model_turns=9), fencing_token=old.token),
+        Commit(timestamp=1, checkpoint=Checkpoint(steps_started=9), fencing_token=old.token),
         Commit(timestamp=1, fencing_token=old.token),
     ):
         with pytest.raises(LeaseLost):

@@ -256,7 +256,7 @@ async def test_delete_of_a_long_session_leaves_no_rows_and_lets_others_write(mon
         timestamp=1,
         events=[says("x")] * 9000,
         messages=[("executor", UserMessage(content="x"))] * 5000,
-        checkpoint=Checkpoint(model_turns=1),
+        checkpoint=Checkpoint(steps_started=1),
     )
     await mongo.event_log.commit("s", long)
     await mongo.event_log.append_user_message("s", "u", at=1, key="k")
@@ -275,7 +275,7 @@ async def test_delete_of_a_long_session_leaves_no_rows_and_lets_others_write(mon
 
 async def test_interrupted_delete_is_finished_at_the_next_start(mongo: MongoHarness) -> None:
     await mongo.event_log.commit(
-        "s", Commit(timestamp=1, events=[WaitEvent()] * 5000, checkpoint=Checkpoint(model_turns=1))
+        "s", Commit(timestamp=1, events=[WaitEvent()] * 5000, checkpoint=Checkpoint(steps_started=1))
     )
     await mongo.close()
     async with raw_database(mongo) as database:

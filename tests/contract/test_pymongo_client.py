@@ -32,7 +32,7 @@ async def test_event_log_stores_messages_and_commits(store: MongoHarness) -> Non
     messages = (store.event_log.append_user_message("s", "hello", at=1, key=key) for key in ("a", "a", "b"))
     results = await asyncio.gather(*messages)
     assert [result.number for result in results] == [1, 1, 2]
-    checkpoint = Checkpoint(model_turns=1, revision="r")
+    checkpoint = Checkpoint(steps_started=1, revision="r")
     commit = Commit(
         timestamp=1,
         events=[MessageEvent(role="assistant", content="x")],

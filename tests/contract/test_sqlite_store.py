@@ -52,7 +52,7 @@ def large_commit(content: str = "x") -> Commit:
     return Commit(
         timestamp=1,
         events=(MessageEvent(role="assistant", content=content * 20_000),),
-        checkpoint=Checkpoint(model_turns=9),
+        checkpoint=Checkpoint(steps_started=9),
     )
 
 
@@ -284,7 +284,7 @@ async def test_delete_of_a_long_session_leaves_no_rows_and_lets_others_write(sql
         timestamp=1,
         events=[MessageEvent(role="assistant", content="x")] * 9000,
         messages=[("executor", UserMessage(content="x"))] * 5000,
-        checkpoint=Checkpoint(model_turns=1),
+        checkpoint=Checkpoint(steps_started=1),
     )
     await sqlite.event_log.commit("s", long)
     await sqlite.event_log.append_user_message("s", "u", at=1, key="k")
@@ -302,7 +302,7 @@ async def test_delete_of_a_long_session_leaves_no_rows_and_lets_others_write(sql
 
 async def test_interrupted_delete_is_finished_at_the_next_start(sqlite: SqliteHarness) -> None:
     await sqlite.event_log.commit(
-        "s", Commit(timestamp=1, events=[WaitEvent()] * 5000, checkpoint=Checkpoint(model_turns=1))
+        "s", Commit(timestamp=1, events=[WaitEvent()] * 5000, checkpoint=Checkpoint(steps_started=1))
     )
 
     def cut_short(connection: sqlite3.Connection) -> None:

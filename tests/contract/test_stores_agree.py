@@ -48,7 +48,7 @@ async def run_step(store: Harness, step: tuple[object, ...]) -> object:
                 timestamp=at,
                 events=batch,
                 messages=messages,  # type: ignore[arg-type]
-                checkpoint=Checkpoint(model_turns=turns) if turns else None,
+                checkpoint=Checkpoint(steps_started=turns) if turns else None,
                 usage=Usage(calls=turns, reasoning_tokens=7, cost=turns / 4 if turns > 1 else None) if turns else None,
                 ends_after_message=ends_after,  # type: ignore[arg-type]
             )

@@ -147,9 +147,10 @@ def agent_script(
             return Reply(text="The steps were carried out as planned; nothing else happened. " * 5)
         done = 0
         for message in reversed(asked.messages):
-            if message["role"] == "user" and isinstance(message["content"], str):
+            made = [call["function"]["name"] for call in message.get("tool_calls") or ()]
+            if "complete_step" in made or (message["role"] == "user" and isinstance(message["content"], str)):
                 break
-            done += bool(message.get("tool_calls"))
+            done += bool(made)
         if done < len(calls):
             return Reply(calls=[calls[done]])
         return Reply(calls=[Call("complete_step", {"success": True, "result": "The step is done."})])

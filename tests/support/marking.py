@@ -60,7 +60,7 @@ class MarkingModel:
             return Reply(text="All is done, at last. " * 5, size=20, delay=delay / 5)
         if name in self.step_scripts:
             return self.step_scripts[name](asked)
-        if turns_since_user_message(asked) < CALLS:
+        if turns_of_step(asked) < CALLS:
             command = f"echo {name}.{uuid4().hex} >> {self._marks}"
             return shell(f"sleep 0.3; {command}" if slow else command, delay=delay)
         return Reply(calls=[Call("complete_step", {"success": True, "result": "ok"})], delay=delay)
@@ -74,10 +74,15 @@ def task_of(asked: Asked) -> str:
     return ""
 
 
-def turns_since_user_message(asked: Asked) -> int:
-    """Return the number of turns of the model since the newest message of role user."""
-    roles = [message["role"] for message in asked.messages][::-1]
-    return roles[: roles.index("user")].count("assistant")
+def turns_of_step(asked: Asked) -> int:
+    """Return the number of turns of the model since it completed a step, or since the newest message of role user."""
+    turns = 0
+    for message in reversed(asked.messages):
+        made = [call["function"]["name"] for call in message.get("tool_calls") or ()]
+        if message["role"] == "user" or "complete_step" in made:
+            break
+        turns += message["role"] == "assistant"
+    return turns
 
 
 def shell(command: str, *, delay: float = 0) -> Reply:

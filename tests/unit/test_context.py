@@ -420,7 +420,7 @@ async def test_call_ids_are_new_after_a_summary_because_older_ones_are_unknown()
             case "planning":
                 return creates_plan("one")
             case "executing" if len(model.requests) < 60:
-                return runs_command("word " * 150)
+                return runs_command(f"{len(model.requests)} " + "word " * 150)
             case "executing":
                 return completes_step()
             case _:
@@ -486,7 +486,7 @@ async def test_process_that_dies_during_a_compaction_is_followed_by_the_same_pro
             case "planning":
                 return creates_plan("one")
             case "executing" if len(model.requests) < 100:
-                return runs_command("word " * 150)
+                return runs_command(f"{len(request.messages)} " + "word " * 150)
             case "executing":
                 return completes_step()
             case _:

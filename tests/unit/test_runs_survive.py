@@ -45,11 +45,17 @@ from tests.support.strict_server import violation
 PROFILE = ModelProfile(model="m")
 PLAN = creates_plan("one", "two")
 COMPLETION = completes_step()
+COMPLETE = ("complete_step", {"success": True, "result": "r"})
 EXECUTOR_REPLIES: Sequence[ModelReply] = (
     runs_command("work"),
     runs_command("hang"),
     calls(("file_read", {"file": "x"}), ("file_find_by_name", {"path": "~", "glob": "*"}), ("file_read", "{")),
     calls(("message_notify_user", {"text": "news"}), ("complete_step", {"success": True, "result": "r"})),
+    calls(COMPLETE, ("shell_exec", {"id": "a", "exec_dir": "~", "command": "next"}), ids=["same", "same"]),
+    calls(COMPLETE, ("shell_exec", {"id": "a", "exec_dir": "~", "command": "hang"})),
+    calls(COMPLETE, ("file_read", {"file": "x"}), ("complete_step", {"success": True, "result": "2", "answer": "A"})),
+    calls(COMPLETE, ("file_read", {"file": "x"}), ("message_ask_user", {"text": "Which?"})),
+    completes_step(answer="All is done."),
     completes_step(success=False, result="no", plan_changes={"steps": [{"id": "2", "description": "two"}]}),
     COMPLETION,
     COMPLETION,

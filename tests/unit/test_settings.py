@@ -32,7 +32,9 @@ from app.settings import Role, UnusableSetting, load_settings
         ("REDIS_URL", "http://secret"),
         ("API_TOKENS", "me:secret"),
         ("MCP_CONFIG", "secret.json"),
-        ("RUN_TOKEN_BUDGET", "5"),
+        ("RUN_MAX_CALLS", "0"),
+        ("RUN_MAX_STEPS", "0"),
+        ("RUN_TOKEN_BUDGET", "-1"),
     ],
 )
 def test_unusable_value_raises_one_line_with_the_variable_name(

@@ -98,7 +98,7 @@ def test_functions_and_parameters_match_the_contract() -> None:
         "info_search_web": (["date_range", "query"], ["query"]),
         "message_notify_user": text,
         "message_ask_user": text,
-        "complete_step": (["plan_changes", "result", "success"], ["result", "success"]),
+        "complete_step": (["answer", "plan_changes", "result", "success"], ["result", "success"]),
     }
 
 

@@ -31,13 +31,17 @@ class Checkpoint:
     pending_question: str | None = None
     """In phase `waiting`: ID of the tool call that the next user message answers."""
     unplanned_text: str = ""
-    """In phase `planning`: text of the user messages to plan for."""
+    """In phase `planning`, or `waiting` with no plan: text of the user messages to plan for."""
     answer_requested: bool = False
     """In phase `answering`: whether the instruction to answer is in the planner's transcript."""
-    model_turns: int = 0
-    """Number of the executor's model turns in this run."""
     usage: Usage = Usage()
     """Model calls, tokens and cost of this run."""
+    usage_at_grant: Usage = Usage()
+    """`usage` when the agent read the newest user message. The limits of a run count from there."""
+    steps_started: int = 0
+    """Number of steps that were started since then."""
+    recent_turns: tuple[str, ...] = ()
+    """Fingerprints of the running step's newest turns, by which a circle is recognised."""
     sandbox_instance: str = ""
     """The `Sandbox.instance_id` that the agent last used; empty if it has used none."""
 

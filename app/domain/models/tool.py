@@ -82,8 +82,15 @@ class ToolResult:
     success: bool = True
     data: JsonObject | None = None
     content: JsonObject | None = None
+    is_running: bool = False
+    """Whether what the call looked at still runs. To look again is to wait, and not a circle."""
     images: tuple[Image, ...] = ()
     """Pictures for a model that sees. A model that does not see reads only `text`."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the call, or the command that it ran, ended with an error."""
+        return not self.success or bool((self.data or {}).get("returncode"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,18 @@ SANDBOX_REPLACED = (
     "everything outside ~, and the browser's open pages are gone.]\n"
 )
 
-CUT_OFF = "Your answer was cut off because it was too long. Make it shorter: write long files in several calls."
+NO_STEP_LEFT = "Not run: the plan has no further step."
+
+AT_LIMIT = "Not run: the work pauses here until the user answers."
+
+CIRCLE = (
+    "You have now done the same three times with the same result, so doing it again will not help. Find out why, try "
+    "another way, or call complete_step with success false."
+)
+
+CIRCLE_ENDED = "Stopped by the service: the same calls were repeated six times with the same result."
+
+SAME_STEP = "[The plan had this step before. A step that is planned again and again is dropped.]"
 
 
 def opening(user_text: str, plan: Plan, step: Step) -> str:
@@ -43,6 +54,11 @@ def brief(plan: Plan, step: Step, *, changed: bool = False) -> str:
     position = next(number for number, item in enumerate(plan.steps, start=1) if item.id == step.id)
     now = f"Do step {position} now: {step.description}"
     return f"The plan is now:\n{_numbered(plan)}\n\n{now}" if changed else now
+
+
+def resumed(text: str) -> str:
+    """Return the user's text after a pause at a limit."""
+    return f"The work was paused. The user now writes:\n{text}"
 
 
 def unknown_function(name: str, known: list[str]) -> str:

@@ -6,6 +6,9 @@
                                             ▼    │ the user's answer
                                           waiting┘
 
+A run also waits when it has reached a limit. If a step is running, the next message continues it. If none is, the
+message is planned for.
+
 The state of a run is in its checkpoint and nowhere else. Continuing after a crash, reading a message that arrived
 during the run, and continuing after the user's answer are therefore the same: load the checkpoint, close what is open,
 and continue from the phase.
@@ -18,16 +21,27 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from app.domain.errors import AnkerError, RunGivenUp, SandboxFailure, SandboxUnavailable, Superseded
+from app.domain.errors import AnkerError, RunGivenUp, RunLimitReached, SandboxFailure, SandboxUnavailable, Superseded
 from app.domain.external.feed import Feed
 from app.domain.external.llm import ModelCatalog
-from app.domain.models.event import DoneEvent, ErrorEvent, Event, PlanEvent, RunUsage, StepEvent, ToolCalledEvent
-from app.domain.models.message import ToolMessage, UserMessage
+from app.domain.models.event import (
+    DoneEvent,
+    ErrorEvent,
+    Event,
+    MessageEvent,
+    PlanEvent,
+    RunUsage,
+    StepEvent,
+    ToolCalledEvent,
+    WaitEvent,
+)
+from app.domain.models.message import AssistantMessage, ToolMessage, Usage, UserMessage
 from app.domain.models.tool import ToolResult
 from app.domain.prompts import executing, planning
 from app.domain.repositories.event_log import EventLog, UnreadMessage
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.executor import Executor
+from app.domain.services.agents.limits import RunLimits, rest_message
 from app.domain.services.agents.planner import Answerer, Planner
 from app.domain.services.agents.window import ContextWindows
 from app.domain.services.tools.base import Tool, ToolContext, ToolDependencies
@@ -38,6 +52,7 @@ CRASHED = "the service was restarted"
 STORE_AWAY = "the service's store was away"
 INTERRUPTED = "a new message from the user"
 STOPPED = "stopped by the user"
+PAUSED = "a limit of the run was reached"
 
 MAX_CRASHES = 10
 """Maximum number of processes that may die during a run without any progress in between. Then it is given up."""
@@ -63,6 +78,7 @@ class FlowDependencies(ToolDependencies):
     feed: Feed
     models: ModelCatalog
     tools: Mapping[str, Tool]
+    limits: RunLimits = field(default_factory=RunLimits)
     windows: ContextWindows = field(default_factory=ContextWindows)
 
 
@@ -87,7 +103,7 @@ class PlanActFlow:
         Raises:
             ModelFailure: The model failed for good; call `fail`.
             RunGivenUp: Too many processes died during this run; call `fail`.
-            Superseded: A user message arrived while the run was ending; call `run` again.
+            Superseded: A user message arrived while the run was ending or resting; call `run` again.
             StoreUnavailable: Nothing is lost; call `run` again when the store is available.
         """
         checkpointer = self._checkpointer
@@ -96,7 +112,10 @@ class PlanActFlow:
             if crashed:
                 await self._count_crash()
             await self._prepare(reason)
-            await self._run_phases()
+            try:
+                await self._run_phases()
+            except RunLimitReached as reached:
+                await self._rest(str(reached))
         except Superseded:
             await checkpointer.store_usage()
             raise
@@ -159,15 +178,27 @@ class PlanActFlow:
             match checkpointer.checkpoint.phase:
                 case "planning":
                     sandboxes = dependencies.sandboxes
-                    await Planner(checkpointer, planner, dependencies.feed, sandboxes).run()
+                    await Planner(checkpointer, planner, dependencies.feed, sandboxes, dependencies.limits).run()
                 case "executing":
-                    await Executor(checkpointer, executor, dependencies.feed, tools, self._context).run()
+                    feed, limits = dependencies.feed, dependencies.limits
+                    await Executor(checkpointer, executor, feed, tools, self._context, limits).run()
                 case "answering":
-                    await Answerer(checkpointer, planner, dependencies.feed).run()
+                    await Answerer(checkpointer, planner, dependencies.feed, dependencies.limits).run()
                 case "idle" | "waiting":
                     return
                 case _ as never:
                     assert_never(never)
+
+    async def _rest(self, limit: str) -> None:
+        """Wait for the user because the run has reached `limit`. The checkpoint keeps what is left to do."""
+        checkpointer = self._checkpointer
+        text = rest_message(limit, checkpointer.checkpoint)
+        await checkpointer.stage("planner", AssistantMessage(content=text))
+        await checkpointer.commit(
+            [MessageEvent(role="assistant", content=text), WaitEvent(usage=self._usage)],
+            checkpoint=replace(checkpointer.checkpoint, phase="waiting", usage=Usage(), usage_at_grant=Usage()),
+            ends_run=True,
+        )
 
     async def _kill(self, *, everything: bool) -> None:
         """Kill the open calls of the loaded checkpoint, or everything in the sandbox. Failures are only logged.
@@ -224,17 +255,19 @@ class PlanActFlow:
         checkpointer = self._checkpointer
         unread = await self._read_unread()
         phase = checkpointer.checkpoint.phase
-        if phase == "waiting" and unread:
+        if phase == "waiting" and unread and checkpointer.checkpoint.plan.running is not None:
             await self._resume_with_answer(unread)
         elif unread:
-            events = await self._close_open_work(reason)
+            events = await self._close_open_work(PAUSED if phase == "waiting" else reason)
             await self._stage_user_messages(unread)
+            # The limits are granted anew. A text that was read, but not planned for, is still to be planned for.
             planning_checkpoint = replace(
                 checkpointer.checkpoint.at_rest(),
                 phase="planning",
                 usage=checkpointer.checkpoint.usage,
+                usage_at_grant=checkpointer.checkpoint.usage,
                 last_read_message=unread[-1].number,
-                unplanned_text=_joined(unread),
+                unplanned_text="\n".join(filter(None, (checkpointer.checkpoint.unplanned_text, _joined(unread)))),
             )
             if events:
                 await checkpointer.commit(events, checkpoint=planning_checkpoint)
@@ -270,7 +303,7 @@ class PlanActFlow:
         await self._checkpointer.stage("planner", *(UserMessage(content=text) for text in texts))
 
     async def _resume_with_answer(self, messages: Sequence[UnreadMessage]) -> None:
-        """Give the user's answer to the executor as the result of its question, and continue in phase `executing`."""
+        """Give the user's answer to the executor, as the result of its question if it asked one, and continue there."""
         checkpointer = self._checkpointer
         text = planning.user_message(_joined(messages))
         question = checkpointer.checkpoint.pending_question
@@ -279,9 +312,13 @@ class PlanActFlow:
             phase="executing",
             pending_question=None,
             last_read_message=messages[-1].number,
+            usage_at_grant=checkpointer.checkpoint.usage,
+            steps_started=0,
         )
-        answer = UserMessage(content=text) if question is None else ToolMessage(tool_call_id=question, content=text)
-        await checkpointer.stage("executor", answer)
+        if question is None:
+            await checkpointer.stage("executor", UserMessage(content=executing.resumed(text)))
+        else:
+            await checkpointer.stage("executor", ToolMessage(tool_call_id=question, content=text))
         await checkpointer.stage("planner", UserMessage(content=text))
 
     async def _close_open_work(self, reason: str) -> list[Event]:

@@ -175,6 +175,7 @@ class CompleteStepInput(ToolInput):
     plan_changes: PlanChanges | None = Field(
         None, description="Only when the rest of the plan is wrong: every step still to do"
     )
+    answer: Text | None = Field(None, description="With the last step only: the answer to the user")
 
 
 BoundCall = RunCall | AskUserInput | CompleteStepInput

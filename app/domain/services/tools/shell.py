@@ -51,6 +51,7 @@ def _result(shell_id: str, state: ShellState) -> ToolResult:
         text=f"{output}\n{outcome}" if output else outcome,
         saved=SavedText(file=state.output_file, first_line=None) if state.output_file else None,
         message=outcome.strip("[]"),
+        is_running=state.status == "running",
         data={
             "session_id": shell_id,
             "status": state.status,
