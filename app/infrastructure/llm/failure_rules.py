@@ -13,6 +13,7 @@ from app.infrastructure.llm.server_error import ServerError
 
 STATUS_OF_CODE = {
     "invalid_request_error": 400,
+    "invalid_api_key": 401,
     "bad_request": 400,
     "badrequesterror": 400,
     "invalid_argument": 400,
@@ -151,7 +152,8 @@ RULES = (
             r"failed_generation|tool call validation failed|fail\w* to (?:parse|call|generate|validate)[^.]{0,20}"
             r"\b(?:tools?|functions?|fc|json)\b|failed to parse (?:input|output|the model)|unable to parse tool"
             r"|error (?:in )?parsing (?:the )?(?:tool|function)|(?:tool|function) calls? (?:could not|cannot) be parsed"
-            r"|invalid sequence as part of tooluse|model (?:produced|generated) (?:invalid|malformed|output that could)"
+            r"|invalid (?:tool|function) call|invalid sequence as part of tooluse"
+            r"|model (?:produced|generated) (?:invalid|malformed|output that could)"
             r"|attempted to call (?:tool|function)|unexpected tokens remaining in message header"
             r"|xml syntax error on line|harmonyerror"
             r"|invalid (?:function|tool) call(?! id)|not a valid (?:function|tool) call"
@@ -242,7 +244,7 @@ RULES = (
     Rule(kind="auth", statuses=frozenset({401}), headline=_KEY_HEADLINE),
     Rule(
         kind="auth",
-        statuses=frozenset({0, 400, 403, 404, 422}),
+        statuses=frozenset({0, 400, 403, 404, 422, 500, 502}),
         codes=re.compile(r"invalid_?api_?key|api_key_invalid|authentication|unauthenticated|unauthorized"),
         text=re.compile(
             r"(?:missing|no) (?:bearer|auth)|(?:incorrect|invalid|expired|missing|no|wrong|unknown) (?:api|auth\w*"

@@ -18,6 +18,9 @@ MAX_QUOTE = 300
 MAX_GENERATED = 8_000
 """Maximum number of characters of a malformed tool call to keep."""
 
+_GATEWAY_STATUSES = (500, 502)
+"""Statuses with which gateways report any error of the server behind them."""
+
 FEW_RETRIES = 2
 """Maximum number of retries of failures that rarely go away, such as an unknown host."""
 
@@ -82,13 +85,16 @@ class FailureClassifier:
 
     def from_status(self, status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> ModelCallError:
         """Classify an HTTP response with a status of 400 or more. `now`: seconds since the epoch."""
-        return self._classify(status, read_body(body), wait_in_headers(headers, now), now)
+        error = read_body(body)
+        named = _named_status(error)
+        # A gateway may report the refusal of a server behind it as a failure of its own.
+        status = named if status in _GATEWAY_STATUSES and 400 <= named < 500 else status
+        return self._classify(status, error, wait_in_headers(headers, now), now)
 
     def from_stream(self, report: dict[str, object], *, now: float) -> ModelCallError:
         """Classify a chunk that reports a failure in a stream that began with status 200."""
         error = read_report(report)
-        codes = (STATUS_OF_CODE.get(code.lower(), 0) for code in error.codes)
-        return self._classify(error.status or next(filter(None, codes), 0), error, None, now)
+        return self._classify(_named_status(error), error, None, now)
 
     def unreachable(self, reason: str, *, retries: int | None = None) -> ModelCallError:
         """Report that no connection could be made. `retries`: see `ModelCallError`."""
@@ -159,6 +165,12 @@ class FailureClassifier:
         if len(text) > MAX_QUOTE:
             text = text[: MAX_QUOTE - 1] + "…"
         return f" The server said: {text}" if text else ""
+
+
+def _named_status(error: ServerError) -> int:
+    """Return the HTTP status that the body of an error names or implies; 0 if none."""
+    codes = (STATUS_OF_CODE.get(code.lower(), 0) for code in error.codes)
+    return error.status or next(filter(None, codes), 0)
 
 
 def public_address(base_url: str) -> str:

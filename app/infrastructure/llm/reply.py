@@ -42,7 +42,10 @@ _UNFINISHED = re.compile(f"{_REFUSED_FINISH.pattern}|{_CUT_FINISH.pattern}")
 _CONTENT = re.compile(r"choices|delta|message|content|tool_calls|arguments|text")
 """Matches names of fields that carry a part of a reply."""
 
-_FAILURE_FIELDS = ("error_message", "error_msg", "error_code", "error_type", "errors", "detail", "details", "message")
+_FAILURE_FIELDS = (
+    *("error_message", "error_msg", "error_code", "error_type", "errors", "detail", "details", "message", "Message"),
+    "reason",
+)
 """Fields of a chunk without choices that report a failure."""
 
 
@@ -263,6 +266,8 @@ def _may_be_torn(text: str) -> bool:
 def _is_failure(chunk: dict[str, object]) -> bool:
     """Return whether a chunk reports a failure. Not every server puts it into `error`."""
     if chunk.get("error") or chunk.get("object") == "error" or chunk.get("type") == "error":
+        return True
+    if as_object(chunk.get("base_resp")).get("status_code"):
         return True
     # `"errors": null` and the like are in the chunks of some servers.
     return not chunk.get("choices") and any(chunk.get(name) for name in _FAILURE_FIELDS)

@@ -1,5 +1,6 @@
 """Reading a model server's error, in whatever shape it comes, and how long it asks to wait."""
 
+import html
 import math
 import re
 from collections.abc import Mapping
@@ -19,8 +20,18 @@ _MAX_ITEMS = 8
 _MAX_TEXT = 4_000
 """Maximum number of characters of one message to read."""
 
-_TEXTS = ("message", "errormessage", "errormsg", "msg", "errordescription", "description", "title", "errmsg")
-_NESTED = ("error", "errors", "metadata", "raw", "details", "detail", "cause")
+_TEXTS = (
+    "message",
+    "errormessage",
+    "errormsg",
+    "msg",
+    "errordescription",
+    "description",
+    "title",
+    "errmsg",
+    "statusmsg",
+)
+_NESTED = ("error", "errors", "metadata", "raw", "details", "detail", "cause", "baseresp")
 _CODES = ("code", "errorcode", "type", "errortype", "status", "statuscode", "reason", "reasons", "kind", "errcode")
 _PARAMETERS = ("param", "parameter", "field")
 _HINTS = ("retryafter", "retrydelay", "retryafterseconds", "retryaftersecs", "retryin", "retryafterms")
@@ -34,6 +45,7 @@ _ECHO = re.compile(
 )
 """Matches the parts of a validation error's text that repeat the request."""
 
+_PAGE_TITLE = re.compile(r"<title[^>]*>([^<]{1,200})</title>", re.IGNORECASE)
 _GENERIC = re.compile(r"(provider returned error|error|bad request|unprocessable entity|true|false|failed)\W*", re.I)
 _RAW_CALL = re.compile(r"\braw='(.*)', err=", re.DOTALL)
 _RESET_HEADER = re.compile(r"rate-?limit.*reset")
@@ -94,8 +106,11 @@ def read_body(body: bytes) -> ServerError:
         value: object = orjson.loads(body)
     except orjson.JSONDecodeError:
         text = body[:_MAX_TEXT].decode("utf-8", "replace").strip()
-        # An HTML page does not help the user.
-        return ServerError(is_page=True) if text.startswith("<") else read_report(text)
+        if not text.startswith("<"):
+            return read_report(text)
+        # Of an HTML page, only the title helps the user.
+        title = _PAGE_TITLE.search(text)
+        return ServerError(is_page=True, messages=[html.unescape(title[1]).strip()] if title else [])
     return read_report(value)
 
 

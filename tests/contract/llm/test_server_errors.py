@@ -96,6 +96,8 @@ async def test_reason_is_quoted_from_every_shape_of_body(server, model, ask, bod
         b'error: {"code":400,"message":"the reason"}',
         b'data: {"object":"error","message":"the reason","code":400}',
         b'{"error":{"code":400,"message":"the reason"}}',
+        b'data: {"base_resp":{"status_code":400,"status_msg":"the reason"}}',
+        b'data: {"__type":"ValidationException","code":400,"Message":"the reason"}',
         b'{\n  "error": {"code": 400, "message": "the reason"}\n}',
         b'data: {"choices":[{"error":{"code":400,"message":"the reason"},"finish_reason":"error"}]}',
     ],
@@ -231,6 +233,11 @@ KINDS = [
     (error(500, "tools param requires --jinja flag"), "request", "cannot call tools"),
     (error(400, "The model `x` does not exist"), "request", "check MODEL_NAME"),
     (error(400, "messages: roles must alternate"), "request", "refused the request (HTTP 400)"),
+    (error(502, "messages: roles must alternate", type="invalid_request_error"), "request", "refused the request"),
+    (error(502, "Incorrect API key provided"), "auth", "API_KEY"),
+    (error(500, "no", code="invalid_api_key"), "auth", "API_KEY"),
+    (error(502, "bad", code=400), "request", "refused the request (HTTP 400)"),
+    (Status(status=400, body="<html><title>No &amp; never</title></html>"), "request", "The server said: No & never"),
 ]
 
 
@@ -314,6 +321,7 @@ async def test_wait_that_the_server_asks_for_is_kept(server, make, ask, fake_sle
         (error(400, "tool call validation failed: parameters for tool x did not match schema"), ""),
         (error(500, "Failed to parse input at pos 12: <tool_call>"), ""),
         (Status(status=500, body={"error": "error parsing tool call: raw='{\"a\": ', err=unexpected end"}), '{"a": '),
+        (error(400, "Model generated an invalid tool call: Expecting ',' delimiter"), ""),
         (error(424, "Model produced invalid sequence as part of ToolUse."), ""),
         (Reply(text="x", finish="MALFORMED_FUNCTION_CALL"), ""),
         (Reply(text="x", finish="malformed_function_call"), ""),

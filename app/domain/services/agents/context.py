@@ -133,7 +133,8 @@ class BoundedConversation:
         if window.message_tokens(transcript) > budget.room * FULL_SHARE:
             transcript = await self._compact(transcript, budget, listener)
             if window.message_tokens(transcript) > budget.room:
-                raise self._too_long(transcript, budget) from refusal
+                # After a refusal the size of the window is a guess; the server's own words are not.
+                raise refusal or self._too_long(transcript, budget)
         if max_tokens is None and reply == self._model.profile.max_tokens:
             return ModelRequest(transcript=transcript, tools=tools)
         return ModelRequest(transcript=transcript, tools=tools, max_tokens=reply)
