@@ -10,6 +10,7 @@ from app.domain.external.run_queue import Attempt
 from app.domain.models.message import ToolMessage
 from app.domain.models.model_profile import ModelProfile
 from app.domain.models.sandbox import ShellState
+from app.domain.prompts import compaction
 from tests.fakes.memory_sandbox import HOME, MemorySandbox, MemorySandboxProvider
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import ScriptedLLM, calls, completes_step, creates_plan, runs_command, says
@@ -94,6 +95,14 @@ async def test_long_file_is_not_copied_and_the_note_names_its_lines() -> None:
     omitted = session.lines_named(message, LINES)
     head, _ = without_note(message.content)
     assert omitted.startswith(head.rpartition("\n")[2])
+
+
+async def test_masked_output_that_was_short_enough_is_still_found_in_its_file() -> None:
+    session = Session()
+    session.sandbox.files[f"{HOME}/big.txt"] = "word " * 200
+    message = await session.result(READS)
+    assert message.content == "word " * 200
+    assert "the whole result is in ~/big.txt" in compaction.masked(message, images_only=False).content
 
 
 async def test_limit_shrinks_with_the_window_and_with_dense_text() -> None:

@@ -67,7 +67,7 @@ class ToolMessage:
     images: tuple[Image, ...] = ()
     """Pictures for a model that sees."""
     file: str = ""
-    """Path in the sandbox of a file with the whole result, if `content` is only a part of it."""
+    """Path in the sandbox of a file with the whole result; empty if there is none."""
     role: Literal["tool"] = "tool"
 
 

@@ -18,7 +18,7 @@ _TOLERANCE = 1.03
 
 
 async def fit_result(result: ToolResult, limit: int, function: str, context: ToolContext) -> ToolResult:
-    """Return the result with a text of about `limit` characters, and `saved` if that is only a part of it.
+    """Return the result with a text of about `limit` characters, and in `saved` the file with the whole text.
 
     Args:
         result: The result with its whole text.
@@ -27,7 +27,7 @@ async def fit_result(result: ToolResult, limit: int, function: str, context: Too
         context: Resources of the run. A text that is in no file yet is written to the sandbox.
     """
     if len(result.text) <= limit * _TOLERANCE:
-        return replace(result, saved=None)
+        return result
     saved = result.saved or await _save(result.text, function, context)
     return replace(result, text=_ends(result.text, limit, saved), saved=saved)
 
