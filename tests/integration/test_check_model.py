@@ -5,7 +5,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,55 @@ async def test_slow_server_is_reported_and_ends_in_time(server) -> None:
     assert checked.findings["streaming"].level == "warning"
     assert "tokens/s" in checked.findings["streaming"].text
     assert "slow, " in checked.verdict.text
+
+
+async def test_server_that_takes_one_request_at_a_time_passes_every_probe(server) -> None:
+    good, calls = FlawedModel(delay=0.002), list[Asked]()
+
+    def script(asked: Asked) -> Answer:
+        if any(not other.answered_at and not other.disconnected.is_set() for other in calls):
+            return refusal("One request at a time", status=429)
+        calls.append(asked)
+        return good(asked)
+
+    server.reset(script)
+    checked = await check(server, seconds=60)
+    assert checked.of_level("warning", "problem") == []
+
+
+async def test_rate_limit_for_long_prompts_is_not_taken_for_the_window(server) -> None:
+    good = FlawedModel()
+
+    def script(asked: Asked) -> Answer:
+        is_long = len(asked.raw) > 60_000
+        return refusal("Limit 15000 tokens per minute", status=429) if is_long else good(asked)
+
+    server.reset(script)
+    checked = await check(server, seconds=8)
+    assert checked.verdict.text == "usable with limits: the context was tested only up to 7,750 tokens"
+    assert "Limit 15000 tokens per minute" in checked.findings["context"].text
+    assert "context_tokens" not in checked.verdict.facts
+
+
+async def test_key_that_the_model_repeats_is_not_shown(server) -> None:
+    good = FlawedModel()
+    server.reset(lambda asked: Reply(text=f"My key is {KEY}.") if asked.tools else good(asked))
+    checked = await check(server)
+    assert checked.findings["tool calls"].text == "the model made no call; it wrote “My key is [key].”"
+    assert KEY not in repr(checked)
+
+
+async def test_thoughts_in_the_text_are_reported(server) -> None:
+    good = FlawedModel(calls="text")
+
+    def script(asked: Asked) -> Answer:
+        answer = good(asked)
+        is_call = isinstance(answer, Reply) and "<tool_call>" in answer.text
+        return replace(answer, text=f"<think>I need the tool.</think>{answer.text}") if is_call else answer
+
+    server.reset(script)
+    checked = await check(server)
+    assert checked.findings["reasoning"].text == "thoughts are in the text; Anker hides them"
 
 
 async def test_failing_probe_does_not_end_the_others(server) -> None:

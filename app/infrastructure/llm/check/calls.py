@@ -100,7 +100,7 @@ def _no_calls(text: str, server: str) -> Finding:
 
 
 def _call_finding(seen: Observation, call: ToolCall, server: str) -> Finding:
-    if call.name != "get_temperature" or "Oslo" not in str(parse_arguments(call).get("city", "")):
+    if not _is_valid(call):
         return Finding(
             probe="tool calls",
             level="warning",
@@ -119,6 +119,11 @@ def _call_finding(seen: Observation, call: ToolCall, server: str) -> Finding:
     return Finding(probe="tool calls", level="ok", text="native")
 
 
+def _is_valid(call: ToolCall) -> bool:
+    """Return whether a call fits the tool; which city it names is a matter of the model's quality."""
+    return call.name == TEMPERATURE.name and isinstance(parse_arguments(call).get("city"), str)
+
+
 def parse_arguments(call: ToolCall) -> Mapping[str, object]:
     """Return the arguments of `call`; empty if they are no JSON object."""
     try:
@@ -133,8 +138,9 @@ async def check_results(client: ProbeClient, first: FirstCall) -> list[Finding]:
     fields = first.seen.reply.provider_fields
     plain = await _answer(client, first, with_fields=False)
     if fields is None:
-        reasoning = Finding(probe="reasoning", level="info", text="the server sends no reasoning and no signatures")
-        return [_result_finding(plain), reasoning]
+        is_text = "<think" in first.seen.raw_text
+        text = "thoughts are in the text; Anker hides them" if is_text else "the server sends none, and no signatures"
+        return [_result_finding(plain), Finding(probe="reasoning", level="info", text=text)]
     replayed = await _answer(client, first, with_fields=True)
     names = ", ".join(sorted({*fields.message, *(name for call in fields.calls for name in call)}))
     best = replayed if isinstance(replayed, Observation) else plain
@@ -206,16 +212,15 @@ async def check_parallel_calls(client: ProbeClient) -> Finding:
     messages = [SYSTEM, user(question)]
     seen = await client.ask(messages, tools=[TEMPERATURE], max_tokens=REPLY_TOKENS, enough_chars=PROSE_CHARS)
     calls = seen.reply.tool_calls
-    cities = " ".join(str(parse_arguments(call).get("city", "")) for call in calls)
-    if len(calls) >= 2 and "Oslo" in cities and "Lima" in cities:
+    if len(calls) >= 2 and all(_is_valid(call) for call in calls):
         return Finding(probe="parallel calls", level="ok", text="yes", facts={"parallel_calls": True})
     if len(calls) >= 2:
         return Finding(
             probe="parallel calls",
             level="warning",
-            text=f"the calls of one turn are mixed up: {quote(' '.join(call.arguments for call in calls))}",
+            text=f"several calls in one turn are faulty: {quote(' '.join(call.arguments for call in calls))}",
             advice="Set parallel_calls = false for this profile.",
-            limit="several calls in one turn are mixed up",
+            limit="several calls in one turn are faulty",
             facts={"parallel_calls": False},
         )
     text = "one call in each turn, so that tasks take more model calls"

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from app.domain.errors import ModelFailure
@@ -70,20 +71,21 @@ async def check_endpoint(
     )
     probes = ProbeClient(client=client, failures=failures, model=model, temperature=temperature, seconds=seconds)
     try:
-        return verdict_of(await _run_probes(probes, report))
+        return verdict_of(await _run_probes(probes, report, secret=key))
     finally:
         await model.close()
         await client.close()
 
 
-async def _run_probes(client: ProbeClient, report: Callable[[Finding], None]) -> Sequence[Finding]:
+async def _run_probes(client: ProbeClient, report: Callable[[Finding], None], *, secret: str) -> Sequence[Finding]:
     """Run all probes. Pass each finding to `report` as soon as it and those before it are known; return them all."""
     findings: list[Finding] = []
 
     def add(found: Finding | Sequence[Finding]) -> None:
         for finding in (found,) if isinstance(found, Finding) else found:
-            findings.append(finding)
-            report(finding)
+            # A server can make its model repeat the key.
+            findings.append(replace(finding, text=finding.text.replace(secret, "[key]") if secret else finding.text))
+            report(findings[-1])
 
     connection = await _check_connection(client)
     add(connection)

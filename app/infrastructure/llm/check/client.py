@@ -31,6 +31,9 @@ RESERVE_SECONDS = 0.5
 RETRIES = 2
 """Maximum number of times that a request is repeated."""
 
+RATE_LIMIT_RETRIES = 6
+"""The same for requests that came too fast, or while the server was busy with others of the check."""
+
 _RETRY = RetryPolicy()
 _THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _SERVERS = {
@@ -250,7 +253,7 @@ class ProbeClient:
             max_tokens: Maximum length of the reply in tokens.
             enough_chars: Number of characters of text, without thoughts, after which to stop reading; 0 for any part.
             seconds: Time after which to stop reading.
-            retries: Maximum number of times to repeat a request that failed for now.
+            retries: Maximum number of times to repeat a request that failed for now, except for a rate limit.
 
         Raises:
             ModelCallError: The request failed.
@@ -275,7 +278,8 @@ class ProbeClient:
                         self._dialect = learnt
                         continue
                     delay = _RETRY.delay(attempt, failure.retry_after, self._rng)
-                    if not failure.waiting or attempt >= retries or delay > self.remaining:
+                    most = RATE_LIMIT_RETRIES if failure.kind == "rate_limit" else retries
+                    if not failure.waiting or attempt >= most or delay > self.remaining:
                         raise
                 await asyncio.sleep(delay)
                 attempt += 1

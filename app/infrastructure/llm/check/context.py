@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.domain.errors import ContextTooLong
+from app.domain.external.llm import FailureKind
 from app.domain.models.tool import JsonObject
 from app.infrastructure.llm.check.client import Observation, OutOfTime, ProbeClient
 from app.infrastructure.llm.check.findings import Finding, reason_of
@@ -45,6 +46,10 @@ WORD = "otter-7359"
 """The word to remember."""
 
 _RAISE = "Raise the server's context (Ollama: OLLAMA_CONTEXT_LENGTH, llama.cpp: --ctx-size, vLLM: --max-model-len)."
+_REFUSALS: tuple[FailureKind, ...] = ("context", "request", "other")
+"""Failures that may be due to the length of the prompt."""
+
+_TOO_SLOW = "it takes too long for this check"
 _WAYS = {
     "cut": "silently cuts longer prompts",
     "forgotten": "does not know the first word of a longer prompt",
@@ -57,7 +62,7 @@ class _Attempt:
     """What happened to a prompt of `tokens`."""
 
     tokens: int
-    outcome: Literal["read", "accepted", "cut", "forgotten", "refused", "no time"]
+    outcome: Literal["read", "accepted", "cut", "forgotten", "refused", "untested"]
     """`accepted`: it is not known whether the model read the whole prompt, because it never repeats the word."""
     reason: str = ""
     hint: int = 0
@@ -103,7 +108,7 @@ class ContextProbe:
     async def _try(self, tokens: int) -> _Attempt:
         """Send a prompt of `tokens` and return what happened; a second one if the model only forgot the word."""
         if self._seconds_per_token * tokens > self._client.remaining:
-            return _Attempt(tokens=tokens, outcome="no time")
+            return _Attempt(tokens=tokens, outcome="untested")
         attempt = await self._send(tokens)
         return await self._send(tokens) if attempt.outcome == "forgotten" else attempt
 
@@ -113,8 +118,10 @@ class ContextProbe:
         try:
             seen = await self._client.ask(messages, max_tokens=self._reply_tokens)
         except (TimeoutError, OutOfTime):
-            return _Attempt(tokens=tokens, outcome="no time")
+            return _Attempt(tokens=tokens, outcome="untested")
         except ModelCallError as failure:
+            if failure.kind not in _REFUSALS:
+                return _Attempt(tokens=tokens, outcome="untested", reason=reason_of(failure))
             named = failure.to_failure()
             window = (named.limit_tokens or 0) if isinstance(named, ContextTooLong) else 0
             hint = window - self._reply_tokens
@@ -143,10 +150,10 @@ class ContextProbe:
         for _ in range(BISECTIONS):
             is_hinted = low.tokens < hint < high
             middle = hint - hint // 50 if is_hinted else math.isqrt(low.tokens * high)
-            if failed.outcome == "no time" or high < low.tokens * 1.15 or middle <= low.tokens:
+            if failed.outcome == "untested" or high < low.tokens * 1.15 or middle <= low.tokens:
                 break
             attempt = await self._try(middle)
-            if attempt.outcome == "no time":
+            if attempt.outcome == "untested":
                 break
             if attempt.works:
                 low = replace(attempt, window=failed.window if is_hinted else 0)
@@ -163,9 +170,10 @@ class ContextProbe:
         tested = f"{best.tokens:,} tokens tested, {known}"
         if failed is None:
             return self._whole(tested)
-        if failed.outcome == "no time":
-            text = f"{tested}; a longer prompt takes too long for this check"
-            return Finding(probe="context", level="info", text=text)
+        if failed.outcome == "untested":
+            text = f"{tested}; a longer prompt was not: {failed.reason or _TOO_SLOW}"
+            limit = f"the context was tested only up to {best.tokens:,} tokens"
+            return Finding(probe="context", level="warning", text=text, limit=limit)
         # A window that the server named was tested with room for a reply; of others the room is not known.
         window = best.window or best.tokens // 100 * 100
         reason = f": {failed.reason}" if failed.reason else ""
@@ -183,8 +191,8 @@ class ContextProbe:
     def _nothing_worked(self, failed: _Attempt | None) -> Finding:
         assert failed is not None  # noqa: S101 - for the type checker: the first prompt worked or failed
         tokens = failed.tokens
-        if failed.outcome == "no time":
-            text = f"no reply to a prompt of {tokens:,} tokens in time"
+        if failed.outcome == "untested":
+            text = f"not tested with {tokens:,} tokens: {failed.reason or _TOO_SLOW}"
             return Finding(probe="context", level="warning", text=text, limit="the context was not tested")
         return Finding(
             probe="context",

@@ -35,7 +35,7 @@ SHORT_TOKENS = 500
 PICTURE_SIZE = 128
 """Width and height of the picture, in pixels. Some models refuse smaller ones."""
 
-_UNKNOWN: tuple[FailureKind, ...] = ("rate_limit", "unreachable", "timeout", "broken", "credit")
+_UNKNOWN: tuple[FailureKind, ...] = ("rate_limit", "overloaded", "unreachable", "timeout", "broken", "credit")
 """Failures that do not tell whether the server takes a request."""
 
 _LONG_ID = "call_" + "0123456789" * 8
@@ -194,7 +194,10 @@ async def check_vision(client: ProbeClient) -> Finding:
         )
     written = seen.reply.content.lower()
     if 0 <= written.find("yellow") < written.find("green"):
-        return Finding(probe="vision", level="ok", text="the model sees pictures", facts={"vision": True})
+        advice = "" if client.profile.vision else "Set vision = true for this profile, or use --save."
+        return Finding(
+            probe="vision", level="ok", text="the model sees pictures", advice=advice, facts={"vision": True}
+        )
     text = f"the server takes pictures, but the model does not see them: {quote(seen.raw_text)}"
     return Finding(probe="vision", level="info", text=text, facts={"vision": False})
 
