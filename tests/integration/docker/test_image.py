@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -14,6 +15,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from PIL import Image
 from playwright.async_api import Page, async_playwright
 
 from tests.integration.docker.engine_sandbox import IMAGE, ROOT
@@ -394,6 +396,39 @@ def test_files_of_root_need_sudo(docker_ready, shared):
     refused = shared.request("/api/v1/file/read", {"file": "/etc/shadow", "sudo": True})
     assert refused["status"] == 400 and "there is no sudo" in refused["message"]
     assert "sudo: " in shared.run("sudo -n true 2>&1 || true")
+
+
+def png(width: int, height: int) -> bytes:
+    """Return a white PNG in RGBA."""
+    file = io.BytesIO()
+    Image.new("RGBA", (width, height), "white").save(file, "PNG")
+    return file.getvalue()
+
+
+def put(container: ImageContainer, content: bytes, path: str) -> None:
+    subprocess.run(["docker", "exec", "-i", container.name, "sh", "-c", f"cat > {path}"], input=content, check=True)
+
+
+def test_picture_is_decoded_within_the_limits_of_a_container(shared):
+    put(shared, png(10_000, 5_000), "large.png")  # beside the browser, it must fit into 1 GiB
+    data = shared.request("/api/v1/file/image", {"file": "~/large.png"})["data"]
+    assert (data["width"], data["height"], data["original_width"]) == (1024, 512, 10_000)
+    put(shared, png(64, 64)[:100], "damaged.png")
+    refused = shared.request("/api/v1/file/image", {"file": "~/damaged.png"})
+    assert refused["status"] == 400 and "damaged" in refused["message"]
+
+
+def test_picture_of_root_needs_sudo(docker_ready):
+    with image_container(*WITH_ROOT) as made:
+        made.request("/api/v1/status")
+        put(made, png(64, 64), "/tmp/a.png")
+        made.run("sudo -n install -m 600 -o root /tmp/a.png /root/a.png")
+        assert made.request("/api/v1/file/image", {"file": "/root/a.png"})["status"] == 400
+        data = made.request("/api/v1/file/image", {"file": "/root/a.png", "sudo": True})["data"]
+        assert (data["width"], data["height"]) == (64, 64)
+        made.run("sudo -n mkfifo /root/pipe")
+        refused = made.request("/api/v1/file/image", {"file": "/root/pipe", "sudo": True})
+        assert "pipe" in refused["message"]
 
 
 async def test_cookies_survive_the_container(container):
