@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from app.domain.models.model_profile import ModelProfile, Prices
+from app.infrastructure.llm.failures import public_address
 from app.infrastructure.llm.families import ContextTokens, ModelFacts, Temperature, Tokens, facts_of
 from app.settings import Settings, UnusableSetting, environment
 
@@ -228,7 +229,7 @@ def _options(name: str, entry: _ModelEntry, settings: Settings, variables: Mappi
     profile = ModelProfile(
         name=name,
         model=entry.model,
-        identity=f"{entry.model} at {base_url}",
+        identity=f"{entry.model} at {public_address(base_url)}",
         context_tokens=context_tokens,
         max_tokens=max_tokens,
         output_limit=output_limit,

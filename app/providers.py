@@ -102,6 +102,7 @@ def _openai_model(options: ModelOptions, context: FactoryContext) -> OpenAIModel
         timeout_seconds=options.timeout_seconds,
         retry=RetryPolicy(patience_seconds=context.settings.llm_retry_seconds),
         observer=context.observe(options.profile),
+        in_file=bool(context.settings.models_config),
     )
 
 

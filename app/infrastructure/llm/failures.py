@@ -27,6 +27,14 @@ FEW_RETRIES = 2
 _KEY_LIKE = re.compile(r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}|[\w.\-]*\*{2,}[\w.\-]*", re.IGNORECASE)
 """Matches keys and masked keys such as `sk-abc***xyz`: a key prefix, then text with a digit or a star."""
 
+_KEY_OF_VARIABLE = {
+    "API_KEY": "api_key_env",
+    "API_BASE": "base_url",
+    "MODEL_NAME": "model",
+    "MAX_TOKENS": "max_tokens",
+    "LLM_TIMEOUT_SECONDS": "timeout_seconds",
+}
+_VARIABLE = re.compile(rf"\b(?:{'|'.join(_KEY_OF_VARIABLE)})\b")
 _TOKEN = re.compile(r"(?=[\w.\-]*\d)[\w.\-]{4,}")
 _SECRETS_KEPT = 4
 """Minimum length of a key, and of a part of it, to hide."""
@@ -78,8 +86,10 @@ class ModelCallError(Exception):
 class FailureClassifier:
     """Creates the `ModelCallError` for each failure of one server, model and key."""
 
-    def __init__(self, *, base_url: str, model: str, api_key: str) -> None:
+    def __init__(self, *, base_url: str, model: str, api_key: str, profile: str = "") -> None:
+        """Create the classifier. `profile`: name of the profile in `MODELS_CONFIG`; empty if there is no such file."""
         self._key = api_key
+        self._profile = profile
         self._server = f"the model's server at {public_address(base_url)}"
         self._model = model
 
@@ -100,12 +110,14 @@ class FailureClassifier:
         """Report that no connection could be made. `retries`: see `ModelCallError`."""
         text = f"Cannot connect to {self._server} ({reason}). Check API_BASE and that the server is running."
         waiting = "The model's server cannot be reached; trying again"
-        return ModelCallError(text, kind="unreachable", waiting=waiting, retries=retries)
+        return ModelCallError(self._with_keys(text), kind="unreachable", waiting=waiting, retries=retries)
 
     def timed_out(self, seconds: float) -> ModelCallError:
         """Report that the server sent nothing for `seconds`."""
         text = f"{self._subject} timed out: it sent nothing for {seconds:g} seconds (LLM_TIMEOUT_SECONDS)."
-        return ModelCallError(text, kind="timeout", waiting="The model's server does not reply; trying again")
+        return ModelCallError(
+            self._with_keys(text), kind="timeout", waiting="The model's server does not reply; trying again"
+        )
 
     def broken_off(self, *, retries: int | None = None) -> ModelCallError:
         """Report that the connection or the stream ended before the reply was complete, or was malformed."""
@@ -116,7 +128,7 @@ class FailureClassifier:
     def not_an_api(self) -> ModelCallError:
         """Report a 200 whose body is not a chat completion."""
         text = f"{self._subject} does not behave like an OpenAI-compatible API. Check API_BASE (it often ends in /v1)."
-        return ModelCallError(text, kind="request")
+        return ModelCallError(self._with_keys(text), kind="request")
 
     def too_large(self) -> ModelCallError:
         """Report a reply above the size limit."""
@@ -128,7 +140,7 @@ class FailureClassifier:
 
     def unusable_setting(self, name: str, reason: str) -> ModelCallError:
         """Report a setting whose value cannot be sent."""
-        return ModelCallError(f"{name} cannot be used: {reason}.", kind="request")
+        return ModelCallError(self._with_keys(f"{name} cannot be used: {reason}."), kind="request")
 
     @property
     def _subject(self) -> str:
@@ -146,7 +158,7 @@ class FailureClassifier:
             "reason": f" (HTTP {status})" if status else " (an error in its reply)",
         }
         return ModelCallError(
-            rule.headline.format_map(fields) + self._quote(error),
+            self._with_keys(rule.headline.format_map(fields)) + self._quote(error),
             kind=rule.kind,
             waiting=rule.waiting.format_map(fields),
             retries=rule.retries,
@@ -154,6 +166,12 @@ class FailureClassifier:
             status=status,
             server=error,
         )
+
+    def _with_keys(self, text: str) -> str:
+        """Replace the names of variables by the profile's keys in `MODELS_CONFIG`, if there is such a file."""
+        if not self._profile:
+            return text
+        return _VARIABLE.sub(lambda found: f"{_KEY_OF_VARIABLE[found[0]]} of the profile {self._profile}", text)
 
     def _quote(self, error: ServerError) -> str:
         text = error.message

@@ -64,6 +64,7 @@ class OpenAIModel:
         profile: ModelProfile | None = None,
         thinking_replay: bool = True,
         observer: ModelObserver | None = None,
+        in_file: bool = False,
         timeout_seconds: float = 120,
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.time,
@@ -82,6 +83,7 @@ class OpenAIModel:
             profile: What the agent must know of the model; None for the profile `default` with the values above.
             thinking_replay: Whether the server takes back the fields that it added to its own turns.
             observer: Counts the calls, for metrics.
+            in_file: Whether the profile is from `MODELS_CONFIG`. Errors name the keys of that file then.
             timeout_seconds: Maximum silence of the server, before its reply and between two parts of it.
             retry: When and how often to retry.
             clock: Returns seconds since the epoch. Tests replace it.
@@ -104,7 +106,12 @@ class OpenAIModel:
         self._timer = timer
         self._sleep = sleep
         self._rng = rng or SystemRandom()
-        self._failures = FailureClassifier(base_url=base_url, model=model, api_key=self._api_key)
+        self._failures = FailureClassifier(
+            base_url=base_url,
+            model=model,
+            api_key=self._api_key,
+            profile=self._profile.name if in_file else "",
+        )
         self._encoder = RequestEncoder(profile=self._profile, temperature=temperature or 0)
         self._dialect: Dialect = Dialect(
             temperature=temperature is not None, provider_fields=thinking_replay, pictures=self._profile.vision
@@ -145,6 +152,8 @@ class OpenAIModel:
                     continue
                 if self._observer is not None:
                     self._observer.failed(failure.kind)
+                if builder.listener_called and listener is not None:
+                    listener.restart()  # also before a final failure: the caller may ask again
                 delay = patience.delay_after(failure, in_reply=progress.first_event_at is not None)
                 reason = failure.waiting
                 log.warning(
@@ -152,8 +161,6 @@ class OpenAIModel:
                     extra={"kind": failure.kind, "status": failure.status, "seconds": round(delay, 1)},
                 )
             if listener is not None:
-                if builder.listener_called:
-                    listener.restart()
                 listener.waiting(reason, round(delay, 1))
             await self._sleep(delay)
 

@@ -25,6 +25,10 @@ _ONE_TEMPERATURE = re.compile(
     r"only \d(?:\.\d+)? is allowed|only be set to|fixed (?:at|to) \d|temperature ?=+ ?1\b"
     r"|must be (?:exactly |set to |equal to )?1(?!\.?\d)"
 )
+_SINGLE_CALLS = re.compile(
+    r"single tool.?calls?|only (?:supports? )?(?:one|1) (?:tool|function).?call"
+    r"|(?:multiple|parallel) (?:tool|function).?calls?\b.{0,40}(?:not (?:yet )?support|unsupported|not allowed)"
+)
 _PROVIDER_FIELDS = re.compile(
     r"\breasoning(?:_content|_details|_text)?\b|extra_content|thought_signature|thinking_blocks|provider_specific_fields"
 )
@@ -62,5 +66,7 @@ def learn(failure: ModelCallError, *, sent: Dialect, known: Dialect, limit: int)
         return replace(known, completion_limit=True)
     if sent.temperature and "temperature" in text and (is_unsupported or _ONE_TEMPERATURE.search(text)):
         return replace(known, temperature=False)
+    if sent.parallel_calls and _SINGLE_CALLS.search(text):
+        return replace(known, parallel_calls=False)
     is_field = is_unsupported and _PROVIDER_FIELDS.search(text) is not None and not _REQUIRED.search(text)
     return replace(known, provider_fields=False) if sent.provider_fields and is_field else None

@@ -86,6 +86,8 @@ class Dialect:
     """Whether the server takes back the fields that it added to its own turns, such as `reasoning_content`."""
     pictures: bool = True
     """Whether the server takes pictures."""
+    parallel_calls: bool = True
+    """Whether the server takes several calls in one turn of the assistant; some chat templates do not."""
 
 
 class RequestEncoder:
@@ -139,8 +141,13 @@ class RequestEncoder:
         source = self._profile.identity if dialect.provider_fields else None
         vision = self._profile.vision and dialect.pictures
         encoded = self._transcripts.get(transcript)
-        if encoded is None or (encoded.source, encoded.vision) != (source, vision):
-            encoded = _EncodedTranscript(source=source, vision=vision, parallel_calls=self._profile.parallel_calls)
+        parallel_calls = self._profile.parallel_calls and dialect.parallel_calls
+        if encoded is None or (encoded.source, encoded.vision, encoded.parallel_calls) != (
+            source,
+            vision,
+            parallel_calls,
+        ):
+            encoded = _EncodedTranscript(source=source, vision=vision, parallel_calls=parallel_calls)
             self._transcripts[transcript] = encoded
         for message in transcript.since(encoded.count):
             encoded.add(message)

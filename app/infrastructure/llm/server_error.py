@@ -48,6 +48,9 @@ _ECHO = re.compile(
 _PAGE_TITLE = re.compile(r"<title[^>]*>([^<]{1,200})</title>", re.IGNORECASE)
 _GENERIC = re.compile(r"(provider returned error|error|bad request|unprocessable entity|true|false|failed)\W*", re.I)
 _RAW_CALL = re.compile(r"\braw='(.*)', err=", re.DOTALL)
+_EVENT = re.compile(rb"\s*(?:event:[^\n]*\n)?(?:data|error):[ \t]*([^\r\n]*)")
+"""Matches a body that is an event stream although its status is that of an error."""
+
 _RESET_HEADER = re.compile(r"rate-?limit.*reset")
 _DURATION = re.compile(
     r"(\d+(?:\.\d+)?)\s*(ms|milliseconds?|h|hours?|hrs?|m|min(?:ute)?s?|s|sec(?:ond)?s?)(?![a-z])", re.IGNORECASE
@@ -102,6 +105,8 @@ class ServerError:
 
 def read_body(body: bytes) -> ServerError:
     """Read the body of a response with an error status."""
+    if event := _EVENT.match(body):
+        body = event[1]
     try:
         value: object = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -76,6 +76,8 @@ class Counts:
         {"error": {"message": "Provider returned error", "metadata": {"raw": "the reason"}}},
         [{"error": {"code": 400, "message": "the reason", "status": "INVALID_ARGUMENT"}}],
         "the reason",
+        'data: {"error":{"message":"the reason"}}\n\n',
+        'event: error\ndata: {"message":"the reason"}\n\n',
     ],
 )
 async def test_reason_is_quoted_from_every_shape_of_body(server, model, ask, body) -> None:
@@ -339,6 +341,13 @@ async def test_malformed_call_that_the_server_reports_is_left_to_the_caller(
     assert observer.kinds == ["malformed"]
 
 
+async def test_text_before_a_final_failure_is_discarded(server, model, ask, listener) -> None:
+    server.script = [Raw(pieces=[HALF, b'data: {"error":{"code":"tool_use_failed"}}\n\n'])]
+    with pytest.raises(MalformedReply):
+        await model.complete(ask(), listener=listener)
+    assert (listener.pieces, listener.restarts) == ([], 1)
+
+
 def refuse_parameter(name: str, answer: Status):
     """Return a script of a server that refuses requests with the parameter `name`."""
     return lambda asked: answer if name in asked.body else GOOD
@@ -452,6 +461,19 @@ async def test_nothing_is_learnt_from_a_repeated_request(server, model, ask, bod
     assert server.asked[1].body.keys() >= {"stream_options", "temperature", "max_tokens"}
 
 
+async def test_server_that_wants_single_calls_gets_them_from_then_on(server, model) -> None:
+    calls = tuple(ToolCall(id=str(number), name="look", arguments="{}") for number in range(2))
+    results = [ToolMessage(tool_call_id=call.id, content="seen") for call in calls]
+    transcript = Transcript([UserMessage(content="u"), AssistantMessage(tool_calls=calls), *results])
+
+    def script(asked):
+        is_single = all(len(message.get("tool_calls") or ()) < 2 for message in asked.messages)
+        return GOOD if is_single else error(400, "This model only supports single tool-calls at once!")
+
+    server.script = script
+    assert (await model.complete(ModelRequest(transcript=transcript))).content == "ok"
+
+
 async def test_refusal_after_learning_fails_with_the_reason(server, model, ask) -> None:
     server.script = lambda _asked: error(400, "temperature is not supported, whatever you send")
     assert "whatever you send" in str(await failure_of(model, ask))
@@ -479,6 +501,14 @@ async def test_query_and_user_of_api_base_are_not_shown(server, make, ask) -> No
     assert server.url in text
     assert "secret" not in text + model.profile.identity
     assert "hidden" not in text + model.profile.identity
+
+
+async def test_error_names_the_keys_of_a_profile_in_the_file(server, make, ask) -> None:
+    profile = ModelProfile(name="fast", model="test-model")
+    model = make(profile=profile, in_file=True)
+    server.script = [error(401, "no"), error(404, "no such model")]
+    assert "(api_key_env of the profile fast)" in str(await failure_of(model, ask))
+    assert "check model of the profile fast and base_url of the profile fast" in str(await failure_of(model, ask))
 
 
 async def test_unknown_host_is_given_up_soon(make, ask, fake_sleep) -> None:
