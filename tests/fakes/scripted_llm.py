@@ -23,6 +23,7 @@ class RecordedRequest:
     messages: tuple[Message, ...]
     tools: frozenset[str]
     transcript: Transcript
+    max_tokens: int | None = None
 
     @property
     def kind(self) -> RequestKind:
@@ -101,7 +102,10 @@ class ScriptedLLM:
     async def complete(self, request: ModelRequest, *, listener: ReplyListener | None = None) -> ModelReply:
         """Return the next reply of the script, or raise its exception."""
         recorded = RecordedRequest(
-            tuple(request.transcript.since(0)), frozenset(spec.name for spec in request.tools), request.transcript
+            tuple(request.transcript.since(0)),
+            frozenset(spec.name for spec in request.tools),
+            request.transcript,
+            request.max_tokens,
         )
         self.requests.append(recorded)
         self.started.set()
