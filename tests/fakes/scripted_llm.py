@@ -11,6 +11,7 @@ import orjson
 from app.domain.external.llm import ModelReply, ModelRequest, ReplyListener
 from app.domain.models.message import Message, SystemMessage, ToolCall, Transcript, Usage
 from app.domain.models.model_profile import ModelProfile
+from app.domain.models.tool import ToolSpec
 from app.domain.prompts import compaction
 
 RequestKind = Literal["planning", "executing", "answering", "summarizing"]
@@ -24,6 +25,7 @@ class RecordedRequest:
     tools: frozenset[str]
     transcript: Transcript
     max_tokens: int | None = None
+    specs: tuple[ToolSpec, ...] = ()
 
     @property
     def kind(self) -> RequestKind:
@@ -106,6 +108,7 @@ class ScriptedLLM:
             frozenset(spec.name for spec in request.tools),
             request.transcript,
             request.max_tokens,
+            tuple(request.tools),
         )
         self.requests.append(recorded)
         self.started.set()

@@ -6,6 +6,8 @@ import pytest
 
 from app.domain.external.llm import ModelReply
 from app.domain.models.message import ToolMessage
+from app.domain.models.model_profile import ModelProfile
+from app.domain.prompts import executing
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import (
     RecordedRequest,
@@ -179,6 +181,15 @@ async def test_crash_within_a_turn_of_two_steps_neither_loses_nor_repeats_a_call
     assert sum(line == "step 1 completed" for line in outline) == 1
     assert died == (commits < 8)
     await session.check()
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+async def test_only_a_model_with_parallel_calls_is_encouraged_to_make_them(parallel: bool) -> None:
+    session = ScriptedSession([creates_plan("one"), completes_step(answer="A")])
+    session.model.profile = ModelProfile(model="m", identity="m", parallel_calls=parallel)
+    await session.send()
+    description = next(spec.description for spec in session.model.requests[1].specs if spec.name == "complete_step")
+    assert (executing.SEVERAL_CALLS in description) == parallel
 
 
 def long_task(*, uses_all: bool) -> Respond:

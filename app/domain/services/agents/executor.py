@@ -21,7 +21,7 @@ from app.domain.models.event import (
 )
 from app.domain.models.message import AssistantMessage, ToolCall, ToolMessage, Usage, UserMessage
 from app.domain.models.plan import Plan, Step
-from app.domain.models.tool import Image, JsonObject, OpenCall, ToolResult
+from app.domain.models.tool import Image, JsonObject, OpenCall, ToolResult, ToolSpec
 from app.domain.prompts import correction, executing, planning
 from app.domain.services.agents import circles
 from app.domain.services.agents.checkpointer import RunCheckpointer
@@ -96,7 +96,7 @@ class Executor:
         self._feed = feed
         self._status = StatusListener(feed, checkpointer.session_id)
         self._tools = tools
-        self._specs = tuple(tool.spec for tool in tools.values())
+        self._specs = tuple(_spec(tool, parallel=model.profile.parallel_calls) for tool in tools.values())
         self._context = context
         self._limits = limits
         self._used_call_ids: set[str] | None = None
@@ -344,6 +344,13 @@ class Executor:
                 call.id for message in messages if isinstance(message, AssistantMessage) for call in message.tool_calls
             }
         return self._used_call_ids
+
+
+def _spec(tool: Tool, *, parallel: bool) -> ToolSpec:
+    """Return what the model reads of a tool. Only a model that makes several calls in a turn is encouraged to."""
+    if not parallel or tool is not COMPLETE_STEP:
+        return tool.spec
+    return replace(tool.spec, description=f"{tool.spec.description} {executing.SEVERAL_CALLS}")
 
 
 def _is_repeated(ending: CompleteStepInput, segments: Sequence[_Segment]) -> bool:

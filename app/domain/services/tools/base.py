@@ -157,7 +157,7 @@ Steps = Annotated[list[StepInput], BeforeValidator(_as_steps), Field(max_length=
 class PlanChanges(ToolInput):
     """The steps that replace the pending steps of the plan."""
 
-    steps: Steps
+    steps: Steps = Field(json_schema_extra={"items": {"type": "string"}})
 
     @model_validator(mode="before")
     @classmethod
@@ -171,11 +171,9 @@ class CompleteStepInput(ToolInput):
     """A call that ends the step, and replaces the pending steps if `plan_changes` is not None."""
 
     success: bool
-    result: Text = Field(description="What was found or made: facts, figures, paths. All that the answer will rest on")
-    plan_changes: PlanChanges | None = Field(
-        None, description="Only when the rest of the plan is wrong: every step still to do"
-    )
-    answer: Text | None = Field(None, description="With the last step only: the answer to the user")
+    result: Text = Field(description="Facts, figures and paths: all that the answer rests on")
+    plan_changes: PlanChanges | None = Field(None, description="If the plan is wrong")
+    answer: Text | None = Field(None, description="With the last step: the answer to the user")
 
 
 BoundCall = RunCall | AskUserInput | CompleteStepInput

@@ -30,13 +30,13 @@ class _NoInput(ToolInput):
 
 
 class _Url(ToolInput):
-    url: str = Field(min_length=1, description="http(s) URL, or ~/file")
+    url: str = Field(min_length=1)
 
 
 class _Target(ToolInput):
-    index: int | None = Field(None, description="Element's number in the page")
-    coordinate_x: float | None = Field(None, description="Instead of index: pixels from the left")
-    coordinate_y: float | None = Field(None, description="and from the top")
+    index: int | None = None
+    coordinate_x: float | None = None
+    coordinate_y: float | None = None
 
     def target(self) -> Target | None:
         """Return the element or point to act on; None if no argument is given.
@@ -57,8 +57,8 @@ class _Target(ToolInput):
 
 
 class _Input(_Target):
-    text: str = Field(description="Replaces what is there; for a file field, the file's path")
-    press_enter: bool = Field(description="Press Enter after it")
+    text: str
+    press_enter: bool
 
 
 class _Point(ToolInput):
@@ -67,12 +67,12 @@ class _Point(ToolInput):
 
 
 class _Key(ToolInput):
-    key: str = Field(min_length=1, description="e.g. Enter, Control+a; Alt+ArrowLeft: back, Control+w: close the tab")
+    key: str = Field(min_length=1, description="e.g. Control+a, Alt+ArrowLeft (back)")
 
 
 class _Option(ToolInput):
-    index: int = Field(description="The select box's number")
-    option: int = Field(ge=0, description="The option's number")
+    index: int
+    option: int = Field(ge=0)
 
 
 class _Up(ToolInput):
@@ -183,27 +183,26 @@ def _tool(
 
 
 TOOLS: tuple[Tool, ...] = (
-    function_tool(
-        "browser_view", "browser", "Show the page: [number] marks what you can act on.", _NoInput, _view, parallel=True
-    ),
-    _tool("navigate", "Open a URL.", _Url, lambda args, b: b.navigate(args.url)),
-    _tool("restart", "Start the browser anew and open a URL.", _Url, lambda args, b: b.restart(args.url)),
-    _tool("click", "Click an element.", _Target, _click),
-    _tool("input", "Fill in a field; without index or coordinates, type where the focus is.", _Input, _input),
+    function_tool("browser_view", "browser", "Show the page: [number] is an index.", _NoInput, _view, parallel=True),
+    _tool("navigate", "Open a URL or ~/file.", _Url, lambda args, b: b.navigate(args.url)),
+    _tool("restart", "Restart the browser at a URL.", _Url, lambda args, b: b.restart(args.url)),
+    _tool("click", "Click an index or a point.", _Target, _click),
+    _tool("input", "Fill in the field at an index, a point or the focus; a file field with a path.", _Input, _input),
     _tool(
         "move_mouse",
         "Move the mouse.",
         _Point,
         lambda args, b: b.move_mouse(Point(x=args.coordinate_x, y=args.coordinate_y)),
     ),
-    _tool("press_key", "Press a key or several at once.", _Key, lambda args, b: b.press_key(args.key)),
+    _tool("press_key", "Press keys.", _Key, lambda args, b: b.press_key(args.key)),
     _tool(
-        "select_option", "Choose in a select box.", _Option, lambda args, b: b.select_option(args.index, args.option)
+        "select_option",
+        "Choose an option of a select box.",
+        _Option,
+        lambda args, b: b.select_option(args.index, args.option),
     ),
-    _tool("scroll_up", "Scroll up a screen.", _Up, lambda args, b: b.scroll(down=False, to_end=args.to_top)),
-    _tool("scroll_down", "Scroll down a screen.", _Down, lambda args, b: b.scroll(down=True, to_end=args.to_bottom)),
-    function_tool(
-        "browser_console_exec", "browser", "Run JavaScript in the page; returns its value.", _Script, _console_exec
-    ),
-    function_tool("browser_console_view", "browser", "Show the page's console.", _Lines, _console_view, parallel=True),
+    _tool("scroll_up", "Scroll up.", _Up, lambda args, b: b.scroll(down=False, to_end=args.to_top)),
+    _tool("scroll_down", "Scroll down.", _Down, lambda args, b: b.scroll(down=True, to_end=args.to_bottom)),
+    function_tool("browser_console_exec", "browser", "Return a JavaScript value.", _Script, _console_exec),
+    function_tool("browser_console_view", "browser", "Show the console.", _Lines, _console_view, parallel=True),
 )

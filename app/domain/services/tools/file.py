@@ -11,18 +11,18 @@ MAX_IMAGE_SIDE = 1_024
 
 
 class _File(ToolInput):
-    file: str = Field(min_length=1, description="Path; relative ones are below ~")
-    sudo: bool = Field(False, description="As root")
+    file: str = Field(min_length=1)
+    sudo: bool = False
 
 
 class _Read(_File):
-    start_line: int | None = Field(None, ge=0, description="First line, from 0")
-    end_line: int | None = Field(None, ge=0, description="Line to stop before")
+    start_line: int | None = Field(None, ge=0, description="From 0")
+    end_line: int | None = Field(None, ge=0, description="Exclusive")
 
 
 class _WriteFile(_File):
     content: Text
-    append: bool = Field(False, description="Add at the end instead of replacing")
+    append: bool = False
     leading_newline: bool = False
     trailing_newline: bool = False
 
@@ -37,8 +37,8 @@ class _Search(_File):
 
 
 class _Find(ToolInput):
-    path: str = Field(min_length=1, description="Directory")
-    glob: str = Field(min_length=1, description="e.g. **/*.py")
+    path: str = Field(min_length=1)
+    glob: str = Field(min_length=1)
 
 
 class _Image(ToolInput):
@@ -129,11 +129,9 @@ async def _image(args: _Image, context: ToolContext) -> ToolResult:
 
 TOOLS: tuple[Tool, ...] = (
     function_tool("file_read", "file", "Read a text file.", _Read, _read, parallel=True),
-    function_tool("file_write", "file", "Write or append to a text file; makes folders.", _WriteFile, _write),
-    function_tool("file_str_replace", "file", "Replace every occurrence of a text in a file.", _Replace, _replace),
-    function_tool(
-        "file_find_in_content", "file", "Find the lines of a file that match a regex.", _Search, _search, parallel=True
-    ),
-    function_tool("file_find_by_name", "file", "Find files by name below a directory.", _Find, _find, parallel=True),
+    function_tool("file_write", "file", "Write a text file; long ones in pieces, with append.", _WriteFile, _write),
+    function_tool("file_str_replace", "file", "Replace a text everywhere in a file.", _Replace, _replace),
+    function_tool("file_find_in_content", "file", "Find lines by regex.", _Search, _search, parallel=True),
+    function_tool("file_find_by_name", "file", "Find files, e.g. **/*.py.", _Find, _find, parallel=True),
     function_tool("image_view", "file", "Look at a picture file.", _Image, _image, parallel=True, needs_vision=True),
 )

@@ -24,10 +24,10 @@ async def _notify(args: _Text, _context: ToolContext) -> ToolResult:
 
 
 TOOLS: tuple[Tool, ...] = (
-    function_tool("message_notify_user", "message", "Tell the user something while the work goes on.", _Text, _notify),
+    function_tool("message_notify_user", "message", "Tell the user something.", _Text, _notify),
     control_tool(
         "message_ask_user",
-        "Ask the user and rest until the answer; only when you cannot go on without it.",
+        "Ask the user, only if you cannot go on without the answer.",
         AskUserInput,
     ),
 )

@@ -8,7 +8,9 @@ from pydantic import BaseModel
 
 from app.domain.models.tool import JsonObject
 
-_OMITTED = frozenset({"title", "default", "additionalProperties", "minLength", "maxLength", "maxItems"})
+_OMITTED = frozenset(
+    {"title", "default", "additionalProperties", "minLength", "maxLength", "maxItems", "minimum", "maximum"}
+)
 """Schema keywords that the model need not read. Arguments are validated against them all the same."""
 
 

@@ -8,7 +8,7 @@ from app.domain.services.tools.base import Tool, ToolContext, ToolInput, functio
 
 
 class _Query(ToolInput):
-    query: str = Field(min_length=1, max_length=400, description="3 to 6 keywords")
+    query: str = Field(min_length=1, max_length=400, description="A few keywords")
     date_range: DateRange = "all"
 
 

@@ -12,24 +12,24 @@ from app.domain.services.tools.base import Tool, ToolContext, ToolInput, functio
 
 
 class _Shell(ToolInput):
-    id: str = Field(min_length=1, max_length=64, description="Shell id of your choice, e.g. main")
+    id: str = Field(min_length=1, max_length=64)
 
 
 S = TypeVar("S", bound=_Shell)
 
 
 class _Exec(_Shell):
-    exec_dir: str = Field(description="Working directory; ~ is your home and workspace")
-    command: str = Field(min_length=1, description="Bash command")
+    exec_dir: str
+    command: str = Field(min_length=1)
 
 
 class _Wait(_Shell):
-    seconds: int | None = Field(None, ge=0, le=300, description="How long at most (15)")
+    seconds: int | None = Field(None, ge=0, le=300)
 
 
 class _WriteInput(_Shell):
-    input: str = Field(description="Text to type; control characters such as \\u0003 (Ctrl-C) work")
-    press_enter: bool = Field(description="Press Enter after it")
+    input: str
+    press_enter: bool
 
 
 async def _abort(args: _Shell, sandbox: Sandbox) -> None:
@@ -79,26 +79,25 @@ def _tool(
 TOOLS: tuple[Tool, ...] = (
     _tool(
         "exec",
-        "Run a command in a shell. The shell keeps its directory and environment. Returns when the command ends, "
-        "or after about 10 s with the output so far while it runs on.",
+        "Run Bash in the shell `id` (any name). Returns after 10 s at most; the command runs on.",
         _Exec,
         lambda args, sandbox: sandbox.shell_exec(args.id, args.exec_dir, args.command),
         aborting=_abort,
     ),
-    _tool("view", "Show a shell's whole console.", _Shell, lambda args, sandbox: sandbox.shell_view(args.id)),
+    _tool("view", "Show a shell's console.", _Shell, lambda args, sandbox: sandbox.shell_view(args.id)),
     _tool(
         "wait",
-        "Wait for a shell's running command; shows what is new.",
+        "Wait for a shell's command.",
         _Wait,
         lambda args, sandbox: sandbox.shell_wait(args.id, args.seconds),
         aborting=_abort,
     ),
     _tool(
         "write_to_process",
-        "Type into the program that runs in a shell.",
+        "Type into a shell's program; \\u0003 is Ctrl-C.",
         _WriteInput,
         lambda args, sandbox: sandbox.shell_write(args.id, args.input, press_enter=args.press_enter),
         aborting=_abort,
     ),
-    _tool("kill_process", "Kill what runs in a shell.", _Shell, lambda args, sandbox: sandbox.shell_kill(args.id)),
+    _tool("kill_process", "Kill a shell's program.", _Shell, lambda args, sandbox: sandbox.shell_kill(args.id)),
 )
