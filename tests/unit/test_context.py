@@ -464,10 +464,8 @@ def test_estimate_of_each_kind_of_text_is_near_what_tokenizers_count(text: str, 
 
 def test_masked_result_names_its_file() -> None:
     message = ToolMessage(tool_call_id="c", content="x" * 1_000, file="~/r.txt")
-    masked = compaction.masked(message, images_only=False)
-    assert (
-        masked.content == "[This result of 1,000 characters was removed to save room; the whole result is in ~/r.txt.]"
-    )  # type: ignore[union-attr]
+    note = "[This result of 1,000 characters was removed to save room; the whole result is in ~/r.txt.]"
+    assert compaction.masked([message], images_only=False) == [replace(message, content=note)]
 
 
 @pytest.mark.parametrize("crashes_at", ["summarizing", "executing"])
@@ -596,3 +594,28 @@ def test_any_conversation_fits_and_holds_the_first_and_the_newest_words(
             assert any(newest in message.content for message in sent)
 
     asyncio.run(check())
+
+
+async def test_instruction_in_the_result_of_a_completed_step_is_not_masked() -> None:
+    conversation = Conversation(tokens=16_000)
+    await conversation.open()
+    call = ToolCall(id="done", name="complete_step", arguments="{}")
+    instruction = ToolMessage(tool_call_id="done", content="Do step 2 now: " + "carefully " * 60)
+    await conversation.checkpointer.stage("executor", AssistantMessage(tool_calls=(call,)), instruction)
+    for _ in range(12):
+        await conversation.turn("word " * 800)
+        sent = await conversation.ask()
+    assert [type(record) for record in await conversation.records()] == [MaskRecord]
+    assert instruction in sent
+
+
+async def test_instruction_that_is_kept_is_not_repeated_in_the_summary() -> None:
+    conversation = Conversation()
+    await conversation.open()
+    for number in range(80):
+        call = ToolCall(id=f"done{number}", name="complete_step", arguments='{"result": "' + "word " * 60 + '"}')
+        instruction = ToolMessage(tool_call_id=call.id, content="Do step 1 now: Write the report")
+        await conversation.checkpointer.stage("executor", AssistantMessage(tool_calls=(call,)), instruction)
+        sent = await conversation.ask()
+        assert not compaction.is_summary(sent[2]) or "Do step 1 now" not in sent[2].content
+    assert conversation.summaries

@@ -102,7 +102,7 @@ async def test_masked_output_that_was_short_enough_is_still_found_in_its_file() 
     session.sandbox.files[f"{HOME}/big.txt"] = "word " * 200
     message = await session.result(READS)
     assert message.content == "word " * 200
-    assert "the whole result is in ~/big.txt" in compaction.masked(message, images_only=False).content
+    assert "the whole result is in ~/big.txt" in compaction.masked([message], images_only=False)[0].content
 
 
 async def test_limit_shrinks_with_the_window_and_with_dense_text() -> None:

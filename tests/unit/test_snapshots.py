@@ -35,7 +35,9 @@ def render_prompts() -> dict[str, str]:
             [AssistantMessage(tool_calls=(CALL,)), ToolMessage(tool_call_id="c", content="Linux\n[exit code 0]")],
         ),
         "compaction_system.txt": compaction.SYSTEM,
-        "compaction_summary.txt": compaction.summary("Python 3.11 is installed.", PLAN, instruct=True).content,
+        "compaction_summary.txt": compaction.summary(
+            "Python 3.11 is installed.", PLAN, executing.brief(PLAN, SECOND)
+        ).content,
         "tools.json": json.dumps(
             [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools], indent=1
         ),

@@ -1,11 +1,11 @@
 """Prompts of a compaction: what replaces old messages when the context window fills."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from app.domain.models.message import AssistantMessage, Message, SystemMessage, ToolMessage, UserMessage
 from app.domain.models.plan import Plan
-from app.domain.prompts import executing, planning
+from app.domain.prompts import planning
 
 SYSTEM = """\
 You compress the history of an agent's work. The agent will see your summary instead of the history, and go on from \
@@ -25,6 +25,9 @@ _NOTES = "\n\nWhat was done and found:\n"
 _TAIL = "\n</summary>"
 
 _ASK_USER = "message_ask_user"
+_INSTRUCTING = frozenset({_ASK_USER, "create_plan", "complete_step"})
+"""Functions whose results come from the user or the service, and say what to do."""
+
 _OPEN, _CLOSE = planning.user_message("\0").split("\0")
 
 _MIN_MASKED_CHARS = 300
@@ -36,10 +39,21 @@ _CALL_CHARS, _RESULT_CHARS, _TEXT_CHARS = 300, 600, 2_000
 """Maximum number of characters of a call, a result and other text in the history that the model summarizes."""
 
 
-def masked(message: Message, *, images_only: bool) -> Message:
-    """Return the message as it is shown once it is masked. Only results of tools change, and not the user's answers."""
-    if not isinstance(message, ToolMessage) or is_from_user(message):
-        return message
+def masked(messages: Sequence[Message], *, images_only: bool) -> list[Message]:
+    """Return the messages as they are shown once they are masked: with notes in place of results and pictures.
+
+    Results that come from the user or the service stay, as they say what to do.
+    """
+    kept = _call_ids(messages, _INSTRUCTING)
+    return [
+        _masked(message, images_only=images_only)
+        if isinstance(message, ToolMessage) and message.tool_call_id not in kept
+        else message
+        for message in messages
+    ]
+
+
+def _masked(message: ToolMessage, *, images_only: bool) -> ToolMessage:
     if images_only:
         content = message.content + _PICTURE_REMOVED
         return replace(message, content=content, images=()) if message.images else message
@@ -57,8 +71,7 @@ def is_from_user(message: Message) -> bool:
 
 def words_of_user(messages: Sequence[Message]) -> list[str]:
     """Return what the user wrote, in order, as in the transcript but without what the service added to it."""
-    turns = (message for message in messages if isinstance(message, AssistantMessage))
-    questions = {call.id for turn in turns for call in turn.tool_calls if call.name == _ASK_USER}
+    questions = _call_ids(messages, {_ASK_USER})
     texts: list[str] = []
     for message in messages:
         may_be = isinstance(message, UserMessage) or (
@@ -86,15 +99,19 @@ def is_summary(message: Message) -> bool:
     return isinstance(message, UserMessage) and message.content.startswith(_HEAD)
 
 
-def summary(notes: str, plan: Plan, *, instruct: bool) -> UserMessage:
-    """Return the message that replaces the old ones. `instruct`: end it with the step to go on with."""
+def summary(notes: str, plan: Plan, instruction: str) -> UserMessage:
+    """Return the message that replaces the old ones. It ends with `instruction`, unless that is empty."""
     parts = [_INTRODUCTION]
     if plan.steps:
         parts.append(f"Goal: {plan.goal}\nPlan:\n{planning.step_results(plan)}")
     content = _HEAD + "\n\n".join(parts) + _NOTES + notes + _TAIL
-    if instruct and plan.running is not None:
-        content += f"\n{executing.brief(plan, plan.running)}"
-    return UserMessage(content=content)
+    return UserMessage(content=f"{content}\n{instruction}" if instruction else content)
+
+
+def _call_ids(messages: Sequence[Message], names: Set[str]) -> set[str]:
+    """Return the IDs of the calls to one of the functions `names`."""
+    turns = (message for message in messages if isinstance(message, AssistantMessage))
+    return {call.id for turn in turns for call in turn.tool_calls if call.name in names}
 
 
 def _lines(message: Message) -> Iterator[str]:

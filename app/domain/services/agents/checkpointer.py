@@ -272,8 +272,7 @@ def _shown(messages: Sequence[Message], entries: Sequence[TranscriptEntry]) -> l
     for entry in entries:
         match entry:
             case MaskRecord():
-                older = shown[: entry.before]
-                shown[: entry.before] = [compaction.masked(each, images_only=entry.images_only) for each in older]
+                shown[: entry.before] = compaction.masked(shown[: entry.before], images_only=entry.images_only)
             case SummaryRecord():
                 del shown[1:]
             case _:

@@ -21,7 +21,7 @@ from app.domain.models.message import (
 )
 from app.domain.models.run import TranscriptName
 from app.domain.models.tool import ToolSpec
-from app.domain.prompts import compaction
+from app.domain.prompts import compaction, executing
 from app.domain.services.agents.checkpointer import RunCheckpointer
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class BoundedConversation:
             return transcript
         newest = self._newest_turns(messages, budget)
         for images_only in (True, False):
-            older = [compaction.masked(message, images_only=images_only) for message in messages[1:newest]]
+            older = compaction.masked(messages[1:newest], images_only=images_only)
             if self._window.weigh([*older, *messages[newest:]]) <= pinned + budget.spare * LOW_SHARE:
                 record = MaskRecord(before=newest, images_only=images_only)
                 compacted = await self._checkpointer.compact(self._name, record)
@@ -227,8 +227,9 @@ class BoundedConversation:
     def _summary(self, notes: str, kept: Sequence[Message], budget: _Budget) -> UserMessage:
         """Return the message with the goal, the plan and the notes."""
         plan = self._window.clip_results(self._checkpointer.checkpoint.plan, int(budget.spare * _PLAN_SHARE))
-        instruct = self._name == "executor" and not any(isinstance(message, UserMessage) for message in kept)
-        return compaction.summary(notes, plan, instruct=instruct)
+        instruction = executing.brief(plan, plan.running) if self._name == "executor" and plan.running else ""
+        is_kept = any(instruction in message.content for message in kept)
+        return compaction.summary(notes, plan, "" if is_kept else instruction)
 
     async def _notes(self, old: Sequence[Message], budget: _Budget, listener: ReplyListener | None) -> str:
         """Return the model's notes on the old messages; what the service knows of them if the model has none."""
