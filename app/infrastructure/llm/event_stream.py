@@ -23,7 +23,8 @@ class EventDecoder:
 
     Follows https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation with these
     exceptions: the last event counts without its blank line; a body that is not an event stream is kept whole; JSON
-    without `data:` counts as data; the data of `event: error`, and of a line `error:`, becomes `{"error": data}`.
+    without `data:` counts as data, and so does what follows a line feed in JSON; the data of `event: error`, and of a
+    line `error:`, becomes `{"error": data}`.
     """
 
     def __init__(self) -> None:
@@ -98,6 +99,8 @@ class EventDecoder:
             self._is_error = self._is_error or b"error" in (name, value.strip())
         if name == b"error":
             self._data.append(value.strip())
+        elif self._data and name not in (b"", b"data", b"event", b"id", b"retry"):
+            self._data.append(line)  # a line feed that should have been escaped
         elif line.startswith(b"{") or self._is_bare:
             # A proxy or a server that fails in the middle of a stream appends its error as plain JSON.
             self._is_bare = True

@@ -9,6 +9,7 @@ JSON reply instead of a stream; usage inside the choice; characters and objects 
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 from app.domain.external.llm import FinishReason, ModelReply, ReplyListener
@@ -19,6 +20,9 @@ from app.infrastructure.llm.provider_fields import FieldCollector
 from app.infrastructure.llm.reply_text import read_text
 from app.infrastructure.llm.text_gate import TextGate
 from app.infrastructure.llm.wire_text import DONE, TextJoiner, clean, split_json
+
+MIN_REPETITION = 20
+"""Minimum number of characters of a piece of text that is taken for a repetition of everything so far."""
 
 MAX_TORN_BYTES = 1024 * 1024
 """Maximum size of an object that is cut over several events, in bytes."""
@@ -39,7 +43,7 @@ _CUT_FINISH = re.compile(r"length|max\w*_tokens|token_limit|context_window")
 
 _UNFINISHED = re.compile(f"{_REFUSED_FINISH.pattern}|{_CUT_FINISH.pattern}")
 
-_CONTENT = re.compile(r"choices|delta|message|content|tool_calls|arguments|text")
+_CONTENT = re.compile(r"""["'](?:choices|delta|message|content|tool_calls|arguments|text)["']""")
 """Matches names of fields that carry a part of a reply."""
 
 _FAILURE_FIELDS = (
@@ -157,7 +161,7 @@ class ReplyBuilder:
             return ModelReply(content=reason, finish="refused", usage=self._usage)
         partial = self._calls.finished()
         calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in partial]
-        text = read_text("".join(self._text) + self._joiner.rest, self._tools)
+        text = read_text(_without_repetition(self._text) + self._joiner.rest, self._tools)
         self.was_thinking = self.was_thinking or text.was_thinking
         # A server that parses calls may leave their markup in the text.
         text_calls = text.has_markup and not calls
@@ -230,10 +234,7 @@ class ReplyBuilder:
         if refusal := _join_text(delta.get("refusal")):
             self._refusal.append(refusal)
             self._tell(clean(refusal))
-        calls = delta.get("tool_calls")
-        pieces = [as_object(piece) for piece in cast("list[object]", calls)] if isinstance(calls, list) else []
-        if function := as_object(delta.get("function_call")):
-            pieces.append({"index": 0, "function": function})
+        pieces = _call_pieces(delta)
         for name, arguments in self._calls.add(pieces, choice=number) if pieces else ():
             if self._listener is not None:
                 self.listener_called = True
@@ -257,10 +258,34 @@ class ReplyBuilder:
             self._listener.text(text)
 
 
+def _call_pieces(delta: dict[str, object]) -> list[dict[str, object]]:
+    """Return the pieces of calls in a delta."""
+    calls = delta.get("tool_calls")
+    if isinstance(calls, dict):  # one call, or calls by their index
+        fields = cast("dict[str, object]", calls)
+        calls = [fields] if "function" in fields or "name" in fields else list(fields.values())
+    pieces = [as_object(piece) for piece in cast("list[object]", calls)] if isinstance(calls, list) else []
+    function = as_object(delta.get("function_call"))
+    # Some servers send a call in the new form and in the old one.
+    return pieces or ([{"index": 0, "function": function}] if function else [])
+
+
+def _without_repetition(pieces: Sequence[str]) -> str:
+    """Return the text of pieces of which each, or the last one, repeats everything so far."""
+    last = pieces[-1] if pieces else ""
+    if len(pieces) > 2 and len(last) >= MIN_REPETITION:
+        pairs = pairwise(pieces)
+        if all(len(left) < len(right) and right.startswith(left) for left, right in pairs):
+            return last
+        if len(last) * 2 == sum(map(len, pieces)) and last == "".join(pieces[:-1]):
+            return last
+    return "".join(pieces)
+
+
 def _may_be_torn(text: str) -> bool:
     """Return whether text that is not JSON may be a part of a chunk, and not just noise."""
-    is_ended = text.rstrip().endswith("}")
-    return text.startswith(("{", "[{")) and not (is_ended and not _CONTENT.search(text))
+    is_cut = text.startswith(("{", "[{")) and not text.rstrip().endswith("}")
+    return is_cut or bool(_CONTENT.search(text))
 
 
 def _is_failure(chunk: dict[str, object]) -> bool:
@@ -289,11 +314,14 @@ def _join_text(value: object) -> str:
 
 
 def _parse_usage(usage: dict[str, object]) -> Usage:
-    details = as_object(usage.get("prompt_tokens_details"))
+    prompt = as_object(usage.get("prompt_tokens_details")) or usage
+    completion = as_object(usage.get("completion_tokens_details")) or usage
+    cached = (prompt.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cache_read_input_tokens"))
     return Usage(
         prompt_tokens=_count(usage.get("prompt_tokens")),
-        cached_tokens=_count(details.get("cached_tokens", usage.get("prompt_cache_hit_tokens"))),
+        cached_tokens=max(map(_count, cached)),
         completion_tokens=_count(usage.get("completion_tokens")),
+        reasoning_tokens=_count(completion.get("reasoning_tokens")),
         calls=1,
     )
 

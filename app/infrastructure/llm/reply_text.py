@@ -31,7 +31,8 @@ _CALL_OPEN = (
 TOKEN = re.compile(
     rf"(?P<fence>^[ ]{{0,3}}(?:`{{3,}}|~{{3,}}))|(?P<ticks>`+)|(?P<think>{THINK_OPEN})|(?P<thought>{_THINK_CLOSE})"
     rf"|(?P<channel><\|(?:start|channel)\|>)|(?P<call>{_CALL_OPEN})|(?P<block>{BLOCK.pattern})"
-    r"|(?P<bare>^[ \t]*[{\[](?!/?TOOL_|/?THINK\]))",
+    r"|(?P<action>^Action:[ \t]*[\w.-]+[ \t]*\n+[ \t]*Action Input:)|(?P<element>^<[a-z]+(?:_[a-z]+)+>)"
+    r"|(?P<bare>^[ \t]*[{\[](?!/?TOOL_|/?THINK\])|\{(?=\s*\"(?:name|function|tool\w*|action|type|id)\"\s*:))",
     re.MULTILINE | re.IGNORECASE,
 )
 """Matches code, and what may be the beginning of thinking or of a call."""
@@ -217,6 +218,21 @@ class _Reader:
             end = left.end()
         return self._add_markup(found, self._reader.read(text[found.start() : end]), end)
 
+    def read_action(self, found: re.Match[str]) -> int | None:
+        """Read a call as in a text of thoughts, actions and observations."""
+        name = found[0].partition("\n")[0].removeprefix(found[0][:7]).strip()
+        body = self._text[found.end() :].partition("\nObservation:")[0]
+        calls = [TextCall(name, body.strip() or "{}")]
+        # What follows the observation is invented.
+        return self._add_calls(calls, len(self._text)) if self._reader.are_offered(calls) else None
+
+    def read_element(self, found: re.Match[str]) -> int | None:
+        """Read a call whose name is that of an element."""
+        name = found[0][1:-1]
+        end = self._text.find(f"</{name}>", found.end())
+        calls = self._reader.read_element(name, self._text[found.end() : end]) if end >= 0 else []
+        return self._add_calls(calls, end + len(name) + 3) if self._reader.are_offered(calls) else None
+
     def read_bare(self, found: re.Match[str]) -> int | None:
         """Read JSON or Python at the beginning of a line: a call, if nothing follows it."""
         if not self._tools:
@@ -275,6 +291,8 @@ _READ: dict[str, Callable[[_Reader, re.Match[str]], int | None]] = {
     "channel": _Reader.read_channel,
     "call": _Reader.read_call,
     "block": _Reader.read_block,
+    "action": _Reader.read_action,
+    "element": _Reader.read_element,
     "bare": _Reader.read_bare,
 }
 _MAY_BE_CALL = re.compile(

@@ -40,6 +40,7 @@ _PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)(?:</arg_value>|
 _PAIRS_NAME = re.compile(r"\s*([\w.:-]+)\s*(?=<arg_key>|\Z)")
 _ELEMENTS_NAME = re.compile(r"<(name|tool_name|function_name)>\s*([\w.:-]+)\s*</\1>")
 _ELEMENTS = re.compile(r"<(arguments|parameters|params|input|args)>(.*?)</\1>", re.DOTALL)
+_CHILD = re.compile(r"<(\w+)>(.*?)</\1>", re.DOTALL)
 _BROKEN_NAME = re.compile(r"""["'](?:name|function|tool)["']\s*:\s*["']([\w.:-]+)["']""")
 _BROKEN_ARGUMENTS = re.compile(r"""["'](?:arguments|parameters|args|input)["']\s*:\s*""")
 
@@ -181,6 +182,13 @@ class CallReader:
     def _read_elements(self, body: str) -> list[TextCall]:
         name, arguments = _ELEMENTS_NAME.search(body), _ELEMENTS.search(body)
         return [TextCall(self._known(name[2]), arguments[2].strip() if arguments else "{}")] if name else []
+
+    def read_element(self, name: str, body: str) -> list[TextCall]:
+        """Return the call to `name` whose arguments are JSON, or an element each."""
+        if is_json_at(body, _end(_GAP, body, 0)):
+            return [TextCall(name, body.strip())]
+        pairs: list[tuple[str, str]] = _CHILD.findall(body)
+        return [TextCall(name, self._typed(name, pairs))] if pairs or not body.strip() else []
 
     def _typed(self, name: str, pairs: Sequence[tuple[str, str]]) -> str:
         """Return arguments that were written as text as JSON."""

@@ -7,7 +7,8 @@ from app.infrastructure.llm.reply_text import LOOKS_LIKE_CALL, SOLUTION_TOKENS, 
 
 _PARTIAL = re.compile(
     r"(?:^[ \t]*[`~{\[]*|`+|<[^<>\s]{0,60}|<(?:[^\s<>]*[:|\uff5c])?(?:function|invoke)\s[^<>\n]{0,100}|\[/?[A-Z_]{0,13}"
-    r"|\u25c1[^\s\u25b7]{0,8}|\bf[unctols]{0,8})\Z",
+    r"|\u25c1[^\s\u25b7]{0,8}|\bf[unctols]{0,8}"
+    r"|^A[ction]{0,5}|^Action:[^\n]{0,60}(?:\n+[ \t]*[Action Input]{0,12})?)\Z",
     re.MULTILINE,
 )
 """Matches the end of a text that may be the beginning of a token."""
@@ -107,7 +108,7 @@ class TextGate:
                 return is_prose
             case "bare" if len(self._rest) < _CALL_WIDTH and _PARTIAL.fullmatch(self._rest):
                 return False
-            case "bare":
+            case "bare" | "action" | "element":
                 self._is_closed = self._has_tools
             case "thought":
                 self._is_closed = not self._has_thought

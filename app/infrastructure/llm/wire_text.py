@@ -11,7 +11,7 @@ DONE = "[DONE]"
 """The value that stands for the end of a stream."""
 
 _DECODER = json.JSONDecoder(strict=False)
-_BETWEEN = re.compile(r"(?:\s|data:)*")
+_BETWEEN = re.compile(r"(?:[\s\0\x1e\ufeff]|data:)*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
 _HALF = re.compile("(?:[\ud800-\udbff]|[\udcc2-\udcf4][\udc80-\udcbf]{0,2})\\Z")

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from app.domain.errors import ModelFailure
-from app.domain.models.message import ProviderFields
+from app.domain.models.message import ProviderFields, Usage
 from app.domain.models.tool import ToolSpec
 from tests.fakes.scripted_openai import Raw
 
@@ -134,6 +134,14 @@ CALL_PIECES = {
         deltas(call("shell", "", index=0, id="1"), call("shell_exec", "", index=0), call(None, "{}", index=0)),
         [("shell_exec", "{}")],
     ),
+    "the old form beside the new one": (
+        [delta(tool_calls=[call("a", "{}", id="1", index=0)], function_call={"name": "a", "arguments": "{}"})],
+        [("a", "{}")],
+    ),
+    "an object instead of a list": (
+        [delta(tool_calls=call("a", "{}", id="1")), delta(tool_calls={"1": call("b", "{}", id="2")})],
+        [("a", "{}"), ("b", "{}")],
+    ),
     "calls in two choices": (
         [
             event({"index": 0, "delta": {"tool_calls": [call("a", "{}", index=0)]}}),
@@ -221,6 +229,16 @@ ODD_CHUNKS = {
         [b'data: {"choices":[{"delta":{"con\n\n', b'data: tent":"a"}}]}\n\n', raw_delta(b"b")],
         "ab",
     ),
+    "line feeds within JSON": ([b'data: {\n"choices": [\n{"delta": {"content": "a\nb"}}]}\n\n'], "a\nb"),
+    "byte order mark within the stream": ([raw_delta(b"a"), raw_delta(b"b").replace(b"{", b"\xef\xbb\xbf{", 1)], "ab"),
+    "the whole text once more": (
+        [raw_delta(b"one two"), raw_delta(b" three four five"), raw_delta(b"one two three four five")],
+        "one two three four five",
+    ),
+    "each piece repeats the text": (
+        [raw_delta(b"one two"), raw_delta(b"one two three"), raw_delta(b"one two three four five")],
+        "one two three four five",
+    ),
     "odd types": (
         [
             b'data: {"choices":null}\n\ndata: {"choices":[null,5]}\n\n',
@@ -241,7 +259,7 @@ async def test_odd_chunk_does_not_end_the_reply(server, model, ask, listener, ev
     reply = await model.complete(ask(), listener=listener)
     assert reply.content == expected
     assert "".join(listener.pieces) == expected
-    assert (listener.restarts, reply.tool_calls) == (0, ())
+    assert (listener.restarts, reply.tool_calls) == (int("one two" in expected), ())
 
 
 @pytest.mark.parametrize(
@@ -253,6 +271,7 @@ async def test_odd_chunk_does_not_end_the_reply(server, model, ask, listener, ev
             [raw_delta(b"a"), b'data: {"choices":[{"delta":{"content":"b\n\n', END[1]], id="half a last chunk"
         ),
         pytest.param([raw_delta(b"a"), b'data: {"choices":[{"delta":{"content":bad}}]}\n\n', *END], id="a broken text"),
+        pytest.param([raw_delta(b"a"), b"data: {'choices':[{'delta':{'content':'b'}}]}\n\n", *END], id="Python"),
     ],
 )
 async def test_reply_that_lost_a_part_is_requested_again(server, model, ask, listener, events) -> None:
@@ -372,3 +391,15 @@ async def test_fields_above_the_limit_are_dropped(server, model, ask) -> None:
     reply = await model.complete(ask())
     assert reply.provider_fields is not None
     assert reply.provider_fields.message == {"thought_signature": "s"}
+
+
+async def test_usage_counts_cached_and_reasoning_tokens_of_any_server(server, model, ask) -> None:
+    usages = [
+        {"prompt_tokens_details": {"cached_tokens": 3}, "completion_tokens_details": {"reasoning_tokens": 2}},
+        {"cached_tokens": 3, "reasoning_tokens": 2},
+        {"prompt_cache_hit_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 2}},
+        {"cache_read_input_tokens": 3, "prompt_tokens_details": {"cached_tokens": 0}, "reasoning_tokens": 2},
+    ]
+    server.script = [Raw(pieces=[b"data: " + orjson.dumps({"usage": usage}) + b"\n\n", *END]) for usage in usages]
+    for _ in usages:
+        assert (await model.complete(ask())).usage == Usage(cached_tokens=3, reasoning_tokens=2, calls=1)

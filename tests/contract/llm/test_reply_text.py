@@ -90,6 +90,9 @@ DATA = {
     ).decode(),
     "name as key": f'{{"shell_exec": {INPUT}}}',
     "Python": '[shell_exec(command="ls", n=1)]',
+    "action": f"Action: shell_exec\nAction Input: {INPUT}\nObservation: a file",
+    "an element with JSON": f"<shell_exec>{INPUT}</shell_exec>",
+    "an element with elements": "<shell_exec>\n<command>ls</command>\n<n>1</n>\n</shell_exec>",
 }
 
 
@@ -144,6 +147,12 @@ def test_parameter_of_type_string_is_not_decoded() -> None:
     assert calls_of(read(text, 3)[0]) == [("file_write", {"content": '{"a": 1}\n'})]
 
 
+def test_json_at_the_end_of_a_sentence_is_a_call() -> None:
+    reply, listener = read(f"I will look: {JSON}", 3)
+    assert (reply.content, calls_of(reply)) == ("I will look:", [("shell_exec", ARGUMENTS)])
+    assert "".join(listener.pieces).strip() == "I will look:"
+
+
 def test_unknown_function_in_markup_is_a_call() -> None:
     reply, _ = read('<tool_call>{"name": "web_find", "arguments": {}}</tool_call>', 3)
     assert calls_of(reply) == [("web_find", {})]
@@ -184,6 +193,9 @@ TEXTS = [
     "Call `[TOOL_CALLS]` or [TOOL_CALLS] or <|python_tag|> tokens; the <|channel|> marker, [THINK] too.",
     'For example <tool_call>{"name": "get_weather", "arguments": {}}</tool_call> calls it.',
     '  text\n    indented {\n  [x]\n{\n  "name": "x"\n}\nand more\n',
+    "Action: reboot\nAction Input: {}",
+    "<other_tool>\n<x>1</x>\n</other_tool> and <shell_exec> and so on",
+    'The answer is {"name": "shell_exec", "arguments": {}} in the log.',
     "Text ends with <",
     "Text ends with `",
     "Fence:\n```python\nx = 1\n",

@@ -246,3 +246,28 @@ async def _calling(session: StrictSession, count: int) -> bool:
     """Return whether `count` tool calls began: in each run, the one that hangs is the second."""
     records = await session.store.read("s", after=0, limit=10_000)
     return sum(b'"calling"' in record.data for record in records) >= count
+
+
+@pytest.mark.parametrize("thought", ["<think>My thought.</think>\n", "My thought.\n</think>\n"])
+@pytest.mark.parametrize(
+    "call", ["<tool_call>{json}</tool_call>", "{json}", "```json\n{json}\n```", "[TOOL_CALLS][{json}]"]
+)
+async def test_run_of_a_model_without_tool_call_parser_passes(session: StrictSession, call: str, thought: str) -> None:
+    def script(asked: Asked) -> Answer:
+        reply = WORK(asked)
+        assert isinstance(reply, Reply)
+        objects = [f'{{"name":"{call.name}","arguments":{call.text}}}' for call in reply.calls]
+        return Reply(text=thought + (reply.text or "\n".join(call.replace("{json}", text) for text in objects)))
+
+    session.server.script = script
+    assert await session.run() == "done"
+    stored = str(await session.store.read("s", after=0, limit=10_000))
+    assert not any(word in stored for word in ("thought", "think", "TOOL_CALLS", "tool_call>", "```"))
+    session.check()
+
+
+async def test_run_of_a_model_whose_markup_cannot_be_read_names_the_cause(session: StrictSession) -> None:
+    session.server.script = lambda _asked: Reply(text="<tool_call>{name = create_plan}</tool_call>")
+    assert await session.run() == "error"
+    stored = str(await session.store.read("s", after=0, limit=10_000))
+    assert "--enable-auto-tool-choice" in stored and "tool_call>" not in stored
