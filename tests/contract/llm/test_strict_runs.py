@@ -13,6 +13,7 @@ from app.domain.models.event import TERMINAL
 from app.domain.models.model_profile import ModelProfile
 from app.domain.models.sandbox import FileImage
 from app.infrastructure.llm.openai_model import OpenAIModel
+from app.infrastructure.llm.request_encoder import BRIDGE, NO_RESULT
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
@@ -25,6 +26,7 @@ from tests.support.invariants import check_requests
 READ = Call("file_read", {"file": "/notes.txt"})
 ASK = Call("message_ask_user", {"text": "Which one?"})
 DONE = Call("complete_step", {"success": True, "result": "done"})
+RUN = Call("shell_exec", {"id": "s", "exec_dir": "/", "command": "true"})
 HANG = Call("shell_exec", {"id": "s", "exec_dir": "/", "command": "hang"})
 WORK = agent_script(steps=2, calls=[READ, Call("python.run", "{"), READ])
 
@@ -75,6 +77,7 @@ class StrictSession:
 
     def check(self) -> None:
         assert self.server.violations == []
+        assert not any(NO_RESULT.encode() in asked.raw for asked in self.server.asked), "a call had no result in time"
         check_requests(self.server.asked)
 
 
@@ -116,6 +119,19 @@ async def test_unusable_replies_pass(session: StrictSession) -> None:
         *(nothing, bad_calls, Reply(text="Done.")),
     ]
     assert await session.run() == "done"
+    session.check()
+
+
+async def test_turns_that_span_steps_and_circles_pass(session: StrictSession) -> None:
+    def script(asked: Asked) -> Answer:
+        if asked.kind != "executing":
+            return WORK(asked)
+        if "complete_step" not in str(asked.messages):
+            return Reply(calls=[READ, DONE, READ, RUN, READ])
+        return Reply(calls=[RUN, READ])
+
+    session.server.script = script
+    assert [await session.run(), await session.run()] == ["done", "done"]
     session.check()
 
 
@@ -186,8 +202,9 @@ def _thinking(turn: Answer) -> Answer:
 
 async def test_reasoning_and_signatures_come_back_with_every_turn(session: StrictSession) -> None:
     def script(asked: Asked) -> Answer:
-        turns = [message for message in asked.messages if message.get("tool_calls")]
-        calls = [call for turn in turns for call in turn["tool_calls"]]
+        turns = [message for message in asked.messages if message["role"] == "assistant"]
+        turns = [turn for turn in turns if turn["content"] != BRIDGE]
+        calls = [call for turn in turns for call in turn.get("tool_calls", ())]
         missing = [turn for turn in turns if turn.get("reasoning_content") != REASONING["reasoning_content"]]
         missing += [call for call in calls if call.get("extra_content") != SIGNATURE["extra_content"]]
         if missing:
