@@ -127,11 +127,7 @@ async def _open_parts(
         feed=feed,
         models=models,
         tools=overrides.get("tools", EXECUTING),
-        limits=RunLimits(
-            max_calls=settings.run_max_calls,
-            max_steps=settings.run_max_steps,
-            token_budget=settings.run_token_budget,
-        ),
+        limits=_run_limits(settings),
         sandboxes=sandboxes,
         browsers=browsers,
         screenshots=screenshots,
@@ -152,6 +148,12 @@ async def _open_parts(
         browsers=browsers,
         screenshots=screenshots,
         description=f"store: {stores}; sandbox: {sandbox_description}; model: {model_description}",
+    )
+
+
+def _run_limits(settings: Settings) -> RunLimits:
+    return RunLimits(
+        max_calls=settings.run_max_calls, max_steps=settings.run_max_steps, token_budget=settings.run_token_budget
     )
 
 

@@ -250,6 +250,7 @@ def test_every_error_class_has_a_status() -> None:
         "ModelFailure": 502,
         "ContextTooLong": 502,
         "MalformedReply": 502,
+        "RunLimitReached": 500,
         "RunGivenUp": 500,
     }
     assert all(400 <= status < 600 for status in STATUS.values())

@@ -18,10 +18,10 @@ MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 50
 """Maximum number of lines of a function, without its docstring."""
 
-MAX_APP_CODE_LINES = 17_500
+MAX_APP_CODE_LINES = 19_200
 """Maximum number of lines of code in `app/`, without docstrings, comments and blank lines."""
 
-MAX_INFRASTRUCTURE_CODE_LINES = 11_500
+MAX_INFRASTRUCTURE_CODE_LINES = 12_400
 """Maximum number of lines of code in `app/infrastructure/`."""
 
 MAX_INFRASTRUCTURE_MODULES = 105
