@@ -84,14 +84,18 @@ def _save(path: Path, name: str, options: ModelOptions, verdict: Verdict) -> str
     """
     if not verdict.usable:
         return "Nothing is saved, because the model is not usable."
+    facts = dict(verdict.facts)
+    window = facts.get("context_tokens", options.profile.context_tokens)
+    if isinstance(window, int) and options.profile.max_tokens > window // 2:
+        facts["max_tokens"] = window // 4  # a reply must leave room for the prompt
     target = path.resolve()
     try:
         text = target.read_text("utf-8-sig") if target.exists() else ""
-        _replace(target, _with_profile(text, name, _identity(options), verdict.facts))
+        _replace(target, _with_profile(text, name, _identity(options), facts))
     except (OSError, ValueError) as error:  # tomlkit's errors are ValueErrors
         reason = (error.strerror or "cannot be written").lower() if isinstance(error, OSError) else str(error)
         raise UnusableSetting(f"MODELS_CONFIG: {path}: {reason}") from None
-    found = ", ".join(f"{key} = {str(value).lower()}" for key, value in verdict.facts.items())
+    found = ", ".join(f"{key} = {str(value).lower()}" for key, value in facts.items())
     return f"Saved to {path}, profile {name}: {found}."
 
 

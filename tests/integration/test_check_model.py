@@ -127,6 +127,7 @@ async def test_flaw_is_reported_with_what_to_do(server, flaws, probe, level, tex
         ({"reasoning": "refused"}, "usable", {"thinking_replay": False}),
         ({"reasoning": "demanded"}, "usable", {"thinking_replay": True}),
         ({"only_temperature": 1}, "usable", {"temperature": "none"}),
+        ({"largest_limit": 3_000}, "usable", {"output_limit": 3_000, "max_tokens": 2_000}),
         (
             {"output_tokens": 800},
             "usable with limits: arguments are cut after 3,200 characters",
@@ -386,6 +387,16 @@ def test_save_updates_only_the_profile_and_keeps_comments(server, command, tmp_p
     }
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saved_window_leaves_room_for_a_reply(server, command, tmp_path) -> None:
+    server.reset(FlawedModel(window=8_000))
+    command.set(MAX_TOKENS="6000")
+    assert command.run("--save")[0] == 0
+    saved = tomllib.loads((tmp_path / "models.toml").read_text())["models"]["default"]
+    assert (saved["context_tokens"], saved["max_tokens"]) == (7_700, 1_925)
+    command.set(MODELS_CONFIG="models.toml")
+    assert command.run()[1][-1] == "Verdict: usable"
 
 
 def test_file_that_cannot_be_written_is_named_in_one_line(server, command, tmp_path) -> None:

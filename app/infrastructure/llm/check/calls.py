@@ -243,7 +243,7 @@ async def check_long_arguments(client: ProbeClient) -> Finding:
     call = reply.tool_calls[0]
     chars = len(call.arguments)
     if reply.finish == "length" or (seen.is_complete and not parse_arguments(call)):
-        return _cut_finding(chars, reply.usage.completion_tokens, cut_by_limit=reply.finish == "length")
+        return _cut_finding(client, chars, reply.usage.completion_tokens, cut_by_limit=reply.finish == "length")
     if not seen.is_complete:
         text = f"{chars:,} characters arrived in {seen.last_part:.0f} s, then the time was over"
         return Finding(probe="long arguments", level="info", text=text)
@@ -251,13 +251,21 @@ async def check_long_arguments(client: ProbeClient) -> Finding:
     if len(written) < LONG_CHARS:
         text = f"arrive whole, but the model wrote only {chars:,} characters of {LONG_LINES * len(line):,}"
         return Finding(probe="long arguments", level="info", text=text)
-    return Finding(probe="long arguments", level="ok", text=f"{chars:,} characters arrived whole")
+    text = f"{chars:,} characters arrived whole"
+    if client.output_limit is None:
+        return Finding(probe="long arguments", level="ok", text=text)
+    text += f"; the server takes a limit of {client.output_limit:,} tokens at most"
+    return Finding(probe="long arguments", level="ok", text=text, facts=_limits(client, client.output_limit))
 
 
-def _cut_finding(chars: int, tokens: int, *, cut_by_limit: bool) -> Finding:
-    facts: dict[str, FactValue] = {}
+def _limits(client: ProbeClient, output_limit: int) -> Mapping[str, FactValue]:
+    return {"output_limit": output_limit, "max_tokens": min(output_limit, client.profile.max_tokens)}
+
+
+def _cut_finding(client: ProbeClient, chars: int, tokens: int, *, cut_by_limit: bool) -> Finding:
+    facts: Mapping[str, FactValue] = {}
     if cut_by_limit and 0 < tokens < LONG_TOKENS:
-        facts = {"output_limit": tokens, "max_tokens": tokens}
+        facts = _limits(client, tokens)
     reason = f"the server ends replies after {tokens:,} tokens" if facts else "the arguments arrived incomplete"
     if cut_by_limit and not facts:
         reason = f"the reply reached its limit of {LONG_TOKENS:,} tokens"

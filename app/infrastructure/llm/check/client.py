@@ -209,6 +209,11 @@ class ProbeClient:
         """Whether the server refused the temperature."""
         return self._temperature is not None and not self._dialect.temperature
 
+    @property
+    def output_limit(self) -> int | None:
+        """Largest token limit that the server takes; None if it refused none."""
+        return self._dialect.output_limit
+
     def widen(self, slots: int) -> None:
         """Allow `slots` more requests at the same time."""
         for _ in range(slots):

@@ -113,8 +113,10 @@ async def check_history(client: ProbeClient, fields: ProviderFields | None) -> F
 async def check_strictness(client: ProbeClient, fields: ProviderFields | None) -> Finding:
     """Return which forms of a history the server refuses. Anker sends none of them, so this is only information."""
     forms = _forms(fields)
-    refused = await asyncio.gather(*(_is_refused(client, *form) for form in forms.values()))
-    names = [name for name, is_refused in zip(forms, refused, strict=True) if is_refused]
+    results = await asyncio.gather(*(_is_refused(client, *form) for form in forms.values()), return_exceptions=True)
+    if failure := next((result for result in results if isinstance(result, BaseException)), None):
+        raise failure
+    names = [name for name, is_refused in zip(forms, results, strict=True) if is_refused]
     text = f"refuses {', '.join(names)}; Anker sends none of them" if names else "the server takes every form"
     return Finding(probe="strictness", level="info", text=text)
 
