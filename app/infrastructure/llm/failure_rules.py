@@ -140,6 +140,12 @@ def _is_output_limit(error: ServerError) -> bool:
     return not (window and prompt and "context" in error.text and int(prompt[1]) > window // 2)
 
 
+def _is_long_content(error: ServerError) -> bool:
+    """Return whether a text of a message is too long, and not an id or a description."""
+    fields = " ".join(error.parameters)
+    return "string_above_max_length" in error.code_text and (not fields or fields.endswith("content"))
+
+
 RULES = (
     Rule(
         kind="malformed",
@@ -234,10 +240,10 @@ RULES = (
         kind="context",
         statuses=_REFUSALS | {413},
         codes=re.compile(
-            r"context_|exceed_context|string_above_max_length|prompt_tokens_exceeded|tokens_limit_reached"
-            r"|request_too_large|\b1261\b"
+            r"context_|exceed_context|prompt_tokens_exceeded|tokens_limit_reached|request_too_large|\b1261\b"
         ),
         text=_TOO_LONG,
+        test=_is_long_content,
         headline=_CONTEXT_HEADLINE,
     ),
     Rule(kind="context", statuses=frozenset({413}), headline=_CONTEXT_HEADLINE),

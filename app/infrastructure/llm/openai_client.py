@@ -66,12 +66,15 @@ class OpenAIClient:
         timeout = httpx2.Timeout(timeout_seconds, connect=min(timeout_seconds, CONNECT_SECONDS))
         address = urlsplit(base_url.strip())
         # Many people copy the address of the whole endpoint.
+        query = dict(parse_qsl(address.query, keep_blank_values=True))
         path = address.path.rstrip("/").removesuffix(_ENDPOINT)
         try:
             self._client = openai.AsyncOpenAI(
                 api_key=api_key,
                 base_url=address._replace(path=path, query="", fragment="").geturl(),
-                default_query=dict(parse_qsl(address.query, keep_blank_values=True)),
+                default_query=query,
+                # Azure, which versions its API in the query, takes the key in a header of its own.
+                default_headers={"api-key": api_key} if "api-version" in query else None,
                 timeout=timeout,
                 max_retries=0,  # OpenAIModel retries, because it must also retry a stream that breaks off
                 http_client=openai.DefaultAsyncHttpx2Client(limits=LIMITS, timeout=timeout),

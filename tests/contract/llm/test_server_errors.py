@@ -491,6 +491,7 @@ async def test_query_of_api_base_is_sent_after_the_path(server, make, ask, path)
     server.script = [GOOD]
     await make(base_url=server.url.removesuffix("/v1") + path).complete(ask())
     assert (server.asked[0].path, server.asked[0].query) == ("/v1/chat/completions", "api-version=1")
+    assert server.asked[0].headers["api-key"] == KEY
 
 
 async def test_query_and_user_of_api_base_are_not_shown(server, make, ask) -> None:
