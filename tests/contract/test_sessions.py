@@ -6,6 +6,7 @@ import pytest
 
 from app.domain.errors import Conflict, InvalidInput, NotFound
 from app.domain.models.event import DoneEvent, ErrorEvent, Event, MessageEvent, StepEvent, TitleEvent, WaitEvent
+from app.domain.models.run import Checkpoint
 from app.domain.models.session import Session
 from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.session_summary import PREVIEW_CHARS
@@ -205,3 +206,4 @@ async def test_session_is_created_with_its_model_and_title(store: Harness) -> No
     await store.sessions.create("named", owner="me", at=1, model="fast", title="Caf\ud83d")
     session = await store.sessions.get("named", owner="me")
     assert (session.model, session.title, session.status) == ("fast", "Caf\ufffd", "pending")
+    assert await store.event_log.load_checkpoint("named") == Checkpoint(model="fast", given_title="Caf\ufffd")

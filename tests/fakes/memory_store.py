@@ -27,6 +27,7 @@ class _StoredSession:
     ordinal: int
     session: Session
     last_activity: int
+    given_title: str = ""
     delivered: int = 0
     events: list[tuple[Event, EventRecord]] = field(default_factory=list)
     transcripts: dict[TranscriptName, list[TranscriptEntry]] = field(
@@ -106,7 +107,7 @@ class MemoryStore:
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
         stored = self._find(session_id)
-        return replace(stored.checkpoint, model=stored.session.model)
+        return replace(stored.checkpoint, model=stored.session.model, given_title=stored.given_title)
 
     async def load_transcript(
         self, session_id: str, transcript: TranscriptName, *, after: int = 0
@@ -131,7 +132,9 @@ class MemoryStore:
             last_event_number=0,
             model=model,
         )
-        self._sessions[session_id] = _StoredSession(ordinal=self._created, session=session, last_activity=at)
+        self._sessions[session_id] = _StoredSession(
+            ordinal=self._created, session=session, last_activity=at, given_title=session.title
+        )
 
     async def get(self, session_id: str, *, owner: str) -> Session:
         return self._owned(session_id, owner).session

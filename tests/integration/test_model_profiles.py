@@ -162,6 +162,18 @@ async def test_thoughts_of_a_model_never_reach_another_one(
         assert not any(b"A thought of fast." in asked.raw for asked in slow.asked)
 
 
+async def test_title_of_the_user_stays(tmp_path: Path) -> None:
+    app = create_app(Settings(data_dir=tmp_path, log_level="ERROR"), sandboxes=MemorySandboxProvider())
+    async with app.router.lifespan_context(app):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://anker") as client:
+            session_id = await create(client, title="Mine")
+            for message in ("hello", "hi"):
+                await send(client, session_id, message=message)
+            session = (await client.get(f"{API}/{session_id}")).json()["data"]
+            titles = [event["data"]["title"] for event in session["events"] if event["event"] == "title"]
+            assert (session["title"], titles) == ("Mine", ["Mine", "Mine"])
+
+
 async def test_refusal_and_errors_of_a_model_stay_with_its_profile(tmp_path: Path, fast: ScriptedOpenAI) -> None:
     usual = agent_script(steps=1)
 

@@ -48,7 +48,7 @@ class SessionService:
         Args:
             owner: The owner of the session.
             model: Name of the model profile to use; empty for the default, whichever it is when a run starts.
-            title: Title until the agent names the session.
+            title: Its title; empty if the agent names it.
 
         Raises:
             InvalidInput: There is no such model profile.

@@ -191,7 +191,8 @@ class RunUsage:
             cached_tokens=usage.cached_tokens,
             reasoning_tokens=usage.reasoning_tokens,
             completion_tokens=usage.completion_tokens,
-            cost=usage.cost,
+            # A sum of prices has more digits than it is worth.
+            cost=None if usage.cost is None else round(usage.cost, 10),
         )
 
 

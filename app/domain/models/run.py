@@ -47,6 +47,8 @@ class Checkpoint:
 
     model: str = ""
     """Name of the session's model profile; empty for the default. The store sets it whenever it loads a checkpoint."""
+    given_title: str = ""
+    """Title that the user gave the session; empty if the agent names it. The store sets it, as `model`."""
 
     transcript_starts: Mapping[TranscriptName, int] = field(default_factory=dict[TranscriptName, int])
     """Number of stored entries before the newest summary of each transcript, set by `RunCheckpointer`; 0 if absent."""
@@ -60,5 +62,8 @@ class Checkpoint:
     def at_rest(self) -> "Checkpoint":
         """Return the checkpoint after the end of the run: only what outlives a run."""
         return Checkpoint(
-            last_read_message=self.last_read_message, sandbox_instance=self.sandbox_instance, model=self.model
+            last_read_message=self.last_read_message,
+            sandbox_instance=self.sandbox_instance,
+            model=self.model,
+            given_title=self.given_title,
         )

@@ -119,7 +119,7 @@ class EventLog(Protocol):
         ...
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
-        """Return the newest checkpoint, or a new `Checkpoint` if none is stored. Set its `model` to the session's."""
+        """Return the newest checkpoint, or a new `Checkpoint` if none is stored. Set what the session chose."""
         ...
 
     async def load_transcript(

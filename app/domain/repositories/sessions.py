@@ -22,7 +22,7 @@ class SessionRepository(Protocol):
             owner: Owner of the session.
             at: Time of the creation, in whole seconds since the epoch, UTC.
             model: Name of its model profile; empty for the default.
-            title: Its title until the agent names it.
+            title: Its title; empty if the agent names it.
 
         Raises:
             Conflict: A session with this id exists.

@@ -13,6 +13,7 @@ from app.application.services.sessions import MAX_PAGE, History
 from app.domain.external.llm import ModelCatalog
 from app.domain.models.event import EventRecord, SessionStatus
 from app.domain.models.session import Session, SessionPage
+from app.domain.services.agents.planner import MAX_TITLE
 from app.interfaces.api.dependencies import (
     AfterQuery,
     Owner,
@@ -54,8 +55,8 @@ class CreateBody(RequestBody):
     """Choices for a new session. The body may be absent, and so may every field."""
 
     model: StrictStr | None = Field(None, description="Name of a model of `GET /models`; the default when absent.")
-    title: Annotated[StrictStr, Field(max_length=200)] | None = Field(
-        None, description="Title until the agent names the session."
+    title: Annotated[StrictStr, Field(max_length=MAX_TITLE)] | None = Field(
+        None, description="Title of the session; the agent names it when absent."
     )
 
 

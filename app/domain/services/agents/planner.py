@@ -126,7 +126,8 @@ class Planner:
     async def _accept(self, plan: CreatePlanInput) -> None:
         checkpoint = self._checkpointer.checkpoint
         text = checkpoint.unplanned_text
-        title = " ".join((plan.title.strip() or text.strip().partition("\n")[0]).split())[:MAX_TITLE]
+        name = checkpoint.given_title or plan.title.strip() or text.strip().partition("\n")[0]
+        title = " ".join(name.split())[:MAX_TITLE]
         events: list[Event] = [TitleEvent(title=title), MessageEvent(role="assistant", content=plan.message)]
         at_rest = checkpoint.at_rest()
         if not plan.steps:

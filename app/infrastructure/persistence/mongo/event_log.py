@@ -73,8 +73,9 @@ class MongoEventLog(MongoRepository):
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
         """Implement `EventLog.load_checkpoint`."""
-        session = await self._find_session(session_id, ("checkpoint", "model"))
-        return codec.decode_checkpoint(session["checkpoint"], model=session.get("model", ""))
+        session = await self._find_session(session_id, ("checkpoint", "model", "given_title"))
+        choices = {name: session.get(name, "") for name in ("model", "given_title")}
+        return codec.decode_checkpoint(session["checkpoint"], **choices)
 
     async def load_transcript(
         self, session_id: str, transcript: TranscriptName, *, after: int = 0

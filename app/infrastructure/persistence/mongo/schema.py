@@ -4,7 +4,7 @@
                   `latest_message_at`, `created_at`, `last_activity`; `last_event`, `last_user_message`: event numbers;
                   `delivered`, `unread`; `planner_messages`, `executor_messages`: lengths of the transcripts;
                   `prompt_tokens`, `cached_tokens`, `completion_tokens`, `reasoning_tokens`, `calls`, `cost`: usage;
-                  `model`: model profile; `checkpoint`, its `revision`;
+                  `model`: model profile; `given_title`: title by the user; `checkpoint`, its `revision`;
                   `lease`: `{holder, until, token}`; `stop_up_to` while a stop is requested; `version`: number of
                   updates; `tail`: rows of the last update
     events        `_id`: event key (see `codec.py`); `type`, `speaker`, `data`: the encoded event
@@ -16,7 +16,7 @@
     metadata      `_id`, `value`: version of this schema, id of the installation
     counters      `_id`, `value`: newest ordinal
 
-`model` and `reasoning_tokens` are missing in sessions of earlier programs, `cost` until a price is known.
+Sessions of earlier programs lack `model`, `given_title` and `reasoning_tokens`. There is no `cost` without a price.
 `session_writer.py` explains how a write gets into these collections.
 """
 

@@ -44,7 +44,7 @@ class MongoSessions(MongoRepository):
         session_summary.check_timestamp(at)
         key = well_formed(session_id)
         session = _new_session(key, well_formed(owner), at)
-        session |= {"model": model, "title": well_formed(title)}
+        session |= dict.fromkeys(("title", "given_title"), well_formed(title)) | {"model": model}
         await self._queue.run_exclusively(key, lambda: self._create(session), changes_session=True)
 
     async def get(self, session_id: str, *, owner: str) -> Session:

@@ -189,7 +189,10 @@ _V7 = (
     "ALTER TABLE sessions ADD COLUMN cost REAL",
 )
 
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7)
+# The title that the user gave a session, empty if the agent names it.
+_V8 = ("ALTER TABLE sessions ADD COLUMN given_title TEXT NOT NULL DEFAULT ''",)
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8)
 """Statements that lead from schema version i to i + 1. `PRAGMA user_version` is the version of a file.
 
 A migration that was released never changes.

@@ -34,7 +34,7 @@ _NEXT_PAGE = (
     f"{_LISTED} WHERE owner = ? AND (last_activity, ordinal) < (?, ?) ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
 )
 _LAST_EVENTS = "SELECT id, last_event FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
-_CHECKPOINT = "SELECT data, model FROM sessions LEFT JOIN checkpoints ON session = ordinal WHERE id = ?"
+_CHECKPOINT = "SELECT data, model, given_title FROM sessions LEFT JOIN checkpoints ON session = ordinal WHERE id = ?"
 _SCREENSHOT = """
 SELECT screenshots.data FROM screenshots JOIN sessions ON sessions.ordinal = screenshots.session
 WHERE sessions.id = ? AND screenshots.id = ?
@@ -90,8 +90,8 @@ class SqliteEventLog(_Repository):
         rows = await self._rows(_CHECKPOINT, session_id)
         if not rows:
             raise NotFound("no such session")
-        data, model = rows[0]
-        return codec.decode_checkpoint(data, model=model)
+        data, model, given_title = rows[0]
+        return codec.decode_checkpoint(data, model=model, given_title=given_title)
 
     async def load_transcript(
         self, session_id: str, transcript: TranscriptName, *, after: int = 0

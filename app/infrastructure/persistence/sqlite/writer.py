@@ -99,8 +99,9 @@ class Transaction:
         check_timestamp(timestamp)
         if self._connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session_id,)).fetchone():
             raise Conflict("a session with this id exists")
-        insert = "INSERT INTO sessions (id, owner, created_at, last_activity, model, title) VALUES (?, ?, ?, ?, ?, ?)"
-        self._connection.execute(insert, (session_id, owner, timestamp, timestamp, model, title))
+        columns = "id, owner, created_at, last_activity, model, title, given_title"
+        values = (session_id, owner, timestamp, timestamp, model, title, title)
+        self._connection.execute(f"INSERT INTO sessions ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
 
     def mark_delivered(self, session_id: str, number: int) -> bool:
         """Implement `SessionRepository.mark_delivered`."""
