@@ -448,6 +448,21 @@ def test_estimate_is_calibrated_by_plausible_reports_and_only_for_its_own_model(
     assert windows.of(profile(name="other")).weigh(transcript.since(0)) == raw
 
 
+def test_server_that_counts_only_a_part_of_long_prompts_is_not_learned_from(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    window = ContextWindow(profile())
+    transcript = Transcript([UserMessage(content="word " * 1_000)])
+    request = ModelRequest(transcript=transcript)
+    window.learn(request, Usage(prompt_tokens=window.weigh(transcript.since(0))), WINDOW)
+    for _ in range(3):
+        transcript.append(UserMessage(content="word " * 1_000))
+        known = window.weigh(transcript.since(0))
+        window.learn(request, Usage(prompt_tokens=1_300), WINDOW)
+        assert window.weigh(transcript.since(0)) == known
+    assert caplog.text.count("it may cut long prompts") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "least", "most"),
     [

@@ -48,6 +48,9 @@ _PLAUSIBLE_RATIOS = (0.4, 6.0)
 _REFUSED_SHARE = 0.8
 """Share of a refused request that is taken for the window if the server does not name a smaller size."""
 
+_CUT_RATIO = 0.6
+"""A report below this share of the ratio so far is not learned from: the server counted only a part of the prompt."""
+
 _RATIO_DECAY = 0.2
 """Weight of a report that lowers the ratio. One that raises it counts fully, because an overflow costs most."""
 
@@ -103,6 +106,8 @@ class ContextWindow:
         """Size of the window, as far as it is known."""
         self._profile = profile
         self._ratio = 1.0
+        self._is_calibrated = False
+        self._warned_of_cut = False
         self._transcripts: WeakKeyDictionary[Transcript, tuple[int, float, float]] = WeakKeyDictionary()
         """Number of measured messages, their raw estimate, and that of the first one."""
         self._tools: dict[int, tuple[Sequence[ToolSpec], float]] = {}
@@ -154,9 +159,23 @@ class ContextWindow:
         ratio = usage.prompt_tokens / raw
         if not _PLAUSIBLE_RATIOS[0] <= ratio <= _PLAUSIBLE_RATIOS[1]:
             return
+        if self._is_calibrated and ratio < self._ratio * _CUT_RATIO:
+            self._warn_of_cut(usage.prompt_tokens, int(raw * self._ratio))
+            return
+        self._is_calibrated = True
         if ratio < self._ratio:
             ratio = self._ratio + (ratio - self._ratio) * _RATIO_DECAY
         self._ratio = min(max(ratio, _MIN_RATIO), _MAX_RATIO)
+
+    def _warn_of_cut(self, counted: int, expected: int) -> None:
+        """Warn once that the server counts too few tokens: some servers silently cut what exceeds their window."""
+        if not self._warned_of_cut:
+            log.warning(
+                "the model's server counted far fewer tokens than the prompt has; it may cut long prompts: "
+                "check its context size and set MODEL_CONTEXT_TOKENS accordingly",
+                extra={"profile": self._profile.name, "counted": counted, "expected": expected},
+            )
+        self._warned_of_cut = True
 
     def reduced(self, request: ModelRequest, limit: int, limit_tokens: int | None) -> int:
         """Return the size to assume for the window after the server refused `request` as too long for it.
