@@ -6,6 +6,7 @@ repeated in every piece, or once more at the end.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -155,12 +156,12 @@ class CallAssembler:
         """Add the pieces of one delta. Return the name and the new arguments of each call that has grown."""
         pieces = [_read_piece(piece, choice) for piece in delta]
         grown: list[tuple[str, str]] = []
-        used: list[PartialCall] = []
-        for position, (piece, source) in enumerate(zip(pieces, delta, strict=True)):
-            alike = [other for other in pieces if other.index == piece.index]
-            place = sum(1 for other in pieces[:position] if other.index == piece.index)
-            call = self._find(piece, used, place=place, count=len(alike))
-            used.append(call)
+        used: set[PartialCall] = set()
+        counts, places = Counter(piece.index for piece in pieces), Counter[int | None]()
+        for piece, source in zip(pieces, delta, strict=True):
+            call = self._find(piece, used, place=places[piece.index], count=counts[piece.index])
+            places[piece.index] += 1
+            used.add(call)
             call.id = call.id or piece.id
             if piece.name:
                 call.add_name(piece.name, self._offered)
@@ -179,7 +180,7 @@ class CallAssembler:
                 result.append(call)
         return result
 
-    def _find(self, piece: _Piece, used: Sequence[PartialCall], *, place: int, count: int) -> PartialCall:
+    def _find(self, piece: _Piece, used: Collection[PartialCall], *, place: int, count: int) -> PartialCall:
         """Return the call of a piece, a new one if necessary.
 
         Args:

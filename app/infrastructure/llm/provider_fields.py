@@ -12,6 +12,9 @@ from app.infrastructure.llm.wire_text import clean, encodable, to_json
 MAX_FIELDS_BYTES = 512 * 1024
 """Maximum size of the fields of one turn as JSON. The turn is stored and sent again with every request."""
 
+MAX_FIELD_LEVELS = 32
+"""Maximum number of levels of objects and lists in a field."""
+
 _MESSAGE_FIELD = re.compile(r"reason|think|thought|signature|extra_content|provider_specific|encrypted|\bcot\b")
 """Matches names of fields of a message that its model may need back."""
 
@@ -67,11 +70,19 @@ class FieldCollector:
         return result
 
     def _add(self, found: dict[str, object]) -> None:
-        found = {name: value for name, value in found.items() if not _is_noise(value)}
+        found = {name: value for name, value in found.items() if _is_shallow(value) and not _is_noise(value)}
         # Beyond the limit the fields are dropped in the end: collect only enough to know it.
         if found and self._size <= 2 * MAX_FIELDS_BYTES:
             self._size += sum(len(value) if isinstance(value, str) else len(repr(value)) for value in found.values())
             _merge_object(self._fields, found)
+
+
+def _is_shallow(value: object, levels: int = MAX_FIELD_LEVELS) -> bool:
+    if isinstance(value, dict):
+        value = list(cast("dict[str, object]", value).values())
+    if not isinstance(value, list):
+        return True
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in cast("list[object]", value))
 
 
 def _is_noise(value: object) -> bool:

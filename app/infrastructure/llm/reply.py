@@ -9,6 +9,7 @@ JSON reply instead of a stream; usage inside the choice; characters and objects 
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
@@ -17,7 +18,7 @@ from app.domain.models.message import ProviderFields, ToolCall, Usage
 from app.domain.models.tool import ToolSpec
 from app.infrastructure.llm.call_pieces import CallAssembler, PartialCall, as_index
 from app.infrastructure.llm.provider_fields import FieldCollector
-from app.infrastructure.llm.reply_text import read_text
+from app.infrastructure.llm.reply_text import ReadText, read_text
 from app.infrastructure.llm.text_gate import TextGate
 from app.infrastructure.llm.wire_text import DONE, TextJoiner, clean, split_json
 
@@ -139,8 +140,14 @@ class ReplyBuilder:
 
         Raises:
             ServerFailed: The chunk reports a failure.
+            ChunkLost: The chunk is nested too deeply.
         """
-        value = as_object(chunk)
+        try:
+            self._add_chunk(as_object(chunk))
+        except RecursionError:
+            raise ChunkLost from None
+
+    def _add_chunk(self, value: dict[str, object]) -> None:
         if _is_failure(value):
             raise ServerFailed(value)
         if usage := as_object(value.get("usage")):
@@ -163,6 +170,8 @@ class ReplyBuilder:
         calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in partial]
         text = read_text(_without_repetition(self._text) + self._joiner.rest, self._tools)
         self.was_thinking = self.was_thinking or text.was_thinking
+        if not calls and not text.content.strip() and not text.has_markup:
+            text = self._calls_in_reasoning() or text
         # A server that parses calls may leave their markup in the text.
         text_calls = text.has_markup and not calls
         if text_calls:
@@ -179,6 +188,16 @@ class ReplyBuilder:
             finish=finish,
             usage=self._usage,
         )
+
+    def _calls_in_reasoning(self) -> ReadText | None:
+        """Return the calls of a model that does not end its reasoning before it makes them."""
+        offered = {tool.name for tool in self._tools}
+        for name in ("reasoning_content", "reasoning"):
+            if isinstance(reasoning := self._fields.fields.get(name), str):
+                text = read_text(reasoning, self._tools)
+                if text.calls and all(call.name in offered for call in text.calls):
+                    return replace(text, content="")
+        return None
 
     def _tell_rest(self, content: str, text_calls: Sequence[ToolCall]) -> None:
         if self._listener is None or self._gate is None:

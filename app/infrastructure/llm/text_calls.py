@@ -125,12 +125,12 @@ class CallReader:
         values |= {item.arg or "": ast.literal_eval(item.value) for item in call.keywords}
         return [TextCall(name, to_json(values) or "")]
 
-    def _from_value(self, value: object) -> list[TextCall]:
+    def _from_value(self, value: object, levels: int = 4) -> list[TextCall]:
         """Return the calls that a JSON value describes; none if it is ordinary JSON."""
-        if isinstance(value, list):
-            found = [self._from_value(item) for item in cast("list[object]", value)]
+        if isinstance(value, list) and levels:
+            found = [self._from_value(item, levels - 1) for item in cast("list[object]", value)]
             return [call for calls in found for call in calls] if all(found) else []
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not levels:
             return []
         fields = cast("dict[str, object]", value)
         for nested in (
@@ -140,7 +140,7 @@ class CallReader:
             fields.get("function_call"),
         ):
             if isinstance(nested, dict | list) and nested:
-                return self._from_value(cast("object", nested))
+                return self._from_value(cast("object", nested), levels - 1)
         name = next((fields[key] for key in _NAME_KEYS if isinstance(fields.get(key), str)), None)
         arguments = next((key for key in _ARGUMENT_KEYS if key in fields), None)
         if isinstance(name, str) and arguments:

@@ -385,6 +385,20 @@ async def test_empty_and_usual_fields_are_not_kept(server, model, ask) -> None:
     assert reply.provider_fields is None
 
 
+@pytest.mark.parametrize(
+    "path", ['"reasoning_details":%s', '"content":%s', '"tool_calls":[{"function":{"name":"a","arguments":%s}}]']
+)
+async def test_chunk_that_is_nested_deeply_is_no_error_of_the_service(server, model, ask, path) -> None:
+    data = b'data: {"choices":[{"delta":{%b}}]}\n\n' % (path % ("[" * 900 + "]" * 900)).encode()
+    server.script = lambda _asked: Raw(pieces=[data, *END])
+    try:
+        reply = await model.complete(ask(tools=TOOLS))
+    except ModelFailure as error:
+        assert "broke off" in str(error)
+    else:
+        assert (reply.content, reply.provider_fields) == ("", None)
+
+
 async def test_fields_above_the_limit_are_dropped(server, model, ask) -> None:
     large = [delta(reasoning_content="x" * 400_000) for _ in range(2)]
     server.script = [Raw(pieces=[*large, delta(thought_signature="s"), *END])]

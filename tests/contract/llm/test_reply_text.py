@@ -9,7 +9,7 @@ from app.domain.external.llm import ModelReply
 from app.domain.models.tool import ToolSpec
 from app.infrastructure.llm.reply import ReplyBuilder
 from tests.contract.llm.conftest import Listener
-from tests.fakes.scripted_openai import Call, Reply
+from tests.fakes.scripted_openai import Call, Raw, Reply
 
 
 def tool(name: str, **types: str) -> ToolSpec:
@@ -279,6 +279,14 @@ def test_call_as_text_after_thinking_or_within_unclosed_thinking_is_a_call(thoug
     assert (reply.content, calls_of(reply), listener.pieces) == ("", [("shell_exec", ARGUMENTS)], [])
 
 
+async def test_call_in_reasoning_that_was_not_ended_is_a_call(server, model, ask, listener) -> None:
+    reasoning = f"I should look.\n<tool_call>{JSON}</tool_call>"
+    chunks = [{"delta": {"reasoning_content": reasoning}}, {"delta": {}, "finish_reason": "stop"}]
+    server.script = [Raw(pieces=[b"data: " + orjson.dumps({"choices": [chunk]}) + b"\n\n" for chunk in chunks])]
+    reply = await model.complete(ask(tools=TOOLS), listener=listener)
+    assert (calls_of(reply), reply.text_calls, listener.pieces) == ([("shell_exec", ARGUMENTS)], True, [])
+
+
 async def test_calls_of_the_server_win_over_their_markup(server, model, ask, listener) -> None:
     server.script = [Reply(text=f"Yes.\n<tool_call>{JSON}</tool_call>", calls=[Call("shell_exec", ARGUMENTS)], size=4)]
     reply = await model.complete(ask(tools=TOOLS), listener=listener)
@@ -295,6 +303,7 @@ async def test_listener_receives_arguments_of_a_call_as_text(server, model, ask,
 @pytest.mark.parametrize(
     "text",
     [
+        "[TOOL_CALLS]" + "[" * 900 + "]" * 900,
         "<tool_call>{\n" * 3_000,
         "<function=a> " * 3_000,
         "<think>" * 3_000,
@@ -302,7 +311,7 @@ async def test_listener_receives_arguments_of_a_call_as_text(server, model, ask,
         "` `` " * 3_000,
         "[a(" + "x," * 9_000,
     ],
-    ids=["calls", "blocks", "thoughts", "brackets", "ticks", "Python"],
+    ids=["nested", "calls", "blocks", "thoughts", "brackets", "ticks", "Python"],
 )
 def test_hostile_text_is_read_in_bounded_time(text) -> None:
     reply, _ = read(text, 50)
