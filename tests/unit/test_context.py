@@ -31,6 +31,7 @@ from app.domain.prompts import compaction, planning
 from app.domain.repositories.event_log import Commit
 from app.domain.services.agents.checkpointer import RunCheckpointer
 from app.domain.services.agents.context import BoundedConversation
+from app.domain.services.agents.limits import RunLimits
 from app.domain.services.agents.window import ContextWindow, ContextWindows, text_tokens
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_llm import (
@@ -79,7 +80,7 @@ class Conversation:
         """Go on in another process."""
         self.checkpointer = RunCheckpointer("s", self.store, windows=self.windows)
         await self.checkpointer.load()
-        self.bounded = BoundedConversation(self.checkpointer, self.model, "executor")
+        self.bounded = BoundedConversation(self.checkpointer, self.model, "executor", RunLimits())
 
     async def turn(self, result: str = "", *, arguments: str = "{}", images: tuple[Image, ...] = ()) -> None:
         """Stage a turn of the model with one call and its result, and commit it."""

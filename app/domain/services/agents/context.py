@@ -23,6 +23,7 @@ from app.domain.models.run import TranscriptName
 from app.domain.models.tool import ToolSpec
 from app.domain.prompts import compaction, executing
 from app.domain.services.agents.checkpointer import RunCheckpointer
+from app.domain.services.agents.limits import RunLimits
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,13 @@ class _Budget:
 class BoundedConversation:
     """One of a run's transcripts, sent to a model in requests that fit its context window."""
 
-    def __init__(self, checkpointer: RunCheckpointer, model: LLM, transcript: TranscriptName) -> None:
+    def __init__(
+        self, checkpointer: RunCheckpointer, model: LLM, transcript: TranscriptName, limits: RunLimits
+    ) -> None:
         self._checkpointer = checkpointer
         self._model = model
         self._name: TranscriptName = transcript
+        self._limits = limits
         self._window = checkpointer.windows.of(model.profile)
 
     async def complete(
@@ -97,11 +101,14 @@ class BoundedConversation:
         Raises:
             ContextTooLong: A single message does not fit, or the server refuses even what is left.
             ModelFailure: The model did not reply.
+            RunLimitReached: The run may not call the model any more.
         """
         limit = self._window.tokens
         refusal: ContextTooLong | None = None
         for _ in range(MAX_REFUSALS):
+            self._limits.check(self._checkpointer.checkpoint)
             request = await self._fit(tools, limit, listener, max_tokens=max_tokens, refusal=refusal)
+            self._limits.check(self._checkpointer.checkpoint)  # A summary may have taken the last call.
             try:
                 reply = await self._model.complete(request, listener=listener)
             except ContextTooLong as error:

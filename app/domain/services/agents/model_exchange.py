@@ -35,8 +35,7 @@ class ModelExchange:
         self._checkpointer = checkpointer
         self._model = model
         self._transcript: TranscriptName = transcript
-        self._conversation = BoundedConversation(checkpointer, model, transcript)
-        self._limits = limits
+        self._conversation = BoundedConversation(checkpointer, model, transcript, limits)
         self._max_tokens = model.profile.max_tokens
         self.unusable_replies = 0
         """Number of unusable replies since the last usable one."""
@@ -52,7 +51,6 @@ class ModelExchange:
             RunLimitReached: The run may not call the model any more.
         """
         while True:
-            self._limits.check(self._checkpointer.checkpoint)
             raised = self._max_tokens if self._max_tokens > self._model.profile.max_tokens else None
             try:
                 reply = await self._conversation.complete(tools, listener, max_tokens=raised)
