@@ -14,6 +14,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.fakes.memory_sandbox import MemorySandbox, MemorySandboxProvider
 from tests.fakes.scripted_openai import Answer, Asked, ScriptedOpenAI
+from tests.support.invariants import check_log
 from tests.support.metering import Figures, MeteredModel
 from tests.support.service import ApiClient
 from tests.support.sse import SseFrame
@@ -30,16 +31,20 @@ Print = Callable[[str, object], None]
 
 
 class ReportSandbox(MemorySandbox):
-    """A sandbox whose command `report NUMBER` prints a report of about 1,500 characters."""
+    """A sandbox with the commands `report NUMBER`, which prints 700 characters, and `flood NUMBER`: 2 MB."""
 
-    report_lines = 25
-    """Number of lines of a report."""
+    polls = 0
+    """Number of times that `poll` was run; it prints a new number each time."""
 
     async def shell_exec(self, shell_id: str, exec_dir: str, command: str) -> ShellState:
-        if command.startswith("report "):
-            number = command.split()[1]
-            line = f"report {number}: value {{}} is within its bounds, checked by station {number}\n"
-            self.script(command, "".join(line.format(value) for value in range(self.report_lines)))
+        name, _, number = command.partition(" ")
+        if name in ("report", "flood"):
+            lines = 12 if name == "report" else 40_000
+            line = f"report {number}: value {{}} is within its bounds, station {number}\n"
+            self.script(command, "".join(line.format(value) for value in range(lines)))
+        elif name == "poll":
+            self.polls += 1
+            self.script(command, f"{self.polls} of 30 are done\n")
         return await super().shell_exec(shell_id, exec_dir, command)
 
 
@@ -65,6 +70,22 @@ class Scenario:
     async def events(self) -> list[dict[str, Any]]:
         """Return the history of the session."""
         return (await self.client.get_session(self.session_id))["events"]
+
+    async def check_done(self, frames: list[SseFrame]) -> None:
+        """Check that the run ended with an answer that holds the word of the first message, and that it fitted."""
+        assert [frame.event for frame in frames][-2:] == ["message", "done"], frames[-1]
+        assert frames[-2].data["content"].endswith(WORD)
+        await self.check_limits()
+
+    async def check_limits(self, *, ended: bool = True) -> None:
+        """Check what holds however a run ends: the server refused nothing but what was too long.
+
+        Args:
+            ended: Whether the run ended, and does not rest.
+        """
+        assert not self.figures.refusals
+        assert self.figures.largest_prompt <= WINDOW - REPLY_TOKENS
+        check_log(await self.events(), ended=ended)
 
     def print(self, record: Print, name: str) -> None:
         """Record the figures for the table at the end of the test run."""

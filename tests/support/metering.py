@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import orjson
 
 from tests.fakes.scripted_openai import Answer, Asked, Reply, Status
+from tests.support.strict_server import violation
 
 BYTES_PER_TOKEN = 3.5
 """Number of bytes of a prompt that the server counts as one token."""
@@ -54,7 +55,6 @@ class MeteredModel:
         script: Returns the answer to a request that is not refused.
         window: Context size in tokens; None: unlimited.
         bytes_per_token: See `BYTES_PER_TOKEN`.
-        find_problem: Returns why a strict server refuses the body of a request, or None.
     """
 
     def __init__(
@@ -63,7 +63,6 @@ class MeteredModel:
         *,
         window: int | None = None,
         bytes_per_token: float = BYTES_PER_TOKEN,
-        find_problem: Callable[[Asked], str | None] = lambda asked: None,
     ) -> None:
         self.script = script
         self.figures = Figures()
@@ -71,7 +70,6 @@ class MeteredModel:
         """The newest request that was not refused."""
         self._window = window
         self._bytes_per_token = bytes_per_token
-        self._find_problem = find_problem
         self._before = b""
         self._last: Asked | None = None
 
@@ -80,7 +78,7 @@ class MeteredModel:
         tokens = math.ceil(len(prompt) / self._bytes_per_token)
         shared = common_prefix(self._before, prompt)
         self._measure(asked, prompt, tokens, shared)
-        if (problem := self._find_problem(asked)) is not None:
+        if problem := violation(asked.body):
             self.figures.refusals.append(problem)
             return Status(status=400, body={"error": {"message": problem, "type": "invalid_request_error"}})
         reserved = int(asked.body.get("max_tokens") or asked.body.get("max_completion_tokens") or 0)
