@@ -183,8 +183,8 @@ async def test_error_after_rejected_replies_names_the_reason_of_the_server() -> 
         (says("prose"), "text instead of a function call"),
         (says(""), "it was empty"),
         (ModelReply(text_calls=True, usage=Usage(calls=1)), TEXT_CALLS_HINT),
-        (calls(("file_read", {})), "argument `file` is missing"),
-        (calls(("nonsense", {})), "There is no function 'nonsense'"),
+        (calls(("file_read", {})), "its call of file_read was invalid: argument `file` is missing; set MODEL_NAME"),
+        (calls(("nonsense", {})), "it called the unknown function 'nonsense'; set MODEL_NAME"),
     ],
 )
 async def test_error_after_unusable_replies_names_the_last_problem(reply: ModelReply, named: str) -> None:

@@ -198,7 +198,7 @@ class RunUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitEvent(Event):
-    """The agent asked the user a question; the run rests until the next message."""
+    """The agent asked the user a question, or the run reached a limit; it rests until the next message."""
 
     type: ClassVar[str] = "wait"
     final_status: ClassVar[SessionStatus | None] = "waiting"

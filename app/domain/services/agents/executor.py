@@ -57,6 +57,14 @@ class _Segment:
         return [call for call, _ in self.runs] + controls
 
 
+@dataclass(frozen=True, slots=True)
+class _InvalidCall:
+    """Why a call cannot run: for the model, and for the user if no call of several turns can."""
+
+    told: str
+    reason: str
+
+
 @dataclass(slots=True)
 class _Turn:
     """A turn of the model: its valid calls by step, and what every call of it led to."""
@@ -68,7 +76,7 @@ class _Turn:
     )
     """Arguments and result of each call that ran or was invalid, by the call's ID."""
     problem: str = ""
-    """What is wrong with the last invalid call."""
+    """Why the last invalid call cannot run, for the user."""
 
     @property
     def fingerprint(self) -> str:
@@ -154,23 +162,24 @@ class Executor:
                     turn.segments.append(_Segment())
                 case CompleteStepInput():
                     await self._stage_result(call.id, executing.RECORDED)
-                case str() as problem:
-                    turn.problem = problem
-                    turn.results[call.id] = (call.arguments, ToolResult(success=False, text=problem))
-                    await self._stage_result(call.id, problem)
+                case _InvalidCall() as invalid:
+                    turn.problem = invalid.reason
+                    turn.results[call.id] = (call.arguments, ToolResult(success=False, text=invalid.told))
+                    await self._stage_result(call.id, invalid.told)
         return turn
 
-    def _bind(self, call: ToolCall, *, cut_off: bool) -> BoundCall | str:
+    def _bind(self, call: ToolCall, *, cut_off: bool) -> BoundCall | _InvalidCall:
         """Return the call with checked arguments, or the reason why it is invalid."""
         tool = self._tools.get(call.name)
         if tool is None:
-            return executing.unknown_function(call.name, list(self._tools))
+            told = executing.unknown_function(call.name, list(self._tools))
+            return _InvalidCall(told, f"it called the unknown function {call.name!r}")
         if cut_off and not is_complete(call.arguments):
-            return correction.CUT_OFF
+            return _InvalidCall(correction.CUT_OFF, self._exchange.cut_off)
         try:
             return tool.bind(call.arguments, self._context)
         except BadArguments as error:
-            return executing.invalid_call(str(error))
+            return _InvalidCall(executing.invalid_call(str(error)), f"its call of {call.name} was invalid: {error}")
 
     async def _carry_out(self, turn: _Turn) -> bool:
         """Carry out the calls step by step: the tools first, then the question to the user or the end of the step.
@@ -178,8 +187,7 @@ class Executor:
         Return whether the turn belongs to one step, which still runs.
         """
         if not any(segment.calls for segment in turn.segments):
-            cut_off = turn.problem == correction.CUT_OFF
-            self._exchange.count_unusable(self._exchange.cut_off if cut_off else turn.problem)
+            self._exchange.count_unusable(turn.problem)
             await self._checkpointer.commit()
             return True
         self._exchange.unusable_replies = 0

@@ -103,7 +103,10 @@ class Planner:
                 try:
                     plan = parse_arguments(CreatePlanInput, call.arguments, name=call.name)
                 except BadArguments as error:
-                    problem, unusable = executing.invalid_call(str(error)), f"the call of create_plan is wrong: {error}"
+                    problem, unusable = (
+                        executing.invalid_call(str(error)),
+                        f"its call of create_plan was invalid: {error}",
+                    )
             result = ToolMessage(tool_call_id=call.id, content=problem or planning.ACCEPTED)
             await self._checkpointer.stage("planner", result)
         if plan is None:
