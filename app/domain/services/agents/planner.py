@@ -103,10 +103,8 @@ class Planner:
                 try:
                     plan = parse_arguments(CreatePlanInput, call.arguments, name=call.name)
                 except BadArguments as error:
-                    problem, unusable = (
-                        executing.invalid_call(str(error)),
-                        f"its call of create_plan was invalid: {error}",
-                    )
+                    problem = executing.invalid_call(str(error))
+                    unusable = f"its call of create_plan was invalid: {error}"
             result = ToolMessage(tool_call_id=call.id, content=problem or planning.ACCEPTED)
             await self._checkpointer.stage("planner", result)
         if plan is None:
