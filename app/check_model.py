@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         name = str(options.profile or config.default)
         if name not in config.models:
             raise UnusableSetting(f"PROFILE: unknown; the models are {', '.join(config.models)}")
-        verdict = asyncio.run(_check(config.models[name], options.seconds))
+        verdict = asyncio.run(_check(config.models[name], options.seconds, in_file=bool(settings.models_config)))
         if options.save:
             path = Path(settings.models_config or NEW_FILE)
             print(_save(path, name, config.models[name], verdict))
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if verdict.usable else 1
 
 
-async def _check(options: ModelOptions, seconds: float) -> Verdict:
+async def _check(options: ModelOptions, seconds: float, *, in_file: bool) -> Verdict:
     profile = options.profile
     print(
         f"Checking {profile.name}: {profile.model} at {public_address(options.base_url)}, for up to {seconds:g} s …\n"
@@ -64,6 +64,7 @@ async def _check(options: ModelOptions, seconds: float) -> Verdict:
         temperature=options.temperature,
         seconds=seconds,
         report=_print,
+        in_file=in_file,
     )
     print(f"\nVerdict: {verdict.text}")
     return verdict

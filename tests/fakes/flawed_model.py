@@ -30,7 +30,7 @@ class FlawedModel:
         refuses_tools: Text of the refusal of tools.
         window: Tokens of the context window.
         truncates: Cut a longer prompt silently, instead of refusing it.
-        parallel: Make several calls in one turn.
+        parallel: Make several calls in one turn, and take several in the history.
         output_tokens: The server's own limit of a reply.
         largest_limit: Largest token limit that the server takes; it refuses larger ones.
         sees: Whether it sees pictures; None to refuse them.
@@ -94,6 +94,10 @@ class FlawedModel:
                 else "",
             ),
             (bool(self.refuses_tools and asked.tools), self.refuses_tools),
+            (
+                not self.parallel and any(len(turn["tool_calls"]) > 1 for turn in turns),
+                "This model only supports single tool-calls at once!",
+            ),
             (self.sees is None and "image_url" in text, "This model does not support image input."),
             (self.reasoning == "demanded" and not has_reasoning, "reasoning_content is missing in assistant message 2"),
             (

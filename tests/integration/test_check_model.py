@@ -86,6 +86,8 @@ async def test_good_model_is_usable_and_its_facts_are_found(server) -> None:
             *("tool calls", "problem", 'refuses tools: "auto" tool choice requires', "--enable-auto-tool-choice"),
         ),
         ({"parallel": False}, "parallel calls", "info", "one call in each turn", ""),
+        ({"parallel": False}, "strictness", "info", "refuses two calls in one turn; Anker sends none", ""),
+        ({"parallel": False}, "history", "ok", "takes it as Anker sends it", ""),
         ({"usage": False}, "streaming", "warning", "no usage in the stream", "costs are unknown"),
         ({"streams": False}, "streaming", "warning", "arrived at once", "buffering"),
         ({"caches": False}, "prompt caching", "info", "no tokens of a repeated prompt came from", ""),
@@ -415,6 +417,15 @@ def test_unusable_model_exits_with_1_and_saves_nothing(server, command, tmp_path
         "Nothing is saved, because the model is not usable.",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_key_of_a_profile_names_its_keys_in_the_file(server, command, tmp_path) -> None:
+    (tmp_path / "my.toml").write_text(CONFIG.replace("URL", server.url))
+    command.set(MODELS_CONFIG="my.toml", GOOD_KEY="sk-wrong-0123456789", CHEAP_KEY="sk-cheap-0123456789")
+    code, lines = command.run("good")
+    assert code == 1
+    assert "api_key_env" in lines[-1]
+    assert "sk-wrong" not in "".join(lines)
 
 
 def test_unknown_profile_names_the_known_ones_in_one_line(command) -> None:

@@ -41,6 +41,7 @@ async def check_endpoint(
     temperature: float | None,
     seconds: float,
     report: Callable[[Finding], None],
+    in_file: bool = False,
 ) -> Verdict:
     """Run all probes against a model and return the verdict.
 
@@ -51,9 +52,12 @@ async def check_endpoint(
         temperature: Sampling temperature; None for a model that takes none.
         seconds: Maximum time of all probes together.
         report: Receives each finding as soon as it and those before it are known.
+        in_file: Whether the profile is from `MODELS_CONFIG`. Errors name the keys of that file then.
     """
     key = api_key.strip()
-    failures = FailureClassifier(base_url=base_url, model=profile.model, api_key=key)
+    failures = FailureClassifier(
+        base_url=base_url, model=profile.model, api_key=key, profile=profile.name if in_file else ""
+    )
     try:
         client = OpenAIClient(
             api_key=key, base_url=base_url, timeout_seconds=CONNECT_SECONDS, failures=failures, clock=time.time
@@ -67,6 +71,7 @@ async def check_endpoint(
         model=profile.model,
         temperature=temperature,
         profile=profile,
+        in_file=in_file,
         retry=RetryPolicy(patience_seconds=min(PATIENCE_SECONDS, seconds / 3)),
     )
     probes = ProbeClient(client=client, failures=failures, model=model, temperature=temperature, seconds=seconds)

@@ -38,6 +38,8 @@ PICTURE_SIZE = 128
 _UNKNOWN: tuple[FailureKind, ...] = ("rate_limit", "overloaded", "unreachable", "timeout", "broken", "credit")
 """Failures that do not tell whether the server takes a request."""
 
+_TWO_CALLS = "two calls in one turn"
+_ID = "a1b2c3d4e"
 _LONG_ID = "call_" + "0123456789" * 8
 
 
@@ -118,7 +120,8 @@ async def check_strictness(client: ProbeClient, fields: ProviderFields | None) -
         raise failure
     names = [name for name, is_refused in zip(forms, results, strict=True) if is_refused]
     text = f"refuses {', '.join(names)}; Anker sends none of them" if names else "the server takes every form"
-    return Finding(probe="strictness", level="info", text=text)
+    facts = {"parallel_calls": False} if _TWO_CALLS in names else {}
+    return Finding(probe="strictness", level="info", text=text, facts=facts)
 
 
 async def _is_refused(client: ProbeClient, messages: Sequence[JsonObject], tools: Sequence[ToolSpec]) -> bool:
@@ -134,27 +137,27 @@ async def _is_refused(client: ProbeClient, messages: Sequence[JsonObject], tools
 def _forms(fields: ProviderFields | None) -> dict[str, tuple[list[JsonObject], list[ToolSpec]]]:
     """Return the messages and tools of each form, by the name under which it is reported."""
 
-    def called(*, call_id: str = "a1b2c3d4e", name: str = "get_temperature") -> list[JsonObject]:
-        call: dict[str, object] = {
-            "id": call_id,
-            "type": "function",
-            "function": {"name": name, "arguments": '{"city":"Oslo"}'},
-        }
-        turn: dict[str, object] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    def called(*call_ids: str, name: str = TEMPERATURE.name) -> list[JsonObject]:
+        calls: list[dict[str, object]] = [
+            {"id": call_id, "type": "function", "function": {"name": name, "arguments": '{"city":"Oslo"}'}}
+            for call_id in call_ids
+        ]
+        turn: dict[str, object] = {"role": "assistant", "content": None, "tool_calls": calls}
         if fields is not None:
             turn.update(fields.message)
-            for more in fields.calls[:1]:
+            for call, more in zip(calls, fields.calls, strict=False):
                 call.update(more)
-        result = {"role": "tool", "tool_call_id": call_id, "content": "17 degrees"}
-        return [user("What is the temperature in Oslo?"), turn, result]
+        results = [{"role": "tool", "tool_call_id": call_id, "content": "17 degrees"} for call_id in call_ids]
+        return [user("What is the temperature in Oslo?"), turn, *results]
 
     return {
-        "user after tool": ([*called(), user("Is that warm?")], [TEMPERATURE]),
+        "user after tool": ([*called(_ID), user("Is that warm?")], [TEMPERATURE]),
         "user after user": ([user("Hello."), user("Is 17 degrees warm?")], []),
-        "ids of 85 characters": (called(call_id=_LONG_ID), [TEMPERATURE]),
-        "ids that have not nine characters": (called(call_id="call_1"), [TEMPERATURE]),
-        "names like python.run": (called(name="python.run"), [TEMPERATURE]),
-        "calls in the history without tools": (called(), []),
+        "ids of 85 characters": (called(_LONG_ID), [TEMPERATURE]),
+        "ids that have not nine characters": (called("call_1"), [TEMPERATURE]),
+        "names like python.run": (called(_ID, name="python.run"), [TEMPERATURE]),
+        _TWO_CALLS: (called(_ID, "b1b2c3d4e"), [TEMPERATURE]),
+        "calls in the history without tools": (called(_ID), []),
     }
 
 
