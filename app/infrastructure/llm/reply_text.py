@@ -96,7 +96,8 @@ class _Reader:
         while found := TOKEN.search(self._text, position):
             self._visible.append(self._text[position : found.start()])
             kind = str(found.lastgroup)
-            end = _READ[kind](self, found) if kind not in _EXPENSIVE or failures < _MAX_FAILURES else None
+            is_text = (kind in _EXPENSIVE and failures >= _MAX_FAILURES) or self._is_indented_code(found)
+            end = None if is_text else _READ[kind](self, found)
             if end is None:  # no markup after all
                 if kind in _EXPENSIVE and (kind != "bare" or _MAY_BE_CALL.match(self._text, found.end() - 1)):
                     failures += 1
@@ -255,6 +256,12 @@ class _Reader:
     @property
     def _is_at_start(self) -> bool:
         return not any(part.strip() for part in self._visible)
+
+    def _is_indented_code(self, found: re.Match[str]) -> bool:
+        start = found.end() - len(found[0].lstrip(" \t"))
+        line = self._text.rfind("\n", max(0, start - 40), start) + 1
+        indent = self._text[line:start]
+        return line > 0 and indent.isspace() and (len(indent) >= 4 or "\t" in indent) and not self._is_at_start
 
     def _text_follows(self, position: int) -> bool:
         """Return whether text follows that is no other block of code."""

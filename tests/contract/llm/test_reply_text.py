@@ -183,6 +183,8 @@ TEXTS = [
     f"```\n<think>\nx\n</think>\n<tool_call>\n{JSON}\n</tool_call>\n```\nThis is the format.",
     f"An example:\n\n```xml\n<tool_call>\n{JSON}\n</tool_call>\n```\n\nThat is all.",
     "~~~html\n<thinking>\n~~~",
+    f"The format:\n\n    <think>\n    x\n    </think>\n    <tool_call>\n    {JSON}\n    </tool_call>\n",
+    f"The format:\n\n\t{JSON}",
     '{"name": "Bob", "age": 3}',
     '{"name": "other_tool", "arguments": {"x": 1}}',
     '```json\n{"name": "Bob", "arguments": ["a"]}\n```',
