@@ -155,8 +155,9 @@ RULES = (
             r"|missing_thought"
         ),
         text=re.compile(
-            r"failed_generation|tool call validation failed|fail\w* to (?:parse|call|generate|validate)[^.]{0,20}"
-            r"\b(?:tools?|functions?|fc|json)\b|failed to parse (?:input|output|the model)|unable to parse tool"
+            r"failed_generation|tool call validation failed|fail\w* to (?:parse|call|generate|validate)"
+            r"(?![^.]{0,30}\b(?:request|body|payload)\b)[^.]{0,20}\b(?:tools?|functions?|fc|json)\b"
+            r"|failed to parse (?:input|output|the model)|unable to parse tool"
             r"|error (?:in )?parsing (?:the )?(?:tool|function)|(?:tool|function) calls? (?:could not|cannot) be parsed"
             r"|invalid (?:tool|function) call|invalid sequence as part of tooluse"
             r"|model (?:produced|generated) (?:invalid|malformed|output that could)"
