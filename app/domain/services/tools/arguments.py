@@ -16,7 +16,7 @@ from app.domain.services.tools.schema import json_schema
 
 M = TypeVar("M", bound=BaseModel)
 
-_FENCE = re.compile(r"```\w*\s*(.*?)\s*```", re.DOTALL)
+_FENCE = re.compile(r"```\w*\s*(.*?)\s*(?:```)?", re.DOTALL)
 _TOKEN = re.compile(
     r"""\s*(?:(?P<double>"(?:[^"\\]|\\.)*")|'(?P<single>(?:[^'\\]|\\.)*)'|(?P<mark>[{}\[\]:,])|(?P<word>[^\s"'{}\[\]:,]+))""",
     re.DOTALL,
@@ -26,8 +26,21 @@ _LEFTOVERS = re.compile(r"[\s}\];`]*(?:<[^<>]*>\s*)*")
 
 _CLOSING = {"{": "}", "[": "]"}
 _LITERALS = {"True": "true", "False": "false", "None": "null", "undefined": "null"}
-_WRAPPERS = frozenset({"arguments", "parameters", "input", "args", "params", "function"})
-_WRAPPER_COMPANIONS = frozenset({"name", "type", "id", "tool", "tool_name", "function_name"})
+_WRAPPERS = frozenset(
+    {
+        "arguments",
+        "parameters",
+        "input",
+        "args",
+        "params",
+        "kwargs",
+        "function",
+        "properties",
+        "tool_input",
+        "action_input",
+    }
+)
+_WRAPPER_COMPANIONS = frozenset({"name", "type", "id", "tool", "tool_name", "function_name", "action", "required"})
 _NOTHING = frozenset({"", "null", "None", "none", "undefined"})
 
 _MAX_LAYERS = 5
@@ -126,9 +139,7 @@ def _with_json_punctuation(text: str) -> str | None:
                 return None
             _close(tokens, mark)
         else:
-            if mark == ":" and tokens and tokens[-1][0] not in '"{}[]:,':
-                tokens[-1] = json.dumps(tokens[-1])
-            tokens.append(mark)
+            _separate(tokens, mark)
     if _LEFTOVERS.fullmatch(text, position) is None:
         return None
     for mark in reversed(open_marks):
@@ -146,6 +157,13 @@ def _json_value(found: re.Match[str]) -> str:
 
 def _requoted(found: re.Match[str]) -> str:
     return {"\\'": "'", '"': '\\"'}.get(found[0], found[0])
+
+
+def _separate(tokens: list[str], mark: str) -> None:
+    if mark == ":" and tokens and tokens[-1][0] not in '"{}[]:,':
+        tokens[-1] = json.dumps(tokens[-1])
+    if mark == ":" or not tokens or tokens[-1] not in ("{", "[", ","):  # Surplus commas are left out.
+        tokens.append(mark)
 
 
 def _close(tokens: list[str], mark: str) -> None:
@@ -212,7 +230,7 @@ def _repaired(value: object, schema: JsonObject) -> object:
     if kind in ("array", "object"):
         for _ in range(_MAX_LAYERS):
             value = _encoded(value)
-        if isinstance(value, str) and _is_nothing(value):
+        if value is False or (isinstance(value, str) and _is_nothing(value)):
             return None
     if kind == "object":
         value = _single(value)
@@ -247,7 +265,9 @@ def _repaired_object(value: dict[str, object], schema: JsonObject) -> dict[str, 
 
 
 def _is_nothing(value: object) -> bool:
-    return value is None or value in ([], {}) or (isinstance(value, str) and value.strip() in _NOTHING)
+    if isinstance(value, dict):
+        return all(item is None for item in cast("dict[str, object]", value).values())
+    return value is None or value == [] or (isinstance(value, str) and value.strip() in _NOTHING)
 
 
 def _properties(schema: JsonObject) -> Mapping[str, JsonObject]:
