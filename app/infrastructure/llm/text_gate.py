@@ -76,7 +76,7 @@ class TextGate:
             self._rest = SOLUTION_TOKENS.sub("", self._rest)
         if self._is_at_start:
             self._rest = self._rest.lstrip() if self._has_thought else self._rest
-            if not self._rest.strip():
+            if self._rest.isspace() and len(self._rest) < _MAX_HELD:
                 return False
             if opened := _OPENED.match(self._rest.lstrip()):
                 self._thinking, self._rest = opened[0], self._rest.lstrip()[opened.end() :]
