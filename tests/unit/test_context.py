@@ -265,6 +265,24 @@ async def test_smaller_window_of_the_server_is_learned_from_its_refusal(named: b
     assert conversation.windows.of(replace(conversation.model.profile, name="other")).tokens == 128_000
 
 
+@pytest.mark.parametrize("limit_tokens", [200_000, None])
+async def test_refusal_of_a_short_request_does_not_make_the_window_too_small_for_others(
+    limit_tokens: int | None,
+) -> None:
+    refusals = iter([ContextTooLong("210000 tokens > 200000", limit_tokens=limit_tokens)])
+    conversation = Conversation(lambda request: next(refusals, says("ok")), tokens=300_000)
+    await conversation.open()
+    for _ in range(3):
+        await conversation.turn("word " * 500)
+    await conversation.ask()
+    window = conversation.windows.of(conversation.model.profile).tokens
+    assert (
+        window == limit_tokens if limit_tokens else window >= 2 * tokens(conversation.model.requests[-1].messages[:1])
+    )
+    await conversation.turn("word " * 50)
+    assert (await conversation.ask())[-1].content == "word " * 50
+
+
 async def test_server_that_refuses_everything_ends_in_an_error_and_teaches_nothing() -> None:
     conversation = Conversation(lambda request: ContextTooLong("no"))
     await conversation.open()

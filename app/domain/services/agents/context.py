@@ -119,7 +119,7 @@ class BoundedConversation:
                     extra={"profile": self._model.profile.name, "assumed_window": limit, "error": str(error)},
                 )
                 continue
-            self._window.learn(request, reply.usage, limit)
+            self._window.learn(request, reply.usage, limit, None if refusal is None else refusal.limit_tokens)
             return reply
         raise ContextTooLong(f"the conversation is too long for the model even after it was shortened: {refusal}")
 

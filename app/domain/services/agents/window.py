@@ -147,8 +147,18 @@ class ContextWindow:
         per_character = text_tokens(sample) * self._ratio / max(len(sample), 1)
         return int(min(MAX_TEXT, tokens / max(per_character, _LETTER_TOKENS / 4)))
 
-    def learn(self, request: ModelRequest, usage: Usage, limit: int) -> None:
-        """Learn from an accepted request: from the tokens that the server counted, and that it fits into `limit`."""
+    def learn(self, request: ModelRequest, usage: Usage, limit: int, limit_tokens: int | None = None) -> None:
+        """Learn from an accepted request: from the tokens that the server counted, and that it fits into `limit`.
+
+        Args:
+            request: The accepted request.
+            usage: The tokens that the server counted.
+            limit: Size that was assumed for this request.
+            limit_tokens: Size that the server named when it refused a longer request, if it did. It is believed.
+        """
+        # A refusal without any sense must not make the window too small for every later session.
+        least = 2 * self.fixed_tokens(request.transcript, request.tools)
+        limit = max(limit, least, min(limit_tokens or 0, self.tokens))
         if limit < self.tokens:
             log.warning(
                 "the context window of the model is smaller than configured",
