@@ -47,7 +47,8 @@ DISTORTED: dict[str, Callable[[Reply], Reply]] = {
 """Changes of a good turn with calls that leave its meaning clear."""
 
 
-def _chunk(delta: object, finish: str | None = None) -> bytes:
+def chunk(delta: object, finish: str | None = None) -> bytes:
+    """Return an event of a stream."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     return b"data: " + orjson.dumps({"object": "chat.completion.chunk", "choices": [choice]}) + b"\n\n"
 
@@ -59,8 +60,8 @@ USELESS: dict[str, Answer] = {
     "a missing argument": Reply(calls=[Call("shell_exec", {"id": "main"})]),
     "an unknown function": Reply(calls=[Call("python.run", {"code": "print(1)"})]),
     "cut within a call": Reply(calls=[Call("file_write", '{"file": "~/a", "content": "xxxx')], finish="length"),
-    "a broken stream": Raw(pieces=[_chunk({"role": "assistant", "content": "The repo"})], cut=True),
-    "a network error": Raw(pieces=[_chunk({"content": "The rep"}), _chunk({}, "network_error"), b"data: [DONE]\n\n"]),
+    "a broken stream": Raw(pieces=[chunk({"role": "assistant", "content": "The repo"})], cut=True),
+    "a network error": Raw(pieces=[chunk({"content": "The rep"}), chunk({}, "network_error"), b"data: [DONE]\n\n"]),
     "an error within the stream": Raw(pieces=[b'data: {"error":{"message":"overloaded","code":503}}\n\n']),
     "HTTP 429": Status(status=429, body={"error": {"message": "slow down"}}, headers={"Retry-After": "0"}),
     "HTTP 503": Status(status=503, body={"error": {"message": "loading"}}, headers={"Retry-After": "0"}),

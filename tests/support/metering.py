@@ -55,6 +55,7 @@ class MeteredModel:
         script: Returns the answer to a request that is not refused.
         window: Context size in tokens; None: unlimited.
         bytes_per_token: See `BYTES_PER_TOKEN`.
+        extra_fields: Fields of messages that the server knows beyond the standard.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class MeteredModel:
         *,
         window: int | None = None,
         bytes_per_token: float = BYTES_PER_TOKEN,
+        extra_fields: frozenset[str] = frozenset(),
     ) -> None:
         self.script = script
         self.figures = Figures()
@@ -70,6 +72,7 @@ class MeteredModel:
         """The newest request that was not refused."""
         self._window = window
         self._bytes_per_token = bytes_per_token
+        self._extra_fields = extra_fields
         self._before = b""
         self._last: Asked | None = None
 
@@ -78,7 +81,7 @@ class MeteredModel:
         tokens = math.ceil(len(prompt) / self._bytes_per_token)
         shared = common_prefix(self._before, prompt)
         self._measure(asked, prompt, tokens, shared)
-        if problem := violation(asked.body):
+        if problem := violation(asked.body, extra_fields=self._extra_fields):
             self.figures.refusals.append(problem)
             return Status(status=400, body={"error": {"message": problem, "type": "invalid_request_error"}})
         reserved = int(asked.body.get("max_tokens") or asked.body.get("max_completion_tokens") or 0)
