@@ -18,9 +18,11 @@ _THINK_NAMES = (
 )
 THINK_OPEN = (
     rf"<{_THINK_NAMES}>|\[THINK\]|\u25c1think\u25b7|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|{_THINK_NAMES}\|>"
+    r"|<\|channel>(?:thought)?"
 )
 _THINK_CLOSE = (
-    rf"</{_THINK_NAMES}>|\[/THINK\]|\u25c1/think\u25b7|<\|end_of_thought\|>|<\|END_THINKING\|>|<\|/{_THINK_NAMES}\|>"
+    rf"</{_THINK_NAMES}>|\[/THINK\]|\u25c1/think\u25b7|<\|end_of_thought\|>|<\|END_THINKING\|>"
+    rf"|<\|/{_THINK_NAMES}\|>|<channel\|>"
 )
 _CALL_TAGS = r"(?:[\w-]+:)?(?:tool_?calls?|function_?calls?|tool_use|tool_code|tool_request)"
 _CALL_OPEN = (
@@ -310,6 +312,8 @@ _MAY_BE_CALL = re.compile(
 
 def close_tag(opened: str) -> str:
     """Return the tag that ends a block of thinking."""
+    if opened.startswith("<|channel>"):
+        return "<channel|>"
     if "|" not in opened:
         return opened[0] + "/" + opened[1:]
     closed = opened.replace("begin", "end").replace("START", "END")

@@ -34,7 +34,7 @@ _TEXTS = (
 _NESTED = ("error", "errors", "metadata", "raw", "details", "detail", "cause", "baseresp")
 _CODES = ("code", "errorcode", "type", "errortype", "status", "statuscode", "reason", "reasons", "kind", "errcode")
 _PARAMETERS = ("param", "parameter", "field")
-_HINTS = ("retryafter", "retrydelay", "retryafterseconds", "retryaftersecs", "retryin", "retryafterms")
+_HINTS = ("retryafter", "retrydelay", "retryafterseconds", "retryaftersecs", "retryin", "retryafterms", "estimatedtime")
 """Names of fields, in lower case without `_` and `-`. Other fields are not read: they may repeat the request."""
 
 _ECHO = re.compile(

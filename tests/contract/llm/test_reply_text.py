@@ -225,6 +225,8 @@ THOUGHTS = {
     "\u25c1think\u25b7Hm\u25c1/think\u25b7Yes": "Yes",
     "<|begin_of_thought|>Hm<|end_of_thought|>\n<|begin_of_solution|>Yes<|end_of_solution|>": "Yes",
     "<|START_THINKING|>Hm<|END_THINKING|><|START_RESPONSE|>Yes<|END_RESPONSE|>": "Yes",
+    "<|channel>thought\nHm, <b>\n<channel|>Yes": "Yes",
+    "<|channel>thought\n<channel|>Yes": "Yes",
     "<think>Hm</think><think>Hm</think>Yes": "Yes",
     "<think>Hm, the tag `</think>` ends it</think>Yes": "Yes",
     "<think>Hm ```py\nx\n</think>Yes, `</think>`": "Yes, `</think>`",
