@@ -178,7 +178,7 @@ async def test_interrupt_or_stop_kills_the_process_group_of_a_command_within_a_s
     assert history["status"] == "completed"
     if new_chat is not None:
         messages = [message["content"] for message in model.asked[-1].messages]
-        assert duration in messages[-2], "the planner does not know of the interrupted command"
+        assert duration in str(messages[:-1]), "the planner does not know of the interrupted command"
         assert "Never mind, hello" in messages[-1]
         own = [frame.data for frame in await new_chat.read_all()]
         assert own == [event["data"] for event in history["events"] if event["data"] in own]
@@ -274,7 +274,7 @@ async def test_model_with_only_malformed_replies_ends_the_run_with_an_error(
     frames = await client.send_and_read(session, "Go")
     assert frames[-1].event == "error"
     assert "could not be used" in frames[-1].data["error"]
-    assert len(model.asked) <= 6
+    assert len(model.asked) <= 9  # A reply that is cut off is requested with larger limits first.
     history = await client.get_session(session)
     assert history["status"] == "completed"
     check_log(history["events"])
@@ -375,7 +375,7 @@ async def test_deltas_precede_the_message_and_are_sent_only_on_request(
 async def test_error_of_the_model_server_ends_the_run_with_a_helpful_error(
     client: ApiClient, model: ScriptedOpenAI, failure: Status, hint: str
 ) -> None:
-    model.reset([failure])
+    model.reset(lambda _: failure)
     session = await client.create_session()
     frames = await client.send_and_read(session, "Go")
     assert [frame.event for frame in frames] == ["error"]
