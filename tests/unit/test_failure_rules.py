@@ -3,6 +3,7 @@
 `tests/contract/llm/test_server_errors.py` tests the most usual ones over HTTP.
 """
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,26 @@ def test_size_of_the_window_is_read_from_the_text(text: str, limit: int | None) 
 )
 def test_largest_length_of_a_reply_is_read_from_the_text(text: str, limit: int | None) -> None:
     assert parse_output_limit(text, 100_000) == limit
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "x", "retry_after": "1" * 1_000_000 + "x"}},
+        {"detail": [{"loc": ["a" * 1_000_000], "msg": "a" * 1_000_000}]},
+        {"error": {"message": "a" * 1_000_000, "param": "a" * 1_000_000}},
+        {"error": {"message": "raw='" * 1_000_000}},
+    ],
+    ids=["duration", "validation", "word", "generated"],
+)
+def test_hostile_error_is_classified_in_bounded_time(body: dict[str, Any]) -> None:
+    start = time.process_time()
+    failure = FAILURES.from_status(400, {}, orjson.dumps(body), now=0)
+    assert time.process_time() - start < 5
+    assert len(str(failure)) < 1_000
+
+
+def test_masked_key_of_several_parts_is_hidden_whole() -> None:
+    failure = FAILURES.from_status(400, {}, b'{"error": {"message": "bad abc**def**ghi"}}', now=0)
+    assert "bad [key]" in str(failure)
+    assert "ghi" not in str(failure)

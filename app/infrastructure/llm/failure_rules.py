@@ -91,7 +91,7 @@ _MAX_OUTPUT = (
 """The largest limit of a reply's length that a refusal names; the first pattern that matches counts."""
 
 _CONTEXT_LIMIT = (
-    re.compile(r"\d{3,} ?/ ?(\d{3,})"),
+    re.compile(r"(?<!\d)\d{3,} ?/ ?(\d{3,})"),
     re.compile(r"\d\s*(?:tokens )?> ?(\d[\d,_]*)"),
     re.compile(
         r"(?:(?:context|prompt|input|model|sequence)[ _](?:length|window|size|limit)|(?:token|tokens|input) limit|n_ctx"

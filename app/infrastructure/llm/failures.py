@@ -24,7 +24,9 @@ _GATEWAY_STATUSES = (500, 502)
 FEW_RETRIES = 2
 """Maximum number of retries of failures that rarely go away, such as an unknown host."""
 
-_KEY_LIKE = re.compile(r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}|[\w.\-]*\*{2,}[\w.\-]*", re.IGNORECASE)
+_KEY_LIKE = re.compile(
+    r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}|(?<![\w.\-])[\w.\-]*+(?:\*{2,}[\w.\-]*)+", re.IGNORECASE
+)
 """Matches keys and masked keys such as `sk-abc***xyz`: a key prefix, then text with a digit or a star."""
 
 _KEY_OF_VARIABLE = {
@@ -35,7 +37,7 @@ _KEY_OF_VARIABLE = {
     "LLM_TIMEOUT_SECONDS": "timeout_seconds",
 }
 _VARIABLE = re.compile(rf"\b(?:{'|'.join(_KEY_OF_VARIABLE)})\b")
-_TOKEN = re.compile(r"(?=[\w.\-]*\d)[\w.\-]{4,}")
+_TOKEN = re.compile(r"(?<![\w.\-])(?=[\w.\-]*\d)[\w.\-]{4,}")
 _SECRETS_KEPT = 4
 """Minimum length of a key, and of a part of it, to hide."""
 

@@ -148,12 +148,12 @@ class OpenAIModel:
                 client = await self._client()
                 return await self._call(client, self._encoder.encode(request, dialect), builder, progress)
             except ModelCallError as failure:
+                if builder.listener_called and listener is not None:
+                    listener.restart()  # also before a final failure: the caller may ask again
                 if self._learn(failure, request, dialect):
                     continue
                 if self._observer is not None:
                     self._observer.failed(failure.kind)
-                if builder.listener_called and listener is not None:
-                    listener.restart()  # also before a final failure: the caller may ask again
                 delay = patience.delay_after(failure, in_reply=progress.first_event_at is not None)
                 reason = failure.waiting
                 log.warning(

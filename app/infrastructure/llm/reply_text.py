@@ -58,7 +58,8 @@ _DATA_FENCE = re.compile(r"(?:json|xml|text|plaintext|python|py)?", re.IGNORECAS
 _MAX_FAILURES = 20
 """Maximum number of pieces of markup that turn out to be text, before the rest is text too. It bounds the time."""
 
-_EXPENSIVE = ("call", "block", "bare")
+_SPACE = re.compile(r"\s*")
+_PYTHON_LIST = re.compile(r"\[\s{0,60}[\w.]{1,80}\(")
 SOLUTION_TOKENS = re.compile(r"<\|(?:(?:begin|end)_of_solution|(?:START|END)_RESPONSE)\|>\s*")
 
 
@@ -92,17 +93,19 @@ class _Reader:
         self._has_markup = False
         self._has_thought = False
         self._was_thinking = False
+        self._unclosed: set[str] = set()
+        """The tags that open thinking and are not closed in the rest of the text."""
 
     def read(self) -> ReadText:
         position = failures = 0
         while found := TOKEN.search(self._text, position):
-            self._visible.append(self._text[position : found.start()])
+            if position < found.start():
+                self._visible.append(self._text[position : found.start()])
             kind = str(found.lastgroup)
-            is_text = (kind in _EXPENSIVE and failures >= _MAX_FAILURES) or self._is_indented_code(found)
+            is_text = self._is_indented_code(found) or (failures >= _MAX_FAILURES and self._is_expensive(found))
             end = None if is_text else _READ[kind](self, found)
             if end is None:  # no markup after all
-                if kind in _EXPENSIVE and (kind != "bare" or _MAY_BE_CALL.match(self._text, found.end() - 1)):
-                    failures += 1
+                failures += not is_text and self._is_expensive(found)
                 self._visible.append(found[0])
                 end = found.end()
             position = end
@@ -114,6 +117,17 @@ class _Reader:
             content = content.strip()
         calls = tuple(self._calls) if self._tools else ()
         return ReadText(content, calls, self._has_markup, self._was_thinking)
+
+    def _is_expensive(self, found: re.Match[str]) -> bool:
+        """Return whether reading `found` takes a time that grows with the text after it."""
+        match found.lastgroup:
+            case "bare":
+                start = found.end() - 1
+                return bool(_MAY_BE_CALL.match(self._text, start) or _PYTHON_LIST.match(self._text, start))
+            case "element":
+                return self._reader.is_offered(found[0][1:-1])
+            case kind:
+                return kind in ("call", "block")
 
     def read_fence(self, found: re.Match[str]) -> int:
         """Read a block of code. It is text, unless it is nothing but a call."""
@@ -147,8 +161,11 @@ class _Reader:
     def read_thinking(self, found: re.Match[str]) -> int | None:
         """Read a block of thinking: at the beginning of the text, or of a line."""
         text, start = self._text, found.end()
-        closed = close_of(found[0], text, start)
-        if self._is_at_start:
+        is_at_start = self._is_at_start
+        if not is_at_start and (not _begins_line(text, found.start()) or text[start : start + 1] in (" ", "")):
+            return None
+        closed = self._close_of_thinking(found[0], start)
+        if is_at_start:
             if closed is None and not self._is_nested:
                 # Some models make their calls while they think.
                 thought = _Reader(text[start:], self._tools, is_nested=True).read()
@@ -156,12 +173,21 @@ class _Reader:
                     self._add_calls(thought.calls, len(text))
             elif closed and _is_mention(text, found, closed):
                 return None
-        elif closed is None or not _begins_line(text, found.start()) or text[start : start + 1] in (" ", ""):
+        elif closed is None:
             return None
         self._has_thought = True
         if closed is None:
             return len(text)
-        return _skip_space(text, closed.end()) if self._is_at_start else closed.end()
+        return _skip_space(text, closed.end()) if is_at_start else closed.end()
+
+    def _close_of_thinking(self, opened: str, position: int) -> re.Match[str] | None:
+        opened = opened.lower() if "START" not in opened else opened
+        if opened in self._unclosed:  # a tag without an end has none further on
+            return None
+        closed = close_of(opened, self._text, position)
+        if closed is None:
+            self._unclosed.add(opened)
+        return closed
 
     def read_thinking_end(self, found: re.Match[str]) -> int | None:
         """Read the end of thinking whose beginning was in the prompt."""
@@ -232,6 +258,8 @@ class _Reader:
     def read_element(self, found: re.Match[str]) -> int | None:
         """Read a call whose name is that of an element."""
         name = found[0][1:-1]
+        if not self._reader.is_offered(name):
+            return None
         end = self._text.find(f"</{name}>", found.end())
         calls = self._reader.read_element(name, self._text[found.end() : end]) if end >= 0 else []
         return self._add_calls(calls, end + len(name) + 3) if self._reader.are_offered(calls) else None
@@ -241,7 +269,7 @@ class _Reader:
         if not self._tools:
             return None
         text, start = self._text, found.end() - 1
-        if re.match(r"\[\s*[\w.]+\(", text[start : start + 80]):
+        if _PYTHON_LIST.match(text, start):
             calls, end = self._reader.read_python(text[start:]), len(text)
         elif not _MAY_BE_CALL.match(text, start):
             return None
@@ -267,8 +295,8 @@ class _Reader:
 
     def _text_follows(self, position: int) -> bool:
         """Return whether text follows that is no other block of code."""
-        following = self._text[position:].lstrip()
-        return bool(following) and not following.startswith("```")
+        following = _skip_space(self._text, position)
+        return following < len(self._text) and not self._text.startswith("```", following)
 
     def _close_after(self, found: re.Match[str]) -> re.Match[str] | None:
         tag = found["tag"]
@@ -305,7 +333,7 @@ _READ: dict[str, Callable[[_Reader, re.Match[str]], int | None]] = {
     "bare": _Reader.read_bare,
 }
 _MAY_BE_CALL = re.compile(
-    r"[\[\s{]*\"(?:id|type|tool\w*|function\w*|name|action\w*|arguments|parameters|args|input|params|[a-z]+_[a-z_]+)\"\s*:"
+    r"[\[\s{]{0,200}\"(?:id|type|tool\w*|function\w*|name|action\w*|arguments|parameters|args|input|params|[a-z]+_[a-z_]+)\"\s*:"
 )
 """Matches the beginning of JSON that may be a call."""
 
@@ -354,4 +382,5 @@ def _begins_line(text: str, position: int) -> bool:
 
 
 def _skip_space(text: str, position: int) -> int:
-    return len(text) - len(text[position:].lstrip())
+    space = _SPACE.match(text, position)
+    return space.end() if space else position

@@ -20,6 +20,12 @@ _MAX_ITEMS = 8
 _MAX_TEXT = 4_000
 """Maximum number of characters of one message to read."""
 
+_MAX_MESSAGES = 32
+"""Maximum number of messages to keep. Every rule searches all of them."""
+
+_MAX_CODE = 200
+"""Maximum number of characters of a code, the name of a parameter, or a duration to read."""
+
 _TEXTS = (
     "message",
     "errormessage",
@@ -47,7 +53,6 @@ _ECHO = re.compile(
 
 _PAGE_TITLE = re.compile(r"<title[^>]*>([^<]{1,200})</title>", re.IGNORECASE)
 _GENERIC = re.compile(r"(provider returned error|error|bad request|unprocessable entity|true|false|failed)\W*", re.I)
-_RAW_CALL = re.compile(r"\braw='(.*)', err=", re.DOTALL)
 _EVENT = re.compile(rb"\s*(?:event:[^\n]*\n)?(?:data|error):[ \t]*([^\r\n]*)")
 """Matches a body that is an event stream although its status is that of an error."""
 
@@ -125,8 +130,8 @@ def read_report(report: object) -> ServerError:
     _collect(report, error, 0)
     if error.retry_after is None:
         error.retry_after = next((wait for wait in map(_wait_in_text, error.messages) if wait is not None), None)
-    if not error.generated and (raw := _RAW_CALL.search(error.message)):
-        error.generated = raw[1]
+    if not error.generated:
+        error.generated = error.message.partition("raw='")[2].rpartition("', err=")[0]
     return error
 
 
@@ -153,19 +158,21 @@ def _collect_text(value: str, error: ServerError, depth: int) -> None:
             _collect(nested, error, depth + 1)
             return
     if text := _ECHO.sub("", text[:_MAX_TEXT]).strip():
-        error.messages.append(text)
+        _add_message(text, error)
 
 
 def _collect_object(fields: dict[str, object], error: ServerError, depth: int) -> None:
     named = {name.lower().replace("_", "").replace("-", ""): value for name, value in fields.items()}
     if isinstance(location := named.get("loc"), list):
         path = ".".join(str(part) for part in cast("list[object]", location))
-        error.parameters.append(path)
-        error.messages.append(f"{path}: {named.get('msg')}")
+        error.parameters.append(path[:_MAX_CODE])
+        _add_message(f"{path}: {named.get('msg')}", error)
         return  # The other fields repeat the request.
     for name in _CODES:
         _add_code(named.get(name), error)
-    error.parameters += [value for name in _PARAMETERS if isinstance(value := named.get(name), str) and value]
+    error.parameters += [
+        value[:_MAX_CODE] for name in _PARAMETERS if isinstance(value := named.get(name), str) and value
+    ]
     if isinstance(generated := named.get("failedgeneration"), str):
         error.generated = error.generated or generated
     waits = [_parse_wait(named.get(name), milliseconds=name.endswith("ms")) for name in _HINTS]
@@ -177,11 +184,16 @@ def _collect_object(fields: dict[str, object], error: ServerError, depth: int) -
         _collect(named.get(name), error, depth + 1)
 
 
+def _add_message(text: str, error: ServerError) -> None:
+    if len(error.messages) < _MAX_MESSAGES:
+        error.messages.append(text[:_MAX_TEXT])
+
+
 def _add_code(value: object, error: ServerError) -> None:
     items = cast("list[object]", value) if isinstance(value, list) else [value]
     for item in items[:_MAX_ITEMS]:
         if isinstance(item, str | int) and not isinstance(item, bool):
-            error.codes.append(str(item)[:200])
+            error.codes.append(str(item)[:_MAX_CODE])
             if re.fullmatch(r"[45]\d\d", str(item)):
                 error.status = error.status or int(item)
 
@@ -243,6 +255,7 @@ def _wait_in_text(text: str) -> float | None:
 
 
 def _parse_duration(text: str) -> float | None:
+    text = text[:_MAX_CODE]
     parts = _DURATION.findall(text)
     if not parts or _DURATION.sub("", text).strip(" ,").replace("and", "").strip():
         return None

@@ -25,18 +25,18 @@ _NAMED = re.compile(
 
 _AFTER_JSON = re.compile(rf"\s*(?:(?:```|{_SEPARATOR})\s*)*")
 BLOCK = re.compile(
-    r"<(?:[^\s<>/=]*[:\uff5c|])?(?:function|invoke)(?:\s*=\s*|\s+name\s*=\s*)[\"']?([^\"'<>\s]+)[\"']?[^<>]*>",
+    r"<(?:[^\s<>/=]*[:\uff5c|])?(?:function|invoke)(?:\s*=\s*|\s+name\s*=\s*)[\"']?([^\"'<>\s]++)[^<>]*+>",
     re.IGNORECASE,
 )
 """Matches the start of a call whose arguments are elements."""
 
 BLOCK_END = re.compile(r"</(?:[^\s<>/=]*[:\uff5c|])?(?:function|invoke)\s*>", re.IGNORECASE)
 _PARAMETER = re.compile(
-    r"<(?:[^\s<>/=]*[:\uff5c|])?parameter(?:\s*=\s*|\s+name\s*=\s*)[\"']?([^\"'<>\s]+)[\"']?[^<>]*>(.*?)"
+    r"<(?:[^\s<>/=]*[:\uff5c|])?parameter(?:\s*=\s*|\s+name\s*=\s*)[\"']?([^\"'<>\s]++)[^<>]*+>(.*?)"
     r"(?=</(?:[^\s<>/=]*[:\uff5c|])?parameter\s*>|<(?:[^\s<>/=]*[:\uff5c|])?parameter[=\s]|\Z)",
     re.DOTALL | re.IGNORECASE,
 )
-_PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)(?:</arg_value>|\Z)", re.DOTALL)
+_PAIR = re.compile(r"<arg_key>([^<]*+)</arg_key>\s*<arg_value>(.*?)(?:</arg_value>|\Z)", re.DOTALL)
 _PAIRS_NAME = re.compile(r"\s*([\w.:-]+)\s*(?=<arg_key>|\Z)")
 _ELEMENTS_NAME = re.compile(r"<(name|tool_name|function_name)>\s*([\w.:-]+)\s*</\1>")
 _ELEMENTS = re.compile(r"<(arguments|parameters|params|input|args)>(.*?)</\1>", re.DOTALL)
@@ -63,6 +63,10 @@ class CallReader:
     def are_offered(self, calls: Sequence[TextCall]) -> bool:
         """Return whether there are calls, all to functions that the request offers."""
         return bool(calls) and all(call.name in self._tools for call in calls)
+
+    def is_offered(self, name: str) -> bool:
+        """Return whether the request offers the function `name`."""
+        return name in self._tools
 
     def read_sequence(self, text: str, position: int) -> tuple[list[TextCall], int]:
         """Return the calls from `position` on that are JSON, or names before JSON, and the end of the last one."""

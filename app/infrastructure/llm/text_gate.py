@@ -136,6 +136,7 @@ class TextGate:
         text = self._rest
         line_end = text.find("\n")
         if line_end < 0:
+            self._is_closed = len(text) > _MAX_HELD
             return False
         if self._has_tools or "tool" in text[:line_end] or "function" in text[:line_end]:
             self._is_closed = True
@@ -147,7 +148,8 @@ class TextGate:
     def _pass_code(self) -> bool:
         line, line_feed, _ = self._rest.partition("\n")
         if not line_feed:
-            if line.strip()[:1] not in ("", self._fence[0]) or self._before != "\n":
+            is_held = line.strip()[:1] in ("", self._fence[0]) and self._before == "\n" and len(line) <= _MAX_HELD
+            if not is_held:
                 self._pass(len(line))
             return False
         is_end = self._before == "\n" and not line.strip().replace(self._fence[0], "") and self._fence in line

@@ -177,6 +177,13 @@ async def test_broken_stream_is_retried_with_restart(server, model, ask, listene
     assert fake_sleep.seconds == [0.5]
 
 
+async def test_refused_parameter_after_a_part_of_the_reply_restarts_listener(server, model, ask, listener) -> None:
+    report = b'data: {"error":{"code":400,"message":"temperature is not supported"}}\n\n'
+    server.script = [Raw(pieces=[b'data: {"choices":[{"delta":{"content":"half"}}]}\n\n', report]), GOOD]
+    await model.complete(ask(), listener=listener)
+    assert (listener.restarts, listener.pieces) == (1, ["ok"])
+
+
 @pytest.mark.parametrize(
     "broken", [Reply(cut_after=0, text="x"), Raw(pieces=[]), Raw(pieces=[b"data: {\n\n"]), Raw(pieces=[b'{"choices'])]
 )

@@ -1,5 +1,6 @@
 """Calls and thinking that arrive as text, whole and in pieces."""
 
+import time
 from typing import Any
 
 import orjson
@@ -314,9 +315,21 @@ async def test_listener_receives_arguments_of_a_call_as_text(server, model, ask,
         "[" * 20_000,
         "` `` " * 3_000,
         "[a(" + "x," * 9_000,
+        "<function=" + "a" * 100_000,
+        "\n{" * 50_000,
+        "\n[a(" * 50_000,
+        "x\n" + "<think>a\n" * 50_000,
+        "x\n" + "<shell_exec>\n" * 50_000,
+        "<tool_call>" + "<arg_key>" * 50_000,
+        "```" + "a" * 1_000_000,
     ],
-    ids=["nested", "calls", "blocks", "thoughts", "brackets", "ticks", "Python"],
+    ids=[
+        *("nested", "calls", "blocks", "thoughts", "brackets", "ticks", "Python", "block name", "objects", "lists"),
+        *("later thoughts", "elements", "keys", "fence"),
+    ],
 )
 def test_hostile_text_is_read_in_bounded_time(text) -> None:
+    start = time.process_time()
     reply, _ = read(text, 50)
+    assert time.process_time() - start < 10
     assert not reply.tool_calls
