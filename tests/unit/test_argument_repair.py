@@ -33,6 +33,14 @@ def plan_of(steps: object) -> list[tuple[str, str]]:
     return [(step.id, step.description) for step in plan.steps]
 
 
+def test_null_stands_for_an_empty_text_only_where_the_text_may_be_empty() -> None:
+    plan = parse_arguments(CreatePlanInput, '{"title": null, "goal": null, "message": "M", "steps": null}')
+    assert (plan.title, plan.goal, plan.steps) == ("", "", [])
+    assert arguments_of("complete_step", '{"success": true, "result": null}') == {"success": True, "result": ""}
+    with pytest.raises(BadArguments, match="content"):
+        arguments_of("file_write", '{"file": "a.txt", "content": null}')
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

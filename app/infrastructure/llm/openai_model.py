@@ -7,8 +7,9 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import chain
 from random import Random, SystemRandom
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from app.domain.external.llm import ModelObserver, ModelReply, ModelRequest, ReplyListener
 from app.domain.models.model_profile import ModelProfile
@@ -265,7 +266,9 @@ class OpenAIModel:
         values, rest = split_json(text)
         if rest:
             raise self._failures.broken_off() if text.startswith(b"{") else self._failures.not_an_api()
-        for value in values:
+        # Google wraps its errors in a list.
+        lists = (cast("list[object]", value) if isinstance(value, list) else [value] for value in values)
+        for value in chain.from_iterable(lists):
             builder.feed(value)
             if not isinstance(value, dict) or "choices" not in value:
                 raise self._failures.not_an_api()

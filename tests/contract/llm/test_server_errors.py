@@ -110,6 +110,11 @@ async def test_reason_is_quoted_from_every_shape_of_error_in_a_stream(server, mo
     assert "refused the request (HTTP 400). The server said: the reason" in str(await failure_of(model, ask))
 
 
+async def test_reason_is_quoted_from_a_list_of_errors_with_status_200(server, model, ask) -> None:
+    server.script = [Raw(pieces=[b'[{"error":{"code":400,"message":"the reason","status":"INVALID_ARGUMENT"}}]'])]
+    assert "refused the request (HTTP 400). The server said: the reason" in str(await failure_of(model, ask))
+
+
 async def test_error_event_with_plain_text_is_retried_and_quoted(server, model, ask) -> None:
     server.script = lambda _asked: Raw(pieces=[b"event: error\ndata: worker died\n\n"])
     assert "The server said: worker died" in str(await failure_of(model, ask))

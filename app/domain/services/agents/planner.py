@@ -28,7 +28,7 @@ from app.domain.services.agents.limits import RunLimits
 from app.domain.services.agents.live_text import LiveText, PlanListener, StatusListener
 from app.domain.services.agents.model_exchange import ModelExchange, parse_text_call
 from app.domain.services.tools.arguments import BadArguments, is_complete, parse_arguments
-from app.domain.services.tools.base import StepInput, Steps, Text, ToolInput
+from app.domain.services.tools.base import OptionalText, StepInput, Steps, Text, ToolInput
 from app.domain.services.tools.schema import json_schema
 
 MAX_TITLE = 80
@@ -44,9 +44,9 @@ class CreatePlanInput(ToolInput):
 
     model_config = ConfigDict(extra="ignore", json_schema_extra={"required": ["title", "message", "goal", "steps"]})
 
-    title: Text = Field("", description="The conversation in at most six words")
+    title: OptionalText = Field("", description="The conversation in at most six words")
     message: Text = Field(min_length=1, description="To the user")
-    goal: Text = ""
+    goal: OptionalText = ""
     steps: Steps = Field(default_factory=list[StepInput])
 
 

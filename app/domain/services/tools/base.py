@@ -41,6 +41,9 @@ def _as_text(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_as_text)]
 """Text to read or to keep. An object or a list in its place is taken as its JSON. Do not use it for commands."""
 
+OptionalText = Annotated[Text, BeforeValidator(lambda value: "" if value is None else value)]
+"""Text that may be empty, so that null in its place is taken as no text."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolDependencies:
@@ -171,7 +174,7 @@ class CompleteStepInput(ToolInput):
     """A call that ends the step, and replaces the pending steps if `plan_changes` is not None."""
 
     success: bool
-    result: Text = Field(description="Facts, figures and paths: all that the answer rests on")
+    result: OptionalText = Field(description="Facts, figures and paths: all that the answer rests on")
     plan_changes: PlanChanges | None = Field(None, description="If the plan is wrong")
     answer: Text | None = Field(None, description="With the last step: the answer to the user")
 
