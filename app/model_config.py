@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from app.domain.models.model_profile import ModelProfile, Prices
 from app.infrastructure.llm.failures import public_address
 from app.infrastructure.llm.families import ContextTokens, ModelFacts, Temperature, Tokens, facts_of
-from app.settings import Settings, UnusableSetting, environment
+from app.settings import Settings, UnusableSetting, environment, http_address
 
 NO_KEY = "none"
 """Key that is sent to a server that needs none: requests without a key are refused by some of them."""
@@ -52,12 +52,6 @@ def _variable(value: str) -> str:
     return value
 
 
-def _address(value: str) -> str:
-    if not value.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://")
-    return value.rstrip("/")
-
-
 class _PriceEntry(BaseModel):
     model_config = _STRICT
 
@@ -72,7 +66,7 @@ class _ModelEntry(BaseModel):
     model_config = _STRICT
 
     model: str = Field(min_length=1)
-    base_url: Annotated[str, AfterValidator(_address)] | None = None
+    base_url: Annotated[str, AfterValidator(http_address)] | None = None
     api_key_env: Annotated[str, AfterValidator(_variable)] | None = None
     context_tokens: ContextTokens | None = None
     max_tokens: Tokens | None = None

@@ -31,6 +31,21 @@ Role = Literal["all", "api", "worker"]
 """What a process does: serve requests and carry runs, or only one of the two."""
 
 
+def http_address(value: str) -> str:
+    """Return an HTTP address without the slash at its end.
+
+    Raises:
+        ValueError: It is none. The text does not repeat it, because it may contain a password.
+    """
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    try:
+        urlsplit(value)
+    except ValueError:
+        raise ValueError("is not a valid address") from None
+    return value.rstrip("/")
+
+
 class Settings(BaseSettings):
     """The settings of one process. A field is named as its environment variable."""
 
@@ -101,9 +116,7 @@ class Settings(BaseSettings):
     @field_validator("api_base", "sandbox_address")
     @classmethod
     def _http(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
-        return value.rstrip("/")
+        return http_address(value) if value else value
 
     @field_validator("model_name")
     @classmethod

@@ -91,3 +91,12 @@ def test_masked_key_of_several_parts_is_hidden_whole() -> None:
     failure = FAILURES.from_status(400, {}, b'{"error": {"message": "bad abc**def**ghi"}}', now=0)
     assert "bad [key]" in str(failure)
     assert "ghi" not in str(failure)
+
+
+def test_secrets_in_address_are_hidden_from_quote() -> None:
+    failures = FailureClassifier(
+        base_url="https://user:passw0rd@host/v1?sig=s3cret%2Bvalue&api-version=2024-10-21", model="m", api_key="none"
+    )
+    message = "no /v1?sig=s3cret%2Bvalue (s3cret+value) of user:passw0rd@host in api-version 2024-10-21"
+    text = str(failures.from_status(400, {}, orjson.dumps({"error": {"message": message}}), now=0))
+    assert "no /v1?sig=[key] ([key]) of user:[key]@host in api-version 2024-10-21" in text

@@ -143,6 +143,7 @@ def test_temperature_that_is_set_precedes_the_one_of_the_family() -> None:
         ('api_key_env = "MISSING_KEY"', "api_key_env: MISSING_KEY is not set, in the environment or in .env"),
         ('api_key_env = "BAD_KEY"', "api_key_env: BAD_KEY contains characters that cannot be sent"),
         ('base_url = "sk-secret"', "base_url: must begin with http:// or https://"),
+        ('base_url = "http://u:secret@[x/v1"', "base_url: is not a valid address"),
         ('temperature = "secret"', 'temperature: must be a number from 0 to 2, or "none"'),
         ("temperature = true", 'temperature: must be a number from 0 to 2, or "none"'),
         ("temperature = 2.1", 'temperature: must be a number from 0 to 2, or "none"'),

@@ -15,6 +15,7 @@ from app.settings import Role, UnusableSetting, load_settings
         ("MAX_TOKENS", "0"),
         ("MODEL_NAME", " "),
         ("API_BASE", "secret"),
+        ("API_BASE", "http://u:secret@[x"),
         ("LLM_PROVIDER", "secret"),
         ("LOG_LEVEL", "secret"),
         ("SANDBOX_PROVIDER", "secret"),

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from app.domain.errors import ContextTooLong, MalformedReply, ModelFailure
 from app.domain.external.llm import FailureKind
@@ -39,7 +39,7 @@ _KEY_OF_VARIABLE = {
 _VARIABLE = re.compile(rf"\b(?:{'|'.join(_KEY_OF_VARIABLE)})\b")
 _TOKEN = re.compile(r"(?<![\w.\-])(?=[\w.\-]*\d)[\w.\-]{4,}")
 _SECRETS_KEPT = 4
-"""Minimum length of a key, and of a part of it, to hide."""
+"""Minimum length of a secret, and of a part of the key, to hide."""
 
 
 class ModelCallError(Exception):
@@ -91,6 +91,7 @@ class FailureClassifier:
     def __init__(self, *, base_url: str, model: str, api_key: str, profile: str = "") -> None:
         """Create the classifier. `profile`: name of the profile in `MODELS_CONFIG`; empty if there is no such file."""
         self._key = api_key
+        self._secrets = [secret for secret in (api_key, *_secrets_in(base_url)) if len(secret) >= _SECRETS_KEPT]
         self._profile = profile
         self._server = f"the model's server at {public_address(base_url)}"
         self._model = model
@@ -177,8 +178,9 @@ class FailureClassifier:
 
     def _quote(self, error: ServerError) -> str:
         text = error.message
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
         if len(self._key) >= _SECRETS_KEPT:
-            text = text.replace(self._key, "[key]")
             text = _TOKEN.sub(lambda found: "[key]" if found[0] in self._key else found[0], text)
         text = " ".join(_KEY_LIKE.sub("[key]", text).partition("Traceback (most recent call last)")[0].split())
         text = "".join(char for char in text if char.isprintable())
@@ -197,6 +199,15 @@ def public_address(base_url: str) -> str:
     """Return an address without its secrets: user, password and query."""
     parts = urlsplit(base_url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _secrets_in(base_url: str) -> list[str]:
+    """Return the password of an address and the values of its query, as they are in it and decoded."""
+    parts = urlsplit(base_url)
+    pairs = (pair.partition("=") for pair in parts.query.split("&"))
+    values = [value for name, _, value in pairs if name != "api-version"]
+    values.append(parts.password or "")
+    return values + [unquote_plus(value) for value in values]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
