@@ -12,6 +12,9 @@ from app.infrastructure.llm.wire_text import clean, encodable, to_json
 MAX_FIELDS_BYTES = 512 * 1024
 """Maximum size of the fields of one turn as JSON. The turn is stored and sent again with every request."""
 
+MAX_COLLECTED_CHARS = 2 * MAX_FIELDS_BYTES
+"""Maximum number of characters in the pieces of the fields of one turn."""
+
 MAX_FIELD_LEVELS = 32
 """Maximum number of levels of objects and lists in a field."""
 
@@ -27,8 +30,30 @@ _TEXT_FIELDS = ("text", "thinking", "summary", "reasoning", "content")
 """Fields of a block of reasoning that arrive in pieces."""
 
 
-class _Pieces(list[str]):
+@dataclass(slots=True)
+class _Pieces:
     """A string that arrives in pieces."""
+
+    parts: list[str]
+    length: int
+
+    def add(self, value: str) -> None:
+        """Append a piece."""
+        self.parts.append(value)
+        self.length += len(value)
+
+    def ends_with(self, value: str) -> bool:
+        """Return whether the string so far ends with `value`."""
+        tail = ""
+        for part in reversed(self.parts):
+            tail = part + tail
+            if len(tail) >= len(value):
+                break
+        return tail.endswith(value)
+
+    def is_beginning_of(self, value: str) -> bool:
+        """Return whether `value` begins with the string so far."""
+        return len(value) >= self.length and value.startswith("".join(self.parts))
 
 
 @dataclass(slots=True)
@@ -58,8 +83,10 @@ class FieldCollector:
 
     @property
     def fields(self) -> dict[str, object]:
-        """The fields as a complete reply would hold them; without those that exceed `MAX_FIELDS_BYTES`."""
+        """The fields as a complete reply would hold them; without those that exceed a limit."""
         result: dict[str, object] = {}
+        if self._size > MAX_COLLECTED_CHARS:
+            return result  # A part of a field is worth nothing to its model.
         room = MAX_FIELDS_BYTES
         for name, value in self._fields.items():
             finished = _finish(value)
@@ -71,9 +98,8 @@ class FieldCollector:
 
     def _add(self, found: dict[str, object]) -> None:
         found = {name: value for name, value in found.items() if _is_shallow(value) and not _is_noise(value)}
-        # Beyond the limit the fields are dropped in the end: collect only enough to know it.
-        if found and self._size <= 2 * MAX_FIELDS_BYTES:
-            self._size += sum(len(value) if isinstance(value, str) else len(repr(value)) for value in found.values())
+        if found and self._size <= MAX_COLLECTED_CHARS:
+            self._size += _length(found)
             _merge_object(self._fields, found)
 
 
@@ -83,6 +109,15 @@ def _is_shallow(value: object, levels: int = MAX_FIELD_LEVELS) -> bool:
     if not isinstance(value, list):
         return True
     return levels > 0 and all(_is_shallow(item, levels - 1) for item in cast("list[object]", value))
+
+
+def _length(value: object) -> int:
+    """Return the number of characters of the strings in `value`; at least one for each value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        value = list(cast("dict[str, object]", value).values())
+    return 1 + sum(map(_length, cast("list[object]", value))) if isinstance(value, list) else 1
 
 
 def _is_noise(value: object) -> bool:
@@ -98,10 +133,9 @@ def _merge_object(old: dict[str, object], new: dict[str, object]) -> None:
             if isinstance(known, _Pieces) and not _FIXED.search(name):
                 _add_piece(known, value, repeats="signature" in name)
             elif value or known is None:
-                old[name] = _Pieces([value])
+                old[name] = _Pieces([value], len(value))
         elif isinstance(value, list):
-            is_list = isinstance(known, list) and not isinstance(known, _Pieces)
-            items = cast("list[object]", known) if is_list else []
+            items = cast("list[object]", known) if isinstance(known, list) else []
             old[name] = items
             _merge_list(items, cast("list[object]", value))
         elif isinstance(value, dict):
@@ -114,13 +148,12 @@ def _merge_object(old: dict[str, object], new: dict[str, object]) -> None:
 
 def _add_piece(pieces: _Pieces, value: str, *, repeats: bool) -> None:
     if repeats:  # some servers send a signature with every piece
-        known = "".join(pieces)
-        if value.startswith(known):
-            pieces[:] = [value]
+        if pieces.is_beginning_of(value):
+            pieces.parts, pieces.length = [value], len(value)
             return
-        if known.endswith(value):
+        if pieces.ends_with(value):
             return
-    pieces.append(value)
+    pieces.add(value)
 
 
 def _merge_list(items: list[object], new_items: list[object]) -> None:
@@ -158,7 +191,7 @@ def _same_block(item: object, new: dict[str, object]) -> TypeGuard[dict[str, obj
 
 def _finish(value: object) -> object:
     if isinstance(value, _Pieces):
-        return "".join(value)
+        return "".join(value.parts)
     if isinstance(value, list):
         return [_finish(item) for item in cast("list[object]", value)]
     if isinstance(value, dict):

@@ -6,7 +6,7 @@ Each family of models has its own form: JSON, a name before JSON, XML with one e
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -39,8 +39,9 @@ _PARAMETER = re.compile(
 _PAIR = re.compile(r"<arg_key>([^<]*+)</arg_key>\s*<arg_value>(.*?)(?:</arg_value>|\Z)", re.DOTALL)
 _PAIRS_NAME = re.compile(r"\s*([\w.:-]+)\s*(?=<arg_key>|\Z)")
 _ELEMENTS_NAME = re.compile(r"<(name|tool_name|function_name)>\s*([\w.:-]+)\s*</\1>")
-_ELEMENTS = re.compile(r"<(arguments|parameters|params|input|args)>(.*?)</\1>", re.DOTALL)
-_CHILD = re.compile(r"<(\w+)>(.*?)</\1>", re.DOTALL)
+_ARGUMENTS_OPENING = re.compile(r"<(arguments|parameters|params|input|args)>")
+_OPENING = re.compile(r"<(\w+)>")
+_MAX_UNCLOSED = 20
 _BROKEN_NAME = re.compile(r"""["'](?:name|function|tool)["']\s*:\s*["']([\w.:-]+)["']""")
 _BROKEN_ARGUMENTS = re.compile(r"""["'](?:arguments|parameters|args|input)["']\s*:\s*""")
 
@@ -184,14 +185,16 @@ class CallReader:
         return [TextCall(known, self._typed(known, _PAIR.findall(body)))]
 
     def _read_elements(self, body: str) -> list[TextCall]:
-        name, arguments = _ELEMENTS_NAME.search(body), _ELEMENTS.search(body)
-        return [TextCall(self._known(name[2]), arguments[2].strip() if arguments else "{}")] if name else []
+        if (name := _ELEMENTS_NAME.search(body)) is None:
+            return []
+        arguments = next((text for _, text in _elements(body, _ARGUMENTS_OPENING)), "{}")
+        return [TextCall(self._known(name[2]), arguments.strip())]
 
     def read_element(self, name: str, body: str) -> list[TextCall]:
         """Return the call to `name` whose arguments are JSON, or an element each."""
         if is_json_at(body, _end(_GAP, body, 0)):
             return [TextCall(name, body.strip())]
-        pairs: list[tuple[str, str]] = _CHILD.findall(body)
+        pairs = list(_elements(body, _OPENING))
         return [TextCall(name, self._typed(name, pairs))] if pairs or not body.strip() else []
 
     def _typed(self, name: str, pairs: Sequence[tuple[str, str]]) -> str:
@@ -216,6 +219,19 @@ class CallReader:
         name = name.strip()
         bare = re.sub(r"^(?:functions?|tools?|default_api)[.:]|:\d+$", "", name)
         return name if name in self._tools or not bare else bare
+
+
+def _elements(text: str, opening: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each element whose first tag matches. Give up after many that are not closed."""
+    position = unclosed = 0
+    while unclosed < _MAX_UNCLOSED and (opened := opening.search(text, position)):
+        position = opened.end()
+        end = text.find(close := f"</{opened[1]}>", position)
+        if end < 0:
+            unclosed += 1
+            continue
+        yield opened[1], text[position:end]
+        position = end + len(close)
 
 
 def _decode(text: str, position: int) -> tuple[object, int]:

@@ -1,6 +1,7 @@
 """Pieces of replies as unusual servers send them: which call they belong to, cut characters, fields to send back."""
 
-from typing import Any
+import time
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from app.domain.errors import ModelFailure
 from app.domain.models.message import ProviderFields, Usage
 from app.domain.models.tool import ToolSpec
+from app.infrastructure.llm.provider_fields import FieldCollector
 from tests.fakes.scripted_openai import Raw
 
 END = [b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n', b"data: [DONE]\n\n"]
@@ -417,3 +419,21 @@ async def test_usage_counts_cached_and_reasoning_tokens_of_any_server(server, mo
     server.script = [Raw(pieces=[b"data: " + orjson.dumps({"usage": usage}) + b"\n\n", *END]) for usage in usages]
     for _ in usages:
         assert (await model.complete(ask())).usage == Usage(cached_tokens=3, reasoning_tokens=2, calls=1)
+
+
+def test_reasoning_in_many_small_pieces_is_kept_whole_in_bounded_time() -> None:
+    fields = FieldCollector()
+    start = time.process_time()
+    for number in range(30_000):
+        piece = {"type": "reasoning.text", "index": 0, "text": "ab ", "signature": f"{number % 7}-"}
+        fields.add_message({"reasoning_details": [piece]})
+    assert time.process_time() - start < 10
+    details = cast("list[dict[str, str]]", fields.fields["reasoning_details"])
+    assert details[0]["text"] == "ab " * 30_000
+
+
+def test_fields_above_the_limit_are_dropped_and_not_cut() -> None:
+    fields = FieldCollector()
+    for _ in range(200):
+        fields.add_message({"reasoning_content": "x" * 10_000})
+    assert fields.fields == {}
