@@ -322,13 +322,12 @@ async def test_listener_receives_arguments_of_a_call_as_text(server, model, ask,
         "x\n" + "<shell_exec>\n" * 50_000,
         "<tool_call>" + "<arg_key>" * 50_000,
         "```" + "a" * 1_000_000,
-        "<tool_call><name>shell_exec</name>" + "<args>" * 50_000 + "</tool_call>",
         "<shell_exec>" + "".join(f"<a{number}>" for number in range(50_000)) + "</shell_exec>",
         "<think></think>x" * 20_000,
     ],
     ids=[
         *("nested", "calls", "blocks", "thoughts", "brackets", "ticks", "Python", "block name", "objects", "lists"),
-        *("later thoughts", "elements", "keys", "fence", "open arguments", "open elements", "empty thoughts"),
+        *("later thoughts", "elements", "keys", "fence", "open elements", "empty thoughts"),
     ],
 )
 def test_hostile_text_is_read_in_bounded_time(text) -> None:
@@ -336,3 +335,10 @@ def test_hostile_text_is_read_in_bounded_time(text) -> None:
     reply, _ = read(text, 50)
     assert time.process_time() - start < 10
     assert not reply.tool_calls
+
+
+def test_arguments_that_are_opened_many_times_are_read_in_bounded_time() -> None:
+    start = time.process_time()
+    reply, _ = read("<tool_call><name>shell_exec</name>" + "<args>" * 50_000 + "</tool_call>", 50)
+    assert time.process_time() - start < 10
+    assert [(call.name, call.arguments) for call in reply.tool_calls] == [("shell_exec", "{}")]
