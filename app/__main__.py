@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import errno
+import logging
 import os
 import signal
 import sys
@@ -154,6 +155,7 @@ def main() -> None:
     if sys.argv[1:2] == ["check-model"]:
         from app.check_model import main as check_model
 
+        logging.basicConfig(level=logging.ERROR)  # failures of single calls are in the report
         sys.exit(check_model(sys.argv[2:]))
     parser = argparse.ArgumentParser(
         prog="anker",

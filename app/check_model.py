@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 import tempfile
@@ -30,7 +29,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--save", action="store_true", help="write what was found to the file MODELS_CONFIG")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="maximum time of the check (default: 110)")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.ERROR)  # failures of single calls are in the report
     try:
         settings = load_settings()
         config = load_models(settings)
