@@ -173,7 +173,7 @@ class ToolCalledEvent(_ToolEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunUsage:
-    """What a run, or all runs of a session, used. `cost` is left out if no price is known."""
+    """Model calls, tokens and cost of a run or of a session. `cost` is left out if no price is known."""
 
     model_calls: int = 0
     prompt_tokens: int = 0
@@ -261,7 +261,7 @@ class EventRecord(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StatusDelta:
-    """What a run waits for. It is never stored."""
+    """Report of what a run waits for. It is never stored."""
 
     text: str
     retry_in: float | None = None

@@ -76,7 +76,7 @@ Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRecord:
-    """From here on, the model is shown a note in place of each older tool result."""
+    """Record after which the model is shown a note in place of each older tool result."""
 
     before: int
     """Number of messages, system prompt included, whose results are masked."""
@@ -87,7 +87,7 @@ class MaskRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SummaryRecord:
-    """From here on, the model is shown the messages that follow this record, and none before it.
+    """Record after which the model is shown the messages that follow it, and none before it.
 
     They begin with a summary. A transcript is therefore loaded from its newest record on.
     """

@@ -60,7 +60,7 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedText:
-    """Where a text is in the sandbox."""
+    """Place of a text in the sandbox."""
 
     file: str
     first_line: int | None = 0

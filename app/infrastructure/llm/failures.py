@@ -212,7 +212,7 @@ def _secrets_in(base_url: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How long to repeat a call that fails: with exponential backoff and jitter. All times are in seconds."""
+    """Limits of repeating a call that fails, with exponential backoff and jitter. All times are in seconds."""
 
     patience_seconds: float = 120.0
     """Maximum time from the first failure to the last attempt."""

@@ -32,7 +32,7 @@ Temperature = Annotated[float | Literal["none"], BeforeValidator(_check_temperat
 
 
 class ModelFacts(BaseModel):
-    """What is known of a model. None means that it is not known."""
+    """Known facts of a model. None means that it is not known."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

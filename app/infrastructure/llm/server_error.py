@@ -70,7 +70,7 @@ _UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 @dataclass(slots=True)
 class ServerError:
-    """What a server says about a failure. Every field may be empty. Nothing in it repeats the request."""
+    """Report of a server about a failure. Every field may be empty. Nothing in it repeats the request."""
 
     messages: list[str] = field(default_factory=list[str])
     codes: list[str] = field(default_factory=list[str])

@@ -67,7 +67,7 @@ class TextJoiner:
 
     @property
     def rest(self) -> str:
-        """What is held back: a character, or a replacement for half of one."""
+        """Text that is held back: a character, or a replacement for half of one."""
         return _without_surrogates(self._held)
 
 

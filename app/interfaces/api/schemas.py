@@ -87,7 +87,7 @@ class MessageDeltaFrame(Schema):
 
 
 class StatusData(Schema):
-    """What the run waits for, such as a rate limit of the model's server."""
+    """Report of what the run waits for, such as a rate limit of the model's server."""
 
     text: str
     retry_in: float | None = Field(None, description="Seconds until the next attempt; absent if unknown.")

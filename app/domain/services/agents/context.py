@@ -61,7 +61,7 @@ _MIN_CLIPPED_TOKENS = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Budget:
-    """How a request uses a window: all numbers are tokens."""
+    """Division of a context window for one request. All numbers are tokens."""
 
     window: int
     fixed: int
@@ -72,12 +72,12 @@ class _Budget:
 
     @property
     def room(self) -> int:
-        """What is left for messages."""
+        """Room for messages."""
         return self.window - self.fixed - self.reply
 
     @property
     def spare(self) -> int:
-        """What is left for messages that can be masked or summarized."""
+        """Room for messages that can be masked or summarized."""
         return max(self.room - self.pinned, 0)
 
 

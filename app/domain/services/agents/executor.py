@@ -80,7 +80,7 @@ class _Turn:
 
     @property
     def fingerprint(self) -> str:
-        """See `circles.fingerprint`."""
+        """Name of the turn, equal for turns that did the same (`circles.fingerprint`)."""
         return circles.fingerprint(
             [(call.name, *self.results[call.id]) for call in self.calls if call.id in self.results]
         )

@@ -9,7 +9,7 @@ from app.domain.models.run import Checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
-    """What a run may use until the user writes again. Every message grants the same again."""
+    """Limits of what a run may use until the user writes again. Every message grants the same again."""
 
     max_calls: int = 200
     """Maximum number of model calls."""

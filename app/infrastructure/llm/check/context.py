@@ -59,7 +59,7 @@ _WAYS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attempt:
-    """What happened to a prompt of `tokens`."""
+    """Outcome of sending a prompt of `tokens`."""
 
     tokens: int
     outcome: Literal["read", "accepted", "cut", "forgotten", "refused", "untested"]
