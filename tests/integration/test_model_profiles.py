@@ -74,7 +74,7 @@ async def service(tmp_path: Path, config: str, **settings: Any) -> AsyncIterator
     chosen = Settings(
         data_dir=tmp_path / "data",
         models_config=str(tmp_path / "models.toml"),
-        log_level="ERROR",
+        log_level="WARNING",
         **settings,
     )
     app = create_app(chosen, sandboxes=MemorySandboxProvider())
@@ -163,7 +163,7 @@ async def test_thoughts_of_a_model_never_reach_another_one(
 
 
 async def test_title_of_the_user_stays(tmp_path: Path) -> None:
-    app = create_app(Settings(data_dir=tmp_path, log_level="ERROR"), sandboxes=MemorySandboxProvider())
+    app = create_app(Settings(data_dir=tmp_path, log_level="WARNING"), sandboxes=MemorySandboxProvider())
     async with app.router.lifespan_context(app):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://anker") as client:
             session_id = await create(client, title="Mine")
@@ -227,7 +227,7 @@ async def test_models_are_listed_without_keys_and_addresses(
 
 
 async def test_demo_model_is_a_profile_and_counted(tmp_path: Path) -> None:
-    app = create_app(Settings(data_dir=tmp_path, log_level="ERROR"), sandboxes=MemorySandboxProvider())
+    app = create_app(Settings(data_dir=tmp_path, log_level="WARNING"), sandboxes=MemorySandboxProvider())
     async with app.router.lifespan_context(app):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://anker") as client:
             [model] = (await client.get("/api/v1/models")).json()["data"]["models"]

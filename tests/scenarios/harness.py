@@ -120,7 +120,7 @@ async def open_scenario(
             "model_context_tokens": WINDOW,
             "max_tokens": REPLY_TOKENS,
             "data_dir": folder / "data",
-            "log_level": "ERROR",
+            "log_level": "WARNING",
         }
         app = create_app(Settings(_env_file=None, **values | settings), sandboxes=sandboxes)
         async with app.router.lifespan_context(app):

@@ -71,7 +71,7 @@ async def test_session_goes_on_with_a_model_of_a_smaller_window(tmp_path: Path) 
             _env_file=None,
             models_config=str(tmp_path / "models.toml"),
             data_dir=tmp_path / "data",
-            log_level="ERROR",
+            log_level="WARNING",
         )
         app = create_app(settings, sandboxes=sandboxes)
         async with app.router.lifespan_context(app):
