@@ -188,8 +188,9 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
     except (FileNotFoundError, ProcessLookupError):
         continue
 """
-    # Own user and process namespaces, a second seccomp filter, and no capabilities.
-    assert set(shared.python(program).splitlines()) == {"True True 2 True 0"}
+    # Own user and process namespaces, a second seccomp filter, and no capabilities. A renderer that has just started
+    # adds the filter before it runs any page.
+    wait_until(lambda: set(shared.python(program).splitlines()) == {"True True 2 True 0"})
     async with browser_page(shared) as page:
         await page.goto("chrome://sandbox")
         text = await page.inner_text("body")
