@@ -17,6 +17,9 @@ EARLY = 50
 
 Interval = Sequence[float]
 
+_UNLIMITED = {"RUN_MAX_CALLS": "100000", "MODEL_CONTEXT_TOKENS": "10000000"}
+"""Settings with which a run neither pauses nor compacts its transcript."""
+
 
 def run(bench: Bench) -> Iterable[Row]:
     """Measure two runs whose turns alternate: one around turn 50, the other far along."""
@@ -25,7 +28,7 @@ def run(bench: Bench) -> Iterable[Row]:
     with bench.sandbox_stand_in() as sandbox:
         arguments = [str(window), *(f"{name}={turns}" for name, turns in tracks.items())]
         with bench.program("bench.programs.turns", *arguments) as model:
-            with bench.service(model_settings(model) | sandbox_settings(sandbox)) as service:
+            with bench.service(model_settings(model) | sandbox_settings(sandbox) | _UNLIMITED) as service:
                 _chat_at_once(service, tracks)
             with model.connect() as connection:
                 turns = connection.json("GET", "/bench/turns")
