@@ -1,9 +1,9 @@
 """What sandboxes may connect to: the setting `SANDBOX_EGRESS`, and the firewall rules that follow from it.
 
-The rules are a table for `iptables-restore`. `DOCKER-USER` (forwarded packets) and `INPUT` (packets for the host) jump
-to our chains for packets of the sandboxes' bridge only. `RETURN` leaves the decision to the engine's own rules, which
-let containers out and keep the engine's networks apart. Packets are rejected rather than dropped, so that a forbidden
-connection fails at once. The kernel limits the rate of its ICMP messages, but not that of TCP resets.
+The rules are a table for `iptables-restore`. `DOCKER-USER` and `FORWARD` (forwarded packets) and `INPUT` (packets for
+the host) jump to our chains for packets of the sandboxes' bridge only. `RETURN` leaves the decision to the engine's own
+rules, which let containers out and keep the engine's networks apart. Packets are rejected rather than dropped, so
+that a forbidden connection fails at once. The kernel limits the rate of its ICMP messages, but not that of TCP resets.
 """
 
 import asyncio

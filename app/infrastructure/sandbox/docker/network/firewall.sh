@@ -36,10 +36,14 @@ insert_jump() {
     done
 }
 
-# remove_jump CHAIN BRIDGE TARGET: remove the jumps from CHAIN to TARGET, and TARGET.
+# remove_jump BRIDGE TARGET CHAIN…: remove the jumps from each CHAIN to TARGET, and TARGET.
 remove_jump() {
-    while "$iptables" -w 5 -D "$1" -i "$2" -j "$3" 2>/dev/null; do :; done
-    remove_chain "$3"
+    bridge=$1 target=$2
+    shift 2
+    for chain in "$@"; do
+        while "$iptables" -w 5 -D "$chain" -i "$bridge" -j "$target" 2>/dev/null; do :; done
+    done
+    remove_chain "$target"
 }
 
 remove_chain() {
@@ -67,8 +71,8 @@ remove_stale_rules() {
     for id in $({ "$iptables" -w 5 -S DOCKER-USER; "$ip6tables" -w 5 -S INPUT; } 2>/dev/null |
         sed -n 's/^-A [A-Z-]* -i anker-\([0-9a-f]*\) -j .*/\1/p' | sort -u); do
         [ -e "/sys/class/net/anker-$id" ] && continue
-        remove_jump DOCKER-USER "anker-$id" "ANKER-F-$id" || :
-        remove_jump INPUT "anker-$id" "ANKER-I-$id" || :
+        remove_jump "anker-$id" "ANKER-F-$id" FORWARD DOCKER-USER || :
+        remove_jump "anker-$id" "ANKER-I-$id" INPUT || :
         remove_chain "ANKER-R-$id" || :
         remove_ipv6_drop "anker-$id"
     done
@@ -77,14 +81,16 @@ remove_stale_rules() {
 if [ "$ACTION" = apply ]; then
     printf '%s\n' "$TABLE" | "$iptables-restore" -w 5 --noflush
     insert_jump DOCKER-USER "$FORWARD_CHAIN"
+    # Whenever a network is created, the engine removes its jump to DOCKER-USER for a moment.
+    insert_jump FORWARD "$FORWARD_CHAIN"
     insert_jump INPUT "$INPUT_CHAIN"
     if [ -e /proc/net/if_inet6 ]; then
         drop_ipv6 || echo "could not drop IPv6 packets of $BRIDGE" >&2
     fi
     remove_stale_rules
 else
-    remove_jump DOCKER-USER "$BRIDGE" "$FORWARD_CHAIN" || :
-    remove_jump INPUT "$BRIDGE" "$INPUT_CHAIN" || :
+    remove_jump "$BRIDGE" "$FORWARD_CHAIN" FORWARD DOCKER-USER || :
+    remove_jump "$BRIDGE" "$INPUT_CHAIN" INPUT || :
     remove_chain "$REJECT_CHAIN" || :
     remove_ipv6_drop "$BRIDGE"
 fi
