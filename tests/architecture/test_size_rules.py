@@ -18,16 +18,16 @@ MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 50
 """Maximum number of lines of a function, without its docstring."""
 
-MAX_APP_CODE_LINES = 19_200
+MAX_APP_CODE_LINES = 20_800
 """Maximum number of lines of code in `app/`, without docstrings, comments and blank lines."""
 
-MAX_INFRASTRUCTURE_CODE_LINES = 12_400
+MAX_INFRASTRUCTURE_CODE_LINES = 13_600
 """Maximum number of lines of code in `app/infrastructure/`."""
 
-MAX_INFRASTRUCTURE_MODULES = 105
+MAX_INFRASTRUCTURE_MODULES = 112
 """Maximum number of modules in `app/infrastructure/`."""
 
-MAX_SINGLE_IMPORTERS = 58
+MAX_SINGLE_IMPORTERS = 66
 """Maximum number of modules in `app/` and `sandbox/` that exactly one other module imports."""
 
 MAX_DUPLICATE_CLASS_NAMES = 0
