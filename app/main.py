@@ -2,11 +2,12 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Unpack
+from typing import Any, Unpack
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from app.bootstrap import Overrides, open_service
 from app.infrastructure.logging import configure_logging
@@ -15,7 +16,7 @@ from app.interfaces.api.openapi import install_openapi
 from app.interfaces.api.services import provide
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.metrics import Metrics
-from app.interfaces.middleware import BodyLimitMiddleware, OriginMiddleware, RequestLogMiddleware
+from app.interfaces.middleware import BodyLimitMiddleware, FailureMiddleware, OriginMiddleware, RequestLogMiddleware
 from app.providers import check_providers
 from app.settings import Role, Settings, load_settings
 
@@ -32,6 +33,27 @@ ROUTERS = (
 
 WORKER_ROUTERS = (health.router,)
 """Routers of a process that only carries runs."""
+
+
+class Application(FastAPI):
+    """A FastAPI application that logs every request and reports every failure, also those of its middleware.
+
+    These two parts wrap the whole application, so a middleware that is added later cannot come before them.
+    """
+
+    def __init__(self, metrics: Metrics, **options: Any) -> None:
+        """Create the application.
+
+        Args:
+            metrics: Where requests are counted.
+            options: Passed to FastAPI.
+        """
+        super().__init__(**options)
+        self._outermost = RequestLogMiddleware(FailureMiddleware(super().__call__), metrics=metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request, as the ASGI specification says."""
+        await self._outermost(scope, receive, send)
 
 
 def create_app(settings: Settings | None = None, *, role: Role = "all", **overrides: Unpack[Overrides]) -> FastAPI:
@@ -57,21 +79,20 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
             provide(app, service.services)
             yield
 
-    app = FastAPI(title="Anker", version="0.1.0", lifespan=lifespan)
+    app = Application(metrics, title="Anker", version="0.1.0", lifespan=lifespan)
     routers = WORKER_ROUTERS if role == "worker" else ROUTERS
-    set_up_app(app, metrics, allowed_origins=chosen.allowed_origins, routers=routers)
+    set_up_app(app, allowed_origins=chosen.allowed_origins, routers=routers)
     app.add_middleware(OriginMiddleware, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)
     return app
 
 
 def set_up_app(
-    app: FastAPI, metrics: Metrics, *, allowed_origins: Sequence[str] = (), routers: Sequence[APIRouter] = ROUTERS
+    app: Application, *, allowed_origins: Sequence[str] = (), routers: Sequence[APIRouter] = ROUTERS
 ) -> None:
     """Add everything that answers HTTP requests to `app`; `provide` adds the services that the routes call.
 
     Args:
         app: The application.
-        metrics: Where requests are counted.
         allowed_origins: Other origins whose pages may call the service.
         routers: The routers to include.
     """
@@ -91,4 +112,3 @@ def set_up_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(RequestLogMiddleware, metrics=metrics)

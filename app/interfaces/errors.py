@@ -105,10 +105,16 @@ def install_error_handlers(app: FastAPI, routes: Iterable[APIRoute]) -> None:
     app.add_exception_handler(AnkerError, _on_anker_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, on_framework_error)
+    app.add_exception_handler(Exception, _on_unexpected_error)
 
 
 async def _on_anker_error(_request: Request, error: Exception) -> Response:
     return error_response(cast("AnkerError", error))
+
+
+async def _on_unexpected_error(_request: Request, _error: Exception) -> Response:
+    # The framework raises the error again after this response, so `FailureMiddleware` logs it.
+    return failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL)
 
 
 async def _on_invalid_request(_request: Request, error: Exception) -> Response:

@@ -40,9 +40,12 @@ HEAD_KEY = "anker.head"
 
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/?#@\[\]\\]+))(?::[0-9]*)?")
+"""A `Host` header: an IPv6 address in brackets or a name, and a port or none."""
+
 
 class RequestLogMiddleware:
-    """Outermost middleware: log each request, and add the headers that every response has.
+    """Outermost: log each request, and add the headers that every response has.
 
     A stream is logged when it ends.
     """
@@ -87,15 +90,44 @@ def _request_id(scope: Scope) -> str:
     return token_hex(8)
 
 
+class FailureMiddleware:
+    """Second outermost: report what no other part handled with an envelope, for HTTP requests and WebSockets.
+
+    Once the response has started, the server closes the connection, so that the client sees that it is incomplete.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; log and report what fails."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def tracking_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tracking_send)
+        except Exception:  # the root of a request
+            log.exception("request failed unexpectedly")
+            if not started:
+                await refuse(failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL), scope, receive, send)
+
+
 class BodyLimitMiddleware:
-    """Innermost middleware: limit request bodies, turn HEAD into GET, and report unexpected errors."""
+    """Innermost: limit request bodies, turn HEAD into GET, and respond to requests that the server cancels."""
 
     def __init__(self, app: ASGIApp, *, max_body: int = MAX_BODY) -> None:
         self._app = app
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; send an envelope whatever goes wrong."""
+        """Pass the request on, within the limit."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -124,11 +156,6 @@ class BodyLimitMiddleware:
             # Only the server cancels requests, when it shuts down. Its own response would have no envelope.
             error = Unavailable("the service is ending; ask again", retry_after=1)
             await error_response(error)(scope, receive, tracking_send)
-        except Exception:  # the root of a request
-            log.exception("request failed unexpectedly")
-            # Once the response has started, the server closes the connection, so that the client sees it is incomplete.
-            if not started:
-                await failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL)(scope, receive, send)
         finally:
             scope["route"] = inner.get("route")  # for RequestLogMiddleware
 
@@ -182,11 +209,11 @@ def _declared_length(scope: Scope) -> int:
 
 
 class OriginMiddleware:
-    """Refuse browsers that show a page of another origin, with 403; see docs/decisions/0006-origins.md.
+    """Refuse pages of other origins and foreign host names, with 403; see docs/decisions/0006-origins.md.
 
     Without a login, any web page that the operator has open could otherwise run commands here. While the service
-    listens on loopback only, a browser that uses a host name which resolves to it (DNS rebinding) is refused too.
-    WebSockets are treated alike, because a browser opens them to any origin. Other programs are never refused.
+    listens on loopback only, every request for a host name that others can make resolve to it (DNS rebinding) is
+    refused too. WebSockets are treated alike, because a browser opens them to any origin.
     """
 
     def __init__(self, app: ASGIApp, *, allowed: Collection[str], loopback_only: bool) -> None:
@@ -212,27 +239,30 @@ class OriginMiddleware:
         await self._app(scope, receive, send)
 
     def _problem(self, headers: Headers) -> str | None:
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if self._loopback_only and _is_browser(headers) and not self._is_known_host(host):
+        # Either header may be there several times; other parts of the service may read any of them.
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if self._loopback_only and not all(map(self._is_known_host, hosts)):
             return "this host name is not served here; name its origin in ALLOWED_ORIGINS"
-        if origin is None or origin in self._allowed or urlsplit(origin).netloc == host:
+        if all(origin in self._allowed or _is_own(origin, hosts) for origin in origins):
             return None
         return "pages of this origin may not use the service; name the origin in ALLOWED_ORIGINS"
 
     def _is_known_host(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname
-        except ValueError:
+        parsed = _HOST.fullmatch(host)
+        if parsed is None:
             return False
-        return name is None or name == "localhost" or name in self._allowed_hosts or _is_address(name)
+        name = parsed["address"] or parsed["name"].lower()
+        return name == "localhost" or name in self._allowed_hosts or _is_address(name)
 
 
-def _is_browser(headers: Headers) -> bool:
-    """Return whether a browser sent the request. A page cannot make its browser hide both headers."""
-    return "origin" in headers or headers.get("user-agent", "").startswith("Mozilla/")
+def _is_own(origin: str, hosts: Collection[str]) -> bool:
+    """Return whether `origin` is that of a page which the service serves itself."""
+    scheme, _, own = origin.lower().partition("://")
+    return scheme in ("http", "https") and {host.lower() for host in hosts} == {own}
 
 
 def _is_address(name: str) -> bool:
+    """Return whether `name` is an IP address. Nobody can make an address resolve to another one."""
     try:
         ip_address(name)
     except ValueError:

@@ -54,6 +54,16 @@ class ViewerConnection(WebSocketsSansIOProtocol):
         super().resume_writing()
         self._bounded.resume_pongs()
 
+    async def send(self, message: Any) -> None:
+        """Send a message of the application.
+
+        A handshake that was refused with a response is complete. uvicorn would report an error when the application
+        returns after it.
+        """
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
+
     def shutdown(self) -> None:
         """Close the connection because the server shuts down; uvicorn's server calls this."""
         self._bounded.linger_seconds = SHUTDOWN_SECONDS

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.middleware import Middleware
 
 from app.domain import errors
 from app.interfaces.errors import STATUS, status_of
@@ -283,3 +284,24 @@ async def test_random_queries_never_return_500(harness: ApiHarness, query: dict[
         answer = await harness.client.get(path, params=query)
         assert answer.status_code in (200, 400)
         check(answer)
+
+
+@pytest.mark.parametrize("outermost", [False, True])
+async def test_exception_in_middleware_returns_500_envelope_and_is_logged(
+    harness: ApiHarness, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, outermost: bool
+) -> None:
+    class Broken:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            raise ValueError("secret detail")
+
+    if outermost:
+        harness.app.add_middleware(Broken)
+    else:
+        harness.app.user_middleware.append(Middleware(Broken))
+    answer = await client.get(API)
+    assert answer.status_code == 500
+    assert "secret detail" not in check(answer)["msg"]
+    assert caplog.text.count("Traceback") == 1

@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -85,6 +86,35 @@ async def test_unknown_subprotocol_returns_400_envelope(vnc_harness: VncHarness)
     assert caught.value.response.status_code == 400
     assert "binary" in json.loads(caught.value.response.body or b"")["msg"]
     assert not screen.opened.is_set()
+
+
+async def test_refused_handshakes_log_no_error(vnc_harness: VncHarness, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"ws://127.0.0.1:{vnc_harness.port}"
+    for path, subprotocols in ((vnc_harness.path("any"), [Subprotocol("base64")]), ("/nothing", None)):
+        with pytest.raises(InvalidStatus):
+            await connect(url + path, proxy=None, subprotocols=subprotocols)
+    assert vnc_harness.server is not None
+    tasks = vnc_harness.server.server_state.tasks
+    await eventually(lambda: not tasks)
+    assert caplog.records == []
+
+
+async def test_exception_in_middleware_refuses_handshake_with_500_envelope(
+    vnc_harness: VncHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            raise ValueError("secret detail")
+
+    vnc_harness.api.app.add_middleware(Broken)
+    with pytest.raises(InvalidStatus) as caught:
+        await vnc_harness.connect_viewer("any")
+    assert caught.value.response.status_code == 500
+    assert json.loads(caught.value.response.body or b"")["code"] == 500
+    assert caplog.text.count("Traceback") == 1
 
 
 async def test_sandbox_starts_while_viewer_waits(vnc_harness: VncHarness) -> None:

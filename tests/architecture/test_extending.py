@@ -41,7 +41,7 @@ async def opened(settings=None, **overrides):
     overrides.setdefault("sandboxes", MemorySandboxProvider())
     app = create_app(Settings(_env_file=None, data_dir="data", log_level="ERROR", **settings or {}), **overrides)
     async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://anker") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             yield client, app
 
 

@@ -79,7 +79,7 @@ async def service(tmp_path: Path, config: str, **settings: Any) -> AsyncIterator
     )
     app = create_app(chosen, sandboxes=MemorySandboxProvider())
     async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://anker") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             yield client
 
 
@@ -165,7 +165,7 @@ async def test_thoughts_of_a_model_never_reach_another_one(
 async def test_title_of_the_user_stays(tmp_path: Path) -> None:
     app = create_app(Settings(data_dir=tmp_path, log_level="WARNING"), sandboxes=MemorySandboxProvider())
     async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://anker") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             session_id = await create(client, title="Mine")
             for message in ("hello", "hi"):
                 await send(client, session_id, message=message)
@@ -229,7 +229,7 @@ async def test_models_are_listed_without_keys_and_addresses(
 async def test_demo_model_is_a_profile_and_counted(tmp_path: Path) -> None:
     app = create_app(Settings(data_dir=tmp_path, log_level="WARNING"), sandboxes=MemorySandboxProvider())
     async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://anker") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             [model] = (await client.get("/api/v1/models")).json()["data"]["models"]
             assert (model["name"], model["model"], model["default"]) == ("default", "demo", True)
             done = await send(client, await create(client, model="default"), message="hello")

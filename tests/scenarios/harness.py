@@ -124,7 +124,7 @@ async def open_scenario(
         }
         app = create_app(Settings(_env_file=None, **values | settings), sandboxes=sandboxes)
         async with app.router.lifespan_context(app):
-            client = ApiClient("http://anker", httpx.ASGITransport(app))
+            client = ApiClient("http://127.0.0.1", httpx.ASGITransport(app))
             session_id = await client.create_session()
             sandbox = sandboxes.prepared[session_id] = ReportSandbox()
             yield Scenario(model, client, sandbox, session_id)

@@ -75,7 +75,7 @@ async def test_session_goes_on_with_a_model_of_a_smaller_window(tmp_path: Path) 
         )
         app = create_app(settings, sandboxes=sandboxes)
         async with app.router.lifespan_context(app):
-            client = ApiClient("http://anker", httpx.ASGITransport(app))
+            client = ApiClient("http://127.0.0.1", httpx.ASGITransport(app))
             session_id = await client.create_session()
             sandboxes.prepared[session_id] = ReportSandbox()
             await client.send_and_read(session_id, MESSAGE)

@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
 
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
@@ -28,7 +27,7 @@ from app.infrastructure.streams.memory import MemoryFeed
 from app.interfaces.api.services import Services, provide
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import screenshot_address
-from app.main import set_up_app
+from app.main import Application, set_up_app
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryScreenshots, MemoryStore
@@ -134,8 +133,8 @@ class ApiHarness:
             default="main",
         )
         self.services = self._build_services(heartbeat)
-        self.app = FastAPI(title="Anker", version="1")
-        set_up_app(self.app, self.metrics, allowed_origins=origins)
+        self.app = Application(self.metrics, title="Anker", version="1")
+        set_up_app(self.app, allowed_origins=origins)
         provide(self.app, self.services)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://anker")
 

@@ -1,4 +1,4 @@
-"""OriginMiddleware: which browsers may use the service."""
+"""OriginMiddleware: which pages and which host names may use the service."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,9 @@ from starlette.types import Message, Receive, Scope, Send
 from app.interfaces.middleware import OriginMiddleware
 
 
-async def send_request(headers: dict[str, str], *, loopback_only: bool = True) -> httpx.Response:
+async def send_request(
+    headers: dict[str, str] | list[tuple[str, str]], *, loopback_only: bool = True
+) -> httpx.Response:
     guard = OriginMiddleware(
         PlainTextResponse("in"), allowed=["https://app.example", "http://b.example:3000/"], loopback_only=loopback_only
     )
@@ -47,7 +49,9 @@ async def open_websocket(
         {"Origin": "http://127.0.0.1:8000"},
         {"Host": "localhost:8000", "Origin": "http://localhost:8000"},
         {"Host": "[::1]:8000", "User-Agent": "Mozilla/5.0"},
-        {"Host": "anything.example"},
+        {"Host": "LOCALHOST"},
+        {"Host": "192.0.2.7:8000"},
+        {"Host": "[2001:db8::1]"},
         {"Origin": "https://app.example"},
         {"Origin": "http://b.example:3000"},
         {"Host": "app.example", "Origin": "https://app.example"},
@@ -65,8 +69,21 @@ async def test_programs_and_allowed_origins_pass(headers: dict[str, str]) -> Non
         {"Origin": "http://127.0.0.1:9000"},
         {"Origin": "http://app.example"},
         {"Host": "evil.example:8000", "Origin": "http://evil.example:8000"},
-        {"Host": "evil.example", "User-Agent": "Mozilla/5.0"},
-        {"Host": "[bad", "User-Agent": "Mozilla/5.0"},
+        {"Origin": "http://["},
+        {"Origin": ""},
+        {"Origin": "127.0.0.1:8000"},
+        {"Origin": "http://127.0.0.1:8000/"},
+        {"Origin": "file://127.0.0.1:8000"},
+        {"Host": "evil.example"},
+        {"Host": "evil.example:8000", "User-Agent": "x"},
+        {"Host": "[bad"},
+        {"Host": ""},
+        {"Host": "localhost.evil.example"},
+        {"Host": "evil.example@localhost"},
+        {"Host": "localhost:80@evil.example"},
+        {"Host": "evil.example/localhost"},
+        {"Host": "2130706433"},
+        {"Host": "127.0.0.1:port"},
     ],
 )
 async def test_other_origins_and_rebound_host_names_get_403_envelope(headers: dict[str, str]) -> None:
@@ -74,6 +91,14 @@ async def test_other_origins_and_rebound_host_names_get_403_envelope(headers: di
     assert response.status_code == 403
     assert response.json()["code"] == 403
     assert "ALLOWED_ORIGINS" in response.json()["msg"]
+
+
+@pytest.mark.parametrize("name", ["Host", "Origin"])
+async def test_second_header_with_foreign_value_gets_403(name: str) -> None:
+    own = [("Host", "127.0.0.1:8000"), ("Origin", "http://127.0.0.1:8000")]
+    foreign = "evil.example" if name == "Host" else "https://evil.example"
+    assert (await send_request(own)).text == "in"
+    assert (await send_request([*own, (name, foreign)])).status_code == 403
 
 
 async def test_public_service_accepts_any_host_name_but_checks_origin() -> None:
@@ -95,6 +120,8 @@ async def test_websockets_of_programs_and_allowed_origins_are_accepted(headers: 
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Host": "evil.example:8000", "Origin": "http://evil.example:8000"},
+        {"Host": "evil.example:8000"},
+        {"Origin": "http://["},
     ],
 )
 async def test_websockets_of_other_origins_get_403_envelope(headers: dict[str, str]) -> None:
