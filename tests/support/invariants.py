@@ -42,6 +42,7 @@ def _check_tool_calls(events: Sequence[dict[str, Any]], *, ended: bool) -> None:
 
 def _check_steps(events: Sequence[dict[str, Any]], *, ended: bool) -> None:
     running: set[str] = set()
+    messages = interrupted = 0
     for item in events:
         if item["event"] == "step":
             step_id = item["data"]["id"]
@@ -50,6 +51,14 @@ def _check_steps(events: Sequence[dict[str, Any]], *, ended: bool) -> None:
                 running.add(step_id)
             else:
                 running.remove(step_id)
+        elif item["event"] == "plan":
+            # A step that a message interrupted has no event of its own: the new plan ends it.
+            closed = running & {step["id"] for step in item["data"]["steps"] if step["status"] == "failed"}
+            running -= closed
+            interrupted += len(closed)
+            assert not interrupted or interrupted < messages, "a step ended without an event or a message"
+        elif item["event"] == "message" and item["data"]["role"] == "user":
+            messages += 1
         elif item["event"] in ("done", "error"):
             assert not running, "a run ended within a step"
     assert not running or not ended, f"steps never ended: {running}"

@@ -232,7 +232,7 @@ class PlanActFlow:
         if up_to is not None and checkpointer.checkpoint.last_read_message > up_to:
             # The stop request arrived late or twice. It is not meant for the run of a newer message.
             raise Superseded("a newer message is stored, and the run continues with it")
-        events = await self._close_open_work(reason)
+        events = await self._close_open_work(reason, ends_run=True)
         last_read = checkpointer.checkpoint.last_read_message
         if unread:
             await self._stage_user_messages(unread)
@@ -258,7 +258,7 @@ class PlanActFlow:
         if phase == "waiting" and unread and checkpointer.checkpoint.plan.running is not None:
             await self._resume_with_answer(unread)
         elif unread:
-            events = await self._close_open_work(PAUSED if phase == "waiting" else reason)
+            events = await self._close_open_work(PAUSED if phase == "waiting" else reason, ends_run=False)
             await self._stage_user_messages(unread)
             # The limits are granted anew. A text that was read, but not planned for, is still to be planned for.
             planning_checkpoint = replace(
@@ -321,8 +321,12 @@ class PlanActFlow:
             await checkpointer.stage("executor", ToolMessage(tool_call_id=question, content=text))
         await checkpointer.stage("planner", UserMessage(content=text))
 
-    async def _close_open_work(self, reason: str) -> list[Event]:
-        """Close open calls and the running step, and stage a summary for the planner. Return the events to store."""
+    async def _close_open_work(self, reason: str, *, ends_run: bool) -> list[Event]:
+        """Close open calls and the running step, and stage a summary for the planner. Return the events to store.
+
+        A step that a new message interrupts has no event of its own, only the new plan: clients take a failed step for
+        the end of the run.
+        """
         checkpointer = self._checkpointer
         plan = checkpointer.checkpoint.plan
         if not plan.steps:
@@ -331,7 +335,8 @@ class PlanActFlow:
         if plan.running is not None:
             failed = replace(plan.running, status="failed", result=f"interrupted: {reason}")
             plan = plan.with_step(failed)
-            events.append(StepEvent.of(failed))
+            if ends_run:
+                events.append(StepEvent.of(failed))
             events.append(PlanEvent.of(plan.steps))
         messages = (await checkpointer.transcript("executor")).since(-_SUMMARIZED_MESSAGES)
         summary = planning.interruption_summary(reason, plan, messages)
