@@ -361,6 +361,19 @@ async def test_session_of_an_earlier_program_is_read_and_written(mongo: MongoHar
     assert (await mongo.sessions.get("s", owner="me")).usage == Usage(calls=1, reasoning_tokens=2, cost=0.5)
 
 
+async def test_running_sessions_of_version_2_are_found_after_the_migration(mongo: MongoHarness) -> None:
+    await mongo.event_log.append_user_message("s", "u", at=1, key=None)
+    await mongo.close()
+    async with raw_database(mongo) as database:
+        await database.sessions.update_one({"_id": "s"}, {"$set": {"status": "active"}})
+        await database.sessions.create_index("status", name="active")
+        await database.metadata.update_one({"_id": "version"}, {"$set": {"value": 2}})
+        await mongo.open()
+        assert await mongo.sessions.list_active() == ["s"]
+        assert "active" not in await database.sessions.index_information()
+        assert (await database.metadata.find_one({"_id": "version"}))["value"] == VERSION
+
+
 async def test_database_of_another_version_is_refused(mongo: MongoHarness) -> None:
     await mongo.close()
     async with raw_database(mongo) as database:

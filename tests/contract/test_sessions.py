@@ -56,18 +56,18 @@ async def test_session_of_another_owner_is_not_found(store: Harness) -> None:
 @pytest.mark.parametrize(
     ("events", "status"),
     [
-        ([MessageEvent(role="user", content="u")], "active"),
+        ([MessageEvent(role="user", content="u")], "running"),
         ([MessageEvent(role="user", content="u"), WaitEvent()], "waiting"),
         ([MessageEvent(role="user", content="u"), DoneEvent()], "completed"),
         ([ErrorEvent(error="e")], "completed"),
-        ([DoneEvent(), MessageEvent(role="user", content="u")], "active"),
+        ([DoneEvent(), MessageEvent(role="user", content="u")], "running"),
         ([TitleEvent(title="t"), StepEvent(id="1", description="d", status="running")], "pending"),
     ],
 )
 async def test_events_change_the_status(store: Harness, events: list[Event], status: str) -> None:
     await store.event_log.commit("s", Commit(timestamp=1, events=events))
     assert (await store.sessions.get("s", owner="me")).status == status
-    assert list(await store.sessions.list_active()) == (["s"] if status == "active" else [])
+    assert list(await store.sessions.list_active()) == (["s"] if status == "running" else [])
 
 
 async def test_summary_after_reopening_reflects_the_events(store: Harness) -> None:
@@ -81,7 +81,7 @@ async def test_summary_after_reopening_reflects_the_events(store: Harness) -> No
     await store.close()
     await store.open()
     session = await store.sessions.get("s", owner="me")
-    assert (session.title, session.status, session.last_event_number, session.unread_count) == ("T", "active", 5, 2)
+    assert (session.title, session.status, session.last_event_number, session.unread_count) == ("T", "running", 5, 2)
     assert (session.latest_message, session.latest_message_at) == ("x" * PREVIEW_CHARS, 160)
     assert (await store.sessions.page(owner="me", limit=1, cursor=None)).sessions == (session,)
 
@@ -207,3 +207,11 @@ async def test_session_is_created_with_its_model_and_title(store: Harness) -> No
     session = await store.sessions.get("named", owner="me")
     assert (session.model, session.title, session.status) == ("fast", "Caf\ufffd", "pending")
     assert await store.event_log.load_checkpoint("named") == Checkpoint(model="fast", given_title="Caf\ufffd")
+
+
+async def test_older_mark_after_a_newer_one_changes_nothing(store: Harness) -> None:
+    await store.event_log.commit("s", Commit(timestamp=1, events=(says("1"), says("2"))))
+    assert await store.sessions.mark_delivered("s", number=2) is True
+    await store.event_log.commit("s", Commit(timestamp=1, events=(says("3"),)))
+    assert await store.sessions.mark_delivered("s", number=1) is False
+    assert await unread(store) == 1

@@ -214,6 +214,21 @@ async def test_file_of_version_1_is_migrated_and_can_be_written(tmp_path: Path) 
         await store.close()
 
 
+async def test_running_session_of_version_1_is_found_after_the_migration(tmp_path: Path) -> None:
+    load_golden(tmp_path / "data")
+    connection = sqlite3.connect(tmp_path / "data" / "anker.db")
+    connection.execute("UPDATE sessions SET status = 'active'")
+    connection.commit()
+    connection.close()
+    store = SqliteHarness(tmp_path / "data")
+    await store.open()
+    try:
+        assert list(await store.sessions.list_active()) == ["golden"]
+        assert (await store.sessions.get("golden", owner="me")).status == "running"
+    finally:
+        await store.close()
+
+
 async def test_failed_migration_leaves_the_file_unchanged(tmp_path: Path) -> None:
     load_golden(tmp_path / "data")
     connection = sqlite3.connect(tmp_path / "data" / "anker.db")

@@ -152,7 +152,7 @@ class MemoryStore:
 
     async def list_active(self) -> Sequence[str]:
         self.check_trouble()
-        return [each.session.id for each in self._sessions.values() if each.session.status == "active"]
+        return [each.session.id for each in self._sessions.values() if each.session.status == "running"]
 
     async def list_ids(self) -> Sequence[str]:
         self.check_trouble()

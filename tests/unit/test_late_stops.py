@@ -33,7 +33,7 @@ async def test_stop_of_an_earlier_run_leaves_the_current_run_alone(store: Memory
     with pytest.raises(Superseded):
         await make_worker(store).finish_stopped("s", up_to=2, fencing_token=None)
     assert (await store.load_checkpoint("s")).phase == "executing"
-    assert (await store.get("s", owner="")).status == "active"
+    assert (await store.get("s", owner="")).status == "running"
 
 
 async def test_stop_of_the_current_run_ends_it(store: MemoryStore) -> None:

@@ -90,7 +90,7 @@ class ChatService:
             return self._stream(session_id, stream_range)
         # The message was sent before. Its run may be over, and the client may already have the terminal event.
         session = await self.sessions.get(session_id, owner=owner)
-        if session.status != "active":
+        if session.status != "running":
             stream_range = replace(stream_range, ends_at=session.last_event_number)
         return self._stream(session_id, stream_range)
 
@@ -155,7 +155,7 @@ class ChatService:
 
 def _range_of_current_run(session: Session, after: int) -> _StreamRange:
     last = session.last_event_number
-    return _StreamRange(after=after, ends_after=last, ends_at=None if session.status == "active" else last)
+    return _StreamRange(after=after, ends_after=last, ends_at=None if session.status == "running" else last)
 
 
 def _cut(records: Sequence[EventRecord], stream_range: _StreamRange) -> tuple[Sequence[EventRecord], bool]:

@@ -128,7 +128,7 @@ class SessionService:
             StoreUnavailable: The run could not be stopped and continues.
         """
         session = await self.sessions.get(session_id, owner=owner)
-        if session.status in ("active", "waiting"):
+        if session.status in ("running", "waiting"):
             await self.queue.stop_run(session_id, up_to=session.last_event_number)
 
     async def delete(self, session_id: str, *, owner: str) -> None:

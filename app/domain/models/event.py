@@ -16,7 +16,7 @@ from app.domain.models.message import Usage
 from app.domain.models.plan import Step, StepStatus
 from app.domain.models.tool import JsonObject, OpenCall, ToolkitName, ToolResult
 
-SessionStatus = Literal["pending", "active", "waiting", "completed"]
+SessionStatus = Literal["pending", "running", "waiting", "completed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +58,9 @@ class MessageEvent(Event):
     content: str
 
     def session_changes(self) -> SessionChanges:
-        """Count the message and show it in the list; a user's message makes the session active."""
+        """Count the message and show it in the list; a user's message starts a run."""
         if self.role == "user":
-            return SessionChanges(status="active", latest_message=self.content, user_messages=1)
+            return SessionChanges(status="running", latest_message=self.content, user_messages=1)
         return SessionChanges(latest_message=self.content, assistant_messages=1)
 
 

@@ -50,7 +50,7 @@ class LeaseRepository(Protocol):
         ...
 
     async def release(self, lease: Lease) -> bool:
-        """Release the lease. Return whether the session is `active`, which means that there is work to do.
+        """Release the lease. Return whether the session is `running`, which means that there is work to do.
 
         Return False if the lease was lost before, or if the session does not exist any more.
         """
@@ -67,7 +67,7 @@ class LeaseRepository(Protocol):
     async def list_claimable(self, *, limit: int) -> Sequence[str]:
         """Return ids of sessions with work and without a valid lease, longest waiting first.
 
-        A session has work if it is `active`, or if a stop was requested and not cleared.
+        A session has work if it is `running`, or if a stop was requested and not cleared.
         """
         ...
 

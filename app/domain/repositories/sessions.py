@@ -47,7 +47,7 @@ class SessionRepository(Protocol):
         ...
 
     async def list_active(self) -> Sequence[str]:
-        """Return the ids of all sessions with status `active`: each has a run, or needs one."""
+        """Return the ids of all sessions with status `running`: each has a run, or needs one."""
         ...
 
     async def list_ids(self) -> Sequence[str]:

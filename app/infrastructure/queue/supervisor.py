@@ -265,7 +265,7 @@ class RunSupervisor:
 
 
 class InlineRunQueue:
-    """A `RunQueue` without leases. At start, the caller resumes every session whose status is `active`."""
+    """A `RunQueue` without leases. At start, the caller resumes every session whose status is `running`."""
 
     def __init__(self, worker: RunWorker) -> None:
         self._supervisor = RunSupervisor(worker)

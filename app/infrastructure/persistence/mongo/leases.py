@@ -43,7 +43,7 @@ class MongoLeases(MongoRepository):
         query: Document = {"_id": well_formed(lease.session_id), "lease.token": lease.token}
         change: Document = {"$set": {"lease.holder": "", "lease.until": "$$NOW"}}
         released = await self._update(query, change, ("status",))
-        return released is not None and released["status"] == "active"
+        return released is not None and released["status"] == "running"
 
     async def take_over(self, session_id: str, *, holder: str, seconds: float) -> str | None:
         """Implement `LeaseRepository.take_over`."""
@@ -59,7 +59,7 @@ class MongoLeases(MongoRepository):
             return []
         # Each branch has an index of its own, which holds only the sessions of that branch.
         free = self._is_free()
-        query: Document = {"$or": [{"status": "active", **free}, {"stop_up_to": {"$gte": 0}, **free}]}
+        query: Document = {"$or": [{"status": "running", **free}, {"stop_up_to": {"$gte": 0}, **free}]}
         order = [("lease.until", 1), ("_id", 1)]
         rows = await self._find(self._database.sessions, query, ("_id",), sort=order, limit=limit)
         return [row["_id"] for row in rows]

@@ -4,7 +4,7 @@
                   `latest_message_at`, `created_at`, `last_activity`; `last_event`, `last_user_message`: event numbers;
                   `delivered`, `unread`; `planner_messages`, `executor_messages`: lengths of the transcripts;
                   `prompt_tokens`, `cached_tokens`, `completion_tokens`, `reasoning_tokens`, `calls`, `cost`: usage;
-                  `model`: model profile; `given_title`: title by the user; `checkpoint`, its `revision`;
+                  `model`: model profile; `given_title`: title by the user; `is_pinned`; `checkpoint`, its `revision`;
                   `lease`: `{holder, until, token}`; `stop_up_to` while a stop is requested; `version`: number of
                   updates; `tail`: rows of the last update
     events        `_id`: event key (see `codec.py`); `type`, `speaker`, `data`: the encoded event
@@ -16,7 +16,8 @@
     metadata      `_id`, `value`: version of this schema, id of the installation
     counters      `_id`, `value`: newest ordinal
 
-Sessions of earlier programs lack `model`, `given_title` and `reasoning_tokens`. There is no `cost` without a price.
+Sessions of earlier programs lack `model`, `given_title`, `is_pinned` and `reasoning_tokens`. There is no `cost` without
+a price.
 `session_writer.py` explains how a write gets into these collections.
 """
 
@@ -24,12 +25,16 @@ import secrets
 
 import pymongo
 from pymongo import IndexModel
+from pymongo.errors import OperationFailure
 
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.mongo.client import MongoDatabase, insert_missing
 
-VERSION = 2
-"""Version of the schema. Version 1 was never released."""
+VERSION = 3
+"""Version of the schema. Version 1 was never released; in version 2, sessions with a run had the status `active`."""
+
+_INDEX_NOT_FOUND = 27
+"""Error code of MongoDB."""
 
 MESSAGES_INDEX = "messages"
 """Name of the index over those events that are messages, which are few."""
@@ -41,7 +46,7 @@ _PREPARE_SECONDS = 20.0
 _SESSION_INDEXES = [
     IndexModel("ordinal", name="ordinal", unique=True),
     IndexModel([("owner", 1), ("last_activity", -1), ("ordinal", -1)], name="listed"),
-    IndexModel(["status", "lease.until"], name="active", partialFilterExpression={"status": "active"}),
+    IndexModel(["status", "lease.until"], name="running", partialFilterExpression={"status": "running"}),
     IndexModel("stop_up_to", name="stopping", partialFilterExpression={"stop_up_to": {"$exists": True}}),
     IndexModel("lease.holder", name="held", partialFilterExpression={"lease.holder": {"$gt": ""}}),
 ]
@@ -66,6 +71,8 @@ async def prepare(database: MongoDatabase) -> str:
         )
     with pymongo.timeout(_PREPARE_SECONDS):
         version = await _metadata(database, "version", VERSION)
+        if version == VERSION - 1:
+            version = await _migrate(database)
         if version != VERSION:
             raise StoreUnavailable(
                 f"MONGODB_DATABASE: the database has version {version}, this program needs version {VERSION}:"
@@ -76,6 +83,18 @@ async def prepare(database: MongoDatabase) -> str:
         await database.events.create_indexes(_EVENT_INDEXES, commitQuorum="majority")
         await database.tickets.create_indexes(_TICKET_INDEXES, commitQuorum="majority")
         return str(await _metadata(database, "installation", secrets.token_hex(8)))
+
+
+async def _migrate(database: MongoDatabase) -> int:
+    """Bring a database of the previous version to `VERSION`, which is returned. It may be repeated by anybody."""
+    await database.sessions.update_many({"status": "active"}, {"$set": {"status": "running"}})
+    try:
+        await database.sessions.drop_index("active")
+    except OperationFailure as error:
+        if error.code != _INDEX_NOT_FOUND:
+            raise
+    await database.metadata.update_one({"_id": "version"}, {"$set": {"value": VERSION}})
+    return VERSION
 
 
 async def _metadata(database: MongoDatabase, name: str, default: object) -> object:

@@ -69,7 +69,7 @@ class MongoSessions(MongoRepository):
 
     async def list_active(self) -> Sequence[str]:
         """Implement `SessionRepository.list_active`."""
-        rows = await self._find(self._database.sessions, {"status": "active"}, ("ordinal",))
+        rows = await self._find(self._database.sessions, {"status": "running"}, ("ordinal",))
         return [row["_id"] for row in sorted(rows, key=lambda row: row["ordinal"])]
 
     async def list_ids(self) -> Sequence[str]:

@@ -192,7 +192,15 @@ _V7 = (
 # The title that the user gave a session, empty if the agent names it.
 _V8 = ("ALTER TABLE sessions ADD COLUMN given_title TEXT NOT NULL DEFAULT ''",)
 
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8)
+# The status of a session with a run is called as clients call it. Whether the user pinned the session.
+_V9 = (
+    "DROP INDEX sessions_active",
+    "UPDATE sessions SET status = 'running' WHERE status = 'active'",
+    "CREATE INDEX sessions_running ON sessions (status) WHERE status = 'running'",
+    "ALTER TABLE sessions ADD COLUMN is_pinned INTEGER NOT NULL DEFAULT 0",
+)
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9)
 """Statements that lead from schema version i to i + 1. `PRAGMA user_version` is the version of a file.
 
 A migration that was released never changes.

@@ -140,7 +140,7 @@ class SqliteSessions(_Repository):
 
     async def list_active(self) -> Sequence[str]:
         """Implement `SessionRepository.list_active`."""
-        rows = await self._rows("SELECT id FROM sessions WHERE status = 'active' ORDER BY ordinal")
+        rows = await self._rows("SELECT id FROM sessions WHERE status = 'running' ORDER BY ordinal")
         return [row[0] for row in rows]
 
     async def list_ids(self) -> Sequence[str]:
