@@ -114,6 +114,30 @@ async def test_messages_are_unread_until_chat_stream_delivers_them(
     assert (await client.get(API)).json()["data"]["sessions"][0]["unread_message_count"] == 0
 
 
+@pytest.mark.parametrize("how", ["body", "header", "events endpoint", "events header"])
+async def test_attach_counts_everything_up_to_its_event_id_as_delivered(
+    harness: ApiHarness, live_client: httpx.AsyncClient, how: str
+) -> None:
+    session_id = await harness.create_session()
+    events = [MessageEvent(role="assistant", content=text) for text in ("one", "two", "three")]
+    await harness.commit_events(session_id, MessageEvent(role="user", content="hi"), *events, DoneEvent())
+    history = (await live_client.get(f"{API}/{session_id}")).json()["data"]["events"]
+    last, earlier = (history[position]["data"]["event_id"] for position in (-1, 1))
+    for event_id in (last, earlier, last):
+        await harness.commit_events(session_id, MessageEvent(role="user", content="go on"))
+        headers = {"Last-Event-ID": event_id} if "header" in how else {}
+        if how.startswith("events"):
+            query = "" if headers else f"?after={event_id}"
+            request = live_client.stream("GET", f"{API}/{session_id}/events{query}", headers=headers)
+        else:
+            body = {} if headers else {"event_id": event_id}
+            request = live_client.stream("POST", f"{API}/{session_id}/chat", headers=headers, json=body)
+        async with request as response:
+            assert response.status_code == 200
+            [session] = (await live_client.get(API)).json()["data"]["sessions"]
+            assert session["unread_message_count"] == 0
+
+
 async def test_stream_that_never_catches_up_still_marks_messages_read(
     harness: ApiHarness, client: httpx.AsyncClient
 ) -> None:

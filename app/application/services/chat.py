@@ -75,6 +75,7 @@ class ChatService:
         """
         session = await self.sessions.get(session_id, owner=owner)
         check_position(session, request.after)
+        await self._mark_known(session, request.after)
         if request.model:
             self.models.check(request.model)
         if not request.message.strip():
@@ -101,7 +102,9 @@ class ChatService:
             NotFound: The session does not exist.
             InvalidInput: The session has no event number `after`.
         """
-        check_position(await self.sessions.get(session_id, owner=owner), after)
+        session = await self.sessions.get(session_id, owner=owner)
+        check_position(session, after)
+        await self._mark_known(session, after)
         return self._follow_and_mark(session_id, after)
 
     async def _stream(self, session_id: str, stream_range: _StreamRange) -> AsyncGenerator[StreamItem, None]:
@@ -144,6 +147,11 @@ class ChatService:
                         continue
                     newest_message = max(newest_message, _newest_message(item))
                 yield item
+
+    async def _mark_known(self, session: Session, after: int | None) -> None:
+        """Mark what the client has, for example from the history, when it opens a stream from there on."""
+        if session.unread_count:
+            await self._mark_delivered(session.id, after or 0)
 
     async def _mark_delivered(self, session_id: str, number: int) -> None:
         if number:
