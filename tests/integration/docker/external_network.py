@@ -44,6 +44,8 @@ class ExternalNetwork:
     unlisted: str
     """Another public address, which an egress list may leave out."""
     private: str
+    lan: str
+    """A public address within a network of this machine."""
     metadata: str = METADATA
 
     def redirect(self, target: str) -> str:
@@ -68,30 +70,32 @@ def external_network() -> Iterator[ExternalNetwork]:
     number = secrets.randbelow(16)
     name = f"anker-{secrets.token_hex(3)}"
     outer, inner = f"{name}o"[:15], f"{name}i"[:15]
-    public = [f"203.0.113.{128 + 8 * number + n}" for n in (1, 2, 3)]
+    public = [f"6.213.0.{128 + 8 * number + n}" for n in (1, 2, 3)]
     private = [f"10.213.{number}.{n}" for n in (1, 2)]
+    lan = [f"6.214.{number}.{n}" for n in (1, 2)]
     inside = ["netns", "exec", name, "ip"]
     try:
         _ip("netns", "add", name)
         _ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
-        for address in (f"{public[0]}/29", f"{private[0]}/24"):
+        for address in (f"{public[0]}/32", f"{private[0]}/24", f"{lan[0]}/24"):
             _ip("addr", "add", address, "dev", outer)
-        for address in (f"{public[1]}/29", f"{public[2]}/29", f"{private[1]}/24", f"{METADATA}/32"):
+        for address in (f"{public[1]}/32", f"{public[2]}/32", f"{private[1]}/24", f"{lan[1]}/24", f"{METADATA}/32"):
             _ip(*inside, "addr", "add", address, "dev", inner)
         _ip("link", "set", outer, "up")
         for device in (inner, "lo"):
             _ip(*inside, "link", "set", device, "up")
-        _ip(*inside, "route", "add", "default", "via", public[0])
+        _ip(*inside, "route", "add", "default", "via", private[0])
+        for address in public[1:]:
+            _ip("route", "replace", f"{address}/32", "via", private[1])
         _ip("route", "replace", f"{METADATA}/32", "dev", outer)
         server = subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True
         )
         try:
             assert server.stdout is not None and server.stdout.readline() == "listening\n"
-            network = ExternalNetwork(public[0], public[1], public[2], private[1])
-            assert all(
-                responds(each) for each in (network.allowed, network.unlisted, network.private, network.metadata)
-            )
+            network = ExternalNetwork(public[0], public[1], public[2], private[1], lan[1])
+            servers = (network.allowed, network.unlisted, network.private, network.lan, network.metadata)
+            assert all(responds(each) for each in servers)
             yield network
         finally:
             server.kill()

@@ -8,6 +8,7 @@ from app.infrastructure.sandbox.docker.container_spec import parse_size
 from app.infrastructure.sandbox.docker.engine import EngineRefused, ObjectConflict, ObjectNotFound, parse_refusal
 from app.infrastructure.sandbox.docker.engine_objects import EngineContainer, EngineNetwork
 from app.infrastructure.sandbox.docker.network.egress import (
+    HOST_NETWORKS,
     EgressAllowlist,
     FirewallRules,
     bridge_name,
@@ -74,6 +75,8 @@ def _target(rules: list[str], address: str) -> str:
     """Return the target of the first rule that applies to every new packet to `address`."""
     for rule in rules:
         parts = rule.split()
+        if parts[:2] == ["-d", HOST_NETWORKS]:
+            continue
         if parts[0] == "-d" and "--dport" not in parts and IPv4Address(address) in ip_network(parts[1]):
             return parts[parts.index("-j") + 1]
         if parts[0] == "-j":
@@ -81,16 +84,22 @@ def _target(rules: list[str], address: str) -> str:
     raise AssertionError("the last rule of a chain must apply to every packet")
 
 
-PRIVATE_ADDRESSES = ("10.9.9.9", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "198.18.0.1")
-FORBIDDEN_ADDRESSES = ("169.254.169.254", "127.0.0.1", "0.1.2.3", "224.0.0.251", "255.255.255.255")
+PRIVATE_ADDRESSES = (
+    *("10.9.9.9", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "198.18.0.1"),
+    *("192.0.2.1", "192.31.196.1", "192.52.193.1", "192.88.99.1", "192.175.48.1", "198.51.100.1", "203.0.113.1"),
+)
+FORBIDDEN_ADDRESSES = (
+    *("169.254.169.254", "127.0.0.1", "0.1.2.3", "224.0.0.251", "240.0.0.1", "255.255.255.255"),
+    *("192.0.0.8", "192.0.0.192", "100.100.100.200", "168.63.129.16"),
+)
 
 
 def test_open_egress_rejects_private_addresses_and_allows_public_ones() -> None:
-    firewall = FirewallRules(network="n", egress="open", subnets=("172.30.0.0/16",), other_subnets=("192.0.2.0/24",))
+    firewall = FirewallRules(network="n", egress="open", subnets=("172.30.0.0/16",), other_subnets=("6.6.6.0/24",))
     rules = _rules(firewall, firewall.forward_chain)
-    for address in (*PRIVATE_ADDRESSES, *FORBIDDEN_ADDRESSES, "192.0.2.9"):
+    for address in (*PRIVATE_ADDRESSES, *FORBIDDEN_ADDRESSES, "6.6.6.9"):
         assert _target(rules, address) == firewall.reject_chain
-    assert _target(rules, "203.0.113.1") == "RETURN"
+    assert _target(rules, "6.213.0.1") == "RETURN"
     assert _rules(firewall, firewall.input_chain)[-1] == f"-j {firewall.reject_chain}"
 
 
@@ -100,17 +109,26 @@ def test_listed_network_that_contains_private_networks_does_not_open_them() -> N
     rules = _rules(firewall, firewall.forward_chain)
     for address in (*PRIVATE_ADDRESSES, *FORBIDDEN_ADDRESSES):
         assert _target(rules, address) == firewall.reject_chain
-    assert _target(rules, "203.0.113.1") == "RETURN"
+    assert _target(rules, "6.213.0.1") == "RETURN"
 
 
 def test_allowlist_opens_listed_addresses_only() -> None:
     listed = parse_egress("10.9.9.0/24 allowed.example")
     firewall = FirewallRules(
-        network="n", egress=listed, subnets=("172.30.0.0/16",), addresses=(IPv4Address("203.0.113.1"),)
+        network="n", egress=listed, subnets=("172.30.0.0/16",), addresses=(IPv4Address("6.213.0.1"),)
     )
     rules = _rules(firewall, firewall.forward_chain)
-    assert (_target(rules, "10.9.9.9"), _target(rules, "203.0.113.1")) == ("RETURN", "RETURN")
-    for address in ("10.9.8.9", "203.0.113.2", *FORBIDDEN_ADDRESSES):
+    assert (_target(rules, "10.9.9.9"), _target(rules, "6.213.0.1")) == ("RETURN", "RETURN")
+    for address in ("10.9.8.9", "6.213.0.2", *FORBIDDEN_ADDRESSES):
+        assert _target(rules, address) == firewall.reject_chain
+
+
+def test_listed_networks_do_not_open_forbidden_addresses() -> None:
+    listed = parse_egress("100.64.0.0/10 10.0.0.0/8")
+    firewall = FirewallRules(network="n", egress=listed, subnets=("172.30.0.0/16",))
+    rules = _rules(firewall, firewall.forward_chain)
+    assert (_target(rules, "100.64.0.1"), _target(rules, "10.0.0.1")) == ("RETURN", "RETURN")
+    for address in FORBIDDEN_ADDRESSES:
         assert _target(rules, address) == firewall.reject_chain
 
 

@@ -65,10 +65,14 @@ def test_script_puts_jumps_first_and_removes_all_its_rules(run_inside: Run, vari
     assert run_script(run_inside, "apply").returncode == NO_CHAIN_STATUS
     run_inside(iptables, "-N", "DOCKER-USER")
     run_inside(iptables, "-A", "DOCKER-USER", "-j", "RETURN")
+    run_inside("ip", "addr", "add", "6.7.8.9/24", "dev", "lo")
+    run_inside("ip", "addr", "add", "6.9.0.1", "peer", "6.9.0.2", "dev", "lo")
     before = saved_rules(run_inside, variant)
     assert run_script(run_inside, "apply").stdout == "done\n"
     rules = saved_rules(run_inside, variant)
     assert {*JUMPS, f"-A {RULES.forward_chain} -d 10.1.2.3/32 -j RETURN"} <= set(rules)
+    for network in ("6.7.8.0/24", "6.9.0.1/32", "6.9.0.2/32"):
+        assert f"-A {RULES.forward_chain} -d {network} -j {RULES.reject_chain}" in rules
     assert run_script(run_inside, "apply").returncode == 0 and saved_rules(run_inside, variant) == rules
     # An unrelated rule before our jumps is moved behind them; a jump of another sandbox network may stay.
     run_inside(iptables, "-I", "DOCKER-USER", "1", "-s", "192.0.2.1", "-j", "ACCEPT")

@@ -59,6 +59,39 @@ async def test_open_egress_reaches_public_servers_and_no_private_ones(
     assert responds(external.private) and await fetch(sandbox, f"http://{external.private}/") == ""
 
 
+async def test_network_of_the_host_is_closed_whatever_its_addresses(
+    provider: DockerSandboxes, sandbox: Sandbox, external: ExternalNetwork
+) -> None:
+    provider.firewall.invalidate()
+    await provider.firewall.ensure()
+    assert responds(external.lan) and await fetch(sandbox, f"http://{external.lan}/") == ""
+
+
+async def test_forbidden_address_stays_closed_while_networks_are_created(
+    engine: EngineSandbox, sandbox: Sandbox, external: ExternalNetwork
+) -> None:
+    # For each new network, the engine takes its own jump out of the forwarding rules for a moment.
+    attempts = (
+        "import os, socket\nreached = 0\nwhile not os.path.exists('enough'):\n    s = socket.socket()\n"
+        f"    reached += not s.connect_ex(('{external.private}', 80))\n    s.close()\nprint('reached', reached)\n"
+    )
+    await write(sandbox, "attempts.py", attempts)
+    await run(sandbox, "rm -f enough")
+    await sandbox.shell_exec("attempts", "", "(python3 attempts.py)")
+    try:
+        await asyncio.to_thread(_create_networks, engine, 20)
+    finally:
+        await run(sandbox, "touch enough")
+    state = await sandbox.shell_wait("attempts", 10)
+    assert state.output == "reached 0\n"
+
+
+def _create_networks(engine: EngineSandbox, count: int) -> None:
+    for number in range(count):
+        created = engine.api.create_network(f"{engine.network}-{number}", "bridge")
+        engine.api.remove_network(created["Id"])
+
+
 @pytest.mark.parametrize("address", METADATA_NOTATIONS)
 async def test_metadata_address_is_unreachable_in_every_notation(
     sandbox: Sandbox, external: ExternalNetwork, address: str
@@ -253,7 +286,7 @@ async def test_removed_or_overridden_rules_are_restored(
     chain = f"ANKER-F-{engine.bridge.removeprefix('anker-')}"
     jump = ["-i", engine.bridge, "-j"]
     before = rules(engine)
-    iptables("-I", "DOCKER-USER", "1", *jump, "ACCEPT")
+    iptables("-I", "FORWARD", "1", *jump, "ACCEPT")
     try:
         assert await fetch(sandbox, f"http://{external.private}/") != ""
         await provider.firewall.refresh()  # does not look at rules that were applied a short time ago
@@ -261,7 +294,7 @@ async def test_removed_or_overridden_rules_are_restored(
         await provider.reap()
         assert await fetch(sandbox, f"http://{external.private}/") == ""
     finally:
-        iptables("-D", "DOCKER-USER", *jump, "ACCEPT")
+        iptables("-D", "FORWARD", *jump, "ACCEPT")
     iptables("-F", chain)
     iptables("-D", "INPUT", *jump, chain.replace("-F-", "-I-"))
     assert await fetch(sandbox, f"http://{external.private}/") != ""
@@ -363,9 +396,10 @@ async def test_service_in_container_joins_network_and_only_it_reaches_sandboxes(
 
 
 def rules(engine: EngineSandbox) -> list[str]:
-    """Return the firewall rules for this run's network."""
+    """Return the firewall rules for this run's network, but none for a network of the host: other tests make some."""
     suffix = engine.bridge.removeprefix("anker-")
-    return [line for line in engine.saved_rules().splitlines() if suffix in line and line.startswith("-A")]
+    lines = [line for line in engine.saved_rules().splitlines() if suffix in line and line.startswith("-A")]
+    return [line for line in lines if f"-A ANKER-F-{suffix} -d 1" not in line]
 
 
 async def test_own_container_is_found_inside_it_and_not_on_the_host(engine: EngineSandbox, sandbox: Sandbox) -> None:

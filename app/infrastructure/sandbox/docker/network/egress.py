@@ -21,14 +21,28 @@ from app.infrastructure.sandbox.docker.engine_objects import SANDBOX_PORT
 log = logging.getLogger(__name__)
 
 PRIVATE_NETWORKS = tuple(
-    IPv4Network(each) for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15")
+    IPv4Network(each)
+    for each in (
+        *("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16"),
+        *("192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24"),
+        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+    )
 )
-"""Networks of the operator. Closed, unless `SANDBOX_EGRESS` lists an address or network within them."""
+"""Networks of the operator, and networks that are no part of the internet. Closed, unless `SANDBOX_EGRESS` lists an
+address or network within them. With `FORBIDDEN_NETWORKS`, they cover IANA's registry of special-purpose addresses."""
 
 FORBIDDEN_NETWORKS = tuple(
-    IPv4Network(each) for each in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+    IPv4Network(each)
+    for each in (
+        *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        # Services of cloud providers for their virtual machines, outside the link-local network.
+        *("100.100.100.200/32", "168.63.129.16/32"),
+    )
 )
-"""Loopback, link-local (with cloud metadata), multicast and reserved networks. Closed to every sandbox."""
+"""Loopback, link-local (with cloud metadata), protocol, multicast and reserved networks. Closed to every sandbox."""
+
+HOST_NETWORKS = "@host-networks@"
+"""Stands in a rule of the table for each network of the host's interfaces, which only `firewall.sh` knows."""
 
 RESOLVE_SECONDS = 5.0
 """Timeout in seconds of one name lookup."""
@@ -235,12 +249,13 @@ class FirewallRules:
         rules.append(f"-m conntrack --ctstate DNAT {reject}")
         rules += self._dns_rules()
         rules.append(f"-o {self.bridge} {reject}")
-        rules += self._allowed(private=True)
-        closed = (*map(str, (*FORBIDDEN_NETWORKS, *PRIVATE_NETWORKS)), *self.other_subnets)
+        rules += [f"-d {network} {reject}" for network in FORBIDDEN_NETWORKS]
+        rules += self._allowed(inward=True)
+        closed = (*map(str, PRIVATE_NETWORKS), *self.other_subnets, HOST_NETWORKS)
         rules += [f"-d {network} {reject}" for network in closed]
         if self.egress == "open":
             return [*rules, _RETURN]
-        return [*rules, *self._allowed(private=False), reject]
+        return [*rules, *self._allowed(inward=False), reject]
 
     def _input_rules(self) -> list[str]:
         services = [f"-s {service} {_RETURN}" for service in self.services]
@@ -252,14 +267,22 @@ class FirewallRules:
         pairs = [(resolver, protocol) for resolver in self.resolvers for protocol in ("udp", "tcp")]
         return [f"-d {resolver} -p {protocol} --dport 53 {_RETURN}" for resolver, protocol in pairs]
 
-    def _allowed(self, *, private: bool) -> list[str]:
-        """Return rules for the listed networks; a listed network that merely contains private ones is not private."""
+    def _allowed(self, *, inward: bool) -> list[str]:
+        """Return rules for the listed destinations.
+
+        Args:
+            inward: True for addresses, and networks within private ones, which may belong to the operator. False for
+                other networks, which do not open private ones that they contain, and for hosts.
+        """
         if isinstance(self.egress, str):
             return []
-        listed = self.egress.networks
-        networks = [each for each in listed if any(map(each.subnet_of, PRIVATE_NETWORKS)) == private]
-        networks += [] if private else [IPv4Network(each) for each in self.addresses]
+        networks = [each for each in self.egress.networks if _may_be_inward(each) == inward]
+        networks += [] if inward else [IPv4Network(each) for each in self.addresses]
         return [f"-d {network} {_RETURN}" for network in networks]
+
+
+def _may_be_inward(listed: IPv4Network) -> bool:
+    return listed.num_addresses == 1 or any(map(listed.subnet_of, PRIVATE_NETWORKS))
 
 
 def _hash(network: str) -> str:

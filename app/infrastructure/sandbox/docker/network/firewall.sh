@@ -2,7 +2,8 @@
 #   ACTION         apply | remove
 #   BRIDGE         bridge of the network
 #   FORWARD_CHAIN, INPUT_CHAIN, REJECT_CHAIN   names of the network's chains
-#   TABLE          their contents, as input for iptables-restore
+#   TABLE          their contents, as input for iptables-restore; a rule with @host-networks@ stands for one rule for
+#                  each network of the host's interfaces
 # Prints "done" on success. Any other output goes to the service's log.
 set -eu
 
@@ -78,8 +79,18 @@ remove_stale_rules() {
     done
 }
 
+# Print TABLE with the networks of the host's interfaces, at both ends of point-to-point links.
+complete_table() {
+    addresses=$(ip -4 -o addr show) || exit
+    networks=$(echo "$addresses" | awk '{ for (i = 3; i < NF; i++) if ($i == "inet" || $i == "peer") print $(i + 1) }')
+    printf '%s\n' "$TABLE" | awk -v networks="$networks" '
+        !/@host-networks@/ { print; next }
+        { count = split(networks, each); for (i = 1; i <= count; i++) { line = $0; sub(/@[^@]*@/, each[i], line); print line } }'
+}
+
 if [ "$ACTION" = apply ]; then
-    printf '%s\n' "$TABLE" | "$iptables-restore" -w 5 --noflush
+    table=$(complete_table)
+    printf '%s\n' "$table" | "$iptables-restore" -w 5 --noflush
     insert_jump DOCKER-USER "$FORWARD_CHAIN"
     # Whenever a network is created, the engine removes its jump to DOCKER-USER for a moment.
     insert_jump FORWARD "$FORWARD_CHAIN"
