@@ -8,6 +8,7 @@ import asyncio
 import http.client
 import json
 import os
+from dataclasses import asdict
 
 from pydantic import Field
 from starlette.datastructures import UploadFile
@@ -17,7 +18,7 @@ from starlette.routing import Route
 
 from sandbox.activity import Activity
 from sandbox.auth import MIB
-from sandbox.files import reading, search, writing
+from sandbox.files import finding, reading, writing
 from sandbox.files.calls import FileCall, ImageCall, ReadCall, ReplaceCall, SearchCall, WriteCall, run_call
 from sandbox.files.paths import PathResolver, ResolvedPath
 from sandbox.files.process import CallRunner
@@ -298,14 +299,13 @@ def _content_routes(paths: PathResolver, runner: CallRunner) -> list[Route]:
 def _folder_routes(paths: PathResolver) -> list[Route]:
     async def find(body: FindBody) -> Response:
         def work(place: ResolvedPath) -> dict[str, object]:
-            files, truncated = search.find(place, body.glob)
-            return {"path": place.absolute, "files": files, "truncated": truncated}
+            return {"path": place.absolute, **asdict(finding.find(place, body.glob))}
 
         return success_response(await paths.run_in_thread(body.path, work))
 
     async def list_folder(body: ListBody) -> Response:
         def work(place: ResolvedPath) -> dict[str, object]:
-            entries, truncated = search.list_folder(place)
+            entries, truncated = finding.list_folder(place)
             return {"path": place.absolute, "entries": entries, "truncated": truncated}
 
         return success_response(await paths.run_in_thread(body.path, work))

@@ -3,9 +3,11 @@
 import asyncio
 import errno
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from sandbox.settings import Settings
 from sandbox.web import Failure
@@ -30,6 +32,19 @@ _KNOWN_ERRORS: dict[int, tuple[int, str]] = {
     errno.EFBIG: (413, "the file would be too large"),
     errno.EAGAIN: (400, "cannot be read without waiting"),
 }
+
+_HINT = "write an absolute path, or one that begins with ~/"
+_UNUSUAL = re.compile(r"""[\\$"'`\x00-\x1f\x7f]|^\s|\s$|^[A-Za-z][\w+.-]*:|(?:^|/)~""")
+"""Finds what may make a path mean something else than the file of exactly that name."""
+_VARIABLE = re.compile(r"\$(?:\{.*\}|\(.*|[A-Z_][A-Z0-9_]*)|`.*`", re.DOTALL)
+_REFUSED: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"^\s|\s$"), "the path begins or ends with white space"),
+    (re.compile(r"[\x00-\x1f\x7f]"), "the path holds a control character"),
+    (re.compile(r"""^(["'`]).*\1$"""), "the path has quotes around it"),
+    (re.compile(r"\\"), "the path holds a backslash: separate folders with /, and write spaces as they are"),
+    (re.compile(r"^/?[A-Za-z][\w+.-]*:/"), "this is a URL or a path of Windows, not a path in the sandbox"),
+    (re.compile(r"^~[^/]|/~(?:/|$)"), "~ stands for the home only as the first folder of a path"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,18 +74,44 @@ class PathResolver:
         self._open = not settings.roots
 
     def absolute(self, path: str) -> str:
-        """Return the absolute path of `path`: absolute, relative to the home, below `~`, or below the alias."""
+        """Return the absolute path of `path`: absolute, relative to the home, below `~`, or below the alias.
+
+        `$HOME`, `~<user>` and `file:` URLs are understood. A path that likely means something else than a file of that
+        name, such as `$DIR/a` or `"a"`, is refused unless a file of exactly that name exists. Blocking.
+        """
         if "\0" in path:
             raise Failure(400, "a path cannot hold a NUL character")
         try:
             os.fsencode(path)
         except UnicodeEncodeError as error:
             raise Failure(400, "the path is not valid text") from error
+        absolute = self._join(path)
+        return (
+            self._join(self._interpret(path)) if _UNUSUAL.search(path) and not os.path.lexists(absolute) else absolute
+        )
+
+    def _join(self, path: str) -> str:
         if path == "~" or path.startswith("~/"):
             path = self._home + path[1:]
         elif self._alias and (path == self._alias or path.startswith(f"{self._alias}/")):
             path = self._home + path[len(self._alias) :]
         return os.path.normpath(os.path.join(self._home, path)) if ".." not in path else self._dotted(path)
+
+    def _interpret(self, path: str) -> str:
+        if path.startswith("file:/"):
+            host, slash, rest = path.removeprefix("file:").removeprefix("//").partition("/")
+            if host in ("", "localhost") and slash:
+                path = os.fsdecode(unquote_to_bytes(f"/{rest}"))
+        user = os.path.basename(self._alias or self._home)
+        first, slash, rest = path.partition("/")
+        if first in ("$HOME", "${HOME}", f"~{user}"):
+            path = f"~{slash}{rest}"
+        reason = next((reason for pattern, reason in _REFUSED if pattern.search(path)), "")
+        if not reason and any(_VARIABLE.fullmatch(part) for part in path.split("/")):
+            reason = "variables are not expanded in paths"
+        if reason:
+            raise Failure(400, f"{reason}; {_HINT}: {path}")
+        return path
 
     def resolve(self, path: str) -> ResolvedPath:
         """Resolve the path of a file that may not exist yet. Blocking."""

@@ -1,4 +1,4 @@
-"""Atomic writing of files: no reader ever sees half a file.
+"""Writing of files.
 
 Every public function raises `Failure` for a path that is not a regular file, and OSError if the operating system
 refuses.
@@ -8,8 +8,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from sandbox.files.encoding import Encoding, format_size
@@ -26,7 +26,7 @@ _COPY = 1024 * 1024
 def write(place: ResolvedPath, content: str) -> int:
     """Create or replace a file with `content` in UTF-8 and return the bytes written."""
     data = content.encode("utf-8", "replace")
-    store(place, [data])
+    store(place, [data], len(data))
     return len(data)
 
 
@@ -65,59 +65,121 @@ def replace(place: ResolvedPath, old: str, new: str) -> int:
         changed = text.replace(old, new).encode(encoding.name)
     except UnicodeEncodeError as error:
         raise Failure(400, f"new_str has characters that {encoding.name}, this file's encoding, cannot hold") from error
-    store(place, [encoding.bom, changed])
+    store(place, [encoding.bom, changed], len(encoding.bom) + len(changed))
     return count
 
 
 def save_stream(place: ResolvedPath, source: BinaryIO) -> int:
     """Create or replace a file with all of `source` in bounded memory and return its size."""
-    return store(place, iter(lambda: source.read(_COPY), b""))
-
-
-def store(place: ResolvedPath, chunks: Iterable[bytes]) -> int:
-    """Replace a whole file atomically and keep its mode. Return its size."""
-    existing = _refuse_special(place)
-    folder, name = os.path.split(place.real)
-    os.makedirs(folder, exist_ok=True)
-    if existing is not None and not os.access(place.real, os.W_OK):
-        raise PermissionError(errno.EACCES, "permission denied")
-    with _temporary(folder, name) as (temporary, fd):
-        size = 0
-        with os.fdopen(fd, "wb") as target:
-            if existing is not None:
-                _copy_owner_and_mode(fd, existing)
-            for chunk in chunks:
-                target.write(chunk)
-                size += len(chunk)
-        os.replace(temporary, place.real)
+    size = source.seek(0, os.SEEK_END)
+    source.seek(0)
+    store(place, iter(lambda: source.read(_COPY), b""), size)
     return size
 
 
+def store(place: ResolvedPath, chunks: Iterable[bytes], size: int) -> None:
+    """Create or replace a whole file of `size` bytes.
+
+    A new file takes the place of the old one, so that no reader sees half a file and a failure leaves the old content.
+    A file that would lose something by that (a hard link, its owner, its attributes) is written in place instead.
+    """
+    existing = _refuse_special(place)
+    folder, name = os.path.split(place.real)
+    if existing is None:
+        os.makedirs(folder, exist_ok=True)
+    else:
+        _require_writable(place.real)
+        if existing.st_nlink > 1:
+            return _write_in_place(place.real, chunks, size)
+    try:
+        with _temporary(folder, name, exists=existing is not None) as (temporary, fd):
+            with os.fdopen(fd, "wb") as target:
+                if existing is not None:
+                    _copy_attributes(place.real, existing, fd)
+                target.writelines(chunks)
+            _rename(temporary, place.real, size)
+    except _CannotReplace:
+        _write_in_place(place.real, chunks, size)
+
+
+def _rename(temporary: str, path: str, size: int) -> None:
+    try:
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        with open(temporary, "rb") as source:  # the file is a mount point
+            _write_in_place(path, iter(lambda: source.read(_COPY), b""), size)
+        os.unlink(temporary)
+
+
+class _CannotReplace(Exception):
+    """A new file cannot take the place of the old one. Nothing was written."""
+
+
 @contextmanager
-def _temporary(folder: str, name: str) -> Generator[tuple[str, int]]:
+def _temporary(folder: str, name: str, *, exists: bool) -> Generator[tuple[str, int]]:
     path = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(6)}.tmp")
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except PermissionError as error:
+        if exists:  # the file may be written, the folder may not
+            raise _CannotReplace from error
+        raise
     try:
         yield path, fd
     except BaseException:
-        _ignore_os_errors(lambda: os.unlink(path))
+        with suppress(OSError):
+            os.unlink(path)
         raise
 
 
-def _copy_owner_and_mode(fd: int, existing: os.stat_result) -> None:
-    if os.geteuid() == 0:
-        _ignore_os_errors(lambda: os.fchown(fd, existing.st_uid, existing.st_gid))
-    os.fchmod(fd, stat.S_IMODE(existing.st_mode))
-
-
-def _ignore_os_errors(action: Callable[[], None]) -> None:
+def _copy_attributes(source: str, existing: os.stat_result, fd: int) -> None:
+    """Give a new file the owner, mode, access list and extended attributes of the old one."""
+    created = os.fstat(fd)
     try:
-        action()
+        if (created.st_uid, created.st_gid) != (existing.st_uid, existing.st_gid):
+            os.fchown(fd, existing.st_uid, existing.st_gid)
+        os.fchmod(fd, stat.S_IMODE(existing.st_mode))
+        for name in _attributes(source):
+            os.setxattr(fd, name, os.getxattr(source, name))
+    except OSError as error:
+        raise _CannotReplace from error
+
+
+def _attributes(path: str) -> list[str]:
+    try:
+        return [name for name in os.listxattr(path) if name != "security.selinux"]
     except OSError:
-        return
+        return []  # the file system has none
+
+
+def _require_writable(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
+    except OSError as error:
+        if error.errno != errno.ETXTBSY:  # a program that runs can be replaced
+            raise
+
+
+def _write_in_place(path: str, chunks: Iterable[bytes], size: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(fd, "wb") as target:
+        before = os.fstat(fd).st_size
+        try:
+            if size > before:  # reserves the space, so that a full disk changes nothing
+                os.posix_fallocate(fd, 0, size)
+        except OSError:
+            os.ftruncate(fd, before)
+            raise
+        target.writelines(chunks)
+        target.flush()
+        os.ftruncate(fd, size)
 
 
 def _refuse_special(place: ResolvedPath) -> os.stat_result | None:
+    if place.given.endswith("/"):
+        raise Failure(400, f"a path that ends with / is a folder: {place.given}")
     try:
         existing = os.stat(place.real)
     except FileNotFoundError:

@@ -174,6 +174,43 @@ async def test_write_is_atomic_and_keeps_mode(box):
     assert os.listdir(box.home) == ["run.sh"]
 
 
+@pytest.mark.parametrize("call", ["write", "replace", "upload"])
+async def test_write_to_hard_link_changes_both_names(box, call):
+    one = box.home / "one"
+    one.write_text("old " * 10)
+    os.link(one, box.home / "two")
+    if call == "write":
+        await box.file("write", file="one", content="new")
+    elif call == "replace":
+        await box.file("replace", file="two", old_str="old ", new_str="n")
+    else:
+        await box.client.post("/api/v1/file/upload", files={"file": ("x", b"new")}, data={"path": "one"})
+    assert one.read_text() == (box.home / "two").read_text() == ("n" * 10 if call == "replace" else "new")
+    assert os.stat(one).st_nlink == 2 and sorted(os.listdir(box.home)) == ["one", "two"]
+
+
+async def test_write_keeps_extended_attributes(box):
+    file = box.home / "f"
+    file.write_text("old")
+    try:
+        os.setxattr(file, "user.origin", b"somewhere")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    await box.file("write", file="f", content="new")
+    assert (file.read_text(), os.getxattr(file, "user.origin")) == ("new", b"somewhere")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_write_in_read_only_folder_changes_writable_file(box):
+    (box.home / "d").mkdir()
+    (box.home / "d" / "f").write_text("old text")
+    (box.home / "d").chmod(0o555)
+    await box.file("write", file="d/f", content="new")
+    assert (box.home / "d" / "f").read_text() == "new"
+    assert "permission denied" in await box.file("write", 400, file="d/g", content="new")
+    (box.home / "d").chmod(0o755)
+
+
 async def test_write_through_link_replaces_target(box):
     (box.home / "target").write_text("old")
     (box.home / "link").symlink_to("target")
@@ -213,23 +250,112 @@ async def test_catastrophic_regex_times_out_without_blocking(box, monkeypatch):
     assert others > 5 and "did not finish" in str(message)
 
 
-async def test_find_matches_names_and_paths_without_following_links(box):
-    for name in ("a.py", "d/b.py", "d/e/c.py", "d/e/c.txt", ".hidden/h.py"):
+@pytest.mark.parametrize(
+    ("glob", "found"),
+    [
+        ("*.py", [".hidden/h.py", "a.py", "d/b.py", "d/e/c.py"]),
+        ("d/*.py", ["d/b.py"]),
+        ("./d/*.py", ["d/b.py"]),
+        ("d/**/*.py", ["d/b.py", "d/e/c.py"]),
+        ("**/*.{py,txt}", [".hidden/h.py", "a.py", "d/b.py", "d/e/c.py", "d/e/c.txt"]),
+        ("{a,d/{b,e/c}}.{py,js}", ["a.py", "d/b.py", "d/e/c.py"]),
+        ("**/e/**", ["d/e/", "d/e/c.py", "d/e/c.txt"]),
+        ("**/", [".hidden/", "d/", "d/e/"]),
+        ("e", ["d/e/"]),
+        ("[ab].p?", ["a.py", "d/b.py"]),
+        ("[^a].py", ["d/b.py", "d/e/c.py", ".hidden/h.py"]),
+        ("[!a-b].py", ["d/e/c.py", ".hidden/h.py"]),
+        ("{a..c}.py", ["a.py", "d/b.py", "d/e/c.py"]),
+        ("*.{1..3}", ["odd {x} [1] (1).1"]),
+        ("*{x}*", ["odd {x} [1] (1).1"]),
+        ("*\\{x\\} \\[1\\]*", ["odd {x} [1] (1).1"]),
+        ("*(1).?", ["odd {x} [1] (1).1"]),
+        ("A.py", []),
+        ("a*a*a*a*a*a*a*a*b", []),
+    ],
+)
+async def test_find_matches_names_and_paths_without_following_links(box, glob, found):
+    for name in ("a.py", "d/b.py", "d/e/c.py", "d/e/c.txt", ".hidden/h.py", "odd {x} [1] (1).1"):
         await box.file("write", file=name, content="")
     (box.home / "d" / "loop").symlink_to("..")
+    data = await box.file("find", path="~", glob=glob)
+    assert sorted(file.removeprefix(f"{box.home}/") for file in data["files"]) == sorted(found)
 
-    async def found(glob: str) -> list[str]:
-        data = await box.file("find", path="~", glob=glob)
-        return sorted(file.removeprefix(f"{box.home}/") for file in data["files"])
 
-    assert await found("*.py") == [".hidden/h.py", "a.py", "d/b.py", "d/e/c.py"]
-    assert await found("d/*.py") == ["d/b.py"]
-    assert await found("d/**/*.py") == ["d/b.py", "d/e/c.py"]
-    assert await found("**/e/**") == ["d/e/", "d/e/c.py", "d/e/c.txt"]
-    assert await found("e") == ["d/e/"]
-    assert await found("[ab].p?") == ["a.py", "d/b.py"]
-    assert await found("a*a*a*a*a*a*a*a*b") == []
+@pytest.mark.parametrize(
+    ("glob", "reason"),
+    [
+        ("!*.py", "leave out"),
+        ("@(a|b)", "{a,b}"),
+        ("[[:alpha:]]*", "a-zA-Z"),
+        ("/home/*.py", "`path`"),
+        ("../*", "`path`"),
+        ("{a,b", "not closed"),
+        ("{1..99999}", "more than"),
+        (" ", "empty"),
+    ],
+)
+async def test_unsupported_glob_is_refused_with_reason(box, glob, reason):
+    assert reason in await box.file("find", 400, path="~", glob=glob)
+
+
+async def test_find_in_missing_file_or_closed_folder_says_so(box):
+    await box.file("write", file="d/f", content="")
     assert "no such folder" in await box.file("find", 404, path="nowhere", glob="*")
+    assert "not a folder" in await box.file("find", 400, path="d/f", glob="*")
+    if os.geteuid() != 0:
+        (box.home / "d").chmod(0)
+        assert (await box.file("find", path="~", glob="*"))["unreadable"] == 1
+        assert "permission denied" in await box.file("find", 400, path="d", glob="*")
+        (box.home / "d").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("$HOME/v.txt", "v.txt"),
+        ("${HOME}/v.txt", "v.txt"),
+        ("file://{home}/a%20b.txt", "a b.txt"),
+        ("file://localhost{home}/v.txt", "v.txt"),
+        ("posts.$slug.tsx", "posts.$slug.tsx"),
+        ("it's.txt", "it's.txt"),
+        ("a%20b", "a%20b"),
+    ],
+)
+async def test_path_in_another_notation_is_understood(box, path, meant):
+    written = await box.file("write", file=path.replace("{home}", str(box.home)), content="x")
+    assert written["file"] == f"{box.home}/{meant}" and os.listdir(box.home) == [meant]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("$DIR/a", "variables"),
+        ("logs/$USER/a", "variables"),
+        ("$(pwd)/a", "variables"),
+        ("~root/a", "~ stands"),
+        ("~/~/a", "~ stands"),
+        ("http://a/b", "URL"),
+        ("file://host/a", "URL"),
+        ("C:\\a", "backslash"),
+        ("C:/a", "Windows"),
+        ("a\\ b", "backslash"),
+        ('"a b"', "quotes"),
+        ("a ", "white space"),
+        ("a\nb", "control character"),
+        ("folder/", "is a folder"),
+    ],
+)
+async def test_path_that_means_something_else_is_refused_and_nothing_is_written(box, path, reason):
+    assert reason in await box.file("write", 400, file=path, content="x")
+    assert os.listdir(box.home) == []
+
+
+async def test_existing_file_with_unusual_name_is_used(box):
+    for name in ("$DIR", '"a"', "a ", "~x", "C:\\a"):
+        (box.home / name).write_text("old")
+        await box.file("write", file=name, content=name)
+        assert (box.home / name).read_text() == name
 
 
 async def test_find_and_list_are_bounded(box):
