@@ -156,7 +156,8 @@ class KillAllBody(Body):
 def shell_routes(shells: Shells, paths: PathResolver, settings: Settings) -> list[Route]:
     """Return the routes below `/shell`.
 
-    Responses carry `status` ("completed" or "running") and the `returncode` of the newest command.
+    Responses carry `status` ("completed" or "running") and the `returncode` of the newest command, a `note` if the
+    shell's state was lost, and in `console` the newest record, or all of them in `view`.
     """
 
     async def execute(body: ExecBody) -> Response:
@@ -166,7 +167,7 @@ def shell_routes(shells: Shells, paths: PathResolver, settings: Settings) -> lis
         shell = await shells.get_or_create(body.id)
         record, note = await shell.run(body.command, folder)
         await shell.wait_until_idle(settings.exec_seconds)
-        return await _exec_response(shell, record, _message(record, note, settings.exec_seconds))
+        return await _exec_response(shell, record, note, settings.exec_seconds)
 
     async def view(body: ShellBody) -> Response:
         shell = shells.get(body.id)
@@ -190,7 +191,9 @@ def shell_routes(shells: Shells, paths: PathResolver, settings: Settings) -> lis
     async def kill(body: ShellBody) -> Response:
         shell = shells.get(body.id)
         await shell.kill()
-        return success_response(_state(shell, shell.console.newest), "killed the running processes")
+        newest = shell.console.newest
+        data = {**_state(shell, newest), "console": await _console(newest)}
+        return success_response(data, "killed the running processes")
 
     async def kill_all(body: KillAllBody) -> Response:
         return success_response({"killed": await shells.kill_all(body.prefix)})
@@ -205,18 +208,24 @@ def shell_routes(shells: Shells, paths: PathResolver, settings: Settings) -> lis
     ]
 
 
-async def _exec_response(shell: Shell, record: Record, message: str) -> Response:
+async def _exec_response(shell: Shell, record: Record, note: str, seconds: float) -> Response:
     """Return the response of `exec`: this command, its output so far, and the file with the whole output."""
     shown = await _output_from_start(record)
+    notes = "; ".join(filter(None, (note, record.note)))
     data = {
         **_state(shell, record),
+        "note": notes,
         "command": record.command,
         "output": shown.text,
         "truncated": shown.truncated,
         "output_file": os.fspath(record.output.path),
-        "console": [await record_data(record)],
+        "console": await _console(record),
     }
-    return success_response(data, message)
+    return success_response(data, _message(record, notes, seconds))
+
+
+async def _console(record: Record | None) -> list[dict[str, str]]:
+    return [] if record is None else [await record_data(record)]
 
 
 def _state(shell: Shell, record: Record | None) -> dict[str, object]:
@@ -225,6 +234,7 @@ def _state(shell: Shell, record: Record | None) -> dict[str, object]:
         "session_id": shell.name,
         "status": "running" if running else "completed",
         "returncode": record.returncode if record is not None else None,
+        "note": record.note if record is not None else "",
     }
 
 
@@ -237,9 +247,13 @@ async def _output_from_start(record: Record) -> Excerpt:
 async def _new_output_response(shell: Shell) -> Response:
     record = shell.console.newest
     output = Excerpt("", truncated=False) if record is None else await record.new_output()
-    state = _state(shell, record)
-    message = "" if record is None else _message(record, "", None)
-    return success_response({**state, "output": output.text, "truncated": output.truncated}, message)
+    data = {
+        **_state(shell, record),
+        "output": output.text,
+        "truncated": output.truncated,
+        "console": await _console(record),
+    }
+    return success_response(data, "" if record is None else _message(record, record.note, None))
 
 
 def _message(record: Record, note: str, seconds: float | None) -> str:

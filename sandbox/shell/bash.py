@@ -30,33 +30,56 @@ __anker_status() {{ return "$1"; }}
 if [[ {with_bashrc} && -r ~/.bashrc ]]; then \\builtin . ~/.bashrc; fi
 set +eunvxH +o history
 unset HISTFILE
-trap 'kill -INT $$' {abort}
+shopt -s execfail
+trap '__anker_aborted=1; kill -INT $$' {abort}
 PROMPT_COMMAND='\\builtin . {loop}'
 PS1=$'\\033]7717;{word};;P;\\007'
 """
 
 _LOOP = """\
-{{ __anker_returned=$?; \\builtin set +eunvx; \\builtin trap - DEBUG ERR RETURN; }} >/dev/null 2>&1
+{{
+  __anker_returned=$?
+  \\unset -f builtin
+  \\builtin set +eunvxE
+  \\builtin trap - DEBUG ERR RETURN
+}} >/dev/null 2>&1
 while \\builtin :; do
+  if [[ $__anker_aborted && $__anker_returned == {aborted} ]]; then __anker_returned=130; fi
   \\builtin printf '\\033]7717;{word};%s;E;%s\\007' "$__anker_number" "$__anker_returned" >{tty}
   {{
     IFS= \\builtin read -r -d '' __anker_number && IFS= \\builtin read -r -d '' __anker_folder
   }} <{fifo} || \\builtin exit 97
   IFS= \\builtin read -r -d '' __anker_command <{command}
-  PROMPT_COMMAND='\\builtin . {loop}' PS1=$'\\033]7717;{word};;P;\\007'
+  __anker_aborted= __anker_prompt=$'\\033]7717;{word};;P;\\007'
+  [[ $PROMPT_COMMAND == '\\builtin . {loop}' ]] || PROMPT_COMMAND='\\builtin . {loop}'
+  [[ $PS1 == "$__anker_prompt" ]] || PS1=$__anker_prompt
   \\builtin printf '\\033]7717;{word};%s;B;\\007' "$__anker_number" >{tty}
   if [[ -z $__anker_folder || $__anker_folder -ef . ]] || \\builtin cd -- "$__anker_folder"; then
+    __anker_depth=${{#BASH_SOURCE[@]}}
+    \\builtin set -E
+    \\builtin trap '
+      __anker_failed=$?
+      if [[ $- == *e* && $BASH_SUBSHELL == 0 && -z $(\\builtin trap -p EXIT) ]]; then
+        if ((${{#BASH_SOURCE[@]}} == __anker_depth + 1)); then \\builtin set +e; fi
+        \\builtin return "$__anker_failed"
+      fi
+    ' ERR
     for __anker_once in 1; do \\builtin . {run} <{tty} >{tty} 2>&1; done
   fi
-  {{ __anker_returned=$?; \\builtin set +eunvx; \\builtin trap - DEBUG ERR RETURN; }} >/dev/null 2>&1
+  {{
+    __anker_returned=$?
+    \\unset -f builtin
+    \\builtin set +eunvxE
+    \\builtin trap - DEBUG ERR RETURN
+  }} >/dev/null 2>&1
 done
 # Only a `break` out of more loops than there are leads here.
 \\builtin . {loop}
 """
 
+# One line, so that the line numbers in bash's messages are those of the command.
 _RUN = """\
-__anker_status "$__anker_returned"
-\\builtin eval "$__anker_command"
+__anker_status "$__anker_returned"; \\builtin eval "$__anker_command"
 """
 
 
@@ -74,6 +97,9 @@ class ShellScripts:
     - Each command gets the terminal as its standard streams again, so that `exec >file` does not outlast the command.
     - A backslash bypasses an alias of the same name, `builtin` a function.
     - Options and traps that would affect the loop (-e, -u, -x, DEBUG, …) do not outlast a command either.
+    - `set -e` ends the command, not bash: our ERR trap, which runs just before bash would exit, returns from each
+      function and file up to the loop. If there is an EXIT trap, bash does exit, so that the trap runs.
+    - `exec` of a program that does not exist leaves bash running, as in a terminal.
 
     Attributes:
         folder: Private folder of the shell.
@@ -120,7 +146,15 @@ class ShellScripts:
         flag = "1" if with_bashrc else '""'
         self.rc.write_text(_RC.format(with_bashrc=flag, abort=ABORT_SIGNAL, loop=loop, word=self.mark))
         self.loop.write_text(
-            _LOOP.format(word=self.mark, tty=tty, fifo=self.fifo, command=self.command, loop=loop, run=run)
+            _LOOP.format(
+                word=self.mark,
+                tty=tty,
+                fifo=self.fifo,
+                command=self.command,
+                loop=loop,
+                run=run,
+                aborted=128 + ABORT_SIGNAL,
+            )
         )
         run.write_text(_RUN)
 
@@ -249,9 +283,24 @@ class Bash:
         self.type(b" builtin . %s\n" % os.fsencode(self._scripts.loop))
 
     def abort(self) -> None:
-        """Make bash drop the rest of its command, at once or after the program in the foreground has ended."""
-        self.signal(ABORT_SIGNAL)
-        self.signal(signal.SIGINT)
+        """Make bash drop the rest of its command, at once or after the program in the foreground has ended.
+
+        A program that took the place of bash by `exec` does not know the abort signal. It receives SIGTERM.
+        """
+        if self._catches(ABORT_SIGNAL):
+            self.signal(ABORT_SIGNAL)
+            self.signal(signal.SIGINT)
+        else:
+            self.signal(signal.SIGTERM)
+
+    def _catches(self, number: int) -> bool:
+        """Return whether the process has a handler for a signal; true if that is unknown."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return True
+        caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "f" * 16)
+        return bool(int(caught, 16) >> (number - 1) & 1)
 
     def signal(self, number: int) -> None:
         """Send a signal to bash alone. Do nothing if it has ended."""

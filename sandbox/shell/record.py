@@ -23,6 +23,8 @@ class Record:
     output: Output
     started: bool = False
     returncode: int | None = None
+    note: str = ""
+    """What a user of the shell must know beside the exit code; empty if there is nothing."""
     loop_exits: int = 0
     """Number of times that bash left its command loop during this command."""
     reported_bytes: int = 0

@@ -56,6 +56,7 @@ _SETTLE_SECONDS = 1.0
 """Maximum wait for quiet output, in seconds."""
 RESTARTED = "the shell had ended, so a new one was started: its variables, functions and jobs are gone"
 """Note to a command that runs in a new bash."""
+_LOST = "the next command starts a new one in {folder}; variables, functions and jobs are gone"
 
 
 class Shell:
@@ -71,6 +72,8 @@ class Shell:
         self._folder = self._home
         self._bash: Bash | None = None
         self._ready = False
+        self._ending = False
+        """Whether this program ends the bash itself."""
         self.leader: dict[int, str] = {}
         """The newest bash, alive or not: its pid and the mark of its processes."""
         self._lock = asyncio.Lock()
@@ -195,8 +198,10 @@ class Shell:
         """Handle the end of the shell: by `exit`, `exec` or a signal."""
         if bash is not self._bash:
             return
-        if self.running is not None:
-            self._finish(self.running, returncode if returncode >= 0 else 128 - returncode)
+        if (record := self.running) is not None:
+            cause = "the shell was ended together with its command" if self._ending else _end_of_shell(returncode)
+            record.note = f"{cause}: {_LOST.format(folder=self._shorten(self._folder))}"
+            self._finish(record, returncode if returncode >= 0 else 128 - returncode)
         self._bash = None
         self._state_changed.wake_all()
 
@@ -234,6 +239,7 @@ class Shell:
         except OSError:
             self.console.discard_newest()  # the private folder was removed
             return None
+        self._folder = folder or self._folder
         self._state_changed.wake_all()
         if await self._until(lambda: record.started or not record.running, _BEGIN_SECONDS):
             return record
@@ -241,7 +247,7 @@ class Shell:
         return None
 
     async def _new_bash(self, *, with_bashrc: bool) -> Bash | None:
-        self._ready = False
+        self._ready = self._ending = False
         if not await asyncio.to_thread(os.path.isdir, self._folder):
             self._folder = self._home
         self._bash = bash = Bash(self._launch, self, cwd=self._folder, with_bashrc=with_bashrc)
@@ -255,6 +261,7 @@ class Shell:
         bash = self._bash
         if bash is None:
             return
+        self._ending = True
         bash.signal(signal.SIGKILL)
         if not await self._until(lambda: self._bash is not bash, 0.3):
             self.on_exit(bash, -signal.SIGKILL)
@@ -268,6 +275,23 @@ class Shell:
         return True
 
     def _prompt(self, folder: str) -> str:
-        if folder == self._home or folder.startswith(f"{self._home}/"):
-            folder = f"~{folder[len(self._home) :]}"
-        return f"{user_name()}@{os.uname().nodename}:{folder} $"
+        return f"{user_name()}@{os.uname().nodename}:{self._shorten(folder)} $"
+
+    def _shorten(self, folder: str) -> str:
+        is_below_home = folder == self._home or folder.startswith(f"{self._home}/")
+        return f"~{folder[len(self._home) :]}" if is_below_home else folder
+
+
+def _end_of_shell(returncode: int) -> str:
+    if returncode >= 0:
+        return f"the shell ended with status {returncode}"
+    if returncode == -signal.SIGKILL:
+        return "the shell was killed (SIGKILL: by a command, or because memory ran out)"
+    return f"the shell was killed ({_signal_name(-returncode)})"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

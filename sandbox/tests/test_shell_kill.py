@@ -74,6 +74,39 @@ async def test_kill_ends_bash_that_ignores_signals(quick):
     assert (await quick.run("echo fine"))["output"].endswith("fine\n")
 
 
+@pytest.mark.parametrize(
+    ("command", "returncode", "is_lost"),
+    [
+        ("sleep 611", 143, False),
+        ("sleep 611 & wait", 130, False),
+        ("coproc cat; wait", 130, False),
+        ("read x", 130, False),
+        ("while :; do :; done", 130, False),
+        ("sh -c 'trap \"\" TERM; echo on; while :; do sleep 0.01; done'", 137, False),
+        ("exec sleep 611", 143, True),
+        ("exec bash --norc", 137, True),
+        ("trap '' INT TERM HUP RTMAX-3; while :; do :; done", 137, True),
+    ],
+)
+async def test_kill_gives_true_exit_code(quick, command, returncode, is_lost):
+    await quick.run(f"echo ready; {ours(command)}")
+    await quick.until("ready")
+    data = await quick.call("/shell/kill", id="a")
+    assert data["returncode"] == returncode
+    assert ("variables, functions and jobs are gone" in data["note"]) is is_lost
+    assert data["console"][0]["output"].startswith("ready\n")
+    assert (await quick.run("echo $?"))["output"].endswith(f"{0 if is_lost else returncode}\n")
+
+
+@pytest.mark.parametrize(("key", "returncode"), [("\u0003", 130), ("\u001c", 131), ("\u001a", 148)])
+async def test_typed_signal_gives_its_exit_code(quick, key, returncode):
+    await quick.run(ours("sleep 611"))
+    begun("611")
+    await quick.call("/shell/write", id="a", input=key, press_enter=False)
+    data = await quick.call("/shell/wait", id="a", seconds=30)
+    assert (data["returncode"], data["note"]) == (returncode, "")
+
+
 async def test_kill_of_idle_shell_is_idempotent_and_ends_background_jobs(box):
     await box.run(ours("sleep 611 & sleep 612 & disown; (setsid nohup sleep 613 >/dev/null 2>&1 &)"))
     begun("611", "612", "613")

@@ -52,24 +52,99 @@ async def test_next_command_runs_after_odd_command(box, command):
     assert (data["output"], data["returncode"], data["status"]) == ("fine\n", 0, "completed")
 
 
+LOST = "the next command starts a new one in {}; variables, functions and jobs are gone"
+
+
 async def test_exit_ends_shell_and_next_command_gets_new_one(box):
     await box.run("x=1; cd /usr")
     data = await box.run("exit 3")
     assert (data["status"], data["returncode"]) == ("completed", 3)
-    answer = await box.client.post("/api/v1/shell/exec", json={"id": "a", "exec_dir": "", "command": "echo [$x]; pwd"})
-    assert answer.json()["data"]["output"] == "[]\n/usr\n"
-    assert "new one was started" in answer.json()["message"]
+    assert data["note"] == f"the shell ended with status 3: {LOST.format('/usr')}"
+    data = await box.run("echo [$x]; pwd")
+    assert (data["output"], data["returncode"]) == ("[]\n/usr\n", 0)
+    assert data["note"].startswith("the shell had ended, so a new one was started")
+    assert (await box.run("true"))["note"] == ""
 
 
-async def test_exec_replaces_shell_until_program_ends(box):
-    assert (await box.run("exec sh -c 'echo in; exit 5'"))["returncode"] == 5
-    assert (await box.run("echo back"))["output"] == "back\n"
+async def test_new_shell_starts_in_folder_of_command_that_ended_old_one(box):
+    assert LOST.format("/usr") in (await box.run("exit", exec_dir="/usr"))["note"]
+    assert (await box.run("pwd"))["output"] == "/usr\n"
 
 
-async def test_errexit_ends_shell(box):
-    data = await box.run("set -e; false; echo not reached")
-    assert (data["returncode"], data["output"]) == (1, "")
+@pytest.mark.parametrize(
+    ("command", "returncode", "cause"),
+    [
+        ("exit 256", 0, "ended with status 0"),
+        ("exit -1", 255, "ended with status 255"),
+        ("trap 'echo bye' EXIT; exit 4", 4, "ended with status 4"),
+        ("set -e; trap 'echo bye' EXIT; false", 1, "ended with status 1"),
+        ("exec sh -c 'exit 5'", 5, "ended with status 5"),
+        ("set -eu; echo $nope; echo not reached", 1, "ended with status 1"),
+        ("kill -9 $$", 137, "was killed (SIGKILL: by a command, or because memory ran out)"),
+        ("kill -SEGV $$", 139, "was killed (SIGSEGV)"),
+        ("exec sh -c 'kill -TERM $$'", 143, "was killed (SIGTERM)"),
+        ("ulimit -v 1000; x=$(printf '%9999999d' 1)", 2, "ended with status 2"),
+        ("printf 'exit 6\n' >s.sh; . ./s.sh; echo not reached", 6, "ended with status 6"),
+    ],
+)
+async def test_command_that_ends_shell_says_so_with_true_exit_code(box, command, returncode, cause):
+    data = await box.run(command)
+    assert (data["status"], data["returncode"]) == ("completed", returncode)
+    assert data["note"] == f"the shell {cause}: {LOST.format('~')}"
+    assert "not reached" not in data["output"]
     assert (await box.run("echo fine"))["output"] == "fine\n"
+
+
+async def test_wait_reports_end_of_shell(quick):
+    await quick.run("read x; exit 3")
+    await quick.call("/shell/write", id="a", input="", press_enter=True)
+    data = await quick.call("/shell/wait", id="a", seconds=30)
+    assert data["returncode"] == 3 and data["note"].startswith("the shell ended with status 3")
+    assert (await quick.call("/shell/view", id="a"))["note"] == data["note"]
+
+
+async def test_shell_that_is_killed_between_commands_is_reported_to_next_one(box):
+    pid = (await box.run("echo $$"))["output"].strip()
+    await box.run(f"kill -9 {pid}; until ! kill -0 {pid}; do :; done 2>/dev/null", id="b")
+    assert "a new one was started" in (await box.run("true"))["note"]
+
+
+@pytest.mark.parametrize(
+    ("command", "returncode", "output"),
+    [
+        ("set -e; false; echo no", 1, ""),
+        ("set -euo pipefail; false | true; echo no", 1, ""),
+        ("set -e; f() { g; echo no; }; g() { return 6; }; f; echo no", 6, ""),
+        ("printf 'set -e\nfalse\necho no\n' >s.sh; . ./s.sh; echo no", 1, ""),
+        ("set -e; for i in 1 2; do while :; do (exit 7); done; done; echo no", 7, ""),
+        ("set -e; x=$(exit 5); echo no", 5, ""),
+        ("set -e; f() { false; echo in; }; if f; then echo yes; fi", 0, "in\nyes\n"),
+        ("set -e; if false; then :; fi; false || true; ! true; echo yes", 0, "yes\n"),
+        ("set -e; (false; echo in) || echo no", 0, "in\n"),
+        ("set -e; { false; echo no; } | cat; echo yes", 0, "yes\n"),
+        ("set -u; echo $nope; echo no", 1, "bash: nope: unbound variable\n"),
+        ("exec nosuch", 127, "bash: exec: nosuch: not found\n"),
+        ("false | true", 0, ""),
+        ("set -o pipefail; (exit 8) | true", 8, ""),
+        ("sh -c 'kill -11 $$'", 139, "Segmentation fault\n"),
+        ("bash -c 'exit 300'", 44, ""),
+        ("(exit 9) & wait $! 2>/dev/null", 9, None),
+        ("builtin() { :; }; false", 1, ""),
+        ("readonly PROMPT_COMMAND PS1; false", 1, ""),
+    ],
+)
+async def test_failure_keeps_shell_and_its_state(box, command, returncode, output):
+    await box.run("export KEPT=1")
+    data = await box.run(command)
+    assert (data["returncode"], data["note"]) == (returncode, "")
+    assert output in (None, data["output"])
+    data = await box.run("echo $? $KEPT; false; echo fine")
+    assert (data["output"], data["note"]) == (f"{returncode} 1\nfine\n", "")
+
+
+async def test_syntax_error_names_line_of_command(box):
+    data = await box.run("echo one\nfoo(")
+    assert data["returncode"] == 2 and "eval: line 2: syntax error" in data["output"]
 
 
 async def test_removed_private_folder_gives_new_shell(box, tmp_path):

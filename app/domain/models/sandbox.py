@@ -28,6 +28,8 @@ class ShellState:
     truncated: bool = False
     output_file: str = ""
     """The path of a file with the whole output; "" if the sandbox keeps none."""
+    note: str = ""
+    """What the user of the shell must know beside the exit code, such as the loss of its state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

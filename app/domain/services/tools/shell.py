@@ -43,6 +43,8 @@ def _result(shell_id: str, state: ShellState) -> ToolResult:
         outcome = "[nothing is running]"
     else:
         outcome = f"[exit code {state.returncode}]"
+    if state.note:
+        outcome += f"\n[{state.note}]"
     if state.truncated and state.output_file:
         outcome += f"\n[the whole output is in {state.output_file}]"
     output = state.output.rstrip("\n")
@@ -50,13 +52,14 @@ def _result(shell_id: str, state: ShellState) -> ToolResult:
     return ToolResult(
         text=f"{output}\n{outcome}" if output else outcome,
         saved=SavedText(file=state.output_file, first_line=None) if state.output_file else None,
-        message=outcome.strip("[]"),
+        message="; ".join(line.strip("[]") for line in outcome.splitlines()),
         is_running=state.status == "running",
         data={
             "session_id": shell_id,
             "status": state.status,
             "returncode": state.returncode,
             "output": state.output,
+            "note": state.note,
         },
         content={"console": console or state.output},
     )
