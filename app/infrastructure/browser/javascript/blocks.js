@@ -9,16 +9,27 @@ Reader.prototype.addInteractive = function (element, role, context, inline) {
   else {
     const parts = [numberOf(element), role, ...statesOf(element, role)];
     writer.add(` [${parts.join(" ")}] `, box);
-    this.addChildren(element, context);
+    this.addChildren(element, { ...context, icons: role !== "clickable" });
   }
   if (!inline) writer.block(false);
 };
 
+// Return whether there are interactive elements inside an element. Those in the icon of a button are parts of it.
+function hasInteractiveParts(element, role) {
+  const own = innerField(element);
+  for (const each of findAll(element, INTERACTIVE)) {
+    if (each !== own && (role === "clickable" || !(each instanceof SVGElement))) return true;
+  }
+  return false;
+}
+
 // Return whether the mark shows all of the element: a field, or a short element without other interactive ones inside.
 Reader.prototype.isCompleteMark = function (element, role) {
   const native = /^(input|select|textarea|canvas|video|audio)$/.test(tagOf(element));
-  if (native || (FIELDS.has(role) && plainText(element, 201).length <= 200)) return true;
-  return !find(element, INTERACTIVE) && plainText(element, 121).length <= 120;
+  if (native) return true;
+  const isField = FIELDS.has(role) && plainText(element, 201).length <= 200;
+  if (isField && role !== "combobox") return true;
+  return !hasInteractiveParts(element, role) && (isField || plainText(element, 121).length <= 120);
 };
 
 Reader.prototype.addLink = function (element, context) {
@@ -27,7 +38,7 @@ Reader.prototype.addLink = function (element, context) {
   const target = destination(element);
   const start = writer.position();
   const size = writer.size;
-  this.addChildren(element, { ...context, box: context.box ?? boxOf(element) });
+  this.addChildren(element, { ...context, box: context.box ?? boxOf(element), icons: true });
   const written = writer.lines.length > start[0] || writer.buffer.slice(start[1]).trim();
   const name = written ? "" : shorten(nameOf(element, "link") || target, 100);
   const states = statesOf(element, "link").map((state) => ` ${state}`).join("");
@@ -165,13 +176,6 @@ function image(element, context) {
   if (name && box.width >= 8 && box.height >= 8) this.addText(`![${shorten(name, 150)}]`, context, context.box ?? box);
 }
 
-function drawing(element, context) {
-  if (context.invisible) return;
-  const box = boxOf(element);
-  const name = collapse(attribute(element, "aria-label") ?? "") || plainText(element, 300);
-  if (name && box.width >= 8 && box.height >= 8) this.addText(`![${name}]`, context, context.box ?? box);
-}
-
 function frame(element, context) {
   const box = boxOf(element);
   if (context.invisible || box.width < 20 || box.height < 20 || this.frames.length >= MAX_FRAMES) return;
@@ -186,7 +190,7 @@ function frame(element, context) {
 
 const HANDLERS = {
   ul: list, ol: list, menu: list, li: item, blockquote: quotation, pre: preformatted, table, label, img: image,
-  svg: drawing, iframe: frame, frame, object: frame, embed: frame,
+  iframe: frame, frame, object: frame, embed: frame,
   br() {
     this.writer.flush();
   },

@@ -27,12 +27,14 @@ const shadowRootOf = getter(Element.prototype, "shadowRoot");
 const slotOf = getter(Element.prototype, "assignedSlot");
 const scrollHeightOf = getter(Element.prototype, "scrollHeight");
 const clientHeightOf = getter(Element.prototype, "clientHeight");
-const isEditable = getter(HTMLElement.prototype, "isContentEditable");
+const isContentEditable = getter(HTMLElement.prototype, "isContentEditable");
+const isEditable = (element) => element instanceof HTMLElement && isContentEditable(element);
 const attribute = method(Element.prototype, "getAttribute");
 const hasAttribute = method(Element.prototype, "hasAttribute");
 const boxOf = method(Element.prototype, "getBoundingClientRect");
 const boxesOf = method(Element.prototype, "getClientRects");
 const find = method(Element.prototype, "querySelector");
+const findAll = method(Element.prototype, "querySelectorAll");
 const matches = method(Element.prototype, "matches");
 const checkVisibility = method(Element.prototype, "checkVisibility");
 const scrollIntoView = method(Element.prototype, "scrollIntoView");
@@ -87,8 +89,8 @@ function shorten(text, limit) {
   return (/[\uD800-\uDBFF]$/.test(cut) ? cut.slice(0, -1) : cut) + "…";
 }
 
-// Return the rendered text below `element` on one line, cut to about `limit` characters.
-function plainText(element, limit) {
+// Return the rendered text below `element` on one line, cut to about `limit` characters. `omitted`: a selector.
+function plainText(element, limit, omitted = "") {
   const parts = [];
   let size = 0;
   const visit = (node) => {
@@ -101,7 +103,7 @@ function plainText(element, limit) {
       const tag = tagOf(node);
       const named = tag === "title" && node instanceof SVGElement; // not drawn, but the name of the drawing
       const hidden = NOT_RENDERED.has(tag) || attribute(node, "aria-hidden") === "true" || !checkVisibility(node);
-      if (hidden && !named) return;
+      if ((hidden && !named) || (omitted && matches(node, omitted))) return;
       const label = tag === "img" ? attribute(node, "alt") : attribute(node, "aria-label");
       if (label) {
         parts.push(" ", label, " ");

@@ -47,22 +47,44 @@ function roleOf(element, style, parentCursor) {
   if (tag === "select") return "select";
   if (tag === "textarea") return "textbox";
   if (ROLES.has(declared)) return declared;
-  if ((tag === "a" || tag === "area") && hasAttribute(element, "href")) return "link";
+  const isShape = element instanceof SVGElement && tag !== "svg";
+  const isLink = hasAttribute(element, "href") || (isShape && hasAttribute(element, "xlink:href"));
+  if ((tag === "a" || tag === "area") && isLink) return "link";
   if (tag === "button" || (tag === "summary" && parentNodeOf(element) instanceof HTMLDetailsElement)) return "button";
   if (tag === "canvas") return "canvas";
   if ((tag === "video" || tag === "audio") && hasAttribute(element, "controls")) return tag;
   if (["", "true", "plaintext-only"].includes(attribute(element, "contenteditable"))) return "textbox";
   if (tag === "html" || tag === "body" || tag === "label") return "";
-  return hasAttribute(element, "onclick") || (style.cursor === "pointer" && parentCursor !== "pointer")
-    ? "clickable"
-    : "";
+  const isTarget = style.cursor === "pointer" && parentCursor !== "pointer" && !(isShape && style.pointerEvents === "none");
+  const isFocusable = isShape && Number(attribute(element, "tabindex") ?? -1) >= 0;
+  return hasAttribute(element, "onclick") || isTarget || isFocusable ? "clickable" : "";
 }
 
-function byIds(element, name) {
+// Return whether the element shows a value that is chosen in a popup.
+function showsChoice(element, role) {
+  return role === "combobox" || /^(listbox|tree|grid)$/.test(attribute(element, "aria-haspopup") ?? "");
+}
+
+// Return the text field of a combobox that is a box around one, or null.
+function innerField(element) {
+  return element instanceof HTMLInputElement || attribute(element, "role") !== "combobox"
+    ? null
+    : find(element, "input:not([type=hidden]),textarea,[contenteditable]");
+}
+
+const POPUPS = "[role=listbox],[role=tree],[role=grid],[role=menu],[role=dialog]";
+
+function choiceOf(element) {
+  return innerField(element)?.value || plainText(element, 300, POPUPS);
+}
+
+// Return the text of the elements that the attribute `name` refers to, without those within `except`.
+function byIds(element, name, except = null) {
   const ids = (attribute(element, name) ?? "").split(/\s+/).filter(Boolean).slice(0, 5);
   const tree = treeOf(element);
   const found = ids.map((id) => tree.querySelector?.(`[id="${CSS.escape(id)}"]`)).filter(Boolean);
-  return collapse(found.map((each) => plainText(each, 100)).join(" "));
+  const others = found.filter((each) => !except || !isWithin(each, except));
+  return collapse(others.map((each) => plainText(each, 100)).join(" "));
 }
 
 function labelText(element) {
@@ -71,7 +93,9 @@ function labelText(element) {
 }
 
 function nameOf(element, role) {
-  const label = byIds(element, "aria-labelledby") || collapse(attribute(element, "aria-label") ?? "");
+  // A combobox often counts its own value as a part of its label.
+  const own = showsChoice(element, role) ? element : null;
+  const label = byIds(element, "aria-labelledby", own) || collapse(attribute(element, "aria-label") ?? "");
   if (label) return label;
   if (element instanceof HTMLInputElement || FIELDS.has(role)) {
     if (role === "button") return collapse(element.value || attribute(element, "alt") || attribute(element, "title") ||
@@ -82,13 +106,22 @@ function nameOf(element, role) {
     }
     return "";
   }
-  return plainText(element, 200) || collapse(attribute(element, "title") ?? "");
+  const text = plainText(element, 200);
+  const named = collapse(own ? labelText(element) || text : `${labelText(element)} ${text}`);
+  return named || collapse(attribute(element, "title") ?? "") || shapeName(element);
+}
+
+// Return a name for a shape of a drawing that has no text: maps and charts have identifiers.
+function shapeName(element) {
+  if (!(element instanceof SVGElement)) return "";
+  return shorten(collapse(attribute(element, "data-name") || attribute(element, "id") || ""), 40);
 }
 
 function valueOf(element, role) {
   if (role === "password") return "•".repeat(Math.min(element.value.length, 8));
   if (role === "file") return [...element.files].map((file) => file.name).join(", ");
   if (typeof element.value === "string" && !(element instanceof HTMLButtonElement)) return element.value;
+  if (showsChoice(element, role)) return choiceOf(element);
   if (role === "slider" || role === "spinbutton") {
     return attribute(element, "aria-valuetext") ?? attribute(element, "aria-valuenow") ?? "";
   }
@@ -143,15 +176,18 @@ function markOf(element, role, about = element) {
   if (name && role !== "canvas") parts.push(quote(name, 120));
   if (role === "select") {
     parts.push("=", quote([...about.selectedOptions].map((option) => option.label).join(", "), 120));
-  } else if (FIELDS.has(role) || role === "file" || (role !== "button" && isEditable(element))) {
+  } else if (FIELDS.has(role) || role === "file" || showsChoice(about, role) || (role !== "button" && isEditable(about))) {
     const value = valueOf(about, role);
-    if (value) parts.push("=", quote(value, 200));
+    if (value && (FIELDS.has(role) || value !== name)) parts.push("=", quote(value, 200));
     if (FORMATS[role]) parts.push(`(${FORMATS[role]})`);
     if (role === "slider" && about instanceof HTMLInputElement) parts.push(`(${about.min || 0}-${about.max || 100})`);
   } else if (role === "canvas" || role === "video" || role === "audio") {
     const box = boxOf(element);
     parts.push(`${Math.round(box.width)}x${Math.round(box.height)} at ${Math.round(box.x)},${Math.round(box.y)}`);
     if (role !== "canvas") parts.push(about.paused ? "paused" : "playing");
+  } else if (element instanceof SVGElement && !name) {
+    const box = boxOf(element);
+    parts.push(`${tagOf(element)} at ${Math.round(box.x + box.width / 2)},${Math.round(box.y + box.height / 2)}`);
   }
   parts.push(...statesOf(about, role));
   return `[${parts.join(" ")}` + (role === "select" ? `: ${optionsOf(about)}]` : "]");

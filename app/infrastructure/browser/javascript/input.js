@@ -35,6 +35,12 @@ function requireElement(number) {
   return element;
 }
 
+// Return the element that takes the text for an element: itself, or the field inside it.
+function requireField(number) {
+  const element = requireElement(number);
+  return innerField(element) ?? element;
+}
+
 function nextFrame() {
   return new Promise((resolve) => {
     requestAnimationFrame(() => resolve());
@@ -60,6 +66,8 @@ async function bringIntoViewport(element, options) {
   await nextFrame();
 }
 
+const GRID = 9; // number of points of a shape to try in each direction
+
 // Yield points of the visible part of `element`. Those that are most likely not covered come first.
 function* visiblePoints(element) {
   const shares = [[0.5, 0.5], [0.2, 0.5], [0.8, 0.5], [0.5, 0.2], [0.5, 0.8], [0.05, 0.1], [0.95, 0.9]];
@@ -68,6 +76,22 @@ function* visiblePoints(element) {
     const width = Math.min(box.right, innerWidth) - left, height = Math.min(box.bottom, innerHeight) - top;
     if (width <= 0 || height <= 0) continue;
     for (const [across, down] of shares) yield [left + width * across, top + height * down];
+    if (element instanceof SVGElement) yield* shapePoints(element, left, top, width, height);
+  }
+}
+
+// Yield more points for a shape that fills little of its box: a grid, then points on the outlines.
+function* shapePoints(element, left, top, width, height) {
+  for (let across = 0.5; across < GRID; across += 1) {
+    for (let down = 0.5; down < GRID; down += 1) yield [left + (width * across) / GRID, top + (height * down) / GRID];
+  }
+  const isOutline = (each) => each instanceof SVGGeometryElement;
+  for (const outline of [element, ...findAll(element, "*")].filter(isOutline).slice(0, 20)) {
+    const toViewport = outline.getScreenCTM(), length = outline.getTotalLength();
+    for (let step = 0.5; toViewport && step < GRID; step += 1) {
+      const point = outline.getPointAtLength((length * step) / GRID).matrixTransform(toViewport);
+      yield [point.x, point.y];
+    }
   }
 }
 
@@ -243,14 +267,14 @@ const api = {
 
   // Return "file", "text", or "other" if the element takes neither.
   fieldKind(number) {
-    const { method } = textInput(requireElement(number));
+    const { method } = textInput(requireField(number));
     return { kind: method === "file" ? "file" : ["type", "set"].includes(method) ? "text" : "other" };
   },
 
   // Assign the value of a field that is not typed into (a date, a slider). Otherwise return whether the field, which
   // must be typed into, takes several lines.
   setValue(number, value) {
-    const element = requireElement(number);
+    const element = requireField(number);
     const input = textInput(element);
     if (input.method === "type") return { multiline: input.multiline };
     if (input.method !== "set") refuseText(input);
@@ -265,7 +289,7 @@ const api = {
 
   // Focus an element and select its content, so that typing replaces it.
   focusAndSelect(number) {
-    const element = requireElement(number);
+    const element = requireField(number);
     focusOn(element);
     selectAll(element);
   },
