@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from app.domain.models.tool import OpenCall
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.domain.repositories.tickets import Ticket
 from app.infrastructure.persistence.sqlite.database import MIGRATIONS
+from app.infrastructure.persistence.sqlite.store import SqliteStore
+from app.interfaces.wire import encode_event
 from tests.contract.conftest import SqliteHarness
 
 ROOT = Path(__file__).parents[2]
@@ -376,3 +379,47 @@ async def test_expired_tickets_are_deleted_and_secrets_are_never_stored(
     now[0] += 30
     await service.issue("s", owner="me", view_only=False)
     assert (await row_counts(sqlite))["tickets"] == 1
+
+
+def open_store(data_dir: Path) -> SqliteStore:
+    return SqliteStore(data_dir, encode=encode_event, on_committed=lambda *_: None)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+@pytest.fixture(params=[0o000, 0o022], ids=["umask 0", "umask 022"])
+def _umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("_umask")
+@pytest.mark.parametrize("exists", [False, True])
+async def test_data_directory_is_private_whatever_the_umask(tmp_path: Path, exists: bool) -> None:
+    data_dir = tmp_path / "data"
+    files = ("anker.db", "anker.lock", "anker.db-wal", "anker.db-shm")
+    if exists:
+        (data_dir / "sandboxes").mkdir(parents=True)
+        connection = sqlite3.connect(data_dir / "anker.db")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE notes (text)")  # leaves the write-ahead log, as a killed process does
+        (data_dir / "anker.lock").touch()
+        assert {mode(data_dir / name) & 0o044 for name in files} == {0o044}
+    async with open_store(data_dir) as store:
+        await store.sessions.create("s", owner="me", at=1)
+        assert mode(data_dir) == 0o700
+        assert {name: mode(data_dir / name) for name in files} == dict.fromkeys(files, 0o600)
+
+
+async def test_directory_with_other_purposes_keeps_its_mode_with_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "photos").mkdir()
+    tmp_path.chmod(0o755)
+    async with open_store(tmp_path):
+        assert mode(tmp_path) == 0o755
+        assert mode(tmp_path / "anker.db") == 0o600
+    assert "other users can enter DATA_DIR" in caplog.text

@@ -11,6 +11,11 @@ from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.session_update import EncodeEvent
 from app.infrastructure.persistence.sqlite.database import Database, migrate
+from app.infrastructure.persistence.sqlite.private_files import (
+    make_private_directory,
+    make_private_file,
+    open_private_file,
+)
 from app.infrastructure.persistence.sqlite.repositories import (
     SqliteEventLog,
     SqliteScreenshots,
@@ -60,6 +65,7 @@ class SqliteStore:
         """
         self._lock = await asyncio.to_thread(_lock, self._dir)
         try:
+            await asyncio.to_thread(_protect, self._dir / _FILE)
             await self._database.open()
             self.installation = await self._database.run(_prepare)
             await self._reader.open()
@@ -94,8 +100,8 @@ class SqliteStore:
 def _lock(directory: Path) -> int:
     """Lock `directory` for this process. The lock ends with the returned descriptor, however the process ends."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        make_private_directory(directory)
+        descriptor = open_private_file(directory / _LOCK)
     except OSError as error:
         raise StoreUnavailable(f"DATA_DIR: {directory} cannot be used: {error.strerror}") from error
     try:
@@ -109,6 +115,16 @@ def _lock(directory: Path) -> int:
         reason = f"is in use by another process ({holder})" if is_used else f"cannot be locked: {error.strerror}"
         raise StoreUnavailable(f"DATA_DIR: {directory} {reason}") from error
     return descriptor
+
+
+def _protect(file: Path) -> None:
+    """Make the database private. SQLite gives the files that it creates beside it the same mode."""
+    try:
+        make_private_file(file, create=True)
+        for suffix in ("-wal", "-shm", "-journal"):
+            make_private_file(file.with_name(file.name + suffix))
+    except OSError as error:
+        raise StoreUnavailable(f"DATA_DIR: {file} cannot be used: {error.strerror}") from error
 
 
 def _prepare(connection: sqlite3.Connection) -> str:

@@ -227,7 +227,7 @@ class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
             await asyncio.to_thread(self._marks.kill, session_ids)
 
     def _clean_up(self) -> int:
-        self._folders.root.mkdir(parents=True, exist_ok=True)
+        self._folders.make_root()
         killed = self._marks.kill(self._marks.session_ids())
         self._folders.empty_trash()
         return killed

@@ -81,10 +81,19 @@ class SessionFolders:
         for trash in list(self.root.glob(f"{TRASH_PREFIX}*")):
             remove_tree(trash)
 
+    def make_root(self) -> None:
+        """Create the root, readable by this user only, whatever mode an earlier version gave it.
+
+        Raises:
+            OSError: The disk is full, or the folder belongs to another user.
+        """
+        self.root.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+        self.root.chmod(stat.S_IRWXU)
+
     def is_writable(self) -> bool:
         """Return whether session folders can be created."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.make_root()
         except OSError:
             return False
         return os.access(self.root, os.W_OK | os.X_OK)
