@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from app.bootstrap import RunningService, open_service
 from app.domain.errors import AnkerError
 from app.infrastructure.logging import configure_logging
+from app.interfaces.http_connection import HttpConnection
 from app.interfaces.metrics import Metrics
 from app.interfaces.viewer_connection import MAX_MESSAGE, PING_SECONDS, PONG_SECONDS, ViewerConnection
 from app.main import create_app
@@ -98,6 +99,7 @@ def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
         lifespan="off",
         log_config=None,
         access_log=False,
+        http=HttpConnection,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         ws=ViewerConnection,
         ws_max_size=MAX_MESSAGE,

@@ -1,6 +1,7 @@
 """The envelope around every JSON response: `{"code", "msg", "data"}`."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 
 import orjson
 from starlette.responses import Response
@@ -31,6 +32,14 @@ def failure(status: int, msg: str, *, headers: Mapping[str, str] | None = None) 
     """Return a failed response: `code` is the HTTP status and `data` is null."""
     body = orjson.dumps({"code": status, "msg": msg, "data": None})
     return Response(body, status_code=status, headers=headers, media_type=JSON)
+
+
+def raw_failure(status: HTTPStatus, msg: str) -> bytes:
+    """Return a failed response as a server sends it that closes the connection after it."""
+    response = failure(status, msg, headers={"connection": "close", "x-content-type-options": "nosniff"})
+    lines = [b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode())]
+    lines += [b"%b: %b" % header for header in response.raw_headers]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])
 
 
 async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,10 +5,16 @@ every ping, and keeps the parts of a message however many they are. See docs/dec
 """
 
 import asyncio
+from http import HTTPStatus
 from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+from app.interfaces.bounded_transport import BoundedTransport
+from app.interfaces.envelope import raw_failure
 
 MAX_MESSAGE = 1 << 20
 """Maximum size of a client's message, in bytes; a longer one closes the connection with 1009."""
@@ -25,23 +31,20 @@ Everything sent before the ping arrives first. On a slow line that takes long: a
 MAX_FRAGMENTS = 1024
 """Maximum number of parts of a message; empty parts do not count towards its size."""
 
-LINGER_SECONDS = 10.0
-"""Maximum time that a client may take to read the rest after its connection was closed, in seconds."""
-
 SHUTDOWN_SECONDS = 1.0
-"""The same as `LINGER_SECONDS` when the server shuts down, in seconds."""
+"""Maximum time that a client may take to read the rest when the server shuts down, in seconds."""
 
 _PONG, _CLOSE = b"\x8a", b"\x88"
 """First byte of a frame, by its type."""
 
 
 class ViewerConnection(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol on a `_BoundedTransport`, with a limit for the parts of a message."""
+    """uvicorn's WebSocket protocol on a `_ViewerTransport`, with a limit for the parts of a message."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wrap the transport; see `asyncio.Protocol`."""
         # uvloop's transport is no subclass of `asyncio.Transport`.
-        self._bounded = _BoundedTransport(cast("asyncio.Transport", transport))
+        self._bounded = _ViewerTransport(cast("asyncio.Transport", transport))
         super().connection_made(self._bounded)
 
     def pause_writing(self) -> None:
@@ -53,6 +56,20 @@ class ViewerConnection(WebSocketsSansIOProtocol):
         """Tell the transport that its client reads again; see `asyncio.Protocol`."""
         super().resume_writing()
         self._bounded.resume_pongs()
+
+    def handle_connect(self, event: Request) -> None:
+        """Open the WebSocket if the handshake is valid."""
+        response = ServerProtocol().accept(event)
+        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            super().handle_connect(event)
+        else:
+            self._refuse_handshake(HTTPStatus(response.status_code), (response.body or b"").decode().strip())
+
+    def data_received(self, data: bytes) -> None:
+        """Parse `data`; refuse a handshake that cannot be parsed."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_complete:
+            self._refuse_handshake(HTTPStatus.BAD_REQUEST, "this is not a valid WebSocket handshake")
 
     async def send(self, message: Any) -> None:
         """Send a message of the application.
@@ -77,14 +94,17 @@ class ViewerConnection(WebSocketsSansIOProtocol):
             return
         super().handle_cont(event)
 
+    def _refuse_handshake(self, status: HTTPStatus, msg: str) -> None:
+        self.handshake_complete = self.close_sent = True
+        self.transport.write(raw_failure(status, msg))
+        self.transport.close()
 
-class _BoundedTransport(asyncio.Transport):
-    """A transport that aborts a closed connection whose client does not read, and bounds the pongs that it keeps."""
+
+class _ViewerTransport(BoundedTransport):
+    """A transport that bounds the pongs it keeps, too."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self.linger_seconds = LINGER_SECONDS
-        self._transport = transport
+        super().__init__(transport)
         self._paused = False
         self._pong = b""
 
@@ -93,9 +113,9 @@ class _BoundedTransport(asyncio.Transport):
         if self._paused and data[:1] == _PONG:
             self._pong = data
             return
-        self._transport.write(data)
+        super().write(data)
         if data[:1] == _CLOSE:
-            self._abort_later()
+            self.abort_later()
 
     def pause_pongs(self) -> None:
         """Keep pongs back from now on."""
@@ -105,37 +125,5 @@ class _BoundedTransport(asyncio.Transport):
         """Write the pong that was kept back."""
         self._paused = False
         if self._pong and not self.is_closing():
-            self._transport.write(self._pong)
+            super().write(self._pong)
         self._pong = b""
-
-    def close(self) -> None:
-        """Close the connection; abort it if the client does not read the rest in time."""
-        self._transport.close()
-        self._abort_later()
-
-    def abort(self) -> None:
-        """Close the connection at once."""
-        self._transport.abort()
-
-    def is_closing(self) -> bool:
-        """Return whether the connection is closed or being closed."""
-        return self._transport.is_closing()
-
-    def pause_reading(self) -> None:
-        """Stop receiving data."""
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Receive data again."""
-        self._transport.resume_reading()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return information about the connection."""
-        return self._transport.get_extra_info(name, default)
-
-    def get_write_buffer_size(self) -> int:
-        """Return the number of bytes that wait to be sent."""
-        return self._transport.get_write_buffer_size()
-
-    def _abort_later(self) -> None:
-        asyncio.get_running_loop().call_later(self.linger_seconds, self._transport.abort)

@@ -19,7 +19,7 @@ from websockets.typing import Subprotocol
 
 from app.application.services.desktop import MAX_EARLY_BYTES
 from app.domain.errors import SandboxFailure, SandboxUnavailable, StoreUnavailable
-from app.interfaces import viewer_connection
+from app.interfaces import bounded_transport
 from app.interfaces.api import vnc
 from app.interfaces.viewer_connection import MAX_FRAGMENTS, MAX_MESSAGE
 from tests.api.vnc_harness import MIB, DesktopSandbox, VncHarness, close_reason
@@ -304,7 +304,7 @@ async def test_viewer_that_answers_no_ping_is_cut_off() -> None:
 async def test_unread_connection_ends_with_its_desktop(
     vnc_harness: VncHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(viewer_connection, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(bounded_transport, "LINGER_SECONDS", 0.1)
     monkeypatch.setattr(vnc, "CLOSE_SECONDS", 0.1)
     session_id, screen = await vnc_harness.create_session(unlimited=True)
     unread = await open_viewer_without_reading(vnc_harness, session_id)

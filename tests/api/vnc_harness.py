@@ -10,6 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from app.interfaces.http_connection import HttpConnection
 from app.interfaces.viewer_connection import MAX_MESSAGE, ViewerConnection
 from tests.fakes.memory_sandbox import MemorySandbox
 from tests.support.api_harness import API, ApiHarness
@@ -92,6 +93,7 @@ class VncHarness:
             log_config=None,
             lifespan="off",
             timeout_graceful_shutdown=self.drain_seconds,
+            http=HttpConnection,
             ws=ViewerConnection,
             ws_max_size=MAX_MESSAGE,
             ws_per_message_deflate=False,

@@ -25,6 +25,7 @@ from app.domain.repositories.event_log import Commit
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed
 from app.interfaces.api.services import Services, provide
+from app.interfaces.http_connection import HttpConnection
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import screenshot_address
 from app.main import Application, set_up_app
@@ -193,7 +194,9 @@ class ApiHarness:
 @asynccontextmanager
 async def serve(harness: ApiHarness) -> AsyncIterator[httpx.AsyncClient]:
     """Run a real server on the loopback device, which sends streams while they are made. Yield a client of it."""
-    config = uvicorn.Config(harness.app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=3)
+    config = uvicorn.Config(
+        harness.app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=3, http=HttpConnection
+    )
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
