@@ -22,8 +22,7 @@ from app.domain.errors import SandboxFailure, SandboxUnavailable, StoreUnavailab
 from app.interfaces import bounded_transport
 from app.interfaces.api import vnc
 from app.interfaces.viewer_connection import MAX_FRAGMENTS, MAX_MESSAGE
-from tests.api.vnc_harness import MIB, DesktopSandbox, VncHarness, close_reason
-from tests.fakes.memory_sandbox import MemorySandbox
+from tests.api.vnc_harness import MIB, VncHarness, close_reason
 from tests.support.api_harness import API, ApiHarness
 from tests.support.eventually import eventually
 
@@ -199,25 +198,6 @@ async def test_sandbox_without_desktop_closes_with_reason(
     session_id, screen = await vnc_harness.create_session()
     screen.refusal = refusal
     assert await close_reason(await vnc_harness.connect_viewer(session_id)) == (code, str(refusal))
-
-
-async def test_dead_sandbox_is_replaced(vnc_harness: VncHarness) -> None:
-    session_id, dead = await vnc_harness.create_session()
-    dead.refusal = SandboxUnavailable("The sandbox cannot be reached: it does not run.")
-    alive = DesktopSandbox()
-    acquire = vnc_harness.api.sandboxes.acquire
-
-    async def notice(session_id: str) -> MemorySandbox:
-        found = await acquire(session_id)
-        vnc_harness.api.sandboxes.sandboxes[session_id] = alive
-        return found
-
-    vnc_harness.api.sandboxes.acquire = notice
-    viewer = await vnc_harness.connect_viewer(session_id)
-    await alive.opened.wait()
-    alive.desktops[0].outgoing.put_nowait(b"hello")
-    assert await viewer.recv() == b"hello"
-    await viewer.close()
 
 
 async def test_long_close_reason_is_cut_between_characters(vnc_harness: VncHarness) -> None:

@@ -13,6 +13,9 @@ from app.infrastructure.sandbox.client.api_client import SandboxApiClient
 from app.infrastructure.sandbox.client.running_sandbox import FRESH_SECONDS, RENEW_SECONDS, RunningSandbox
 from app.infrastructure.sandbox.lifecycle import SessionSandboxProvider
 
+SHELL = {"session_id": "x", "status": "completed", "returncode": 0, "output": ""}
+FILE = {"content": "text", "line_count": 1, "file": "/f"}
+
 
 class Instance(RunningSandbox):
     """An instance with a scripted response and a clock that only `clock` moves."""
@@ -23,6 +26,8 @@ class Instance(RunningSandbox):
         self.requests: list[str] = []
         self.is_alive = True
         self.is_closed = False
+        self.failure: Exception | None = None
+        """What every call but that of the status raises."""
         api = SandboxApiClient("http://sandbox", "token", transport=httpx.MockTransport(self._respond))
         super().__init__(api, instance_id=instance_id, exec_seconds=1, clock=lambda: self.clock)
 
@@ -31,9 +36,16 @@ class Instance(RunningSandbox):
         await super().close()
 
     def _respond(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request.url.path.removeprefix("/api/v1/"))
+        path = request.url.path.removeprefix("/api/v1/")
+        self.requests.append(path)
         if self.status is None:
             raise httpx.ConnectError("refused")
+        if self.failure is not None and path != "status":
+            raise self.failure
+        if path == "shell/exec":
+            return httpx.Response(200, json={"success": True, "message": "", "data": SHELL})
+        if path == "file/read":
+            return httpx.Response(200, json={"success": True, "message": "", "data": FILE})
         return httpx.Response(200, json={"success": True, "message": "", "data": self.status})
 
 
@@ -49,6 +61,9 @@ class Backend:
 
     async def is_alive(self, known: Instance) -> bool:
         return known.is_alive
+
+    async def find_end(self, known: Instance) -> str | None:
+        return None if known.is_alive else "ran out of memory"
 
     async def find(self, session_id: str, known: Instance | None) -> Instance | None:
         self.calls.append("find")
@@ -111,7 +126,8 @@ async def test_acquire_while_starting_shares_the_start(provider: Provider, backe
     provider.warm("s1")
     sandboxes = await asyncio.gather(*(provider.acquire("s1") for _ in range(3)))
     assert backend.calls == ["start"]
-    assert len(set(sandboxes)) == 1 and await provider.find("s1") is sandboxes[0]
+    found = await provider.find("s1")
+    assert found is not None and {each.instance_id for each in (*sandboxes, found)} == {"i1"}
 
 
 async def test_cancelled_acquire_does_not_end_the_start_for_other_callers(provider: Provider, backend: Backend) -> None:
@@ -302,3 +318,66 @@ async def test_try_renew_reports_use_only_to_an_instance_idle_for_long(idle: flo
     assert instance.requests == ["status", *(["shell/kill_all"] if renewed else [])]
     instance.status = None
     assert not await instance.try_renew() and instance.is_unresponsive
+
+
+def end(instance: Instance, failure: Exception) -> None:
+    instance.is_alive, instance.failure = False, failure
+
+
+async def test_call_that_never_reached_its_sandbox_is_made_on_a_new_one(provider: Provider, backend: Backend) -> None:
+    sandbox = await provider.acquire("s1")
+    end(running(provider), httpx.ConnectError("refused"))
+    assert (await sandbox.shell_exec("x", "", "ls")).returncode == 0
+    assert sandbox.instance_id == "i2" and backend.calls == ["start", "start"]
+    assert running(provider).requests == ["shell/exec"]
+
+
+async def test_command_that_a_dying_sandbox_may_have_run_is_not_repeated(provider: Provider, backend: Backend) -> None:
+    sandbox = await provider.acquire("s1")
+    end(running(provider), httpx.ReadError("reset"))
+    reasons = await asyncio.gather(*(sandbox.shell_exec("x", "", "ls") for _ in range(3)), return_exceptions=True)
+    assert {str(each).partition(" during")[0] for each in reasons} == {"The sandbox ran out of memory"}
+    assert backend.calls == ["start"]
+    assert (await provider.acquire("s1")).instance_id == "i2"
+
+
+async def test_reading_call_on_a_dying_sandbox_is_repeated(provider: Provider) -> None:
+    sandbox = await provider.acquire("s1")
+    end(running(provider), httpx.ReadError("reset"))
+    text = await sandbox.file_read("/f", start=None, end=None, sudo=False)
+    assert text.content == "text" and sandbox.instance_id == "i2"
+
+
+async def test_broken_connection_to_a_living_sandbox_is_reported(provider: Provider, backend: Backend) -> None:
+    sandbox = await provider.acquire("s1")
+    running(provider).failure = httpx.ReadError("reset")
+    with pytest.raises(SandboxUnavailable, match="broke before it answered"):
+        await sandbox.file_read("/f", start=None, end=None, sudo=False)
+    assert backend.calls == ["start"]
+
+
+async def test_found_sandbox_that_ends_is_not_replaced(provider: Provider, backend: Backend) -> None:
+    await provider.acquire("s1")
+    found = await provider.find("s1")
+    end(running(provider), httpx.ConnectError("refused"))
+    assert found is not None
+    with pytest.raises(SandboxUnavailable, match="cannot be reached"):
+        await found.file_read("/f", start=None, end=None, sudo=False)
+    assert backend.calls == ["start"]
+
+
+async def test_call_after_destruction_starts_no_sandbox(provider: Provider, backend: Backend) -> None:
+    sandbox = await provider.acquire("s1")
+    end(running(provider), httpx.ConnectError("refused"))
+    await provider.destroy("s1")
+    with pytest.raises(SandboxUnavailable):
+        await sandbox.shell_exec("x", "", "ls")
+    assert backend.calls == ["start", "destroy"]
+
+
+async def test_sandbox_with_a_fault_of_its_own_is_checked_before_its_next_use(provider: Provider) -> None:
+    await provider.acquire("s1")
+    instance = running(provider)
+    with pytest.raises(SandboxFailure), instance:
+        raise SandboxFailure("the shell could not be started", status=500)
+    assert instance.is_unresponsive

@@ -103,13 +103,7 @@ class DesktopService:
     async def _connect(self, session_id: str, stack: AsyncExitStack) -> Desktop:
         """Connect to the desktop. `stack` closes it, even if the viewer leaves at the same moment."""
         sandbox = await self._sandboxes.acquire(session_id)
-        try:
-            desktop = await sandbox.desktop()
-        except SandboxUnavailable as error:
-            # The sandbox may have died before its provider noticed. The failed call has told the provider.
-            log.info("no connection to a desktop; trying once more: %s", error)
-            sandbox = await self._sandboxes.acquire(session_id)
-            desktop = await sandbox.desktop()
+        desktop = await sandbox.desktop()
         stack.push_async_callback(desktop.close)
         return desktop
 

@@ -196,11 +196,22 @@ class SessionBrowser:
         if previous is not None and await previous.serves(sandbox):
             return previous
         await self._disconnect()
-        connection = self._connection = await Connection.connect(self._driver, sandbox)
+        connection = self._connection = await self._connect_to(sandbox)
         if previous is not None:
             is_same_browser = connection.address == previous.address and not sandbox.browser.shared
             connection.tabs.note(RECONNECTED if is_same_browser else BROWSER_RESTARTED)
         return connection
+
+    async def _connect_to(self, sandbox: Sandbox) -> Connection:
+        instance = sandbox.instance_id
+        try:
+            return await Connection.connect(self._driver, sandbox)
+        except SandboxUnavailable:
+            # The sandbox may have ended just now. Any call notices that, and continues with its successor.
+            await sandbox.status()
+            if sandbox.instance_id == instance:
+                raise
+        return await Connection.connect(self._driver, sandbox)
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

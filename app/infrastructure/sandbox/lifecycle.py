@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, Self, TypeVar
 
 from app.domain.errors import SandboxUnavailable
-from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
+from app.infrastructure.sandbox.client.api_client import SandboxUnreachable
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox, SandboxInstance
 from app.infrastructure.sandbox.client.running_sandbox import RunningSandbox
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,13 @@ class SandboxBackend(Protocol[R]):
 
     async def is_alive(self, known: R) -> bool:
         """Return whether `known` still runs. Called for every use of a sandbox, so it must be fast."""
+        ...
+
+    async def find_end(self, known: R) -> str | None:
+        """Return how `known` ended, as in "ran out of memory"; None if it runs, or if that is unknown.
+
+        Called after a call on `known` got no response.
+        """
         ...
 
     async def find(self, session_id: str, known: R | None) -> R | None:
@@ -72,7 +80,8 @@ class SessionSandbox(Generic[R]):
         self.running: R | None = None
         """The instance that was last known to run; it may have ended since."""
         self._backend = backend
-        self._start: asyncio.Task[HttpSandbox] | None = None
+        self._is_over = False
+        self._start: asyncio.Task[R] | None = None
         # Held while an instance is looked up, started or ended: one at a time.
         self._lock = asyncio.Lock()
 
@@ -81,7 +90,7 @@ class SessionSandbox(Generic[R]):
         """Whether no instance is known and nothing is in progress: then this object may be dropped."""
         return self.running is None and not self._lock.locked() and not self._is_starting
 
-    def start(self) -> asyncio.Task[HttpSandbox]:
+    def start(self) -> asyncio.Task[R]:
         """Return the task of the start in progress, or of a new one. Callers share it and must not cancel it."""
         if self._start is None or self._start.done():
             self._start = asyncio.create_task(self._start_instance(), name=f"sandbox start {self.session_id}")
@@ -97,31 +106,30 @@ class SessionSandbox(Generic[R]):
         running = self.running
         if running is not None and await self._backend.is_alive(running):
             running.touch()
-            return running.sandbox
+            return self._sandbox_of(running)
         start = self.start()
         await asyncio.wait({start})
         if start.cancelled():
             raise SandboxUnavailable("The session's sandbox was ended while it started.")
-        return start.result()
+        return self._sandbox_of(start.result())
 
     async def find(self) -> HttpSandbox | None:
-        """Return the sandbox if one runs. One that is still starting does not run yet.
+        """Return the sandbox if one runs. One that is still starting does not run yet. Its calls start no other one.
 
         Raises:
             SandboxUnavailable: It cannot be determined whether one runs.
         """
         running = self.running
         if running is not None and await self._backend.is_alive(running):
-            return running.sandbox
+            return running.view
         if (start := self._start) is not None and not start.done():
             # The start may only have to look up an instance that runs already.
             await asyncio.wait({start}, timeout=FIND_SECONDS)
-            succeeded = start.done() and not start.cancelled() and start.exception() is None
-            return start.result() if succeeded else None
+            return self.running.view if start.done() and self.running is not None else None
         async with self._lock:
             found = await self._backend.find(self.session_id, self.running)
             await self._replace(found)
-            return found.sandbox if found else None
+            return found.view if found else None
 
     async def stop_if_idle(self, instance_id: str, is_idle: Callable[[], Awaitable[bool]]) -> bool:
         """Stop the instance if it is still idle once the lock is held; keep the workspace.
@@ -143,6 +151,7 @@ class SessionSandbox(Generic[R]):
 
     async def close(self) -> None:
         """Cancel a start in progress and close the instance."""
+        self._is_over = True
         await self._cancel_start()
         async with self._lock:
             await self._replace(None)
@@ -153,6 +162,7 @@ class SessionSandbox(Generic[R]):
         Raises:
             SandboxUnavailable: It cannot be done now.
         """
+        self._is_over = True
         await self._cancel_start()
         async with self._lock:
             await self._replace(None)
@@ -162,11 +172,11 @@ class SessionSandbox(Generic[R]):
     def _is_starting(self) -> bool:
         return self._start is not None and not self._start.done()
 
-    async def _start_instance(self) -> HttpSandbox:
+    async def _start_instance(self) -> R:
         async with self._lock:
             running = await self._backend.start(self.session_id, self.running)
             await self._replace(running)
-            return running.sandbox
+            return running
 
     async def _cancel_start(self) -> None:
         if self._start is not None and self._is_starting:
@@ -182,7 +192,31 @@ class SessionSandbox(Generic[R]):
         if known is not None and known is not running:
             await known.close()
 
-    def _log_failure(self, start: asyncio.Task[HttpSandbox]) -> None:
+    def _sandbox_of(self, running: R) -> HttpSandbox:
+        return HttpSandbox(running.instance, find_successor=self._find_successor)
+
+    async def _find_successor(
+        self, failed: SandboxInstance, error: SandboxUnavailable, repeatable: bool
+    ) -> SandboxInstance:
+        """Implement `FindSuccessor`: a call that `failed` cannot have carried out is made again; other calls fail."""
+        running = self.running
+        is_current = running is not None and running.instance_id == failed.id
+        end = await self._backend.find_end(running) if running is not None and is_current else "ended"
+        is_unreached = isinstance(error, SandboxUnreachable)
+        if self._is_over or (end is None and not is_unreached):
+            raise error
+        if not is_unreached and not repeatable:
+            raise SandboxUnavailable(
+                f"The sandbox {end} during this call, which may have taken effect. The next call uses a new sandbox: "
+                "the files in ~ are unchanged, but all shells and processes are gone."
+            ) from error
+        log.warning("session %s: its sandbox %s; repeating the call", self.session_id, end or "was unreachable")
+        await self.acquire()
+        if self.running is None:
+            raise error  # destroyed meanwhile
+        return self.running.instance
+
+    def _log_failure(self, start: asyncio.Task[R]) -> None:
         """Log why a start failed: it may run in the background, without a caller to tell."""
         if not start.cancelled() and (error := start.exception()) is not None:
             unexpected = None if isinstance(error, SandboxUnavailable) else error

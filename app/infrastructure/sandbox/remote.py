@@ -7,7 +7,7 @@ import httpx
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
-from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox, SandboxInstance
 
 log = logging.getLogger(__name__)
 
@@ -78,4 +78,6 @@ class RemoteSandboxes:
 
     def _sandbox(self, session_id: str) -> HttpSandbox:
         pool = zlib.crc32(session_id.encode("utf-8", "surrogatepass")) % len(self._apis)
-        return HttpSandbox(self._apis[pool], scope=session_id, exec_seconds=self._exec_seconds)
+        api = self._apis[pool]
+        instance = SandboxInstance(api=api, id=api.address, exec_seconds=self._exec_seconds)
+        return HttpSandbox(instance, scope=session_id)

@@ -12,7 +12,7 @@ from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.models.sandbox import FileImage, PartStatus, ShellState
 from app.infrastructure.sandbox.client import api_client, http_sandbox
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
-from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox
+from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox, SandboxInstance
 from app.infrastructure.sandbox.client.running_sandbox import RunningSandbox
 from app.infrastructure.sandbox.client.shell_ids import encode_id, encode_scope
 from app.infrastructure.sandbox.remote import RemoteSandboxes
@@ -38,9 +38,8 @@ class Scripted:
         return request.url.path, json.loads(request.content)
 
     def sandbox(self, scope: str = "") -> HttpSandbox:
-        return HttpSandbox(
-            SandboxApiClient("http://box:8080", "t0ken", transport=httpx.MockTransport(self)), scope=scope
-        )
+        api = SandboxApiClient("http://box:8080", "t0ken", transport=httpx.MockTransport(self))
+        return HttpSandbox(SandboxInstance(api=api, id="i1"), scope=scope)
 
 
 async def test_shell_calls_send_their_path_body_and_token() -> None:
@@ -172,7 +171,7 @@ async def listening(serve: Serve) -> AsyncIterator[tuple[HttpSandbox, list[async
     port = server.sockets[0].getsockname()[1]
     api = SandboxApiClient(f"http://127.0.0.1:{port}", "t")
     try:
-        yield HttpSandbox(api), seen
+        yield HttpSandbox(SandboxInstance(api=api, id="i1")), seen
     finally:
         await api.aclose()
         server.close()
@@ -222,7 +221,7 @@ async def test_malformed_picture_raises_sandbox_unavailable(change: dict[str, ob
 async def test_closed_port_raises_sandbox_unavailable() -> None:
     api = SandboxApiClient("http://127.0.0.1:1", "t")
     with pytest.raises(SandboxUnavailable, match="cannot be reached"):
-        await HttpSandbox(api).shell_view("main")
+        await HttpSandbox(SandboxInstance(api=api, id="i1")).shell_view("main")
     await api.aclose()
 
 
@@ -281,7 +280,8 @@ async def test_concurrent_calls_get_their_own_responses() -> None:
         asked = json.loads(request.content)
         return httpx.Response(200, json={"success": True, "data": {**SHELL, "output": asked["command"]}})
 
-    sandbox = HttpSandbox(SandboxApiClient("http://box", "t", transport=httpx.MockTransport(echo)))
+    api = SandboxApiClient("http://box", "t", transport=httpx.MockTransport(echo))
+    sandbox = HttpSandbox(SandboxInstance(api=api, id="i1"))
     states = await asyncio.gather(*(sandbox.shell_exec(f"s{n}", "", f"c{n}") for n in range(50)))
     assert states == [ShellState(shell_id=f"s{n}", status="completed", returncode=0, output=f"c{n}") for n in range(50)]
 
@@ -298,7 +298,7 @@ async def test_instance_is_not_idle_during_a_call() -> None:
 
     api = SandboxApiClient("http://box", "t", transport=httpx.MockTransport(respond))
     running = RunningSandbox(api, instance_id="i1", exec_seconds=1, clock=lambda: now)
-    await running.sandbox.shell_view("main")
+    await running.view.shell_view("main")
     assert during == [0.0] and running.idle_seconds == 0.0
     now += 5
     assert running.idle_seconds == 5
@@ -308,7 +308,7 @@ async def test_browser_endpoint_is_below_the_address_and_hides_its_token() -> No
     endpoint = Scripted().sandbox().browser
     assert (endpoint.url, endpoint.token, endpoint.home) == ("http://box:8080/cdp", "t0ken", "/home/ubuntu")
     assert "t0ken" not in repr(endpoint)
-    other = HttpSandbox(SandboxApiClient("http://box:8080/", "t"), instance_id="c1", home="/w")
+    other = HttpSandbox(SandboxInstance(api=SandboxApiClient("http://box:8080/", "t"), id="c1", home="/w"))
     assert (other.instance_id, other.browser.url, other.browser.home) == ("c1", "http://box:8080/cdp", "/w")
 
 
@@ -319,13 +319,13 @@ async def test_status_returns_the_parts_and_does_not_count_as_use() -> None:
     api = SandboxApiClient("http://box:8080", "t", transport=httpx.MockTransport(box))
     running = RunningSandbox(api, instance_id="i1", exec_seconds=1, clock=lambda: now)
     now = 9
-    assert await running.sandbox.status() == {
+    assert await running.view.status() == {
         "shell": PartStatus(ready=True),
         "browser": PartStatus(ready=False, reason="it starts"),
     }
     assert (box.requests[-1].method, box.requests[-1].url.path) == ("GET", "/api/v1/status")
     assert running.idle_seconds == 9
-    await running.sandbox.restart_browser()
+    await running.view.restart_browser()
     assert box.last_request() == ("/api/v1/browser/restart", {}) and running.idle_seconds == 0
 
 
@@ -339,7 +339,7 @@ async def test_malformed_status_raises_sandbox_unavailable(data: object) -> None
 
 async def test_desktop_at_a_closed_port_raises_sandbox_unavailable() -> None:
     with pytest.raises(SandboxUnavailable, match="cannot be reached"):
-        await HttpSandbox(SandboxApiClient("http://127.0.0.1:1", "t")).desktop()
+        await HttpSandbox(SandboxInstance(api=SandboxApiClient("http://127.0.0.1:1", "t"), id="i1")).desktop()
 
 
 async def test_remote_check_returns_why_the_sandbox_cannot_be_used() -> None:

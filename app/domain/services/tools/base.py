@@ -61,16 +61,19 @@ class ToolContext:
 
     session_id: str
     shared: ToolDependencies
-    sandbox_instance: str = ""
-    """Instance id of the sandbox that a tool used last; empty before the first use."""
     vision: bool = False
     """Whether the model that reads the results sees pictures."""
+    _sandbox: Sandbox | None = None
+
+    @property
+    def sandbox_instance(self) -> str:
+        """Instance id of the sandbox that a tool used last; empty before the first use."""
+        return "" if self._sandbox is None else self._sandbox.instance_id
 
     async def sandbox(self) -> Sandbox:
         """Return the session's sandbox, and start it if there is none."""
-        sandbox = await self.shared.sandboxes.acquire(self.session_id)
-        self.sandbox_instance = sandbox.instance_id
-        return sandbox
+        self._sandbox = await self.shared.sandboxes.acquire(self.session_id)
+        return self._sandbox
 
     async def browser(self) -> Browser:
         """Return the browser in the session's sandbox, and start both if needed."""

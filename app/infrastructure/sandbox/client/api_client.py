@@ -26,6 +26,10 @@ UNAUTHORIZED = 401
 JsonObject = Mapping[str, object]
 
 
+class SandboxUnreachable(SandboxUnavailable):
+    """The request has not reached the sandbox."""
+
+
 class SandboxApiClient:
     """A client of one sandbox's JSON API, with connections of its own; `aclose` closes them.
 
@@ -72,7 +76,8 @@ class SandboxApiClient:
 
         Raises:
             SandboxFailure: The sandbox refused the request, or `body` is not Unicode text.
-            SandboxUnavailable: There was no response in time, or a malformed one, or the token was refused.
+            SandboxUnreachable: The request has not reached the sandbox.
+            SandboxUnavailable: There was no response in time, or a malformed one.
         """
         try:
             content = orjson.dumps(body)
@@ -101,7 +106,7 @@ class SandboxApiClient:
         except TimeoutError:
             raise SandboxUnavailable(f"The sandbox did not answer within {seconds:g} s.") from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise SandboxUnavailable("The sandbox cannot be reached: it does not run.") from error
+            raise SandboxUnreachable("The sandbox cannot be reached: it does not run.") from error
         except httpx.TransportError as error:
             raise SandboxUnavailable("The connection to the sandbox broke before it answered.") from error
         return open_envelope(response.status_code, body)
@@ -126,11 +131,12 @@ def open_envelope(status: int, body: bytes | bytearray) -> JsonObject:
 
     Raises:
         SandboxFailure: The sandbox refused the request.
-        SandboxUnavailable: The response is malformed, or the token was refused.
+        SandboxUnreachable: The token was refused.
+        SandboxUnavailable: The response is malformed.
     """
     if status == UNAUTHORIZED:
-        # The model cannot repair this: the operator's token is wrong, or another program has the port now.
-        raise SandboxUnavailable("The sandbox refused our token (SANDBOX_TOKEN).")
+        # The model cannot repair this: the operator's token is wrong, or another program has the address now.
+        raise SandboxUnreachable("The sandbox refused our token (SANDBOX_TOKEN).")
     try:
         envelope: object = orjson.loads(body)
     except orjson.JSONDecodeError:

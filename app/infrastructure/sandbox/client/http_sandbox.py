@@ -1,9 +1,11 @@
 """The `Sandbox` port over HTTP: one session's use of a sandbox."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from app.domain.errors import SandboxFailure
+from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.external.sandbox import Desktop
 from app.domain.models.sandbox import (
     BrowserEndpoint,
@@ -37,82 +39,98 @@ HOME = "/home/ubuntu"
 """The workspace of a container."""
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxInstance:
+    """A sandbox instance, as its clients need it."""
+
+    api: SandboxApiClient
+    """Its client, which the owner closes."""
+    id: str
+    """Its name; no other instance ever gets the same."""
+    home: str = HOME
+    """The path of its workspace."""
+    exec_seconds: float = 10.0
+    """Its own SANDBOX_EXEC_SECONDS."""
+    activity: AbstractContextManager[None] = field(default_factory=nullcontext)
+    """Entered around every call that counts as use."""
+
+
+FindSuccessor = Callable[[SandboxInstance, SandboxUnavailable, bool], Awaitable[SandboxInstance]]
+"""Takes an instance, the error of a call on it, and whether the call may be made twice. Returns the instance on which
+to make the call again, or raises the error to report."""
+
+
 class HttpSandbox:
     """One session's use of a sandbox.
 
     Several sessions may share a sandbox: with a scope, the client puts `<scope>.` before every shell id it sends, and
-    returns the ids that the caller used. It never repeats a request, since a command may have run.
+    returns the ids that the caller used.
+
+    With `find_successor`, it continues with the next instance when the sandbox instance has ended. A call that failed
+    is made again there if it has not reached the first instance, or changes nothing. Otherwise, a request is never
+    repeated, since a command may have run.
     """
 
     def __init__(
-        self,
-        api: SandboxApiClient,
-        *,
-        scope: str = "",
-        instance_id: str = "",
-        home: str = HOME,
-        exec_seconds: float = 10.0,
-        activity: AbstractContextManager[None] | None = None,
+        self, instance: SandboxInstance, *, scope: str = "", find_successor: FindSuccessor | None = None
     ) -> None:
-        """Use `api`, which the caller closes.
+        """Use `instance`.
 
         Args:
-            api: The client of the sandbox.
+            instance: The sandbox instance.
             scope: The session's id if the sandbox is shared, else "".
-            instance_id: The name of the sandbox instance; by default, its address.
-            home: The path of the workspace in the sandbox.
-            exec_seconds: The sandbox's own SANDBOX_EXEC_SECONDS.
-            activity: Entered around every call that counts as use.
+            find_successor: Finds the instance to continue with after a call that got no response.
         """
-        self._api = api
-        self._instance_id = instance_id or api.address
-        self._browser = BrowserEndpoint(url=f"{api.address}/cdp", token=api.token, home=home, shared=bool(scope))
+        self._instance = instance
+        self._is_shared = bool(scope)
         self._prefix = f"{encode_scope(scope)}." if scope else ""
-        self._exec_seconds = exec_seconds
-        self._activity = activity or nullcontext()
+        self._find_successor = find_successor
 
     @property
     def instance_id(self) -> str:
         """Implement `Sandbox.instance_id`."""
-        return self._instance_id
+        return self._instance.id
 
     @property
     def browser(self) -> BrowserEndpoint:
         """Implement `Sandbox.browser`."""
-        return self._browser
+        api, home = self._instance.api, self._instance.home
+        return BrowserEndpoint(url=f"{api.address}/cdp", token=api.token, home=home, shared=self._is_shared)
 
     async def status(self) -> Mapping[str, PartStatus]:
         """Implement `Sandbox.status`."""
-        return responses.parse_parts(await self._api.get("status", seconds=MARGIN_SECONDS))
+        get = self._call(lambda api: api.get("status", seconds=MARGIN_SECONDS), counts=False, repeatable=True)
+        return responses.parse_parts(await get)
 
     async def restart_browser(self) -> None:
         """Implement `Sandbox.restart_browser`."""
-        with self._activity:
-            await self._api.post("browser/restart", {}, seconds=BROWSER_SECONDS)
+        await self._call(lambda api: api.post("browser/restart", {}, seconds=BROWSER_SECONDS), repeatable=True)
 
     async def desktop(self) -> Desktop:
         """Implement `Sandbox.desktop`. While the connection is open, the sandbox itself counts it as use."""
-        with self._activity:
-            return await open_desktop(self._api.address, self._api.token)
+        return await self._call(lambda api: open_desktop(api.address, api.token), repeatable=True)
 
     async def shell_exec(self, shell_id: str, exec_dir: str, command: str) -> ShellState:
         """Implement `Sandbox.shell_exec`."""
-        seconds = self._exec_seconds + MARGIN_SECONDS
+        seconds = self._instance.exec_seconds + MARGIN_SECONDS
         return await self._call_shell("exec", shell_id, {"exec_dir": exec_dir, "command": command}, seconds)
 
     async def shell_view(self, shell_id: str) -> ShellState:
         """Implement `Sandbox.shell_view`."""
-        return await self._call_shell("view", shell_id, {}, MARGIN_SECONDS)
+        return await self._call_shell("view", shell_id, {}, MARGIN_SECONDS, repeatable=True)
 
     async def shell_wait(self, shell_id: str, seconds: int | None) -> ShellState:
         """Implement `Sandbox.shell_wait`."""
         limit = MAX_WAIT_SECONDS if seconds is None else min(max(seconds, 0), MAX_WAIT_SECONDS)
         fields: JsonObject = {} if seconds is None else {"seconds": seconds}
-        return await self._call_shell("wait", shell_id, fields, limit + MARGIN_SECONDS)
+        return await self._call_shell("wait", shell_id, fields, limit + MARGIN_SECONDS, repeatable=True)
 
     async def shell_write(self, shell_id: str, text: str, *, press_enter: bool) -> ShellState:
         """Implement `Sandbox.shell_write`."""
-        seconds = self._exec_seconds + MARGIN_SECONDS
+        seconds = self._instance.exec_seconds + MARGIN_SECONDS
         return await self._call_shell("write", shell_id, {"input": text, "press_enter": press_enter}, seconds)
 
     async def shell_kill(self, shell_id: str) -> ShellState:
@@ -121,13 +139,14 @@ class HttpSandbox:
 
     async def kill_all(self) -> None:
         """Implement `Sandbox.kill_all`."""
-        with self._activity:
-            await self._api.post("shell/kill_all", {"prefix": self._prefix}, seconds=MARGIN_SECONDS)
+        # An instance that has ended runs nothing, so it needs no successor.
+        with self._instance.activity:
+            await self._instance.api.post("shell/kill_all", {"prefix": self._prefix}, seconds=MARGIN_SECONDS)
 
     async def file_read(self, file: str, *, start: int | None, end: int | None, sudo: bool) -> FileText:
         """Implement `Sandbox.file_read`."""
         fields = {"file": file, "start_line": start, "end_line": end, "sudo": sudo}
-        return responses.parse_file_text(await self._call_file("read", fields), file)
+        return responses.parse_file_text(await self._call_file("read", fields, repeatable=True), file)
 
     async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> int:
         """Implement `Sandbox.file_write`."""
@@ -142,21 +161,27 @@ class HttpSandbox:
     async def file_search(self, file: str, regex: str, *, sudo: bool) -> FileMatches:
         """Implement `Sandbox.file_search`."""
         fields = {"file": file, "regex": regex, "sudo": sudo}
-        return responses.parse_file_matches(await self._call_file("search", fields), file)
+        return responses.parse_file_matches(await self._call_file("search", fields, repeatable=True), file)
 
     async def file_find(self, path: str, glob: str) -> FoundFiles:
         """Implement `Sandbox.file_find`."""
-        return responses.parse_found_files(await self._call_file("find", {"path": path, "glob": glob}), path)
+        return responses.parse_found_files(
+            await self._call_file("find", {"path": path, "glob": glob}, repeatable=True), path
+        )
 
     async def file_image(self, file: str, *, max_side: int) -> FileImage:
         """Implement `Sandbox.file_image`."""
-        return responses.parse_file_image(await self._call_file("image", {"file": file, "max_side": max_side}), file)
+        return responses.parse_file_image(
+            await self._call_file("image", {"file": file, "max_side": max_side}, repeatable=True), file
+        )
 
-    async def _call_shell(self, call: str, shell_id: str, fields: JsonObject, seconds: float) -> ShellState:
+    async def _call_shell(
+        self, call: str, shell_id: str, fields: JsonObject, seconds: float, *, repeatable: bool = False
+    ) -> ShellState:
         encoded_id = self._prefix + encode_id(shell_id)
+        body = {"id": encoded_id, **fields}
         try:
-            with self._activity:
-                data = await self._api.post(f"shell/{call}", {"id": encoded_id, **fields}, seconds=seconds)
+            data = await self._call(lambda api: api.post(f"shell/{call}", body, seconds=seconds), repeatable=repeatable)
         except SandboxFailure as error:
             if self._prefix and call != "exec" and error.status == NOT_FOUND:
                 # The sandbox's own message lists all shells, those of other sessions included.
@@ -167,6 +192,28 @@ class HttpSandbox:
             raise SandboxFailure(str(error).replace(encoded_id, shell_id), status=error.status) from error
         return responses.parse_shell_state(data, shell_id)
 
-    async def _call_file(self, call: str, fields: JsonObject) -> JsonObject:
-        with self._activity:
-            return await self._api.post(f"file/{call}", fields, seconds=FILE_SECONDS)
+    async def _call_file(self, call: str, fields: JsonObject, *, repeatable: bool = False) -> JsonObject:
+        return await self._call(
+            lambda api: api.post(f"file/{call}", fields, seconds=FILE_SECONDS), repeatable=repeatable
+        )
+
+    async def _call(
+        self, call: Callable[[SandboxApiClient], Awaitable[T]], *, repeatable: bool, counts: bool = True
+    ) -> T:
+        """Make a call on the instance, and once more on its successor if that is allowed.
+
+        Args:
+            call: Makes the call.
+            repeatable: Whether the call may be made twice.
+            counts: Whether the call counts as use.
+        """
+        instance = self._instance
+        try:
+            with instance.activity if counts else nullcontext():
+                return await call(instance.api)
+        except SandboxUnavailable as error:
+            if self._find_successor is None:
+                raise
+            instance = self._instance = await self._find_successor(instance, error, repeatable)
+        with instance.activity if counts else nullcontext():
+            return await call(instance.api)

@@ -7,7 +7,7 @@ from types import TracebackType
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.infrastructure.sandbox.client import responses
 from app.infrastructure.sandbox.client.api_client import JsonObject, SandboxApiClient
-from app.infrastructure.sandbox.client.http_sandbox import HOME, HttpSandbox
+from app.infrastructure.sandbox.client.http_sandbox import HOME, HttpSandbox, SandboxInstance
 
 FRESH_SECONDS = 2.0
 """Time in seconds after a response during which the instance is taken to be alive without a check."""
@@ -22,11 +22,15 @@ NO_SHELL = "/"
 """Prefix that no shell id has. Killing all shells with this prefix counts as use and has no other effect."""
 
 
+SERVER_ERROR = 500
+"""Status from which a `SandboxFailure` is a fault of the sandbox itself."""
+
+
 class RunningSandbox:
     """A sandbox instance that runs, and the connection to it.
 
-    `sandbox` enters this context manager around every call, so that it records when this process last used the
-    instance and whether the instance responds. Calls may overlap.
+    Clients enter this context manager around every call, so that it records when this process last used the instance
+    and whether the instance responds. Calls may overlap.
     """
 
     def __init__(
@@ -48,7 +52,9 @@ class RunningSandbox:
             clock: Returns seconds that never decrease.
         """
         self.api = api
-        self.sandbox = HttpSandbox(api, instance_id=instance_id, home=home, exec_seconds=exec_seconds, activity=self)
+        self.instance = SandboxInstance(api=api, id=instance_id, home=home, exec_seconds=exec_seconds, activity=self)
+        self.view = HttpSandbox(self.instance)
+        """The sandbox for callers that must not start another one."""
         self._clock = clock
         self._calls = 0
         self._last_use = clock()
@@ -65,12 +71,14 @@ class RunningSandbox:
         if isinstance(error, SandboxUnavailable):
             self._last_response = None
         elif error is None or isinstance(error, SandboxFailure):
-            self._last_response = self._clock()
+            # After a failure of its own, whether the instance works is checked before its next use.
+            is_broken = isinstance(error, SandboxFailure) and error.status >= SERVER_ERROR
+            self._last_response = None if is_broken else self._clock()
 
     @property
     def instance_id(self) -> str:
         """The name of the instance."""
-        return self.sandbox.instance_id
+        return self.instance.id
 
     @property
     def idle_seconds(self) -> float:

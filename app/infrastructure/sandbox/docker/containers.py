@@ -54,6 +54,12 @@ POLL_SECONDS = 0.005
 INSPECT_SECONDS = 0.5
 """Time in seconds between two checks that the container still runs while it starts."""
 
+END_SECONDS = 1.0
+"""Time in seconds in which the engine notices that a container has ended."""
+
+END_POLL_SECONDS = 0.05
+"""Time in seconds between two questions to the engine whether a container has ended."""
+
 
 class RunningContainer(RunningSandbox):
     """The sandbox in a running container.
@@ -206,6 +212,25 @@ class SandboxContainers:
             return await renewal
         finally:
             renewal.cancel()
+
+    async def find_end(self, running: RunningContainer) -> str | None:
+        """Return how a container ended; None if it runs or the engine does not respond.
+
+        Its connections close before the engine notices the end, which is therefore waited for.
+        """
+        deadline = time.monotonic() + END_SECONDS
+        while True:
+            try:
+                container = await self.engine.container(running.container.id)
+            except EngineUnavailable:
+                return None
+            if container is None or container.state == "removing":
+                return "was removed"
+            if container.ended:
+                return "ran out of memory" if container.out_of_memory else f"ended with status {container.exit_code}"
+            if time.monotonic() >= deadline:
+                return None
+            await asyncio.sleep(END_POLL_SECONDS)
 
     async def wait_until_ready(self, running: RunningContainer) -> bool:
         """Return whether the sandbox of a container that another process started becomes ready in time."""

@@ -49,6 +49,10 @@ class DockerBackend:
         """Return whether the sandbox responded just now, or does so when asked."""
         return known.is_fresh or await self._containers.is_alive(known)
 
+    async def find_end(self, known: RunningContainer) -> str | None:
+        """Return how the container ended, or None."""
+        return await self._containers.find_end(known)
+
     async def find(self, session_id: str, known: RunningContainer | None) -> RunningContainer | None:
         """Return the session's sandbox if its container runs and responds.
 

@@ -118,6 +118,14 @@ class SandboxProcess:
         """Whether the process is not known to have ended."""
         return self._child.returncode is None
 
+    async def wait_for_end(self, seconds: float) -> int | None:
+        """Return the exit status; None if the process still runs after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._child.wait()
+        except TimeoutError:
+            return None
+
     async def stop(self) -> int:
         """End the process and all that it started; return its exit status. Idempotent."""
         if self._lifeline >= 0:

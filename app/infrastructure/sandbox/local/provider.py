@@ -30,6 +30,9 @@ START_SECONDS = 30.0
 IDLE_CHECK_SECONDS = 2.0
 """Time limit in seconds for a sandbox to report when it was last used."""
 
+END_SECONDS = 1.0
+"""Time limit in seconds for a process that has closed its connections to end."""
+
 CHROMIUM_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 """The names under which a sandbox looks for a browser."""
 
@@ -81,6 +84,11 @@ class LocalBackend:
     async def is_alive(self, known: LocalSandbox) -> bool:
         """Return whether the process runs."""
         return known.process.is_running
+
+    async def find_end(self, known: LocalSandbox) -> str | None:
+        """Return how the process ended. It closes its connections a moment before it ends."""
+        status = await known.process.wait_for_end(END_SECONDS)
+        return None if status is None else f"ended with status {status}"
 
     async def find(self, session_id: str, known: LocalSandbox | None) -> LocalSandbox | None:
         """Return `known` if its process runs; clean up after one that has ended by itself."""
