@@ -66,11 +66,11 @@ class Sandbox:
             await self.parts.desktop.connect(bridge.open)
             return bridge
         if handshake.path.startswith("/cdp/devtools/"):
-            from sandbox.bridges.devtools import DevToolsBridge
+            from sandbox.bridges.cdp import CdpBridge
 
-            tunnel = DevToolsBridge(viewer, handshake, handshake.target.removeprefix("/cdp"))
-            await self.parts.browser.connect(tunnel.open)
-            return tunnel
+            driver = CdpBridge(viewer, handshake)
+            await self.parts.browser.connect(driver.open)
+            return driver
         raise Failure(404, f"no such route: WebSocket {handshake.path}")
 
 

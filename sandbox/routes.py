@@ -5,15 +5,14 @@ of files are absolute, relative to the home, or begin with `~`; `files/` documen
 """
 
 import asyncio
-import http.client
-import json
 import os
 from dataclasses import asdict
+from urllib.parse import unquote
 
 from pydantic import Field
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from sandbox.activity import Activity
@@ -24,6 +23,7 @@ from sandbox.files.paths import PathResolver, ResolvedPath
 from sandbox.files.process import CallRunner
 from sandbox.parts import Parts
 from sandbox.parts.browser import Browser
+from sandbox.parts.devtools import DevTools, DevToolsError
 from sandbox.settings import Settings
 from sandbox.shell.console import record_data
 from sandbox.shell.excerpt import Excerpt
@@ -32,66 +32,71 @@ from sandbox.shell.record import Record
 from sandbox.shell.session import Shell
 from sandbox.web import Body, Failure, json_route, success_response
 
-_SECONDS = 10.0
-"""Timeout of a request to Chromium's DevTools, in seconds."""
-_ADDRESSES = ("webSocketDebuggerUrl", "devtoolsFrontendUrl")
-"""Fields of DevTools responses that contain addresses."""
-
-
-def _ask_devtools(port: int, method: str, target: str) -> tuple[int, bytes, str]:
-    """Send `target` (`/json/…`) to Chromium and return status, body and content type. Blocking.
-
-    Raises:
-        OSError: Chromium does not respond.
-    """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)
-    try:
-        connection.request(method, target, headers={"Connection": "close"})
-        response = connection.getresponse()
-        return response.status, response.read(), response.headers.get("Content-Type", "application/json")
-    except http.client.HTTPException as error:
-        raise ConnectionError("not an answer of HTTP") from error
-    finally:
-        connection.close()
-
-
-def _rewrite_addresses(body: bytes, port: int, host: str) -> bytes:
-    """Replace Chromium's addresses in `body` by addresses under `host`. Leave a body that is not JSON unchanged."""
-    try:
-        found: object = json.loads(body)
-    except ValueError:
-        return body
-    targets: list[object] = found if isinstance(found, list) else [found]  # pyright: ignore[reportUnknownVariableType]
-    for target in targets:
-        if isinstance(target, dict):
-            _rewrite_target(target, f"127.0.0.1:{port}/devtools/", f"{host}/cdp/devtools/")  # pyright: ignore[reportUnknownArgumentType]
-    return json.dumps(found, ensure_ascii=False).encode()
-
-
-def _rewrite_target(target: dict[str, object], inner: str, outer: str) -> None:
-    for name in _ADDRESSES:
-        value = target.get(name)
-        if isinstance(value, str):
-            target[name] = value.replace(inner, outer)
-
 
 def cdp_routes(browser: Browser) -> list[Route]:
-    """Return the routes below `/cdp/json`. Responses are Chromium's own; failures use our envelope."""
+    """Return the routes below `/cdp/json`, which respond as Chromium's own do. Failures use our envelope."""
 
-    async def forward(request: Request) -> Response:
-        # Undecoded, because Chromium decodes the path itself.
-        target = request.scope["raw_path"].decode("latin-1").removeprefix("/cdp")
-        if request.url.query:
-            target = f"{target}?{request.url.query}"
-        host = request.headers.get("host", "")
+    async def version(request: Request) -> Response:
+        async def ask(devtools: DevTools) -> Response:
+            found = await devtools.call("Browser.getVersion")
+            return JSONResponse(
+                {
+                    "Browser": found["product"],
+                    "Protocol-Version": found["protocolVersion"],
+                    "User-Agent": found["userAgent"],
+                    "V8-Version": found["jsVersion"],
+                    "webSocketDebuggerUrl": _devtools_url(request, "browser", devtools.browser_id),
+                }
+            )
 
-        async def request_devtools(port: int) -> Response:
-            status, body, kind = await asyncio.to_thread(_ask_devtools, port, request.method, target)
-            return Response(_rewrite_addresses(body, port, host), status, media_type=kind)
+        return await browser.connect(ask)
 
-        return await browser.connect(request_devtools)
+    async def targets(request: Request) -> Response:
+        found = await browser.connect(lambda devtools: devtools.call("Target.getTargets"))
+        return JSONResponse([_describe_target(request, target) for target in _items(found, "targetInfos")])
 
-    return [Route(path, forward, methods=["GET", "PUT"]) for path in ("/cdp/json", "/cdp/json/{_:path}")]
+    async def new(request: Request) -> Response:
+        url = unquote(request.url.query) or "about:blank"
+        made = await browser.connect(lambda devtools: devtools.call("Target.createTarget", url=url))
+        return JSONResponse(_describe_target(request, {"targetId": made["targetId"], "type": "page", "url": url}))
+
+    async def close(request: Request) -> Response:
+        target_id = request.path_params["target_id"]
+
+        async def ask(devtools: DevTools) -> Response:
+            try:
+                await devtools.call("Target.closeTarget", targetId=target_id)
+            except DevToolsError:
+                raise Failure(404, f"No such target id: {target_id}") from None
+            return PlainTextResponse("Target is closing")
+
+        return await browser.connect(ask)
+
+    return [
+        *(Route(path, version) for path in ("/cdp/json/version", "/cdp/json/version/")),
+        *(Route(path, targets) for path in ("/cdp/json", "/cdp/json/list")),
+        Route("/cdp/json/new", new, methods=["PUT"]),
+        Route("/cdp/json/close/{target_id}", close),
+    ]
+
+
+def _devtools_url(request: Request, kind: str, target_id: object) -> str:
+    return f"ws://{request.headers.get('host', '')}/cdp/devtools/{kind}/{target_id}"
+
+
+def _items(found: dict[str, object], name: str) -> list[dict[str, object]]:
+    items = found.get(name)
+    return items if isinstance(items, list) else []  # pyright: ignore[reportUnknownVariableType]
+
+
+def _describe_target(request: Request, target: dict[str, object]) -> dict[str, object]:
+    return {
+        "id": target.get("targetId"),
+        "type": target.get("type"),
+        "title": target.get("title", ""),
+        "url": target.get("url"),
+        "webSocketDebuggerUrl": _devtools_url(request, "page", target.get("targetId")),
+    }
 
 
 STATUS = "/status"

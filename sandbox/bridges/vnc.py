@@ -1,36 +1,103 @@
 """`WS /vnc`: forwards a viewer's binary messages to the VNC server's unix socket and back."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import cast
 
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
-from websockets.protocol import State
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
+from websockets.frames import Opcode
 
-from sandbox.bridges.devtools import BackendConnection
+from sandbox.bridges.server_socket import FRAME_HEAD_BYTES, GOING_AWAY, LOST, UNSUPPORTED, ServerSocket, frame_head
 from sandbox.bridges.websocket import Handshake
-from sandbox.web import Failure
 
-_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""Maximum size of a viewer's message, in bytes. Viewers send keys, pointer moves and clipboard texts."""
-_CLOSE_SECONDS = 2.0
-"""Maximum wait for the viewer's close frame, in seconds."""
-_GOING_AWAY, _UNSUPPORTED, _LOST = 1001, 1003, 1011
-_BINARY = Subprotocol("binary")
+_MAX_FRAME_BYTES = 16 * 1024 * 1024
+"""Maximum size of a viewer's frame, in bytes. Viewers send keys, pointer moves and clipboard texts."""
+_BUFFER_BYTES = 256 * 1024
+"""Maximum number of bytes to read at once."""
+_FLUSH_SECONDS = 2.0
+"""Maximum time to send buffered data before a connection is aborted, in seconds."""
 
 
-def _select_subprotocol(_: ServerProtocol, offers: Sequence[Subprotocol]) -> Subprotocol | None:
-    return _BINARY if _BINARY in offers else None
+class DesktopConnection(asyncio.BufferedProtocol):
+    """The connection to the VNC server. Sends each read to the viewer as a binary message, without copying.
+
+    There is one buffer, which the next read overwrites. The viewer's transport must therefore call `pause` whenever it
+    has not sent everything, which a write limit of 0 ensures.
+    """
+
+    def __init__(
+        self, viewer: asyncio.Transport, *, on_connected: Callable[[], None], on_lost: Callable[[], None]
+    ) -> None:
+        """Create the protocol for one connection.
+
+        Args:
+            viewer: Transport of the viewer's connection.
+            on_connected: Called when the connection is open, before anything is read.
+            on_lost: Called when the connection is closed.
+        """
+        self._viewer = viewer
+        self._on_connected = on_connected
+        self._on_lost = on_lost
+        self._buffer = bytearray(FRAME_HEAD_BYTES + _BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._transport: asyncio.Transport | None = None
+        viewer.set_write_buffer_limits(high=0)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Implement `asyncio.Protocol`: the connection is open."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
+        self._on_connected()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Implement `asyncio.BufferedProtocol`: return the buffer to read into."""
+        return self._view[FRAME_HEAD_BYTES:]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Implement `asyncio.BufferedProtocol`: forward `nbytes` to the viewer."""
+        head = frame_head(Opcode.BINARY, nbytes)
+        start = FRAME_HEAD_BYTES - len(head)
+        self._buffer[start:FRAME_HEAD_BYTES] = head
+        self._viewer.write(self._view[start : FRAME_HEAD_BYTES + nbytes])
+
+    def pause_writing(self) -> None:
+        """Implement `asyncio.Protocol`: stop reading from the viewer."""
+        self._viewer.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Implement `asyncio.Protocol`: continue reading from the viewer."""
+        self._viewer.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Implement `asyncio.Protocol`: the connection is closed."""
+        self._transport = None
+        self._on_lost()
+
+    def write(self, data: bytes) -> None:
+        """Send `data` to the server. Do nothing if the connection is closed."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def pause(self) -> None:
+        """Stop reading from the server."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Continue reading from the server."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close the connection once all data is sent or the flush times out; then `on_lost` is called."""
+        if self._transport is not None:
+            self._transport.close()
+            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._transport.abort)
 
 
 class VncBridge:
     """One viewer's connection to the desktop.
 
     The WebSocket library parses what the viewer sends. Data of the desktop, which is nearly all of the traffic, only
-    gets
-    a frame head.
+    gets a frame head.
     """
 
     counts_as_use = True
@@ -42,12 +109,9 @@ class VncBridge:
             Failure: 400 if the request is not a WebSocket handshake.
         """
         self._viewer = viewer
-        self._socket = ServerProtocol(select_subprotocol=_select_subprotocol, max_size=_MAX_MESSAGE_BYTES)
-        self._accept(handshake)
-        self._inner = BackendConnection(viewer, on_connected=self._flush, on_lost=self._on_desktop_lost, framed=True)
+        self._socket = ServerSocket(viewer, handshake, max_frame_bytes=_MAX_FRAME_BYTES)
+        self._inner = DesktopConnection(viewer, on_connected=self._socket.flush, on_lost=self._on_desktop_lost)
         self._lost = False
-        self._closing = False
-        """Whether a close frame was sent. After that, nothing is forwarded to the desktop."""
 
     async def open(self, path: str) -> None:
         """Connect to the unix socket at `path` and answer the handshake.
@@ -61,15 +125,11 @@ class VncBridge:
 
     def receive(self, data: bytes) -> None:
         """Parse data of the viewer and forward its binary messages."""
-        self._socket.receive_data(data)
-        for event in self._socket.events_received():
-            if not isinstance(event, Frame) or self._closing:
-                continue
-            if event.opcode in (Opcode.BINARY, Opcode.CONT):
-                self._inner.write(bytes(event.data))
-            elif event.opcode is Opcode.TEXT:
-                self._close(_UNSUPPORTED, "this is a stream of bytes: send binary messages")
-        self._flush()
+        for frame in self._socket.receive(data):
+            if frame.opcode is Opcode.TEXT:
+                self._socket.close(UNSUPPORTED, "this is a stream of bytes: send binary messages")
+            else:
+                self._inner.write(bytes(frame.data))
 
     def pause(self) -> None:
         """Stop reading from the desktop."""
@@ -81,38 +141,13 @@ class VncBridge:
 
     def shut_down(self) -> None:
         """Send a close frame, because the service ends."""
-        self._close(_GOING_AWAY, "the sandbox is ending")
+        self._socket.close(GOING_AWAY, "the sandbox is ending")
 
     def connection_lost(self) -> None:
         """Close the connection to the desktop, because the viewer's connection is closed."""
         self._lost = True
+        self._socket.connection_lost()
         self._inner.close()
 
-    def _accept(self, handshake: Handshake) -> None:
-        self._socket.receive_data(handshake.raw)
-        for event in self._socket.events_received():
-            if isinstance(event, Request):
-                response = self._socket.accept(event)
-                if response.status_code == 101:
-                    self._socket.send_response(response)
-                    return
-        raise Failure(400, "not a WebSocket handshake")
-
     def _on_desktop_lost(self) -> None:
-        self._close(_LOST, "the desktop has ended the connection")
-
-    def _close(self, code: int, reason: str) -> None:
-        if self._lost or self._socket.state is not State.OPEN:
-            return
-        self._closing = True
-        self._socket.send_close(code, reason)
-        self._flush()
-        # The viewer answers and closes the connection. If it does not, the connection is closed after a while.
-        asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._viewer.close)
-
-    def _flush(self) -> None:
-        for data in self._socket.data_to_send():
-            if data:
-                self._viewer.write(data)
-            else:  # the library's sign that the closing handshake is complete
-                self._viewer.close()
+        self._socket.close(LOST, "the desktop has ended the connection")

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,12 +11,14 @@ from typing import Literal, TypeVar
 
 from sandbox.parts.child import Command
 from sandbox.parts.desktop import HEIGHT, WIDTH, Desktop
+from sandbox.parts.devtools import DevTools, DevToolsError
+from sandbox.parts.pipe import DevToolsPipe
 from sandbox.parts.supervisor import Supervisor
 from sandbox.web import Failure
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 """Usual names of the program."""
-_LOCK_FILES = ("SingletonLock", "SingletonCookie", "SingletonSocket", "DevToolsActivePort")
+_LOCK_FILES = ("SingletonLock", "SingletonCookie", "SingletonSocket")
 """Files in a profile that keep other browsers out."""
 _CACHE_BYTES = 48 * 1024 * 1024
 """Maximum size of the browser's cache, in bytes."""
@@ -26,6 +27,8 @@ _DISABLED_FEATURES = (
     # Pages that are part of its own window: each costs a renderer and confuses drivers.
     *("WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup"),
 )
+_PIPE_SHELL = ("/bin/sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >&2', "sh")
+"""Start of a command line that runs Chromium with its standard input and output as the two ends of its pipe."""
 _FIXED_ARGUMENTS = (
     # Disable network requests, questions and bubbles of the browser itself.
     *("--no-first-run", "--no-default-browser-check", "--disable-background-networking", "--disable-component-update"),
@@ -44,10 +47,10 @@ def find_chromium(path: str) -> str | None:
 
 
 def chromium_arguments(program: str, profile: Path, cache: Path, *, windowed: bool, confined: bool) -> tuple[str, ...]:
-    """Return the command line: DevTools on a free loopback port, Chromium's own sandbox only if `confined`."""
+    """Return the command line: DevTools on descriptors 3 and 4, Chromium's own sandbox only if `confined`."""
     return (
         program,
-        "--remote-debugging-port=0",
+        "--remote-debugging-pipe",
         f"--user-data-dir={profile}",
         f"--disk-cache-dir={cache}",
         f"--disk-cache-size={_CACHE_BYTES}",
@@ -78,47 +81,11 @@ def remove_profile_locks(profile: Path, names: Sequence[str] = _LOCK_FILES) -> N
         (profile / name).unlink(missing_ok=True)
 
 
-_CLOSE_COMMAND = b'{"id":1,"method":"Browser.close"}'
-# A WebSocket message masked with zeros. Importing a WebSocket library would take longer than sending it.
-_CLOSE_FRAME = bytes((0x81, 0x80 | len(_CLOSE_COMMAND))) + bytes(4) + _CLOSE_COMMAND
-
-
-async def close_browser(address: str) -> None:
-    """Ask the Chromium at `address` (`127.0.0.1:9222/devtools/browser/<id>`) to close, and wait until it has.
-
-    Chromium saves more state, such as cookies, than after a signal.
-
-    Raises:
-        OSError: Chromium does not respond.
-        asyncio.IncompleteReadError: Chromium closed the connection during the handshake.
-    """
-    host, _, path = address.partition("/")
-    name, _, port = host.partition(":")
-    reader, writer = await asyncio.open_connection(name, int(port))
-    try:
-        lines = (
-            f"GET /{path} HTTP/1.1",
-            f"Host: {host}",
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-        )
-        writer.write("\r\n".join((*lines, "", "")).encode())
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(_CLOSE_FRAME)
-        while await reader.read(65536):
-            pass
-    finally:
-        writer.close()
-
-
 T = TypeVar("T")
 BrowserMode = Literal["eager", "lazy", "off"]
 
 START_SECONDS = 20.0
 """Maximum time for Chromium to start, in seconds."""
-_LISTENING = re.compile(rb"DevTools listening on ws://(127\.0\.0\.1:\d+/devtools/browser/[\w-]+)\s")
 _PROFILE = Path(".config") / "anker-chromium"
 """Folder of the profile, relative to the home."""
 
@@ -147,7 +114,8 @@ class Browser:
         self._desktop = desktop
         self._confined = not runs_as_root()
         self._cache: Path | None = None
-        self._keeper = Supervisor("Chromium", self._launch, ready=_LISTENING, close_gracefully=close_browser)
+        self._pipe = DevToolsPipe()
+        self._keeper = Supervisor("Chromium", self._launch, probe=self._probe, close_gracefully=self._close_chromium)
 
     @property
     def unavailable_reason(self) -> str:
@@ -170,8 +138,8 @@ class Browser:
         if self._mode == "eager" and self._program is not None:
             self._keeper.start()
 
-    async def devtools_port(self) -> int:
-        """Return the port of its DevTools on loopback. Start it if necessary.
+    async def devtools(self) -> DevTools:
+        """Return its DevTools. Start it if necessary.
 
         Raises:
             Failure: 409 if there is no browser; 503 if it does not start.
@@ -180,43 +148,46 @@ class Browser:
             raise Failure(409, f"there is no browser in this sandbox: {self.unavailable_reason}")
         self._keeper.start()
         try:
-            address = await self._keeper.wait_ready(START_SECONDS)
+            await self._keeper.wait_ready(START_SECONDS)
         except TimeoutError:
             log.warning("Chromium does not start: %s", self._keeper.last_failure)
             raise Failure(503, f"the browser did not start within {START_SECONDS:g} s") from None
-        return int(address.partition("/")[0].rpartition(":")[2])
+        return self._pipe.devtools
 
-    async def connect(self, use: Callable[[int], Awaitable[T]]) -> T:
-        """Call `use` with the port of its DevTools, and once more if the browser has ended in the meantime.
+    async def connect(self, use: Callable[[DevTools], Awaitable[T]]) -> T:
+        """Call `use` with its DevTools, and once more if the browser has ended in the meantime.
 
         Args:
-            use: Connects to the port. May raise OSError.
+            use: Uses DevTools. May raise OSError.
 
         Raises:
             Failure: 409 if there is no browser; 503 if it does not start or respond.
         """
         try:
             try:
-                return await use(await self.devtools_port())
+                return await use(await self.devtools())
             except ConnectionError:
                 await self._keeper.wait_for_exit()
-                return await use(await self.devtools_port())
+                return await use(await self.devtools())
         except OSError as error:
             raise Failure(503, "the browser does not answer") from error
+        except DevToolsError as error:
+            raise Failure(400, f"the browser refused: {error}") from error
 
     async def restart(self) -> None:
         """End it with all its processes, start it again and wait until it can be driven.
 
         Raises:
-            Failure: As `devtools_port`.
+            Failure: As `devtools`.
         """
         if self._keeper.started:
             await self._keeper.restart()
-        await self.devtools_port()
+        await self.devtools()
 
     async def stop(self) -> None:
         """Stop it and remove its cache."""
         await self._keeper.stop()
+        self._pipe.close()
         if self._cache is not None:
             await asyncio.to_thread(shutil.rmtree, self._cache, ignore_errors=True)
             self._cache = None
@@ -239,7 +210,23 @@ class Browser:
             windowed=self._desktop.installed,
             confined=self._confined,
         )
-        return Command(command_line, environment, str(self._home))
+        self._pipe.close()
+        self._pipe = DevToolsPipe()
+        sockets = await self._pipe.open()
+        return Command((*_PIPE_SHELL, *command_line), environment, str(self._home), sockets)
+
+    async def _probe(self) -> str:
+        devtools = self._pipe.devtools
+        while True:
+            try:
+                await devtools.call("Browser.getVersion")
+            except TimeoutError:
+                continue  # a busy machine: callers wait for as long as they want
+            return devtools.browser_id
+
+    async def _close_chromium(self) -> None:
+        # Chromium saves more state, such as cookies, than after a signal.
+        await self._pipe.devtools.call("Browser.close")
 
     def _prepare(self, profile: Path) -> None:
         profile.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ class Command:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     folder: str
+    sockets: tuple[socket.socket, socket.socket] | None = None
+    """Sockets for its standard input and output. They are closed here once it has started."""
 
 
 class Child:
@@ -47,8 +50,8 @@ class Child:
                 [*die_with_parent("KILL"), *command.arguments],
                 env=dict(command.environment),
                 cwd=command.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=writing,
+                stdin=command.sockets[0].fileno() if command.sockets else subprocess.DEVNULL,
+                stdout=command.sockets[1].fileno() if command.sockets else writing,
                 stderr=writing,
                 start_new_session=True,
             )
@@ -57,6 +60,8 @@ class Child:
             raise
         finally:
             os.close(writing)
+            for each in command.sockets or ():
+                each.close()
         self.pid = self._process.pid
         os.set_blocking(self._output, False)
         loop.add_reader(self._output, self._readable)

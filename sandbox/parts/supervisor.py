@@ -32,7 +32,8 @@ class Supervisor:
         launch: Callable[[], Awaitable[Command]],
         *,
         ready: re.Pattern[bytes] | None = None,
-        close_gracefully: Callable[[str], Awaitable[None]] | None = None,
+        probe: Callable[[], Awaitable[str]] | None = None,
+        close_gracefully: Callable[[], Awaitable[object]] | None = None,
         grace: float = 0.3,
     ) -> None:
         """Create the supervisor without starting the program.
@@ -40,21 +41,20 @@ class Supervisor:
         Args:
             name: Name of the program for log lines.
             launch: Returns the command for each start. It may wait for what the program needs.
-            ready: Pattern in the program's output that shows that it can be used; its group becomes `ready_text`. None:
-                the
-                program can be used at once.
-            close_gracefully: Asks the program, given its `ready_text`, to end itself before a signal does. May raise
-                OSError
-                and EOFError.
+            ready: Pattern in the program's output that shows that it can be used; its group becomes `ready_text`.
+            probe: Waits until the program that was just started can be used, and returns the `ready_text`. May raise
+                OSError. Without `ready` and `probe`, the program can be used at once.
+            close_gracefully: Asks the program to end itself before a signal does. May raise OSError.
             grace: Time for the program to end after SIGTERM, in seconds.
         """
         self.name = name
         self.ready_text: str | None = None
-        """Text that the running program wrote in the group of `ready`; None while it cannot be used."""
+        """Text by which the running program showed that it can be used; None while it cannot."""
         self.last_failure = ""
         """End of the output of the last run that never became ready."""
         self._launch = launch
         self._pattern = ready
+        self._probe = probe
         self._close_gracefully = close_gracefully
         self._grace = grace
         self._child: Child | None = None
@@ -139,11 +139,22 @@ class Supervisor:
 
         self._child = child = Child(command, look)
         child.exited.add_done_callback(lambda _: self._unready())
-        if self._pattern is None:
+        probing = asyncio.create_task(self._wait_for_probe(self._probe)) if self._probe is not None else None
+        if self._pattern is None and probing is None:
             self._become_ready("")
-        await asyncio.shield(child.exited)
+        try:
+            await asyncio.shield(child.exited)
+        finally:
+            if probing is not None:
+                probing.cancel()
         self.last_failure = child.output_tail
         self._child = None
+
+    async def _wait_for_probe(self, probe: Callable[[], Awaitable[str]]) -> None:
+        try:
+            self._become_ready(await probe())
+        except OSError as error:
+            log.info("%s cannot be used: %s", self.name, error)
 
     async def _end_child(self) -> None:
         child, ready_text = self._child, self.ready_text
@@ -153,9 +164,9 @@ class Supervisor:
         if ready_text is not None and self._close_gracefully is not None:
             try:
                 async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._close_gracefully(ready_text)
+                    await self._close_gracefully()
                     await asyncio.shield(child.exited)
-            except (OSError, EOFError):
+            except OSError:
                 pass  # end it by a signal instead
         await child.stop(self._grace)
 

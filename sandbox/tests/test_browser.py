@@ -1,6 +1,7 @@
 """A real Chromium behind `/cdp`."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -72,7 +73,6 @@ def test_devtools_addresses_point_to_requested_port(start):
     for path in ("/json/list", "/json"):
         (page,) = [target for target in cdp(service, path).json() if target["type"] == "page"]
         assert page["webSocketDebuggerUrl"] == f"ws://{service.address}/cdp/devtools/page/{page['id']}"
-        assert f"ws={service.address}/cdp/devtools/page/" in page["devtoolsFrontendUrl"]
 
 
 def test_pages_open_and_close_and_chromium_errors_are_forwarded(start):
@@ -105,7 +105,8 @@ async def test_unknown_devtools_websocket_is_refused_with_reason(start):
         ("/nowhere", 404, b"no such route"),
         ("/cdp", 404, b"no such route"),
         ("/vnc", 409, b"there is no desktop in this sandbox"),
-        ("/cdp/devtools/page/none", 500, b"No such target id: none"),  # Chromium's own response
+        ("/cdp/devtools/page/none", 404, b"No such target id: none"),
+        ("/cdp/devtools/browser/none", 404, b"no such browser: none"),
     ):
         with pytest.raises(websockets.InvalidStatus) as caught:
             await websockets.connect(f"ws://{service.address}{path}", additional_headers=service.headers, proxy=None)
@@ -124,6 +125,57 @@ async def test_playwright_drives_browser_and_renders_page(start):
         assert (await page.screenshot()).startswith(b"\x89PNG")
         assert await page.evaluate("!!document.createElement('canvas').getContext('webgl')")
         await browser.close()
+
+
+async def test_two_drivers_drive_same_and_own_pages(start):
+    service = await asyncio.to_thread(start)
+    async with async_playwright() as playwright:
+        first, second = await driven(service, playwright), await driven(service, playwright)
+        page = await first.contexts[0].new_page()
+        await page.set_content("<title>shared</title><input><iframe srcdoc='<p>inner</p>'></iframe>")
+        (same,) = [each for each in second.contexts[0].pages if await each.title() == "shared"]
+        await same.locator("input").fill("from the second")
+        assert await page.locator("input").input_value() == "from the second"
+        assert await same.frame_locator("iframe").locator("p").inner_text() == "inner"
+        own = await second.contexts[0].new_page()
+        titles = [each.evaluate(f"document.title = '{number}'") for number in range(50) for each in (page, own)]
+        assert await asyncio.gather(*titles) == [str(number) for number in range(50) for _ in range(2)]
+        session = await second.new_browser_cdp_session()
+        assert (await session.send("Browser.getVersion"))["product"].startswith("Chrome/")
+        await first.close()
+        await own.set_content("<title>still driven</title>")
+        assert await same.title() == "49" and await own.title() == "still driven"
+
+
+async def test_chromium_listens_on_no_port(start):
+    service = await asyncio.to_thread(start)
+    await asyncio.to_thread(cdp, service, "/json/version")
+    pids = {process.pid for process in browsers(service)}
+    ports = [each for each in psutil.net_connections("inet") if each.pid in pids and each.status == "LISTEN"]
+    assert pids and ports == []
+    for process in browsers(service):
+        assert not any("remote-debugging-port" in argument for argument in arguments(process))
+
+
+async def test_driver_that_does_not_read_is_disconnected_and_others_go_on(start):
+    service = await asyncio.to_thread(start)
+    (page,) = [one for one in (await asyncio.to_thread(cdp, service, "/json/list")).json() if one["type"] == "page"]
+    options = {"additional_headers": service.headers, "proxy": None, "max_size": None, "compression": None}
+    before = psutil.Process(service.process.pid).memory_info().rss
+    call = {"method": "Runtime.evaluate", "params": {"expression": f"'z'.repeat({8 * MIB})", "returnByValue": True}}
+    async with websockets.connect(page["webSocketDebuggerUrl"], max_queue=1, **options) as deaf:
+        deaf.transport.pause_reading()
+        async with websockets.connect(page["webSocketDebuggerUrl"], **options) as other:
+            for number in range(40):
+                with contextlib.suppress(websockets.ConnectionClosed):
+                    await deaf.send(json.dumps({"id": number, **call}))
+                await other.send(
+                    json.dumps({"id": number, "method": "Runtime.evaluate", "params": {"expression": "1"}})
+                )
+                while json.loads(await asyncio.wait_for(other.recv(), 30)).get("id") != number:
+                    pass
+            assert psutil.Process(service.process.pid).memory_info().rss - before < 160 * MIB
+        deaf.transport.abort()
 
 
 async def test_large_messages_pass_in_both_directions(start):
