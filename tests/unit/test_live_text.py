@@ -1,12 +1,15 @@
 """`PlanListener` publishes a plan's message while the plan is being written."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import from_json
 
 from app.domain.models.event import StatusDelta, TextDelta
+from app.domain.services.agents import live_text
 from app.domain.services.agents.planner import LiveText, PlanListener
 
 
@@ -51,6 +54,20 @@ def test_message_is_published_whole_wherever_the_arguments_are_split(message: st
     feed, reports = write_plan(pieces)
     assert "".join(feed.texts.values()) == message
     assert reports == 1
+
+
+def test_long_arguments_are_not_parsed_again_for_each_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+
+    def parse(text: str, **options: Any) -> object:
+        parsed.append(len(text))
+        return from_json(text, **options)
+
+    monkeypatch.setattr(live_text, "from_json", parse)
+    pieces = ['{"message": "', *(["word "] * 40_000), '", "steps": []}']
+    feed, _ = write_plan(pieces)
+    assert len("".join(feed.texts.values())) > 190_000
+    assert sum(parsed) < 100 * sum(map(len, pieces))
 
 
 @pytest.mark.parametrize("steps", ["[]", "[ ]", "null"])

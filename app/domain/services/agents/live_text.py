@@ -13,6 +13,15 @@ from app.domain.models.event import StatusDelta, TextDelta
 
 _FIRST_STEP = re.compile(r'"steps"\s*:\s*\[\s*\{')
 
+_MAX_FIRST_STEP = 64
+"""Maximum number of characters of a match of `_FIRST_STEP` that is looked for in several pieces."""
+
+_ALWAYS_PARSED = 4096
+"""Number of characters up to which arguments are parsed again with each piece."""
+
+_PARSED_AGAIN = 64
+"""Longer arguments are parsed again once they have grown by one part in this many: the time grows with their length."""
+
 MIN_OVERLAP = 20
 """Minimum number of characters at the end of a text that a continuation must repeat to be recognised."""
 
@@ -69,10 +78,16 @@ class ArgumentListener:
         self._live = live
         self._function = function
         self._field = field
+        self._pieces: list[str] = []
+        self._length = 0
+        self._parsed = 0
         self._published = 0
         self._complete = False
-        self.written = ""
+
+    @property
+    def written(self) -> str:
         """The arguments so far."""
+        return "".join(self._pieces)
 
     def text(self, delta: str) -> None:
         """Implement `ReplyListener.text`. Text is not a call and is not published before it is understood."""
@@ -81,13 +96,17 @@ class ArgumentListener:
         """Implement `ReplyListener.arguments`."""
         if name != self._function:
             return
-        self.written += delta
-        if not self._complete and self._field in self.written:
+        self._pieces.append(delta)
+        self._length += len(delta)
+        is_due = self._length <= _ALWAYS_PARSED or (self._length - self._parsed) * _PARSED_AGAIN >= self._length
+        if is_due and not self._complete:
             self._publish()
 
     def restart(self) -> None:
         """Implement `ReplyListener.restart`."""
-        self.written, self._published, self._complete = "", 0, False
+        self._pieces.clear()
+        self._length = self._parsed = self._published = 0
+        self._complete = False
         self._live.restart()
 
     def waiting(self, text: str, retry_in: float | None) -> None:
@@ -95,8 +114,11 @@ class ArgumentListener:
         self._live.waiting(text, retry_in)
 
     def _publish(self) -> None:
+        self._parsed, written = self._length, self.written
+        if self._field not in written:
+            return
         try:
-            parsed: object = from_json(self.written, allow_partial="trailing-strings")
+            parsed: object = from_json(written, allow_partial="trailing-strings")
         except ValueError:
             return  # A key is incomplete; the next piece completes it.
         fields = cast("dict[str, object]", parsed) if isinstance(parsed, dict) else {}
@@ -118,13 +140,22 @@ class PlanListener(ArgumentListener):
         super().__init__(live, "create_plan", "message")
         self._on_steps = on_steps
         self._steps_seen = False
+        self._end = ""
 
     def arguments(self, name: str, delta: str) -> None:
         """Implement `ReplyListener.arguments`."""
         super().arguments(name, delta)
-        if not self._steps_seen and _FIRST_STEP.search(self.written):
+        if self._steps_seen or name != self._function:
+            return
+        if _FIRST_STEP.search(self._end + delta):
             self._steps_seen = True
             self._on_steps()
+        self._end = (self._end + delta)[-_MAX_FIRST_STEP:]
+
+    def restart(self) -> None:
+        """Implement `ReplyListener.restart`."""
+        super().restart()
+        self._end = ""
 
 
 class ContinuationListener:
