@@ -32,6 +32,8 @@ _PIPE_SHELL = ("/bin/sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >&2', "sh")
 _FIXED_ARGUMENTS = (
     # Disable network requests, questions and bubbles of the browser itself.
     *("--no-first-run", "--no-default-browser-check", "--disable-background-networking", "--disable-component-update"),
+    # The browser must not end, and take its tabs with it, when a page closes the last window.
+    "--keep-alive-for-test",
     *("--disable-sync", "--disable-quic", "--disable-breakpad", "--disable-crash-reporter", "--noerrdialogs"),
     *("--hide-crash-restore-bubble", "--disable-search-engine-choice-screen", "--password-store=basic"),
     f"--disable-features={','.join(_DISABLED_FEATURES)}",

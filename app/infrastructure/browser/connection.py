@@ -13,6 +13,7 @@ from app.domain.external.sandbox import Sandbox
 from app.infrastructure.browser import cdp
 from app.infrastructure.browser.driver import BrowserUnresponsive, PlaywrightDriver, close_all_tabs, find_browser
 from app.infrastructure.browser.model_input import shown_path
+from app.infrastructure.browser.prompts import deny_permissions
 from app.infrastructure.browser.snapshot import SnapshotHistory
 from app.infrastructure.browser.tabs import Tabs
 
@@ -203,6 +204,7 @@ class Connection:
             # Playwright does not expose Chromium's id of a context; a tab in it does.
             target = await (await self.tabs.front()).channel.send("Target.getTargetInfo")
             context_id = cdp.text(target, "targetInfo", "browserContextId")
+        await deny_permissions(self._channel, context_id)
         self.downloads = Downloads(self._channel, self.home, self.tabs, context_id)
         await self.downloads.start(self.sandbox)
         await self.tabs.start(self._channel, context_id)

@@ -6,6 +6,7 @@ numbers of the elements as references to the elements themselves, so a number ne
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,9 @@ FRAME_ALIVE_SECONDS = 2.0
 """Time limit in seconds for a frame to respond; the page is read without a frame that does not."""
 MAX_REMOTE_FRAMES = 30
 """Maximum number of frames to try to open a session with at a time."""
+
+_PROMPTS = f"prompts{secrets.token_hex(8)}"
+"""Prefix of the events with which the isolated world asks `page.js` for what it refused: no page can know it."""
 
 _RUN = "function (name, args) { return this.run(name, args); }"
 _GET_OBJECT = "function (name, args) { return this.api[name](...args); }"
@@ -255,7 +259,7 @@ class FrameWorlds:
 @cache
 def read_script(name: str) -> str:
     """Return the text of one of the service's scripts."""
-    return (Path(__file__).parent / "javascript" / name).read_text(encoding="utf-8")
+    return (Path(__file__).parent / "javascript" / name).read_text(encoding="utf-8").replace("PROMPTS-", f"{_PROMPTS}-")
 
 
 @cache

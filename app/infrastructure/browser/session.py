@@ -16,6 +16,7 @@ from app.infrastructure.browser.driver import PlaywrightDriver
 from app.infrastructure.browser.model_input import WindowAction, candidate_urls, parse_keys, shown_url, window_action
 from app.infrastructure.browser.snapshot import take_snapshot
 from app.infrastructure.browser.tab import Tab
+from app.infrastructure.browser.tabs import PREVIOUS_IN_FRONT
 
 DOWNLOAD_SECONDS = 3.0
 """Maximum time in seconds for which an action waits for a download that it started."""
@@ -62,6 +63,7 @@ class SessionBrowser:
             if tab.redirects_endlessly:
                 tab = await tabs.replace(tab)
             await connection.downloads.prepare()
+            await tab.logins.cancel_all()
             try:
                 tab, is_download = await actions.open_url(connection, tab, urls)
             except asyncio.CancelledError:
@@ -71,9 +73,12 @@ class SessionBrowser:
                 # Chromium is still loading its own error page, which would interfere with the next action.
                 await tab.load.wait_until(lambda: not tab.load.is_loading, seconds=ERROR_PAGE_SECONDS)
                 raise
-            if is_download:
-                await connection.downloads.wait_for_start(seconds=DOWNLOAD_START_SECONDS)
-            return await _snapshot(connection, await tabs.settle(tab), whole=True)
+            else:
+                if is_download:
+                    await connection.downloads.wait_for_start(seconds=DOWNLOAD_START_SECONDS)
+                return await _snapshot(connection, await tabs.settle(tab), whole=True)
+            finally:
+                self._clean_up(tab.logins.stop())
 
     async def restart(self, url: str) -> PageView:
         """Implement `Browser.restart`."""
@@ -158,6 +163,7 @@ class SessionBrowser:
             tab = await tabs.front()
             await connection.downloads.prepare()
             await tab.load.count_requests()
+            await tab.logins.cancel_all()
             try:
                 await action(connection, tab)
                 front = await tabs.settle(tab)
@@ -170,6 +176,7 @@ class SessionBrowser:
                 front = await tabs.settle(await tabs.front())  # the action closed the tab
             finally:
                 self._clean_up(tab.load.stop_counting())
+                self._clean_up(tab.logins.stop())
             if tab.file_chooser is not None:
                 tab.note("The page asks for a file: give its path with browser_input.")
             return await _snapshot(connection, front, whole=False, scrolled=scrolled)
@@ -183,10 +190,12 @@ class SessionBrowser:
             connection = await self._connect()
             try:
                 yield connection
-            except cdp.TabGone as error:
-                if await connection.is_alive():
+            except BrowserFailure as error:
+                if isinstance(error, cdp.TabGone) and not await connection.is_alive():
+                    raise SandboxUnavailable(BROWSER_ENDED) from error
+                if not (notes := connection.tabs.take_notes()):
                     raise
-                raise SandboxUnavailable(BROWSER_ENDED) from error
+                raise BrowserFailure(" ".join((str(error), *notes)), status=error.status) from error
             finally:
                 self.last_used = asyncio.get_running_loop().time()
 
@@ -199,7 +208,9 @@ class SessionBrowser:
         connection = self._connection = await self._connect_to(sandbox)
         if previous is not None:
             is_same_browser = connection.address == previous.address and not sandbox.browser.shared
-            connection.tabs.note(RECONNECTED if is_same_browser else BROWSER_RESTARTED)
+            earlier = [note for note in previous.tabs.take_notes() if note != PREVIOUS_IN_FRONT]
+            for note in (*earlier, RECONNECTED if is_same_browser else BROWSER_RESTARTED):
+                connection.tabs.note(note)
         return connection
 
     async def _connect_to(self, sandbox: Sandbox) -> Connection:

@@ -9,7 +9,8 @@ from typing import cast
 from app.domain.errors import BrowserFailure
 from app.domain.models.browser import PageView
 from app.infrastructure.browser import cdp
-from app.infrastructure.browser.frames import FrameWorlds, IsolatedWorld
+from app.infrastructure.browser.frames import IsolatedWorld
+from app.infrastructure.browser.prompts import prompt_notes
 from app.infrastructure.browser.tab import Tab
 from app.infrastructure.browser.tabs import Tabs
 
@@ -214,7 +215,7 @@ async def _read_with_retries(history: SnapshotHistory, tabs: Tabs, tab: Tab) -> 
     for attempt in range(MAX_ATTEMPTS):
         screenshot = asyncio.ensure_future(tab.camera.take())
         try:
-            return await _PageReader(tab.frames, history).read(), await screenshot
+            return await _PageReader(tab, history).read(), await screenshot
         except cdp.DocumentGone:
             if attempt < MAX_ATTEMPTS // 2:
                 await tabs.settle(tab)
@@ -233,8 +234,9 @@ async def _read_with_retries(history: SnapshotHistory, tabs: Tabs, tab: Tab) -> 
 class _PageReader:
     """Reads a page once: its document and the documents of its frames."""
 
-    def __init__(self, frames: FrameWorlds, history: SnapshotHistory) -> None:
-        self._frames = frames
+    def __init__(self, tab: Tab, history: SnapshotHistory) -> None:
+        self._frames = tab.frames
+        self._note = tab.note
         self._history = history
         self._documents = 0
 
@@ -275,6 +277,8 @@ class _PageReader:
         }
         raw = await world.call("read", options, seconds=READ_LIMIT_SECONDS)
         self._history.add_numbers(world, int(cdp.number(raw, "next")))
+        for note in prompt_notes(cdp.text(raw, "asked")):
+            self._note(note)
         return raw
 
     async def _read_frames(self, world: IsolatedWorld, raw: cdp.Json, depth: int) -> dict[int, list[Line]]:

@@ -12,6 +12,7 @@ from playwright.async_api import Page
 from app.domain.errors import BrowserFailure
 from app.infrastructure.browser import cdp
 from app.infrastructure.browser.frames import FrameWorlds
+from app.infrastructure.browser.prompts import LoginPrompts
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +227,7 @@ class Tab:
         self.lifetime = channel.lifetime
         self.frames = FrameWorlds(page, channel, self._on_file_chooser)
         self.load = PageLoad(channel, self.frames, note)
+        self.logins = LoginPrompts(channel, note)
         self.camera = Camera(channel)
         self.note = note
         """Adds a line to the notes of the next snapshot."""
@@ -268,4 +270,7 @@ class Tab:
         self.note("A script of the page blocked it and was stopped.")
 
     def _on_file_chooser(self, channel: cdp.Channel, event: cdp.Json) -> None:
-        self.file_chooser = (channel, {"backendNodeId": int(cdp.number(event, "backendNodeId"))})
+        if node := int(cdp.number(event, "backendNodeId")):
+            self.file_chooser = (channel, {"backendNodeId": node})
+        else:  # a dialog of the File System Access API in a document that was there before `page.js`
+            self.note("The page asked for a file in a way that cannot be answered: reload it, then try again.")

@@ -16,7 +16,9 @@ from app.infrastructure.browser.tab import Tab
 MAX_TABS = 10
 """Maximum number of tabs; the oldest is closed when there are more."""
 MAX_NOTES = 12
-"""Maximum number of notes that one snapshot reports."""
+"""Maximum number of notes that one snapshot reports: half of them the first ones, half of them the last ones."""
+MAX_KEPT_NOTES = 200
+"""Maximum number of notes to keep until they are reported."""
 MAX_URL = 200
 """Maximum length of a URL in a note."""
 OPEN_SECONDS = 10.0
@@ -36,6 +38,9 @@ ACCEPT_SECONDS = 5.0
 """Time limit in seconds for accepting a dialog."""
 MAX_MESSAGE = 300
 """Maximum length of a dialog's message in a note."""
+
+PREVIOUS_IN_FRONT = "The tab was closed; the one before it is in front again."
+LAST_TAB_CLOSED = "The last tab was closed: a blank one was opened in its place."
 
 
 @dataclass(eq=False, slots=True)
@@ -65,6 +70,7 @@ class Tabs:
         """Number of tabs that the service itself is opening."""
         self._changes = cdp.ChangeSignal()
         self._tasks = cdp.BackgroundTasks()
+        self._successor_lock = asyncio.Lock()
         self._notes: list[str] = []
 
     async def start(self, browser_channel: cdp.Channel, context_id: str) -> None:
@@ -87,15 +93,18 @@ class Tabs:
 
     def note(self, line: str) -> None:
         """Add a line to the notes of the next snapshot."""
-        if len(self._notes) == MAX_NOTES:
-            self._notes.append("More happened; the rest is left out.")
-        if len(self._notes) < MAX_NOTES and line not in self._notes[-1:]:
+        if line not in self._notes:
             self._notes.append(line)
+        if len(self._notes) > MAX_KEPT_NOTES:
+            del self._notes[MAX_NOTES]
 
     def take_notes(self) -> tuple[str, ...]:
         """Return the notes collected since the last call."""
-        notes, self._notes = tuple(self._notes), []
-        return notes
+        notes, self._notes = self._notes, []
+        if len(notes) > MAX_NOTES:
+            half = MAX_NOTES // 2
+            notes = [*notes[:half], "More happened here that is left out.", *notes[-half:]]
+        return tuple(notes)
 
     def end(self, reason: str) -> None:
         """Fail every call in flight: the browser is gone."""
@@ -119,7 +128,8 @@ class Tabs:
             PageUnresponsive: The tab did not respond in time.
         """
         await self._close_crashed()
-        page = self._pages[-1] if self._pages else await self.open_blank()
+        await self._open_successor()
+        page = self._pages[-1]
         tab = page.tab or await self._attach(page)
         if tab is not self._front:
             if self._front is not None:
@@ -145,9 +155,13 @@ class Tabs:
         self._pages = pages[-1:] + pages[:-1] if backward else pages[1:] + pages[:1]
 
     async def close_front(self) -> None:
-        """Close the tab in front. The one before it comes to the front."""
+        """Close the tab in front. The one before it comes to the front, or a blank one if it is the last."""
         if self._pages:
-            await _close(self._pages[-1].page)
+            page = self._pages[-1].page
+            self._remove(page)
+            if self._pages:
+                self.note(PREVIOUS_IN_FRONT)
+            await self._close_page(page)
 
     async def replace(self, tab: Tab) -> Tab:
         """Close a tab that does not respond. Return a blank one in its place."""
@@ -188,10 +202,29 @@ class Tabs:
 
     async def _close_crashed(self) -> None:
         for each in [each for each in self._pages if each.is_crashed]:
-            self._remove(each.page)
+            await self._close_page(each.page)
+
+    async def _close_page(self, page: Page) -> None:
+        """Close a page. If no other is left, open a blank tab before, because Chromium ends with its last window."""
+        self._remove(page)
+        await self._open_successor()
+        await _close(page)
+
+    async def _open_successor(self) -> None:
+        """Open a blank tab if there is none."""
+        async with self._successor_lock:
             if not self._pages:
-                await self.open_blank()  # Chromium ends with its last tab
-            await _close(each.page)
+                await self.open_blank()
+                if self._front is not None:
+                    self.note(LAST_TAB_CLOSED)
+
+    async def _try_to_close(self, page: Page) -> None:
+        with contextlib.suppress(BrowserFailure):
+            await self._close_page(page)
+
+    async def _try_to_open_successor(self) -> None:
+        with contextlib.suppress(BrowserFailure):  # the browser is gone; the next action reports it
+            await self._open_successor()
 
     async def _wait_for_popup(self) -> None:
         """Wait for a tab that is being opened; note one whose server does not respond in time."""
@@ -237,7 +270,7 @@ class Tabs:
 
     def _close_soon(self, page: Page) -> None:
         self._remove(page)
-        self._tasks.start(_close(page))
+        self._tasks.start(self._try_to_close(page))
 
     def _on_page(self, page: Page) -> None:
         self._opening.pop(next(iter(self._opening), ""), None)
@@ -254,7 +287,9 @@ class Tabs:
         was_front = bool(self._pages) and self._pages[-1].page is page
         self._remove(page)
         if was_front and self._pages:
-            self.note("The tab was closed; the one before it is in front again.")
+            self.note(PREVIOUS_IN_FRONT)
+        elif was_front:
+            self._tasks.start(self._try_to_open_successor())
 
     def _on_crash(self, page: Page) -> None:
         self.note(f"The tab with {page.url[:MAX_URL]} crashed and was closed.")

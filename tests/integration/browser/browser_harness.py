@@ -12,8 +12,10 @@ from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from app.infrastructure.browser.session import SessionBrowser
 from tests.fakes.memory_sandbox import MemorySandbox, MemorySandboxProvider
 from tests.integration.browser.chromium import Chromium
-from tests.integration.browser.local_site import LocalSite
+from tests.integration.browser.local_site import LocalSite, Page
 
+PAGES = Path(__file__).parent / "pages"
+"""Folder of pages with one kind of difficulty each."""
 REQUEST_SECONDS = 60
 """Time limit in seconds for a request to reach the site."""
 HANGING_SCRIPT = 'const begun = new XMLHttpRequest(); begun.open("GET", "/begun", false); begun.send(); for (;;);'
@@ -66,6 +68,11 @@ class BrowserHarness:
     async def open_page(self, body: str, **options: object) -> PageView:
         """Serve a page with `body`, open it, and return its snapshot; `options` are those of `LocalSite.html`."""
         return await (await self.browser()).navigate(self.site.html(body, **options))  # type: ignore[arg-type]
+
+    async def open_corpus_page(self, name: str, *, host: str = "127.0.0.1") -> PageView:
+        """Serve a page of the folder `pages`, open it, and return its snapshot."""
+        self.site.pages[f"/{name}"] = Page((PAGES / name).read_bytes())
+        return await (await self.browser()).navigate(self.site.url(f"/{name}", host=host))
 
     async def wait_for_request(self, path: str) -> None:
         """Wait until the browser has requested `path`."""

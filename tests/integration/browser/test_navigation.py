@@ -154,7 +154,7 @@ async def test_navigate_with_basic_authentication(harness: BrowserHarness) -> No
 
     harness.site.pages["/locked"] = require_password
     browser = await harness.browser()
-    with pytest.raises(BrowserFailure, match="it wants a user name and a password"):
+    with pytest.raises(BrowserFailure, match="/locked wants a user name and a password for 'x'"):
         await browser.navigate(harness.site.url("/locked"))
     view = await browser.navigate(harness.site.url("/locked", host="name:word@127.0.0.1"))
     assert view.text == "secret"

@@ -150,3 +150,15 @@ function mainScroller() {
   }
   return page;
 }
+
+// Return what `page.js` refused since the last call, one a line.
+function takePrompts() {
+  let found = "";
+  const onAnswer = (event) => {
+    found = event.detail;
+  };
+  addEventListener("PROMPTS-answer", onAnswer, { once: true });
+  dispatchEvent(new Event("PROMPTS-ask"));
+  removeEventListener("PROMPTS-answer", onAnswer);
+  return found;
+}
