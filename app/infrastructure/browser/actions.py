@@ -9,6 +9,7 @@ from app.domain.external.sandbox import Sandbox
 from app.domain.models.browser import Point
 from app.infrastructure.browser import cdp
 from app.infrastructure.browser.connection import Connection
+from app.infrastructure.browser.editors import Editor
 from app.infrastructure.browser.frames import FrameOwner, IsolatedWorld
 from app.infrastructure.browser.model_input import shown_path, shown_url, workspace_path
 from app.infrastructure.browser.tab import FileField, Tab
@@ -151,7 +152,11 @@ async def fill(tab: Tab, target: Target | None, value: str) -> None:
     if target is not None:
         await click(tab, target)
     replace = target is not None
-    focus = await _call_in_focused_frame(tab, "prepareFocus", replace)
+    world, focus = await _call_in_focused_frame(tab, "prepareFocus", replace)
+    if kind := cdp.text(focus, "editor"):
+        editor = Editor(tab, world, None, kind == "code")
+        await (editor.replace(value) if replace else editor.insert(value))
+        return
     await _type(tab, value, multiline=focus.get("multiline") is not False, replace=replace)
 
 
@@ -166,7 +171,8 @@ async def choose_option(tab: Tab, index: int, option: int) -> None:
 
 async def scroll(tab: Tab, *, down: bool, to_end: bool) -> bool:
     """Scroll by almost a screen, or to the end. Return whether anything moved."""
-    return cdp.number(await _call_in_focused_frame(tab, "scroll", down, to_end), "moved") != 0
+    _, answer = await _call_in_focused_frame(tab, "scroll", down, to_end)
+    return cdp.number(answer, "moved") != 0
 
 
 async def file_field(tab: Tab, target: Target | None) -> FileField | None:
@@ -242,7 +248,13 @@ async def _fill_element(tab: Tab, index: int, value: str) -> None:
     field = await _call_on_element(tab, index, "setValue", value)
     if field.get("isSet"):
         return
-    await _locate(tab, index, for_click=False)  # refuses an element that is covered or not visible
+    point = await _locate(tab, index, for_click=False)  # refuses an element that is covered or not visible
+    kind = cdp.text(await _call_on_element(tab, index, "editorKind"), "kind")
+    if kind:
+        if not (await _call_on_element(tab, index, "focusEditor")).get("focused"):
+            await tab.lifetime.run(tab.page.mouse.click(point.x, point.y))
+        await Editor(tab, _world_of(tab, index), index, kind == "code").replace(value)
+        return
     await _call_on_element(tab, index, "focusAndSelect")
     await _type(tab, value, multiline=field.get("multiline") is True, replace=True)
 
@@ -308,18 +320,21 @@ async def _call_on_element(tab: Tab, index: int, name: str, *args: object) -> cd
         raise cdp.no_element(index) from None
 
 
-async def _call_in_focused_frame(tab: Tab, name: str, *args: object) -> cdp.Json:
-    """Call a function of the script in the main document; where it returns a frame's key, call it in that frame."""
+async def _call_in_focused_frame(tab: Tab, name: str, *args: object) -> tuple[IsolatedWorld, cdp.Json]:
+    """Call a function of the script in the main document; where it returns a frame's key, call it in that frame.
+
+    Return the world of the document in which it was called, and its result.
+    """
     world = await tab.frames.main()
     for _ in range(MAX_FRAME_DEPTH):
         answer = await world.call(name, *args)
         if "frame" not in answer:
-            return answer
+            return world, answer
         inner = tab.frames.child(world, int(cdp.number(answer, "frame")))
         if inner is None:
             break
         world = inner
-    return {}
+    return world, {}
 
 
 async def _check_file(sandbox: Sandbox, path: str, shown: str) -> None:

@@ -20,7 +20,10 @@ from app.infrastructure.browser import cdp
 
 MAIN_WORLD_SCRIPT = "page.js"
 """Name of the only script that runs in the page's own world."""
-ISOLATED_WORLD_SCRIPTS = ("dom.js", "elements.js", "markdown.js", "blocks.js", "drawings.js", "input.js")
+ISOLATED_WORLD_SCRIPTS = (
+    *("dom.js", "elements.js", "markdown.js", "blocks.js", "fields.js", "drawings.js"),
+    *("input.js", "editors.js"),
+)
 """Names of the scripts of the isolated world, in the order in which they are joined."""
 WORLD_NAME = "anker"
 """Name of the isolated world and of its object group, as debuggers show it."""

@@ -14,7 +14,7 @@ COMBOBOXES = (
     ("<b id=l>Fruit</b><div role=combobox aria-labelledby='l v'><i id=v>Fig</i></div>", '[1 combobox "Fruit" = "Fig"]'),
     ("<b id=l>Fruit</b><div role=combobox id=c aria-labelledby='l c'>Fig</div>", '[1 combobox "Fruit" = "Fig"]'),
     ("<div role=combobox aria-label=Fruit aria-expanded=true>Fig<ul role=listbox><li role=option>Plum</ul></div>",
-     "[1 combobox expanded] Fig"),
+     '[1 combobox "Fruit" expanded] Fig'),
     ("<input role=combobox aria-label=Fruit value=Fig>", '[1 combobox "Fruit" = "Fig"]'),
     ("<div role=combobox aria-label=Fruit><input value=Fig></div>", '[1 combobox "Fruit" = "Fig"]'),
     ("<b id=l>Fruit</b><button aria-haspopup=listbox aria-labelledby=l>Fig</button>", '[1 button "Fruit" = "Fig"]'),

@@ -5,10 +5,10 @@ Reader.prototype.addInteractive = function (element, role, context, inline) {
   if (!inline) writer.block(false);
   const box = context.box ?? boxOf(element);
   if (role === "link") this.addLink(element, { ...context, mute: false });
+  else if (role === "textbox" && isEditable(element) && isCode(element)) this.addEditor(element, element, context);
   else if (this.isCompleteMark(element, role)) writer.add(` ${markOf(element, role)} `, box);
   else {
-    const parts = [numberOf(element), role, ...statesOf(element, role)];
-    writer.add(` [${parts.join(" ")}] `, box);
+    writer.add(` ${openMark(element, role)} `, box);
     this.addChildren(element, { ...context, icons: role !== "clickable" });
   }
   if (!inline) writer.block(false);
@@ -163,7 +163,7 @@ function label(element, context, inline, style) {
     if (!inline) this.writer.block(false);
     this.addChildren(element, { ...context, mute: isShort || context.mute });
     if (!inline) this.writer.block(false);
-  } else if (!context.invisible && control.type !== "file") {
+  } else if (!context.invisible && /^(checkbox|radio)$/.test(control.type)) {
     const role = roleOf(control, getComputedStyle(control), "");
     this.writer.add(` ${markOf(element, role || "button", control)} `, context.box ?? boxOf(element));
   } else this.addBlock(element, context);

@@ -54,6 +54,7 @@ function roleOf(element, style, parentCursor) {
   if (tag === "canvas") return "canvas";
   if ((tag === "video" || tag === "audio") && hasAttribute(element, "controls")) return tag;
   if (["", "true", "plaintext-only"].includes(attribute(element, "contenteditable"))) return "textbox";
+  if (tag === "body" && ofDocument("designMode") === "on") return "textbox";
   if (tag === "html" || tag === "body" || tag === "label") return "";
   const isTarget = style.cursor === "pointer" && parentCursor !== "pointer" && !(isShape && style.pointerEvents === "none");
   const isFocusable = isShape && Number(attribute(element, "tabindex") ?? -1) >= 0;
@@ -74,8 +75,11 @@ function innerField(element) {
 
 const POPUPS = "[role=listbox],[role=tree],[role=grid],[role=menu],[role=dialog]";
 
+const NO_CHOICE = `${POPUPS},button,[role=button],a[href],label,input,select,textarea,[aria-live]`;
+
 function choiceOf(element) {
-  return innerField(element)?.value || plainText(element, 300, POPUPS);
+  const box = isUndrawn(element) ? drawingBox(element) : null;
+  return element.value || innerField(element)?.value || plainText(box ?? element, 300, NO_CHOICE);
 }
 
 // Return the text of the elements that the attribute `name` refers to, without those within `except`.
@@ -101,14 +105,25 @@ function nameOf(element, role) {
     if (role === "button") return collapse(element.value || attribute(element, "alt") || attribute(element, "title") ||
       element.type);
     for (const candidate of [labelText(element), attribute(element, "placeholder"), attribute(element, "title"),
-      attribute(element, "aria-placeholder"), attribute(element, "name")]) {
+      attribute(element, "aria-placeholder"), attribute(element, "data-placeholder"), attribute(element, "name")]) {
       if (candidate && collapse(candidate)) return collapse(candidate);
     }
-    return "";
+    return replacedName(element);
   }
   const text = plainText(element, 200);
   const named = collapse(own ? labelText(element) || text : `${labelText(element)} ${text}`);
   return named || collapse(attribute(element, "title") ?? "") || shapeName(element);
+}
+
+// Return the name of the hidden field that the editor around `element` stands for.
+function replacedName(element) {
+  const box = isUndrawn(element) ? drawingBox(element) : element;
+  for (let each = box, depth = 0; each && depth < 3; each = parentOf(each), depth += 1) {
+    const field = each.previousElementSibling;
+    if (!field || !matches(field, "textarea,select,input")) continue;
+    if (!checkVisibility(field)) return labelText(field) || collapse(attribute(field, "name") ?? "");
+  }
+  return "";
 }
 
 // Return a name for a shape of a drawing that has no text: maps and charts have identifiers.
@@ -120,8 +135,11 @@ function shapeName(element) {
 function valueOf(element, role) {
   if (role === "password") return "•".repeat(Math.min(element.value.length, 8));
   if (role === "file") return [...element.files].map((file) => file.name).join(", ");
-  if (typeof element.value === "string" && !(element instanceof HTMLButtonElement)) return element.value;
   if (showsChoice(element, role)) return choiceOf(element);
+  if (!(element instanceof HTMLInputElement) && isUndrawn(element)) {
+    return drawnText(drawingBox(element) ?? element).lines.map((line) => line.text).join("\n");
+  }
+  if (typeof element.value === "string" && !(element instanceof HTMLButtonElement)) return element.value;
   if (role === "slider" || role === "spinbutton") {
     return attribute(element, "aria-valuetext") ?? attribute(element, "aria-valuenow") ?? "";
   }
@@ -148,7 +166,8 @@ function statesOf(element, role) {
   if (is("pressed") === "true") states.push("pressed");
   if (is("current") && is("current") !== "false") states.push("current");
   if (isDisabled(element)) states.push("disabled");
-  if (element.readOnly === true || is("readonly") === "true") states.push("read-only");
+  const isReadOnly = element.readOnly === true || is("readonly") === "true";
+  if (isReadOnly && !showsChoice(element, role)) states.push("read-only");
   if (element.required === true || is("required") === "true") states.push("required");
   if (is("invalid") === "true") states.push("invalid");
   if (element.multiple === true) states.push("multiple");
@@ -191,6 +210,13 @@ function markOf(element, role, about = element) {
   }
   parts.push(...statesOf(about, role));
   return `[${parts.join(" ")}` + (role === "select" ? `: ${optionsOf(about)}]` : "]");
+}
+
+// Return the mark of an element whose content follows it: `[5 combobox "Tags" expanded]`.
+function openMark(element, role, note = "") {
+  const name = FIELDS.has(role) ? nameOf(element, role) : "";
+  const parts = [numberOf(element), role, name && quote(name, 120), ...statesOf(element, role), note];
+  return `[${parts.filter(Boolean).join(" ")}]`;
 }
 
 // Return the target of a link: a path if it is on the same site, "" if it only runs a script.

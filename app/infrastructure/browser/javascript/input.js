@@ -35,8 +35,9 @@ function requireElement(number) {
   return element;
 }
 
-// Return the element that takes the text for an element: itself, or the field inside it.
+// Return the element that takes the text for an element: itself, or the field inside it. Without a number: the focus.
 function requireField(number) {
+  if (number === null) return innermostFocus() ?? ofDocument("body");
   const element = requireElement(number);
   return innerField(element) ?? element;
 }
@@ -48,8 +49,9 @@ function nextFrame() {
   });
 }
 
-// Return `element`, or the label that is drawn in its place; null if neither is visible.
+// Return `element`, or what is drawn in its place (the box of a field, a label); null if neither is visible.
 function drawnElement(element) {
+  if (isUndrawn(element)) return drawingBox(element);
   const box = boxOf(element);
   if (box.width && box.height && checkVisibility(element, { visibilityProperty: true })) return element;
   const labels = element.labels ? [...element.labels] : [];
@@ -302,7 +304,7 @@ const api = {
     const input = textInput(focus);
     if (replace && input.method === "type") selectAll(focus);
     else if (replace && input.method !== "none") refuseText(input);
-    return { multiline: input.multiline ?? true };
+    return { multiline: input.multiline ?? true, editor: input.method === "type" ? editorKind(focus) : "" };
   },
 
   chooseOption(number, position) {

@@ -122,6 +122,8 @@ class Reader {
     this.scroller = mainScroller();
     this.cut = { above: false, below: false, short: false };
     this.kept = this.elementsInViewport();
+    this.boxes = new Map(); // box → the field whose text it draws
+    addDrawingBoxes(document, this.boxes);
   }
 
   // Return elements in the viewport and their ancestors. They are never skipped: an ancestor's box may be elsewhere.
@@ -226,6 +228,10 @@ class Reader {
     this.addSuspect(element, tag, box);
     if (style.contentVisibility === "hidden") return;
     const own = this.contextOf(element, style, inline, box, context);
+    if (shadowRootOf(element)) addDrawingBoxes(shadowRootOf(element), this.boxes);
+    const field = this.boxes.get(element);
+    if (field && context.field !== field) return this.addUndrawnField(element, field, own, inline);
+    if (element === context.field || isMargin(element)) return;
     const role = roleOf(element, style, context.cursor);
     if (role && box && box.width && box.height && !(own.invisible && !this.isStyledControl(element, own))) {
       return this.addInteractive(element, role, own, inline);

@@ -1,0 +1,79 @@
+// Typing into editors: elements that can be edited, and the fields of code editors that are not drawn.
+
+// Return "rich" or "code" for an editor, "" for any other element.
+function editorKind(element) {
+  if (!(element instanceof HTMLElement)) return "";
+  if (element.editContext || (element instanceof HTMLTextAreaElement && isUndrawn(element))) return "code";
+  if (!isEditable(element)) return "";
+  return isCode(element) ? "code" : "rich";
+}
+
+function isFocused(element) {
+  const focus = innermostFocus();
+  return Boolean(focus) && (isWithin(focus, element) || isWithin(element, focus)) && focus !== ofDocument("body");
+}
+
+// Return the text of an editor as it is drawn, without a placeholder.
+function editorText(element) {
+  const isPlaceholder = (each) => getComputedStyle(each).pointerEvents === "none" && each.innerText;
+  const placeholder = isEditable(element) && [...findAll(element, "[contenteditable=false]")].find(isPlaceholder);
+  if (placeholder && collapse(placeholder.innerText) === collapse(element.innerText)) return "";
+  if (isEditable(element)) return element.innerText;
+  return drawnText(drawingBox(element) ?? element).lines.map((line) => line.text).join("\n");
+}
+
+// Return the text that the editor would copy: a code editor draws a part of its text only. Empty if it copies nothing.
+function copiedText(element) {
+  const clipboardData = new DataTransfer();
+  const options = { clipboardData, bubbles: true, cancelable: true, composed: true };
+  (innermostFocus() ?? element).dispatchEvent(new ClipboardEvent("copy", options));
+  return clipboardData.getData("text/plain") || (isEditable(element) ? "" : element.value ?? "");
+}
+
+const INSERTIONS = {
+  // As a person pastes. Most editors have code of their own for it.
+  paste(text) {
+    const clipboardData = new DataTransfer();
+    clipboardData.setData("text/plain", text);
+    const options = { clipboardData, bubbles: true, cancelable: true, composed: true };
+    innermostFocus()?.dispatchEvent(new ClipboardEvent("paste", options));
+  },
+
+  // As the browser types. Editors that follow the changes of the document understand it.
+  commands(text) {
+    text.split("\n").forEach((line, number) => {
+      if (number) document.execCommand("insertParagraph");
+      if (line) document.execCommand("insertText", false, line);
+    });
+  },
+};
+
+Object.assign(api, {
+  editorKind: (number) => ({ kind: editorKind(requireField(number)) }),
+
+  // Focus an editor. Return whether it has the focus.
+  focusEditor(number) {
+    const element = requireField(number);
+    if (!isFocused(element)) focusOn(element);
+    return { focused: isFocused(element) };
+  },
+
+  // Select all of an editor if its own selection (Control+A) does not cover it.
+  selectEditor(number) {
+    const element = requireField(number);
+    if (!isEditable(element)) return;
+    const squeezed = (text) => text.replace(/[\s\u200b\ufeff]/g, "");
+    const selection = getSelection();
+    if (squeezed(selection.toString()) !== squeezed(element.innerText)) selection.selectAllChildren(element);
+  },
+
+  insertIntoEditor(how, text) {
+    INSERTIONS[how](text);
+  },
+
+  // Return the text of an editor. `copied`: its selected text as it is copied, if it copies anything.
+  editorText(number, copied) {
+    const element = requireField(number);
+    return { text: (copied && copiedText(element)) || editorText(element) };
+  },
+});
