@@ -58,7 +58,7 @@ def run(bench: Bench) -> Iterable[Row]:
         viewers: dict[str, Callable[[], bytes]] = {
             "socket": lambda: _inside(container, seconds),
             "port": lambda: _outside(bench, seconds, "tcp", f"{address}:{PORT}"),
-            "sandbox": lambda: _outside(bench, seconds, "ws", f"ws://{address}:8080/vnc", token),
+            "sandbox": lambda: _outside(bench, seconds, "ws", f"ws://{address}:49171/vnc", token),
             "service": lambda: _outside(bench, seconds, "ws", service_url),
         }
         measured: dict[str, list[ViewerRate]] = {name: [] for name in viewers}
@@ -118,7 +118,7 @@ def _sandbox(namespace: EngineNamespace, session: str) -> tuple[str, str, str]:
 def _settle(address: str, token: str) -> None:
     """Wait until the browser has started and is idle, because it uses the same processors."""
     until = time.monotonic() + _SECONDS
-    with Connection(f"http://{address}:8080", token=token) as connection:
+    with Connection(f"http://{address}:49171", token=token) as connection:
         while not connection.json("GET", "/api/v1/status")["data"]["browser"]["ready"]:
             if time.monotonic() > until:
                 raise CannotRun("the sandbox's browser does not start")

@@ -77,7 +77,7 @@ class BrowserEndpoint:
     """The address at which a sandbox's Chromium is driven over CDP."""
 
     url: str
-    """The base URL, such as `http://172.18.0.2:8080/cdp`; `<url>/json/version` has the address of the WebSocket."""
+    """The base URL, such as `http://172.18.0.2:49171/cdp`; `<url>/json/version` has the address of the WebSocket."""
     token: str = field(repr=False)
     """The token for `Authorization: Bearer <token>`, which every request and the WebSocket needs."""
     home: str

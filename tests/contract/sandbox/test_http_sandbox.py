@@ -38,7 +38,7 @@ class Scripted:
         return request.url.path, json.loads(request.content)
 
     def sandbox(self, scope: str = "") -> HttpSandbox:
-        api = SandboxApiClient("http://box:8080", "t0ken", transport=httpx.MockTransport(self))
+        api = SandboxApiClient("http://box:49171", "t0ken", transport=httpx.MockTransport(self))
         return HttpSandbox(SandboxInstance(api=api, id="i1"), scope=scope)
 
 
@@ -47,7 +47,7 @@ async def test_shell_calls_send_their_path_body_and_token() -> None:
     await box.sandbox().shell_exec("main", "/home/ubuntu", "ls -l")
     assert box.last_request() == ("/api/v1/shell/exec", {"id": "main", "exec_dir": "/home/ubuntu", "command": "ls -l"})
     assert box.requests[0].headers["authorization"] == "Bearer t0ken"
-    assert box.requests[0].headers["host"] == "box:8080"
+    assert box.requests[0].headers["host"] == "box:49171"
     await box.sandbox().shell_wait("main", None)
     assert box.last_request() == ("/api/v1/shell/wait", {"id": "main"})
     await box.sandbox().shell_wait("main", 7)
@@ -306,17 +306,17 @@ async def test_instance_is_not_idle_during_a_call() -> None:
 
 async def test_browser_endpoint_is_below_the_address_and_hides_its_token() -> None:
     endpoint = Scripted().sandbox().browser
-    assert (endpoint.url, endpoint.token, endpoint.home) == ("http://box:8080/cdp", "t0ken", "/home/ubuntu")
+    assert (endpoint.url, endpoint.token, endpoint.home) == ("http://box:49171/cdp", "t0ken", "/home/ubuntu")
     assert "t0ken" not in repr(endpoint)
-    other = HttpSandbox(SandboxInstance(api=SandboxApiClient("http://box:8080/", "t"), id="c1", home="/w"))
-    assert (other.instance_id, other.browser.url, other.browser.home) == ("c1", "http://box:8080/cdp", "/w")
+    other = HttpSandbox(SandboxInstance(api=SandboxApiClient("http://box:49171/", "t"), id="c1", home="/w"))
+    assert (other.instance_id, other.browser.url, other.browser.home) == ("c1", "http://box:49171/cdp", "/w")
 
 
 async def test_status_returns_the_parts_and_does_not_count_as_use() -> None:
     now = 0.0
     parts = {"shell": {"ready": True, "reason": ""}, "browser": {"ready": False, "reason": "it starts"}}
     box = Scripted({**parts, "idle_seconds": 3.5})
-    api = SandboxApiClient("http://box:8080", "t", transport=httpx.MockTransport(box))
+    api = SandboxApiClient("http://box:49171", "t", transport=httpx.MockTransport(box))
     running = RunningSandbox(api, instance_id="i1", exec_seconds=1, clock=lambda: now)
     now = 9
     assert await running.view.status() == {

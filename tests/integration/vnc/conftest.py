@@ -120,7 +120,7 @@ class VncStack:
         token = dict(line.split("=", 1) for line in found["Config"]["Env"])["SANDBOX_TOKEN"]
         async with async_playwright() as playwright:
             browser = await playwright.chromium.connect_over_cdp(
-                f"http://{place['IPAddress']}:8080/cdp", headers={"Authorization": f"Bearer {token}"}
+                f"http://{place['IPAddress']}:49171/cdp", headers={"Authorization": f"Bearer {token}"}
             )
             context = browser.contexts[0]
             yield context.pages[0] if context.pages else await context.new_page()

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticUseDefault
 
-SANDBOX_PORT = 8080
+SANDBOX_PORT = 49171
 """TCP port of the program inside a sandbox container."""
 
 TOKEN_VARIABLE = "SANDBOX_TOKEN"  # noqa: S105 - the name of a variable
