@@ -19,6 +19,7 @@ from uvicorn.server import ServerState  # noqa: E402
 
 from sandbox import lifeline  # noqa: E402
 from sandbox.bridges.websocket import WebSocketProtocol  # noqa: E402
+from sandbox.identity import Identity, become, prepare_folder  # noqa: E402
 from sandbox.main import Sandbox, create_app  # noqa: E402
 from sandbox.settings import Settings, describe_errors  # noqa: E402
 from sandbox.shell.environment import SHELL_MARK  # noqa: E402
@@ -60,10 +61,25 @@ def _exit_on_signal(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _check_home(settings: Settings) -> str:
-    """Return why the service cannot run with these settings; empty if it can."""
+def _take_user(settings: Settings) -> str:
+    """Become the program's user. Return why the service cannot run with these settings; empty if it can."""
+    program = Identity.of_user(settings.program_user)
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        if program.foreign:
+            if settings.state_dir is not None:
+                prepare_folder(settings.state_dir, program)
+            become(program, sudo=settings.sudo)
+        with settings.agent.acting():
+            pass
+    except OSError as error:
+        names = settings.program_user or "this user", settings.agent.name
+        return (
+            f"SANDBOX_USER: cannot separate {names[0]} from {names[1]} ({error.strerror}): start the program as root "
+            "with the capabilities CHOWN, KILL, SETGID and SETUID"
+        )
+    try:
+        with settings.agent.acting():
+            settings.home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"SANDBOX_HOME: {error.strerror}"
     return ""
@@ -92,6 +108,8 @@ async def _serve(settings: Settings) -> None:
         lifespan="on",
     )
     server = _Server(config, sandbox)
+    if os.getpid() == 1:
+        lifeline.stop_on_signal_from_outside(server.stop)
     if settings.lifeline_fd is not None:
         lifeline.watch_parent(settings.lifeline_fd, server.stop)
     async with asyncio.TaskGroup() as group:
@@ -115,13 +133,15 @@ def main() -> int:
     except ValidationError as error:
         print(describe_errors(error), file=sys.stderr)
         return 2
-    if problem := _check_home(settings):
+    if problem := _take_user(settings):
         print(problem, file=sys.stderr)
         return 2
     os.environ.pop("SANDBOX_TOKEN", None)
     lifeline.hide_process()
     lifeline.restore_default_signals()
     lifeline.become_subreaper()
+    if os.getpid() == 1:
+        lifeline.block_stop_signals()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_on_signal)
     gc.enable()

@@ -11,7 +11,8 @@ import os
 import pwd
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ParamSpec, TypedDict, TypeVar
 
 P = ParamSpec("P")
@@ -60,11 +61,11 @@ class Identity:
     groups: tuple[int, ...]
     name: str
     home: str
-    foreign: bool = field(init=False)
-    """Whether it is not the user of this program."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "foreign", self.uid != os.getuid())
+    @property
+    def foreign(self) -> bool:
+        """Whether it is not the user of this program."""
+        return self.uid != os.getuid()
 
     @classmethod
     def of_user(cls, name: str) -> "Identity":
@@ -180,6 +181,18 @@ def _set_thread_ids(groups: Sequence[int], gid: int, uid: int) -> None:
     _call("syscall", setgroups, len(groups), (ctypes.c_uint32 * len(groups))(*groups))
     _call("syscall", setresgid, _UNCHANGED, gid, _UNCHANGED)
     _call("syscall", setresuid, _UNCHANGED, uid, _UNCHANGED)
+
+
+def prepare_folder(folder: Path, owner: Identity) -> None:
+    """As root, make a folder that only `owner` may change or list, but whose files others may use by name.
+
+    Raises:
+        OSError: The folder cannot be made or given to the owner.
+    """
+    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+    if folder.stat().st_uid != owner.uid:
+        folder.chmod(0o711)
+        os.chown(folder, owner.uid, owner.gid)
 
 
 def become(user: Identity, *, sudo: bool) -> None:

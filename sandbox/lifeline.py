@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Container, Coroutine
 from types import FrameType
 
@@ -14,6 +15,7 @@ _PR_SET_DUMPABLE = 4
 """`prctl` option (see prctl(2))."""
 _PR_SET_CHILD_SUBREAPER = 36
 """`prctl` option (see prctl(2))."""
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _REAP_SECONDS = 1.0
 """Interval between two searches for dead processes that an earlier search had to skip, in seconds."""
 _BATCH_SECONDS = 0.02
@@ -43,10 +45,34 @@ def _nothing(_number: int, _frame: FrameType | None) -> None:
 def die_with_parent(name: str) -> list[str]:
     """Return a command prefix that makes the kernel send signal `name` to the command when this service dies.
 
-    Return nothing where util-linux is missing, and for process 1, whose death ends all other processes.
+    The death of process 1 ends all other processes anyway. Its prefix undoes `stop_on_signal_from_outside`.
+    Without util-linux there is no prefix.
     """
-    setpriv = shutil.which("setpriv") if os.getpid() != 1 else None
+    if os.getpid() == 1:
+        return ["/usr/bin/env", f"--default-signal={','.join(each.name[3:] for each in _STOP_SIGNALS)}"]
+    setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", name, "--"] if setpriv else []
+
+
+def block_stop_signals() -> None:
+    """Make SIGTERM and SIGINT wait for `stop_on_signal_from_outside`. Call it before any thread starts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+
+def stop_on_signal_from_outside(on_stop: Callable[[], None]) -> None:
+    """Call `on_stop` on the event loop when SIGTERM or SIGINT comes from outside the container.
+
+    Signals from inside are ignored: `sudo pkill python` would end the sandbox. Only for process 1, to which processes
+    outside have the pid 0.
+    """
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        while signal.sigwaitinfo(_STOP_SIGNALS).si_pid != 0:
+            pass
+        loop.call_soon_threadsafe(on_stop)
+
+    threading.Thread(target=wait, name="stop-signals", daemon=True).start()
 
 
 def hide_process() -> None:

@@ -7,12 +7,12 @@ of files are absolute, relative to the home, or begin with `~`; `files/` documen
 import asyncio
 import os
 from dataclasses import asdict
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pydantic import Field
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from sandbox.activity import Activity
@@ -223,7 +223,7 @@ async def _exec_response(shell: Shell, record: Record, note: str, seconds: float
         "command": record.command,
         "output": shown.text,
         "truncated": shown.truncated,
-        "output_file": os.fspath(record.output.path),
+        "output_file": record.output.file,
         "console": await _console(record),
     }
     return success_response(data, _message(record, notes, seconds))
@@ -267,11 +267,13 @@ def _message(record: Record, note: str, seconds: float | None) -> str:
         text = f"still running{after}: shell_wait waits on, shell_write_to_process types, shell_kill_process ends it"
     else:
         text = f"ended with exit code {record.returncode}"
-    if record.output.cut:
+    if record.output.cut and record.output.file:
         text = f"{text}; the output file holds only the first part of the output"
     return f"{text}; {note}" if note else text
 
 
+_BLOCK = 256 * 1024
+"""Number of bytes of a download to read at once."""
 UPLOAD_BYTES = 1024 * MIB
 """Maximum size of an uploaded file, in bytes."""
 
@@ -348,16 +350,19 @@ def _transfer_routes(paths: PathResolver) -> list[Route]:
         path = request.query_params.get("path")
         if path is None:
             raise Failure(400, "path: which file?")
-        place = await paths.run_in_thread(path, _checked)
-        # The real path, so that the file that was checked is the file that is sent.
-        return FileResponse(
-            place.real, filename=place.absolute.rpartition("/")[2], media_type="application/octet-stream"
-        )
+        return await paths.run_in_thread(path, _open_response)
 
     return [Route("/file/upload", upload, methods=["POST"]), Route("/file/download", download)]
 
 
-def _checked(place: ResolvedPath) -> ResolvedPath:
-    fd, _ = reading.open_regular(place)
-    os.close(fd)
-    return place
+def _open_response(place: ResolvedPath) -> Response:
+    """Open a file with the rights of this thread, and return the response that sends it."""
+    fd, found = reading.open_regular(place)
+    file = os.fdopen(fd, "rb")  # closed with its last reference, also if the response is never sent
+    headers = {
+        "Content-Length": str(found.st_size),
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(os.fsencode(os.path.basename(place.absolute)))}",
+    }
+    # The file may grow meanwhile.
+    blocks = iter(lambda: file.read(min(_BLOCK, found.st_size - file.tell())), b"")
+    return StreamingResponse(blocks, headers=headers, media_type="application/octet-stream")

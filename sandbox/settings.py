@@ -3,15 +3,13 @@
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-
-def default_output_dir() -> Path:
-    """Return the default folder for command outputs: one per user, in the system's temporary folder."""
-    return Path(tempfile.gettempdir()) / f"anker-shell-{os.getuid()}"
+from sandbox.identity import Identity
 
 
 class Settings(BaseModel):
@@ -25,10 +23,14 @@ class Settings(BaseModel):
     token: str = Field(min_length=1, pattern=r"^[\x21-\x7e]+$")
     """Token that every request must carry as `Authorization: Bearer <token>`."""
     host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside; the token guards it
-    port: int = Field(default=8080, ge=0, le=65535)
+    port: int = Field(default=49171, ge=0, le=65535)
     fd: int | None = Field(default=None, ge=0)
     """Inherited listening socket to use instead of host and port."""
-    home: Path = Field(default_factory=Path.home)
+    user: str = ""
+    """User as which commands, file calls and parts run; empty: the program's own."""
+    program_user: str = ""
+    """User that the program becomes if root starts it; empty: it stays the user that started it."""
+    home: Path = Field(default_factory=lambda data: Path(Identity.of_user(data.get("user", "")).home))
     """The workspace: the start folder of shells and the base of relative paths."""
     home_alias: Path | None = None
     """Paths at or below this folder mean the same path below `home`."""
@@ -36,7 +38,14 @@ class Settings(BaseModel):
     """Folders that the file API is restricted to; empty allows all folders."""
     closed: tuple[Path, ...] = ()
     """Folders that the file API refuses, even below a root, except for roots inside them."""
-    output_dir: Path = Field(default_factory=default_output_dir)
+    output_dir: Path = Field(
+        default_factory=lambda data: (
+            Path(tempfile.gettempdir()) / f"anker-shell-{Identity.of_user(data.get('user', '')).uid}"
+        )
+    )
+    """Folder for outputs of commands. It belongs to `user`, who may remove it."""
+    state_dir: Path | None = Field(default_factory=lambda data: Path("/run/anker") if data.get("user") else None)
+    """Folder for files of the program that `user` may read but not change. None: `output_dir`."""
     lifeline_fd: int | None = Field(default=None, ge=0)
     """Read end of a pipe that reaches its end when the parent dies."""
     exec_seconds: float = Field(default=10, ge=0, le=300)
@@ -64,6 +73,20 @@ class Settings(BaseModel):
         found = {name: source.get(environment_variable(name)) for name in cls.model_fields}
         return cls.model_validate({name: value for name, value in found.items() if value})
 
+    @cached_property
+    def agent(self) -> Identity:
+        """The identity of `user`."""
+        return Identity.of_user(self.user)
+
+    @field_validator("user", "program_user")
+    @classmethod
+    def _check_user(cls, value: str) -> str:
+        try:
+            Identity.of_user(value)
+        except LookupError:
+            raise ValueError("there is no such user") from None
+        return value
+
     @field_validator("roots", "closed", mode="before")
     @classmethod
     def _split_roots(cls, value: object) -> object:
@@ -89,6 +112,8 @@ def environment_variable(name: str) -> str:
 def describe_errors(error: ValidationError) -> str:
     """Return one line that names each variable that cannot be used and why, but never its value."""
     parts: list[str] = []
-    for problem in error.errors(include_input=False, include_url=False):
+    problems = error.errors(include_input=False, include_url=False)
+    # A default that depends on a wrong value is no second error.
+    for problem in (one for one in problems if one["type"] != "default_factory_not_called"):
         parts.append(f"{environment_variable(str(problem['loc'][0]))}: {problem['msg'].lower()}")
     return "; ".join(parts)

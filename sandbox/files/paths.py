@@ -1,18 +1,16 @@
 """Resolution of paths: home, alias and allowed folders."""
 
-import asyncio
 import errno
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 from sandbox.settings import Settings
 from sandbox.web import Failure
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 NO_SUDO = "there is no sudo in this sandbox: leave out `sudo`"
@@ -68,7 +66,12 @@ class PathResolver:
     def __init__(self, settings: Settings) -> None:
         self._home = str(settings.home)
         self._alias = str(settings.home_alias).rstrip("/") if settings.home_alias else ""
-        self._rules = [(str(root), True) for root in settings.roots] + [(str(root), False) for root in settings.closed]
+        self._agent = settings.agent
+        closed = [str(root) for root in settings.closed]
+        if self._agent.foreign:
+            # A thread that acts as the agent still belongs to this process, whose files the agent must not reach.
+            closed += [f"/proc/{os.getpid()}", *((str(settings.state_dir),) if settings.state_dir else ())]
+        self._rules = [(str(root), True) for root in settings.roots] + [(root, False) for root in closed]
         # The innermost folder decides. Of two rules for one folder, the rule that closes it decides.
         self._rules.sort(key=lambda rule: (-len(rule[0]), rule[1]))
         self._open = not settings.roots
@@ -135,11 +138,14 @@ class PathResolver:
         Raises:
             Failure: 404 if there is no such folder.
         """
-        return await asyncio.to_thread(self._existing_folder, path) if path else ""
+        return await self._agent.run(self._existing_folder, path) if path else ""
 
     async def run_in_thread(self, path: str, work: Callable[[ResolvedPath], T]) -> T:
-        """Run `work` on the resolved path in a thread. Errors of the operating system become a `Failure`."""
-        return await asyncio.to_thread(self.run, path, work)
+        """Run `work` on the resolved path in a thread that acts as the agent's user.
+
+        Errors of the operating system become a `Failure`.
+        """
+        return await self._agent.run(self.run, path, work)
 
     def run(self, path: str, work: Callable[[ResolvedPath], T]) -> T:
         """Run `work` on the resolved path on this thread."""
@@ -152,7 +158,7 @@ class PathResolver:
         folder = self.absolute(path)
         if not os.path.isdir(folder):
             raise Failure(404, f"no such folder: {path}")
-        if not os.access(folder, os.X_OK):
+        if not os.access(folder, os.X_OK, effective_ids=True):
             raise Failure(400, f"permission denied: {path}")
         return folder
 

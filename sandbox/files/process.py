@@ -10,6 +10,7 @@ from typing import IO
 
 from sandbox.files.calls import CALLS, CallResult, FileCall, run_call
 from sandbox.files.paths import NO_SUDO, PathResolver
+from sandbox.lifeline import die_with_parent
 from sandbox.settings import Settings
 from sandbox.web import Failure
 
@@ -28,6 +29,7 @@ class CallRunner:
         self.pids: set[int] = set()
         """Processes that this program waits for."""
         self._allowed = settings.sudo
+        self._agent = settings.agent
         self._place: dict[str, object] = {"home": str(settings.home), "home_alias": str(settings.home_alias or "")}
         self._folders = {
             "roots": [str(root) for root in settings.roots],
@@ -44,11 +46,11 @@ class CallRunner:
             raise Failure(400, NO_SUDO)
         place = self._place if body.sudo else self._place | self._folders
         request = {"call": name, "body": body.model_dump(exclude={"sudo"}), "place": place}
-        process = self._start(["sudo", "-n", "--"] if body.sudo else [])
+        process = self._start([*die_with_parent("KILL"), *(["sudo", "-n", "--"] if body.sudo else [])])
         try:
             stdout, stderr = await asyncio.to_thread(process.communicate, json.dumps(request).encode(), _SECONDS)
         except subprocess.TimeoutExpired:
-            with suppress(PermissionError):  # a process of root
+            with suppress(PermissionError):  # a process of root, and we may not end those of others
                 process.kill()
             raise Failure(504, f"this took longer than {_SECONDS:g} s") from None
         finally:
@@ -59,7 +61,8 @@ class CallRunner:
         # On the loop's thread: the pid must be known before dead orphans are collected.
         try:
             process = subprocess.Popen(  # noqa: S603 - a command of ours
-                [*prefix, sys.executable, "-I", "-c", _PROGRAM, _PACKAGES],
+                self._agent.command([*prefix, sys.executable, "-I", "-c", _PROGRAM, _PACKAGES], "/"),
+                **self._agent.popen_options("/"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -13,10 +13,10 @@ class Parts:
 
     def __init__(self, settings: Settings, word: str) -> None:
         """Create both parts. `mark`: identifies their processes, as for shells."""
-        environment = shell_environment(settings.home, "/bin/sh", settings.instance, os.environ)
+        environment = shell_environment(settings.agent.name, settings.home, "/bin/sh", settings.instance, os.environ)
         environment[SHELL_MARK] = f"{word}-part"
-        self.desktop = Desktop(environment, settings.home, wanted=settings.desktop)
-        self.browser = Browser(settings.browser, settings.chromium, environment, settings.home, self.desktop)
+        self.desktop = Desktop(settings, environment)
+        self.browser = Browser(settings, environment, self.desktop)
 
     @property
     def pids(self) -> set[int]:

@@ -1,19 +1,19 @@
 """The sandbox's Chromium: when it starts, whether it can be used, and where its DevTools listen."""
 
-import asyncio
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from sandbox.parts.child import Command
 from sandbox.parts.desktop import HEIGHT, WIDTH, Desktop
 from sandbox.parts.devtools import DevTools, DevToolsError
 from sandbox.parts.pipe import DevToolsPipe
 from sandbox.parts.supervisor import Supervisor
+from sandbox.settings import Settings
 from sandbox.web import Failure
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -84,7 +84,6 @@ def remove_profile_locks(profile: Path, names: Sequence[str] = _LOCK_FILES) -> N
 
 
 T = TypeVar("T")
-BrowserMode = Literal["eager", "lazy", "off"]
 
 START_SECONDS = 20.0
 """Maximum time for Chromium to start, in seconds."""
@@ -97,22 +96,19 @@ log = logging.getLogger("sandbox")
 class Browser:
     """One Chromium, on the desktop or headless. Its profile is in the workspace; its cache is temporary."""
 
-    def __init__(
-        self, mode: BrowserMode, program: str, environment: Mapping[str, str], home: Path, desktop: Desktop
-    ) -> None:
+    def __init__(self, settings: Settings, environment: Mapping[str, str], desktop: Desktop) -> None:
         """Create the browser without starting it.
 
         Args:
-            mode: When to start it.
-            program: Path of Chromium; empty to search for it.
+            settings: When to start it, where it is, and where its profile is.
             environment: Its environment without DISPLAY.
-            home: The workspace.
             desktop: The desktop to draw on.
         """
-        self._mode = mode
-        self._program = find_chromium(program) if mode != "off" else None
+        self._mode = settings.browser
+        self._program = find_chromium(settings.chromium) if settings.browser != "off" else None
         self._environment = environment
-        self._home = home
+        self._home = settings.home
+        self._agent = settings.agent
         self._desktop = desktop
         self._confined = not runs_as_root()
         self._cache: Path | None = None
@@ -191,7 +187,7 @@ class Browser:
         await self._keeper.stop()
         self._pipe.close()
         if self._cache is not None:
-            await asyncio.to_thread(shutil.rmtree, self._cache, ignore_errors=True)
+            await self._agent.run(shutil.rmtree, self._cache, ignore_errors=True)
             self._cache = None
 
     async def _launch(self) -> Command:
@@ -204,7 +200,7 @@ class Browser:
         if self._desktop.installed:
             environment["DISPLAY"] = await self._desktop.display()
         profile = self._home / _PROFILE
-        await asyncio.to_thread(self._prepare, profile)
+        await self._agent.run(self._prepare, profile)
         command_line = chromium_arguments(
             self._program,
             profile,
@@ -215,7 +211,7 @@ class Browser:
         self._pipe.close()
         self._pipe = DevToolsPipe()
         sockets = await self._pipe.open()
-        return Command((*_PIPE_SHELL, *command_line), environment, str(self._home), sockets)
+        return Command((*_PIPE_SHELL, *command_line), environment, str(self._home), self._agent, sockets)
 
     async def _probe(self) -> str:
         devtools = self._pipe.devtools

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sandbox.identity import Identity
 from sandbox.lifeline import die_with_parent
 
 _READ = 65536
@@ -21,11 +22,12 @@ _KILL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Command:
-    """A program with its arguments, its whole environment and its start folder."""
+    """A program with its arguments, its whole environment, its start folder and the user that runs it."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     folder: str
+    user: Identity
     sockets: tuple[socket.socket, socket.socket] | None = None
     """Sockets for its standard input and output. They are closed here once it has started."""
 
@@ -47,9 +49,9 @@ class Child:
         try:
             # On the loop's thread: the death signal follows the thread that forked.
             self._process = subprocess.Popen(  # noqa: S603 - a command of ours
-                [*die_with_parent("KILL"), *command.arguments],
+                command.user.command([*die_with_parent("KILL"), *command.arguments], command.folder),
+                **command.user.popen_options(command.folder),
                 env=dict(command.environment),
-                cwd=command.folder,
                 stdin=command.sockets[0].fileno() if command.sockets else subprocess.DEVNULL,
                 stdout=command.sockets[1].fileno() if command.sockets else writing,
                 stderr=writing,

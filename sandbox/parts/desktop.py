@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from sandbox.identity import Identity
 from sandbox.parts.child import Command
 from sandbox.parts.supervisor import Supervisor
+from sandbox.settings import Settings
 from sandbox.web import Failure
 
 WIDTH, HEIGHT = 1280, 800
@@ -30,12 +32,14 @@ _START_SECONDS = 20.0
 class Desktop:
     """A screen of 1280x800 pixels with a VNC server on a unix socket."""
 
-    def __init__(self, environment: Mapping[str, str], home: Path, *, wanted: bool) -> None:
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
         """Create the desktop without starting it. `environment`: environment of its programs, without DISPLAY."""
-        self.installed = wanted and shutil.which("Xvnc") is not None
+        self.installed = settings.desktop and shutil.which("Xvnc") is not None
         """Whether there is a desktop to start."""
         self._environment = environment
-        self._home = str(home)
+        self._home = str(settings.home)
+        self._agent = settings.agent
+        self._state_dir = settings.state_dir
         self._folder: Path | None = None
         self._server = Supervisor("Xvnc", self._launch_server, ready=_DISPLAY_NUMBER)
         self._manager = Supervisor("the window manager", self._launch_manager)
@@ -55,7 +59,7 @@ class Desktop:
     def start(self) -> None:
         """Start it if it is installed. Return at once."""
         if self.installed:
-            self._folder = Path(tempfile.mkdtemp(prefix="anker-desktop-"))
+            self._folder = Path(tempfile.mkdtemp(prefix="anker-desktop-", dir=self._state_dir))
             self._server.start()
             if shutil.which("jwm") is not None:
                 self._manager.start()
@@ -114,8 +118,8 @@ class Desktop:
 
     async def _launch_server(self) -> Command:
         arguments = ("Xvnc", "-rfbunixpath", self._socket, *_SERVER_ARGUMENTS)
-        return Command(arguments, self._environment, self._home)
+        return Command(arguments, self._environment, "/", Identity.of_user(""))
 
     async def _launch_manager(self) -> Command:
         environment = {**self._environment, "DISPLAY": await self.display()}
-        return Command(("jwm", "-f", str(_MANAGER_SETTINGS)), environment, self._home)
+        return Command(("jwm", "-f", str(_MANAGER_SETTINGS)), environment, self._home, self._agent)

@@ -13,13 +13,16 @@ import subprocess
 import termios
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sandbox.identity import Identity
 from sandbox.lifeline import die_with_parent
 from sandbox.shell.environment import SHELL_MARK
 from sandbox.shell.marks import Mark, MarkReader
+from sandbox.shell.output import RunFolder
 
 ABORT_SIGNAL: int = int(signal.SIGRTMAX) - 3 if hasattr(signal, "SIGRTMAX") else int(signal.SIGUSR2)
 """Signal that makes bash drop the rest of its command once the program in the foreground has ended."""
@@ -197,8 +200,12 @@ class BashLaunch:
     environment: Mapping[str, str]
     mark: str
     """Prefix of every shell's own mark."""
-    folder: Path
-    """Folder that contains the private folders of all shells."""
+    agent: Identity
+    """The user as which bash runs."""
+    state: RunFolder
+    """Folder that contains the private folders of all shells. Only the program may change it."""
+    outputs: RunFolder
+    """Folder for the agent's files with outputs."""
 
 
 class Bash:
@@ -208,16 +215,18 @@ class Bash:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self.mark = f"{launch.mark}-{secrets.token_hex(8)}"
-        self._folder = launch.folder / f"shell-{secrets.token_hex(6)}"
-        self._folder.mkdir(mode=0o700)
+        self._agent = launch.agent
+        self._folder = launch.state.make() / f"shell-{secrets.token_hex(6)}"
+        self._folder.mkdir(mode=0o711)
         self._reader = MarkReader(self.mark)
         self._read_since_command = 0
         self._unsent = bytearray()
         self._closed = False
-        self._master, self._slave = pty.openpty()
+        with self._agent.acting():  # the terminal belongs to whoever opens it
+            self._master, self._slave = pty.openpty()
         self._scripts = ShellScripts(self._folder, self.mark, os.ttyname(self._slave))
         self._scripts.write(with_bashrc=with_bashrc)
-        os.mkfifo(self._scripts.fifo, 0o600)
+        os.mkfifo(self._scripts.fifo, 0o644)
         # Open for both directions, so that neither side waits for the other; bash sees the end when we die.
         self._fifo = os.open(self._scripts.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         os.set_blocking(self._master, False)
@@ -231,12 +240,12 @@ class Bash:
         threading.Thread(target=self._wait_for_exit, name=f"bash-{self.pid}", daemon=True).start()
 
     def _spawn(self, launch: BashLaunch, cwd: str) -> subprocess.Popen[bytes]:
-        # On the loop's thread: the death signal follows the thread that forked. Without a preexec function, Python
-        # uses vfork, so this takes about a millisecond whatever the size of this process.
+        # HUP instead of KILL: bash passes it on to its background jobs.
+        command = [*die_with_parent("HUP"), "/bin/sh", "-c", _LAUNCH, self._scripts.tty, launch.bash]
+        # On the loop's thread: the death signal follows the thread that forked.
         return subprocess.Popen(  # noqa: S603 - fixed program, no shell text from outside
-            # HUP instead of KILL: bash passes it on to its background jobs.
-            [*die_with_parent("HUP"), "/bin/sh", "-c", _LAUNCH, self._scripts.tty, launch.bash, str(self._scripts.rc)],
-            cwd=cwd,
+            self._agent.command([*command, str(self._scripts.rc)], cwd),
+            **self._agent.popen_options(cwd),
             env={**launch.environment, "PWD": cwd, SHELL_MARK: self.mark},
             start_new_session=True,
             stdin=subprocess.DEVNULL,
@@ -251,10 +260,9 @@ class Bash:
 
     def current_folder(self) -> str | None:
         """Return bash's current folder; None if it is unknown."""
-        try:
+        with self._agent.acting(), suppress(OSError):  # only bash's own user may see it
             return os.readlink(f"/proc/{self.pid}/cwd")
-        except OSError:
-            return None
+        return None
 
     def run(self, number: int, folder: str, command: str) -> None:
         """Make the idle bash run `command` in `folder`; empty means its current folder.

@@ -3,10 +3,11 @@
 import os
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
 
+from sandbox.identity import Identity
 from sandbox.shell.excerpt import MAX_CHARACTERS
-from sandbox.shell.output import FILE_BYTES, Output
+from sandbox.shell.output import FILE_BYTES, Output, RunFolder
 from sandbox.shell.record import Record
 
 MAX_RECORDS = 100
@@ -16,10 +17,14 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 
 
 class Console:
-    """Records in order. Only the newest can still grow. Output files are in `folder`, named after the shell."""
+    """Records in order. Only the newest can still grow. Output files are in `folder`, named after the shell.
 
-    def __init__(self, folder: Path, name: str) -> None:
+    The files belong to the agent, who may remove them or the folder.
+    """
+
+    def __init__(self, folder: RunFolder, name: str, agent: Identity) -> None:
         self._folder = folder
+        self._agent = agent
         self._name = name.replace(":", "_")
         self._records: deque[Record] = deque()
         self._next = 1
@@ -34,15 +39,14 @@ class Console:
         return iter(tuple(self._records))
 
     async def start_record(self, ps1: str, command: str) -> Record:
-        """Add a record with a new output file.
-
-        Raises:
-            OSError: The file cannot be created.
-        """
+        """Add a record with a new output file."""
         if self.newest is not None:
             await self.newest.compact()
-        output = Output(self._folder / f"{self._name}-{self._next}.log")
-        output.open()
+        output = Output(self._folder.path / f"{self._name}-{self._next}.log")
+        with self._agent.acting():
+            with suppress(OSError):
+                self._folder.make()
+            output.open()
         record = Record(self._next, ps1, command, output)
         self._next += 1
         self._records.append(record)
@@ -84,13 +88,10 @@ class Console:
             kept -= min(oldest.output.total, FILE_BYTES)
             self._drop(oldest)
 
-    @staticmethod
-    def _drop(record: Record) -> None:
+    def _drop(self, record: Record) -> None:
         record.output.close()
-        try:
+        with self._agent.acting(), suppress(OSError):
             os.unlink(record.output.path)
-        except OSError:
-            return  # it was removed already
 
 
 async def record_data(record: Record) -> dict[str, str]:

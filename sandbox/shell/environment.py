@@ -1,7 +1,5 @@
 """Environment variables of shells: an allowlist, so that no key or token of the service reaches a shell."""
 
-import os
-import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,17 +16,8 @@ _HANDED_ON = frozenset(
 _HANDED_ON_PREFIXES = ("PIP_", "NPM_CONFIG_")
 
 
-def user_name() -> str:
-    """Return the name of the user of this process, or its number if it has no name."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
-
-
-def shell_environment(home: Path, bash: str, instance: str, source: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of every shell. `source`: the service's own environment."""
-    user = user_name()
+def shell_environment(user: str, home: Path, bash: str, instance: str, source: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of every shell of `user`. `source`: the service's own environment."""
     env = {name: value for name, value in source.items() if _may_pass(name.upper())}
     env |= {
         "HOME": str(home),

@@ -21,7 +21,13 @@ class Excerpt:
 
 
 def excerpt(parts: tuple[bytes, bytes, int], source: str, limit: int = MAX_CHARACTERS) -> Excerpt:
-    """Return about `limit` characters of an output. `parts`: see `Output.read_from`; `source`: file named at a cut."""
+    """Return about `limit` characters of an output.
+
+    Args:
+        parts: The output (see `Output.read_from`).
+        source: File to name where the output is cut; empty if there is none.
+        limit: Maximum number of characters, apart from the note at a cut.
+    """
     before, after, gap = parts
     if not gap and len(before) > 2 * _MAX_SCREEN_BYTES and _MOVING.search(before):
         gap = len(before) - 2 * _MAX_SCREEN_BYTES
@@ -36,5 +42,6 @@ def excerpt(parts: tuple[bytes, bytes, int], source: str, limit: int = MAX_CHARA
     head, tail = first[: limit // 2], last[-(limit // 2) :]
     missing = gap + len(first) + (len(last) if gap else 0) - len(head) - len(tail)
     about = "about " if gap else ""
-    note = f"\n[... {about}{missing} characters cut here; the whole output is in {source} ...]\n"
+    where = f"; the whole output is in {source}" if source else ""
+    note = f"\n[... {about}{missing} characters cut here{where} ...]\n"
     return Excerpt(f"{head}{note}{tail}", truncated=True)

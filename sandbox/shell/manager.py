@@ -5,12 +5,12 @@ import os
 import re
 import secrets
 import shutil
-import stat
-from pathlib import Path
 
+from sandbox.identity import Identity
 from sandbox.settings import Settings
 from sandbox.shell.bash import BashLaunch
 from sandbox.shell.environment import shell_environment
+from sandbox.shell.output import RunFolder
 from sandbox.shell.processes import kill_shell_processes
 from sandbox.shell.session import Shell
 from sandbox.web import Failure
@@ -88,18 +88,18 @@ class Shells:
         self._shells.clear()
         await self._end(shells)
         if self._launch is not None:
-            await asyncio.to_thread(shutil.rmtree, self._launch.folder, ignore_errors=True)
+            for folder in (self._launch.state, self._launch.outputs):
+                await asyncio.to_thread(folder.remove)
             self._launch = None
 
-    @staticmethod
-    async def _end(shells: list[Shell]) -> None:
+    async def _end(self, shells: list[Shell]) -> None:
         leaders: dict[int, str] = {}
         for shell in shells:
             leaders |= shell.leader
         await asyncio.gather(*(shell.close() for shell in shells))
         if leaders:
             # One search for all shells, because it looks at every process of the machine.
-            await asyncio.to_thread(kill_shell_processes, leaders, grace=0)
+            await asyncio.to_thread(kill_shell_processes, leaders, self._settings.agent, grace=0)
 
     async def _evict_one(self, wanted: str) -> None:
         others = [shell for name, shell in self._shells.items() if name != wanted and shell.running is None]
@@ -115,40 +115,27 @@ class Shells:
         if self._bash is None:
             raise Failure(409, self.unavailable)
         if self._launch is None:
-            settings = self._settings
-            environment = shell_environment(settings.home, self._bash, settings.instance, os.environ)
             try:
-                self._launch = BashLaunch(self._bash, environment, self.mark, _run_folder(settings.output_dir))
+                self._launch = _launch(self._settings, self._bash, self.mark)
             except OSError as error:
-                raise Failure(500, f"no folder for outputs: {error.strerror}") from error
+                raise Failure(500, f"no folder for the files of shells: {error.strerror}") from error
         return self._launch
 
 
-def _run_folder(parent: Path) -> Path:
-    """Create a private folder below `parent`, after removing folders of services that have ended.
+def _launch(settings: Settings, bash: str, mark: str) -> BashLaunch:
+    """Make the folders for shells and return the parameters of every bash.
 
     Raises:
-        OSError: The folder cannot be created.
+        OSError: A folder cannot be made.
     """
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = parent.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        # Another user created it first in a shared temporary folder.
-        raise PermissionError(1, f"{parent} belongs to another user")
-    for folder in parent.glob("run-*-*"):
-        owner = folder.name.split("-")[1]
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
-    folder = parent / f"run-{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir(mode=0o700)
-    return folder
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    agent = settings.agent
+    # The agent may use the files of a shell if it knows their names, but it cannot list, change or remove them.
+    mode = 0o711 if agent.foreign else 0o700
+    return BashLaunch(
+        bash=bash,
+        environment=shell_environment(agent.name, settings.home, bash, settings.instance, os.environ),
+        mark=mark,
+        agent=agent,
+        state=RunFolder(settings.state_dir or settings.output_dir, Identity.of_user(""), mode),
+        outputs=RunFolder(settings.output_dir, agent),
+    )

@@ -1,7 +1,12 @@
 """The output of one command: both ends in memory, all of it in a file."""
 
 import os
+import secrets
+import shutil
+import stat
 from pathlib import Path
+
+from sandbox.identity import Identity
 
 HEAD_BYTES = 32 * 1024
 """Number of bytes of the start to keep in memory."""
@@ -12,6 +17,58 @@ FILE_BYTES = 64 * 1024 * 1024
 _CUT = f"\n[cut here: only the first {FILE_BYTES // (1024 * 1024)} MiB are kept]\n".encode()
 
 
+class RunFolder:
+    """A folder of this run of the program, in a folder that other runs share. It is made when it is missing."""
+
+    def __init__(self, parent: Path, owner: Identity, mode: int = 0o700) -> None:
+        """Make the folder, and remove those of runs that have ended.
+
+        Raises:
+            OSError: The folder cannot be made, or `parent` belongs to another user than `owner`.
+        """
+        self.path = parent / f"run-{os.getpid()}-{secrets.token_hex(4)}"
+        self._owner = owner
+        self._mode = mode
+        with owner.acting():
+            self.make()
+            for folder in parent.glob("run-*-*"):
+                pid = folder.name.split("-")[1]
+                if pid.isdigit() and not _is_alive(int(pid)):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def make(self) -> Path:
+        """Make the folder if it is missing, with the rights of this thread, and return its path.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        if self.path.is_dir():
+            return self.path
+        parent = self.path.parent
+        parent.mkdir(mode=self._mode, parents=True, exist_ok=True)
+        found = parent.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != self._owner.uid:
+            # Another user created it first in a shared temporary folder.
+            raise PermissionError(1, f"{parent} belongs to another user")
+        self.path.mkdir(mode=self._mode, exist_ok=True)
+        return self.path
+
+    def remove(self) -> None:
+        """Remove the folder with everything in it. Blocking."""
+        with self._owner.acting():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 class Output:
     """Output that grows by `append`. Positions count bytes from the start. The file gets the first 64 MiB."""
 
@@ -19,19 +76,25 @@ class Output:
         self.path = path
         self.total = 0
         self.cut = False
-        """Whether the file is incomplete, because of its limit or a full disk."""
+        """Whether the file is missing or incomplete, because of its limit or a full disk."""
         self._head = bytearray()
         self._tail = bytearray()
         self._tail_start = 0
         self._fd: int | None = None
 
-    def open(self) -> None:
-        """Create the file.
+    @property
+    def file(self) -> str:
+        """The path of the file while output is written to it; empty if there is none, or it was removed."""
+        return os.fspath(self.path) if self._fd is not None and os.fstat(self._fd).st_nlink else ""
 
-        Raises:
-            OSError: It cannot be created.
-        """
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    def open(self) -> None:
+        """Create the file. If that fails, the output is kept in memory only."""
+        # Whatever has this name belongs to the agent. Opening a FIFO, for example, would wait for its other end.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._fd = os.open(self.path, flags, 0o600)
+        except OSError:
+            self.cut = True
 
     def append(self, data: bytes) -> None:
         """Append more output."""

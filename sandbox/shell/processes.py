@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Mapping
 
+from sandbox.identity import Identity
 from sandbox.shell.environment import SHELL_MARK
 
 _STEP = 0.003
@@ -25,13 +26,18 @@ def _process_table() -> dict[int, tuple[int, bool]]:
     return found
 
 
-def _mark_of(pid: int) -> str | None:
+def _marks_of(pids: list[int], agent: Identity) -> dict[int, str | None]:
+    """Return the mark of each process. Only its own user may read the environment of a process."""
     import psutil
 
-    try:
-        return psutil.Process(pid).environ().get(SHELL_MARK)
-    except (psutil.Error, OSError):
-        return None
+    found: dict[int, str | None] = {}
+    with agent.acting():
+        for pid in pids:
+            try:
+                found[pid] = psutil.Process(pid).environ().get(SHELL_MARK)
+            except (psutil.Error, OSError):
+                continue
+    return found
 
 
 def _session_of(pid: int) -> int | None:
@@ -54,15 +60,15 @@ def _with_descendants(rows: dict[int, tuple[int, bool]], found: set[int]) -> set
     return found
 
 
-def shell_processes(leaders: Mapping[int, str]) -> list[int]:
-    """Return the living processes that the bashes `leaders` (pid -> mark) started, without the bashes.
+def shell_processes(leaders: Mapping[int, str], agent: Identity) -> list[int]:
+    """Return the living processes that the bashes `leaders` (pid -> mark) of `agent` started, without the bashes.
 
     These are their descendants, the processes in their sessions, and daemons that left both but still carry a mark.
     """
     rows, marks = _process_table(), set(leaders.values())
     # Orphans belong to init, or to this service as the subreaper.
     adopted = [pid for pid, (parent, _) in rows.items() if parent in (1, os.getpid()) and pid not in leaders]
-    roots = {pid for pid in adopted if _mark_of(pid) in marks}
+    roots = {pid for pid, mark in _marks_of(adopted, agent).items() if mark in marks}
     roots |= {pid for pid in rows if _session_of(pid) in leaders} | set(leaders)
     found = _with_descendants(rows, roots) - set(leaders) - {os.getpid()}
     return sorted(pid for pid in found if pid in rows and not rows[pid][1])
@@ -84,14 +90,16 @@ def send_signal(pids: list[int], number: int) -> None:
             continue
 
 
-def kill_shell_processes(leaders: Mapping[int, str], *, grace: float = 0.12, hard: float = 0.2) -> bool:
-    """End the processes of `leaders` and return whether all are gone.
+def kill_shell_processes(
+    leaders: Mapping[int, str], agent: Identity, *, grace: float = 0.12, hard: float = 0.2
+) -> bool:
+    """End the processes of `leaders` (see `shell_processes`) and return whether all are gone.
 
     Sends SIGTERM, waits `grace` seconds, then sends SIGKILL for up to `hard` seconds. The search repeats until it finds
     no
     process, so a program that forks while it dies does not escape.
     """
-    pids = shell_processes(leaders)
+    pids = shell_processes(leaders, agent)
     send_signal(pids, signal.SIGTERM)
     send_signal(pids, signal.SIGCONT)  # a stopped process does not handle SIGTERM
     deadline = time.monotonic() + grace
@@ -99,7 +107,7 @@ def kill_shell_processes(leaders: Mapping[int, str], *, grace: float = 0.12, har
         time.sleep(_STEP)
         pids = [pid for pid in pids if _running(pid)]
     deadline = time.monotonic() + hard
-    while pids := shell_processes(leaders):
+    while pids := shell_processes(leaders, agent):
         if time.monotonic() > deadline:
             return False
         send_signal(pids, signal.SIGKILL)

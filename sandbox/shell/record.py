@@ -63,7 +63,7 @@ class Record:
         self._shown_at = self.output.total
 
     async def _excerpt(self, parts: tuple[bytes, bytes, int], limit: int) -> Excerpt:
-        source = str(self.output.path)
+        source = self.output.file
         if len(parts[0]) + len(parts[1]) <= _INLINE_BYTES:
             return excerpt(parts, source, limit)
         return await asyncio.to_thread(excerpt, parts, source, limit)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sandbox.shell.bash import Bash, BashLaunch
 from sandbox.shell.console import Console
-from sandbox.shell.environment import user_name
 from sandbox.shell.marks import BEGIN, END, Mark
 from sandbox.shell.processes import kill_shell_processes
 from sandbox.shell.record import Record
@@ -66,7 +65,7 @@ class Shell:
         self.name = name
         self.killed = False
         """Whether it was killed since its last command. Such a shell is evicted first."""
-        self.console = Console(launch.folder, name)
+        self.console = Console(launch.outputs, name, launch.agent)
         self._launch = launch
         self._home = str(home)
         self._folder = self._home
@@ -157,7 +156,7 @@ class Shell:
             if bash is not None and self.running is not None:
                 bash.abort()
             if self.leader:
-                await asyncio.to_thread(kill_shell_processes, self.leader)
+                await asyncio.to_thread(kill_shell_processes, self.leader, self._launch.agent)
             if self.running is not None and not await self.wait_until_idle(0.08):
                 await self._end_bash()
             self.killed = True
@@ -248,7 +247,7 @@ class Shell:
 
     async def _new_bash(self, *, with_bashrc: bool) -> Bash | None:
         self._ready = self._ending = False
-        if not await asyncio.to_thread(os.path.isdir, self._folder):
+        if not await self._launch.agent.run(_may_enter, self._folder):
             self._folder = self._home
         self._bash = bash = Bash(self._launch, self, cwd=self._folder, with_bashrc=with_bashrc)
         self.leader = {bash.pid: bash.mark}
@@ -275,7 +274,7 @@ class Shell:
         return True
 
     def _prompt(self, folder: str) -> str:
-        return f"{user_name()}@{os.uname().nodename}:{self._shorten(folder)} $"
+        return f"{self._launch.agent.name}@{os.uname().nodename}:{self._shorten(folder)} $"
 
     def _shorten(self, folder: str) -> str:
         is_below_home = folder == self._home or folder.startswith(f"{self._home}/")
@@ -295,3 +294,7 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _may_enter(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.X_OK, effective_ids=True)

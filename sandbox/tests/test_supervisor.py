@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from sandbox.identity import Identity
 from sandbox.parts import supervisor as supervisor_module
 from sandbox.parts.child import Command
 from sandbox.parts.supervisor import Supervisor
@@ -28,7 +29,7 @@ async def supervise(tmp_path):
         async def launch() -> Command:
             with starts.open("a") as log:
                 log.write(f"{time.monotonic()}\n")
-            return Command(("/bin/sh", "-c", script), {"PATH": os.environ["PATH"]}, str(tmp_path))
+            return Command(("/bin/sh", "-c", script), {"PATH": os.environ["PATH"]}, str(tmp_path), Identity.of_user(""))
 
         supervisor = Supervisor("test", launch, **options)
         supervisor.starts = lambda: [float(line) for line in starts.read_text().split()]
@@ -82,7 +83,7 @@ async def test_restart_pause_grows_with_repeated_failures(supervise):
 
 async def test_missing_program_is_retried_and_reason_is_kept(supervise, tmp_path):
     async def launch() -> Command:
-        return Command(("/nowhere/program",), {}, str(tmp_path))
+        return Command(("/nowhere/program",), {}, str(tmp_path), Identity.of_user(""))
 
     supervisor = Supervisor("none", launch)
     supervisor.start()

@@ -65,7 +65,7 @@ async def test_session_survives_new_container_and_delete_leaves_nothing_behind(r
         assert await viewer.recv() == b"RFB 003.008\n"
 
         # The sandbox and its files survive the service's container.
-        await docker("exec", sandbox["Id"], "sh", "-c", "echo kept > ~/kept.txt")
+        await docker("exec", "--user", "ubuntu", sandbox["Id"], "sh", "-c", "echo kept > ~/kept.txt")
         assert await backend.stop() < 5
         with pytest.raises(ConnectionClosed) as closed:
             await viewer.recv()

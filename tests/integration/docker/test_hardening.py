@@ -27,7 +27,8 @@ async def test_container_gets_no_devices_mounts_or_namespaces_of_the_host(
 ) -> None:
     host, config = inspected["HostConfig"], inspected["Config"]
     assert host["ReadonlyRootfs"] and not host["Privileged"]
-    assert host["CapDrop"] == ["ALL"] and not host["CapAdd"]
+    assert host["CapDrop"] == ["ALL"]
+    assert {each.removeprefix("CAP_") for each in host["CapAdd"]} == {"CHOWN", "KILL", "SETGID", "SETUID"}
     assert not host["Binds"] and not host["Devices"] and not host["VolumesFrom"] and not host["Links"]
     assert [(each["Type"], each["Destination"]) for each in inspected["Mounts"]] == [("volume", "/home/ubuntu")]
     assert (host["PidMode"], host["UTSMode"], host["UsernsMode"], host["IpcMode"]) == ("", "", "", "private")
@@ -36,7 +37,7 @@ async def test_container_gets_no_devices_mounts_or_namespaces_of_the_host(
     assert list(inspected["NetworkSettings"]["Networks"]) == [engine.network]
     assert not any(inspected["NetworkSettings"]["Ports"].values()) and not host["PublishAllPorts"]
     assert host["Sysctls"]["net.ipv6.conf.all.disable_ipv6"] == "1"
-    assert (config["User"], config["Hostname"]) == ("ubuntu", "sandbox")
+    assert (config["User"], config["Hostname"]) == ("0", "sandbox")
 
 
 async def test_container_has_no_new_privileges_and_the_seccomp_profile(inspected: dict[str, Any]) -> None:
@@ -50,7 +51,7 @@ async def test_container_has_limits_for_every_resource(inspected: dict[str, Any]
     host = inspected["HostConfig"]
     assert host["Memory"] == host["MemorySwap"] == GIB
     assert (host["NanoCpus"], host["PidsLimit"], host["ShmSize"]) == (1_000_000_000, 1024, 256 * MIB)
-    assert set(host["Tmpfs"]) == {"/tmp", "/run", "/var/tmp"}
+    assert set(host["Tmpfs"]) == {"/tmp", "/run", "/run/anker", "/var/tmp"}
     for options in host["Tmpfs"].values():
         assert {"nosuid", "nodev"} <= set(options.split(",")) and "size=" in options
     limits = {each["Name"]: (each["Soft"], each["Hard"]) for each in host["Ulimits"]}
@@ -77,7 +78,8 @@ async def test_process_in_sandbox_has_no_capabilities_and_cannot_see_the_token(
 ) -> None:
     _, status = await run(sandbox, "cat /proc/self/status")
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    assert all(int(fields[name], 16) == 0 for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
+    assert fields["Uid"].split() == fields["Gid"].split() == ["1000"] * 4 and fields["Groups"].split() == ["1000"]
+    assert all(int(fields[name], 16) == 0 for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"))
     assert (fields["NoNewPrivs"].strip(), fields["Seccomp"].strip()) == ("1", "2")
     token = _token(inspected)
     assert token not in (await run(sandbox, "env; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'"))[1]

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from playwright.async_api import Page, async_playwright
 
+from app.infrastructure.sandbox.docker.container_spec import CAPABILITIES
 from tests.integration.docker.engine_sandbox import IMAGE, ROOT
 from tests.support.eventually import wait_until
 
@@ -27,10 +28,12 @@ TOKEN = "the-token-of-this-test"
 TMPFS = {
     "/tmp": "rw,nosuid,nodev,exec,size=256m,mode=1777",
     "/run": "rw,nosuid,nodev,size=16m,mode=1777",
+    "/run/anker": "rw,nosuid,nodev,noexec,size=64m,mode=711",
     "/var/tmp": "rw,nosuid,nodev,exec,size=64m,mode=1777",
 }
 HARDENED = [
     *("--read-only", "--cap-drop=ALL", "--security-opt", "no-new-privileges"),
+    *(f"--cap-add={name}" for name in CAPABILITIES),
     *("--security-opt", f"seccomp={SECCOMP}", "--pids-limit", "1024", "--memory", "1g", "--memory-swap", "1g"),
     *("--cpus", "1", "--shm-size", "256m"),
     *(part for path, options in TMPFS.items() for part in ("--tmpfs", f"{path}:{options}")),
@@ -59,7 +62,7 @@ class ImageContainer:
         environment = ("-e", f"SANDBOX_TOKEN={TOKEN}", "-e", "SANDBOX_EXEC_SECONDS=90")
         docker("run", "-d", "--name", self.name, *volume, *environment, *options, IMAGE)
         found = json.loads(docker("inspect", self.name))[0]
-        self.address = f"{found['NetworkSettings']['IPAddress']}:8080"
+        self.address = f"{found['NetworkSettings']['IPAddress']}:49171"
 
     def recreate(self, *options: str) -> None:
         """Replace the container by a new one with the same workspace."""
@@ -152,13 +155,15 @@ async def browser_page(container: ImageContainer) -> AsyncIterator[Page]:
 # Processes
 
 
-def test_first_process_is_the_sandbox_program_and_all_run_as_user(shared):
+def test_first_process_is_the_sandbox_program_and_all_but_it_and_desktop_run_as_user(shared):
     assert shared.run("cat /proc/1/cmdline | tr '\\0' ' '") == "/opt/anker/bin/python -I -m sandbox "
-    assert set(shared.run("ps -eo user= | sort -u").split()) == {"ubuntu"}
+    found = [line.split() for line in shared.run("ps -eo user=,comm=").splitlines()]
+    assert {name for user, name in found if user == "anker"} == {"python", "Xvnc"}
+    assert {user for user, _ in found} == {"anker", "ubuntu"}
     assert shared.run("id -u; id -g; echo $HOME; pwd") == "1000\n1000\n/home/ubuntu\n/home/ubuntu\n"
 
 
-def test_only_port_8080_listens_beyond_loopback(shared):
+def test_only_port_49171_listens_beyond_loopback(shared):
     program = """
 import glob
 for name in ("tcp", "tcp6", "udp", "udp6"):
@@ -168,7 +173,7 @@ for name in ("tcp", "tcp6", "udp", "udp6"):
         if state in ("0A", "07") and not (name == "tcp" and address.endswith("7F")) and address != "0100007F":
             print(name, address, int(port, 16))
 """
-    assert shared.python(program) == "tcp 00000000 8080\n"
+    assert shared.python(program) == "tcp 00000000 49171\n"
 
 
 async def test_chromium_runs_with_its_own_sandbox(shared):
@@ -239,7 +244,7 @@ def test_desktop_shows_the_browser_in_full_size(shared):
 def test_killed_process_is_restarted(shared, victim):
     shared.wait_until_ready()
     before = shared.run(f"pgrep -x -o {victim}")
-    shared.run(f"pkill -KILL -x -o {victim}")
+    docker("exec", "-u", "anker" if victim == "Xvnc" else "ubuntu", shared.name, "pkill", "-KILL", "-x", "-o", victim)
     wait_until(lambda: shared.run(f"pgrep -x -o {victim} || true") not in ("", before))
     shared.wait_until_ready()
 
@@ -341,7 +346,8 @@ def test_native_packages_can_be_compiled(shared):
 
 def test_common_tools_are_installed(shared):
     tools = (
-        "bash curl wget git jq rg less ps file xz zip unzip tar gzip make gcc python python3 pip node npm npx ssh ping"
+        "bash curl wget git jq rg less ps file xz zip unzip tar gzip make gcc python python3 pip node npm npx ssh ping "
+        "ss lsof fuser killall"
     )
     assert shared.run(f"for tool in {tools}; do command -v $tool >/dev/null || echo missing $tool; done") == ""
     shared.run(
@@ -407,7 +413,9 @@ def png(width: int, height: int) -> bytes:
 
 
 def put(container: ImageContainer, content: bytes, path: str) -> None:
-    subprocess.run(["docker", "exec", "-i", container.name, "sh", "-c", f"cat > {path}"], input=content, check=True)
+    subprocess.run(
+        ["docker", "exec", "-iu", "ubuntu", container.name, "sh", "-c", f"cat > {path}"], input=content, check=True
+    )
 
 
 def test_picture_is_decoded_within_the_limits_of_a_container(shared):

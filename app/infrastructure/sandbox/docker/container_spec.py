@@ -37,7 +37,8 @@ MAKER_LABEL = "anker.maker"
 """The process that created a pooled container. Only that process may adopt it."""
 EGRESS_LABEL = "anker.egress"
 
-USER = "ubuntu"
+START_USER = "0"
+"""User of a sandbox's first process, which becomes the program's user at once. The agent's user is `ubuntu`."""
 HOSTNAME = "sandbox"
 MAX_PROCESSES = 1024
 MIB = 1024 * 1024
@@ -52,6 +53,8 @@ IDLE_MARGIN_SECONDS = 300.0
 UNREACHABLE_RESOLVER = "127.0.0.1"
 """The loopback address of the sandbox, where no DNS server listens."""
 
+CAPABILITIES = ("CHOWN", "KILL", "SETGID", "SETUID")
+"""Capabilities by which the sandbox program separates its user from the agent's. The agent's processes have none."""
 SUDO_CAPABILITIES = ("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETFCAP", "SETGID", "SETUID")
 """Capabilities that sudo, apt and dpkg need. None of them gives access to network settings, devices or namespaces."""
 
@@ -146,7 +149,7 @@ class ContainerSpec:
         return {
             "Image": options.image,
             "Hostname": HOSTNAME,
-            "User": USER,
+            "User": START_USER,
             "Env": [
                 f"{TOKEN_VARIABLE}={secrets.token_urlsafe(32)}",
                 f"SANDBOX_EXEC_SECONDS={options.exec_seconds:g}",
@@ -202,12 +205,12 @@ class ContainerSpec:
 
     def _hardening(self) -> Config:
         # With sudo, the root user is root of the container only: it has none of the capabilities that give access to
-        # the host, and the same system call filter applies.
+        # the host, and the same system call filter applies. Without, no user can become root.
         sudo = self.options.sudo
         return {
             "ReadonlyRootfs": not sudo,
             "CapDrop": ["ALL"],
-            "CapAdd": list(SUDO_CAPABILITIES) if sudo else [],
+            "CapAdd": list(SUDO_CAPABILITIES if sudo else CAPABILITIES),
             "SecurityOpt": [*([] if sudo else ["no-new-privileges"]), f"seccomp={self._seccomp}"],
             "Privileged": False,
             "IpcMode": "private",
@@ -226,6 +229,8 @@ class ContainerSpec:
             "Tmpfs": {
                 "/tmp": f"rw,nosuid,nodev,exec,size={self._memory // 4},mode=1777",  # noqa: S108 - inside the container
                 "/run": "rw,nosuid,nodev,size=16m,mode=1777",
+                # The program's own, so that the agent cannot fill it.
+                "/run/anker": "rw,nosuid,nodev,noexec,size=64m,mode=711",
                 "/var/tmp": f"rw,nosuid,nodev,exec,size={self._memory // 16},mode=1777",  # noqa: S108
             },
             "Ulimits": [
