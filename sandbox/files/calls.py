@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import Field
 
-from sandbox.files import images, reading, search, writing
+from sandbox.files import images, reading, replacing, search, writing
+from sandbox.files.encoding import Encoding
 from sandbox.files.paths import ResolvedPath
 from sandbox.web import Body, Failure
 
@@ -24,14 +25,22 @@ class FileCall(Body):
     sudo: bool | None = None
 
 
-class ReadCall(FileCall):
-    """Read lines `start_line` (from 0) up to, not including, `end_line`."""
+class TextCall(FileCall):
+    """A call on the text of a file. `encoding`: the name of a Python codec; absent to detect it."""
+
+    encoding: str | None = Field(default=None, pattern=r"^[A-Za-z0-9 ._:-]{1,40}$")
+
+
+class ReadCall(TextCall):
+    """Read lines `start_line` (from 0) up to, not including, `end_line`; of their text, those characters."""
 
     start_line: int | None = Field(default=None, ge=0)
     end_line: int | None = Field(default=None, ge=0)
+    start_char: int | None = Field(default=None, ge=0)
+    end_char: int | None = Field(default=None, ge=0)
 
 
-class WriteCall(FileCall):
+class WriteCall(TextCall):
     """Write a whole file, or append to it."""
 
     content: str
@@ -40,7 +49,7 @@ class WriteCall(FileCall):
     trailing_newline: bool | None = None
 
 
-class ReplaceCall(FileCall):
+class ReplaceCall(TextCall):
     """Replace every `old_str` by `new_str`."""
 
     old_str: str
@@ -60,37 +69,55 @@ class ImageCall(FileCall):
 
 
 def read(place: ResolvedPath, body: ReadCall) -> CallResult:
-    """Read lines. Blocking, like all functions here.
+    """Read text. Blocking, like all functions here.
 
     Raises:
         Failure: The file cannot be read as text.
         OSError: The operating system refused.
     """
-    start = body.start_line or 0
-    if body.end_line is not None and body.end_line < start:
-        raise Failure(400, "end_line is before start_line")
-    text = reading.read(place, start, body.end_line)
+    for start, end, name in ((body.start_line, body.end_line, "line"), (body.start_char, body.end_char, "char")):
+        if end is not None and end < (start or 0):
+            raise Failure(400, f"end_{name} is before start_{name}")
+    selection = reading.Selection(
+        start_line=body.start_line or 0,
+        end_line=body.end_line,
+        start_char=body.start_char or 0,
+        end_char=body.end_char,
+    )
+    text = reading.read(place, selection, body.encoding)
+    notes = [
+        _why_empty(text, selection),
+        _how_to_read_on(text),
+        _line_ends(text),
+        f"{text.invalid} byte(s) are not valid {text.encoding.name}, shown as \ufffd" if text.invalid else "",
+        _about_guess(text.encoding),
+    ]
     data: dict[str, object] = {
         "content": text.content,
         "line_count": text.line_count,
         "file": place.absolute,
         "truncated": text.next_line is not None,
-        "encoding": text.encoding,
+        "next_line": text.next_line,
+        "next_char": text.next_char,
+        **_encoding_data(text.encoding),
+        "note": "; ".join(filter(None, notes)),
     }
-    return data, _how_to_read_on(text)
+    return data, ""
 
 
 def write(place: ResolvedPath, body: WriteCall) -> CallResult:
-    """Replace the file atomically, or append to it."""
+    """Write the whole file, or append to it."""
     content = ("\n" if body.leading_newline else "") + body.content + ("\n" if body.trailing_newline else "")
-    written = writing.append(place, content) if body.append else writing.write(place, content)
-    return {"file": place.absolute, "bytes_written": written}, ""
+    written = (writing.append if body.append else writing.write)(place, content, body.encoding)
+    data = {"file": place.absolute, "bytes_written": written.count, **_encoding_data(written.encoding)}
+    return {**data, "note": written.note or _about_guess(written.encoding)}, ""
 
 
 def replace(place: ResolvedPath, body: ReplaceCall) -> CallResult:
-    """Replace text and store the file atomically."""
-    count = writing.replace(place, body.old_str, body.new_str)
-    return {"file": place.absolute, "replaced_count": count}, f"replaced {count} occurrence(s)"
+    """Replace text in the file."""
+    written = replacing.replace(place, body.old_str, body.new_str, body.encoding)
+    data = {"file": place.absolute, "replaced_count": written.count, **_encoding_data(written.encoding)}
+    return {**data, "note": _about_guess(written.encoding)}, ""
 
 
 def search_in(place: ResolvedPath, body: SearchCall) -> CallResult:
@@ -101,6 +128,7 @@ def search_in(place: ResolvedPath, body: SearchCall) -> CallResult:
         "matches": found.lines,
         "line_numbers": found.numbers,
         "truncated": found.truncated,
+        "note": "; ".join(dict.fromkeys(found.notes)),
     }
     return data, ""
 
@@ -129,9 +157,36 @@ def run_call(call: str, place: ResolvedPath, body: FileCall) -> CallResult:
     return function(place, body)
 
 
+def _encoding_data(encoding: Encoding) -> dict[str, object]:
+    return {"encoding": encoding.name, "encoding_is_guess": encoding.is_guess}
+
+
+def _about_guess(encoding: Encoding) -> str:
+    if not encoding.is_guess:
+        return ""
+    return f"the encoding {encoding.name} is a guess: pass `encoding` if it is another"
+
+
+def _why_empty(text: reading.FileText, selection: reading.Selection) -> str:
+    if text.content:
+        return ""
+    if text.line_count == 0:
+        return "the file is empty"
+    if text.line_count is not None and selection.start_line >= text.line_count:
+        return f"the file has {text.line_count} line(s), counted from 0"
+    if text.selected and selection.start_char >= text.selected:
+        return f"these lines have {text.selected} characters, counted from 0"
+    return "nothing lies between start and end, which is exclusive"
+
+
 def _how_to_read_on(text: reading.FileText) -> str:
     if text.next_line is None:
         return ""
-    if text.line_cut:
-        return f"this line is longer than can be given at once; the next one is start_line={text.next_line}"
-    return f"the file goes on: read on with start_line={text.next_line}"
+    count = "" if text.line_count is None else f"; the file has {text.line_count} lines"
+    position = "" if text.next_char is None else f", start_char={text.next_char}"
+    return f"cut here, read on with start_line={text.next_line}{position}{count}"
+
+
+def _line_ends(text: reading.FileText) -> str:
+    names = [name for end, name in reading.LINE_END_NAMES.items() if end in text.line_ends]
+    return "" if names in ([], ["LF"]) else f"line ends: {' and '.join(names)}"

@@ -1,15 +1,20 @@
-"""Detection of text encodings and of binary files."""
+"""Encodings of text files: detected, or named by the caller. Binary files are refused."""
 
 import codecs
+import os
+import unicodedata
 from dataclasses import dataclass
 
+from sandbox.files.guess import common_characters, guess
 from sandbox.web import Failure
 
 SAMPLE_BYTES = 64 * 1024
 """Number of bytes at the start of a file that detection looks at."""
+_SCAN_BYTES = 16 * 1024 * 1024
+"""Number of bytes at the start of a file that are checked for valid UTF-8."""
 
 _BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it starts with
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -32,45 +37,111 @@ _MAGIC = (
     (b"ID3", "MP3 audio"),
 )
 _CONTROLS = bytes(range(7)) + bytes(range(14, 27)) + bytes(range(28, 32))
-# Families that charset-normalizer recognizes even in short texts, because their bytes follow patterns.
-_MULTIBYTE = frozenset({"gb18030", "gb2312", "gbk", "big5", "big5hkscs", "shift_jis", "cp932", "euc_jp", "euc_kr"})
-_MIN_HIGH_BYTES = 24
-"""Number of non-ASCII bytes from which the guess of a single-byte encoding is reliable."""
+# Codecs whose text depends on what precedes it, and codecs for other purposes than files.
+_UNFIT = frozenset({"utf-7", "idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "hz"})
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """An encoding. `name`: its Python codec; `bom`: bytes before the text."""
+    """An encoding of a file. `name`: its Python codec; `bom`: bytes before the text."""
 
     name: str
     bom: bytes = b""
+    is_guess: bool = False
+    """Whether the bytes do not say which encoding it is."""
+    is_ascii: bool = False
+    """Whether the text that was looked at is ASCII, so that many encodings would do."""
+
+    @property
+    def described(self) -> str:
+        """The name for error texts and notes."""
+        mark = " with a byte order mark" if self.bom else ""
+        return f"{self.name}{mark}{' (a guess)' if self.is_guess else ''}"
 
 
-def detect(sample: bytes, size: int, path: str, *, whole: bool) -> Encoding:
-    """Return the encoding of a text from its start. `whole`: the sample is the whole file.
+def file_encoding(fd: int, path: str, asked: str | None = None) -> Encoding:
+    """Return the encoding of an open file: `asked` if it is given. The file's position stays the same.
 
     Raises:
-        Failure: 400 if the file is binary.
+        Failure: 400 if the file is binary and no encoding is asked for, or if there is no such encoding.
     """
+    sample = os.pread(fd, SAMPLE_BYTES, 0)
+    if asked:
+        return _of_existing(asked, sample)
     for bom, name in _BOMS:
         if sample.startswith(bom):
-            return Encoding("utf-8" if name == "utf-8-sig" else name, bom)
+            return Encoding(name, bom)
+    invalid = _first_invalid_utf8(fd)
+    has_nul = b"\0" in sample
     kind = next((kind for magic, kind in _MAGIC if sample.startswith(magic)), "")
-    if kind and not _is_utf8(sample, whole=whole):
-        raise binary_failure(kind, size, path)
-    if b"\0" in sample:
-        return _detect_utf16_without_bom(sample, kind, size, path)
-    if _is_utf8(sample, whole=whole):
-        return Encoding("utf-8")
-    if sum(sample.count(byte) for byte in _CONTROLS) > len(sample) // 100:
-        raise binary_failure(kind, size, path)
-    return Encoding(_guess(sample))
+    if invalid is None and not has_nul:
+        return Encoding("utf-8", is_ascii=sample.isascii())
+    wide = "" if kind else _wide_encoding(sample)
+    if wide:
+        return Encoding(wide, is_guess=True)
+    if kind or has_nul or sum(sample.count(byte) for byte in _CONTROLS) > len(sample) // 100:
+        raise binary_failure(kind, os.fstat(fd).st_size, path)
+    start = max((invalid or 0) - SAMPLE_BYTES // 2, 0)
+    around = os.pread(fd, SAMPLE_BYTES, start)
+    return Encoding(guess(around[around.find(b"\n") + 1 :] if start else around), is_guess=True)
+
+
+def new_encoding(asked: str | None) -> Encoding:
+    """Return the encoding of a file to create: UTF-8 unless `asked` is given.
+
+    Raises:
+        Failure: 400 if there is no such encoding.
+    """
+    name = _codec(asked or "utf-8")
+    if name in ("utf-16", "utf-32"):
+        name += "-le"
+        return Encoding(name, next(bom for bom, its in _BOMS if its == name))
+    return Encoding("utf-8", codecs.BOM_UTF8) if name == "utf-8-sig" else Encoding(name)
+
+
+def encode(text: str, encoding: Encoding, path: str) -> bytes:
+    """Return `text` in an encoding, without a byte order mark.
+
+    Raises:
+        Failure: 400 if the encoding cannot hold the text.
+    """
+    # Some codecs write a similar character, such as a backslash for a yen sign.
+    data = text.encode(encoding.name, "ignore")
+    if data.decode(encoding.name) == text:
+        return data
+    name = encoding.name
+    missing = "".join(char for char in dict.fromkeys(text) if char.encode(name, "ignore").decode(name) != char)
+    raise Failure(
+        400,
+        f"nothing was written: {encoding.described} cannot hold {missing[:9]!r}. Convert the file first, such as with "
+        f"`iconv -f {name} -t utf-8`, or pass the right `encoding`: {path}",
+    )
+
+
+def _codec(asked: str) -> str:
+    try:
+        name = codecs.lookup(asked).name
+        "".encode(name)  # a LookupError if it is not for text
+    except (LookupError, ValueError):
+        name = ""
+    if not name or name in _UNFIT or name.startswith("iso2022"):
+        names = "utf-8, utf-16, iso-8859-1, windows-1252, gb18030, shift_jis"
+        raise Failure(400, f"no encoding {asked!r} here: pass one such as {names}, or convert the file with iconv")
+    return name
+
+
+def _of_existing(asked: str, sample: bytes) -> Encoding:
+    name = _codec(asked).removesuffix("-sig")
+    for bom, its in _BOMS:
+        if sample.startswith(bom) and its.startswith(name):
+            return Encoding(its, bom)
+    return Encoding(f"{name}-le" if name in ("utf-16", "utf-32") else name)
 
 
 def binary_failure(kind: str, size: int, path: str) -> Failure:
     """Return the failure that describes a binary file."""
     described = f"{kind}, {format_size(size)}" if kind else format_size(size)
-    return Failure(400, f"binary file ({described}): {path}")
+    return Failure(400, f"binary file ({described}), text only if you pass its `encoding`: {path}")
 
 
 def format_size(size: int) -> str:
@@ -81,36 +152,39 @@ def format_size(size: int) -> str:
     return f"{size} bytes"
 
 
-def _is_utf8(sample: bytes, *, whole: bool) -> bool:
-    if b"\0" in sample:
-        return False
+def _first_invalid_utf8(fd: int) -> int | None:
+    """Return about where a file stops to be valid UTF-8; None if it is valid as far as it is looked at."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position = 0
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(sample, final=whole)
-    except UnicodeDecodeError:
-        return False
-    return True
+        while position < _SCAN_BYTES:
+            chunk = os.pread(fd, 1024 * 1024, position)
+            decoder.decode(chunk, final=not chunk)
+            if not chunk:
+                break
+            position += len(chunk)
+    except UnicodeDecodeError as error:
+        return position + error.start
+    return None
 
 
-def _detect_utf16_without_bom(sample: bytes, kind: str, size: int, path: str) -> Encoding:
-    """Detect UTF-16 without a byte order mark, in which ASCII text has a zero in every other byte."""
-    half = max(len(sample) // 2, 1)
-    even, odd = sample[0::2].count(0), sample[1::2].count(0)
-    for name, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
-        if not kind and len(sample) % 2 == 0 and zeros > half * 0.6 and others < half * 0.02:
-            return Encoding(name)
-    raise binary_failure(kind, size, path)
+def _wide_encoding(sample: bytes) -> str:
+    """Return the UTF-16 or UTF-32 without byte order mark that a text is in; empty if none."""
+    scores = {name: _plausibility(sample, name) for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")}
+    best = max(scores, key=scores.__getitem__)
+    return best if scores[best] > 0.7 else ""
 
 
-def _guess(sample: bytes) -> str:
-    from charset_normalizer import from_bytes  # slow to import and rarely needed
-
-    high = sum(1 for byte in sample if byte >= 0x80)
-    best = from_bytes(sample).best()
-    if best is not None and (best.encoding in _MULTIBYTE or high >= _MIN_HIGH_BYTES) and best.encoding != "ascii":
-        return best.encoding
-    # Too little text to detect it: assume the most common single-byte encoding of Western languages.
+def _plausibility(sample: bytes, name: str) -> float:
+    """Return the share of frequent characters in a text; 0 if it has some that no text has."""
+    width = 4 if "32" in name else 2
     try:
-        sample.decode("cp1252")
-    except UnicodeDecodeError:
-        return "latin-1"
-    return "cp1252"
+        text = sample[: min(len(sample), 4096) // width * width].decode(name)
+    except UnicodeDecodeError as error:
+        if error.reason != "unexpected end of data":
+            return 0
+        text = sample[: error.start].decode(name)
+    if not text or any(unicodedata.category(char) in ("Cc", "Cn", "Co", "Cs") for char in set(text) - set("\t\n\r\f")):
+        return 0
+    frequent = common_characters()
+    return sum(char < "\u0700" or "\u0e00" <= char <= "\u0e7f" or char in frequent for char in text) / len(text)

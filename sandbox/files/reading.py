@@ -1,16 +1,20 @@
 """Reading of text in any encoding and of any size, limited to the requested lines."""
 
 import codecs
+import itertools
 import os
+import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from sandbox.files.encoding import SAMPLE_BYTES, Encoding, detect
+from sandbox.files.encoding import SAMPLE_BYTES, Encoding, file_encoding
+from sandbox.files.guess import KEEP, KEPT
 from sandbox.files.paths import ResolvedPath
 from sandbox.web import Failure
 
+LINE_END_NAMES = {"\n": "LF", "\r\n": "CRLF", "\r": "CR"}
 MAX_CHARACTERS = 1024 * 1024
 """Maximum number of characters of one read."""
 _CHUNK = 256 * 1024
@@ -21,17 +25,33 @@ _SECONDS = 10.0
 """Maximum time of one read, in seconds."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The lines from `start_line` (from 0) up to `end_line`; of their text the characters of that range."""
+
+    start_line: int = 0
+    end_line: int | None = None
+    start_char: int = 0
+    end_char: int | None = None
+
+
+@dataclass(kw_only=True)
 class FileText:
-    """Lines of a file. `line_count` is None if the file was not read to its end."""
+    """Selected text of a file, with newline line ends. Bytes that are not valid are shown as U+FFFD."""
 
     content: str
+    encoding: Encoding
     line_count: int | None
-    encoding: str
-    next_line: int | None
+    """None if the file was not read to its end."""
+    selected: int
+    """Number of characters of the selected lines, as far as they were read."""
+    next_line: int | None = None
     """Line to continue with; None if nothing was left out."""
-    line_cut: bool = False
-    """Whether a line was cut because it exceeds the limit."""
+    next_char: int | None = None
+    """Character of that line, or of all lines from there, to continue with; None for its start."""
+    line_ends: frozenset[str] = frozenset()
+    invalid: int = 0
+    """Number of bytes shown as U+FFFD."""
 
 
 def open_regular(place: ResolvedPath) -> tuple[int, os.stat_result]:
@@ -52,23 +72,42 @@ def open_regular(place: ResolvedPath) -> tuple[int, os.stat_result]:
     raise Failure(400, f"not a regular file but a pipe, socket or device: {place.given}")
 
 
-def file_encoding(fd: int, size: int, path: str) -> Encoding:
-    """Return the encoding of an open file. Its position stays at the start."""
-    sample = os.pread(fd, SAMPLE_BYTES, 0)
-    return detect(sample, size, path, whole=len(sample) < SAMPLE_BYTES)
-
-
-def decode_chunks(fd: int, encoding: Encoding, *, errors: str = "replace") -> Iterator[str]:
-    """Yield the text of an open file in chunks, without its byte order mark."""
-    decoder = codecs.getincrementaldecoder(encoding.name)(errors)
+def decode_chunks(fd: int, encoding: Encoding) -> Iterator[str]:
+    """Yield the text of an open file in chunks, without its byte order mark. Invalid bytes are kept, see `KEEP`."""
+    decoder = codecs.getincrementaldecoder(encoding.name)(KEEP)
     os.lseek(fd, len(encoding.bom), os.SEEK_SET)
     while data := os.read(fd, _CHUNK):
         yield decoder.decode(data)
     yield decoder.decode(b"", final=True)
 
 
-def read(place: ResolvedPath, start: int, end: int | None) -> FileText:
-    """Return the lines `start` (from 0) up to, not including, `end`, with newline line ends, at most 1 Mi characters.
+def has_cr_ends(start: str) -> bool:
+    """Return whether the lines of a text end with carriage returns alone, as on old Macs. `start`: its beginning."""
+    return "\r" in start and "\n" not in start
+
+
+def with_newlines(chunks: Iterable[str], *, cr_ends: bool, seen: set[str]) -> Iterator[str]:
+    """Yield chunks of text with newlines as line ends. `seen`: gains the line ends that the text had."""
+    held = ""
+    for chunk in itertools.chain(chunks, [None]):
+        text = held + (chunk or "")
+        held = "\r" if text.endswith("\r") and chunk is not None else ""  # a newline may follow
+        text = text[: len(text) - len(held)]
+        both = text.count("\r\n")
+        counts = {"\r\n": both, "\n": text.count("\n") - both, "\r": text.count("\r") - both if cr_ends else 0}
+        seen |= {end for end, count in counts.items() if count}
+        text = text.replace("\r\n", "\n") if both else text
+        yield text.replace("\r", "\n") if cr_ends else text
+
+
+def newline_chunks(fd: int, encoding: Encoding, seen: set[str]) -> Iterator[str]:
+    """Yield the text of an open file in chunks, with newlines as line ends. `seen`: as in `with_newlines`."""
+    start = os.pread(fd, SAMPLE_BYTES, 0).decode(encoding.name, KEEP)
+    return with_newlines(decode_chunks(fd, encoding), cr_ends=has_cr_ends(start), seen=seen)
+
+
+def read(place: ResolvedPath, selection: Selection, asked: str | None = None) -> FileText:
+    """Return selected text of a file, at most 1 Mi characters. `asked`: its encoding, if the caller knows it.
 
     Raises:
         Failure: The file is binary, or the lines are too far into it.
@@ -76,71 +115,89 @@ def read(place: ResolvedPath, start: int, end: int | None) -> FileText:
     """
     fd, found = open_regular(place)
     try:
-        encoding = file_encoding(fd, found.st_size, place.given)
-        reader = _Lines(start, end, count_on=0 < found.st_size <= _COUNT_BYTES)
+        encoding = file_encoding(fd, place.given, asked)
+        seen: set[str] = set()
+        chunks = newline_chunks(fd, encoding, seen)
+        reader = _Lines(selection, count_on=0 < found.st_size <= _COUNT_BYTES)
         deadline = time.monotonic() + _SECONDS
         complete = True
-        for chunk in decode_chunks(fd, encoding):
+        for chunk in chunks:
             if not reader.take(chunk):
                 complete = False
                 break
             if time.monotonic() > deadline:
-                raise Failure(413, f"line {start} is too far into this file: {place.given}")
-        return reader.text(encoding.name, complete=complete)
+                raise Failure(413, f"this is too far into the file for file_read: use sed or tail -c: {place.given}")
+        return reader.text(encoding, frozenset(seen), complete=complete)
     finally:
         os.close(fd)
 
 
 @dataclass
 class _Lines:
-    """Collects the requested lines from chunks of text."""
+    """Collects the selected text from chunks."""
 
-    start: int
-    end: int | None
+    selection: Selection
     count_on: bool
     line: int = 0
     """Number of the line that contains the next character."""
     at_line_start: bool = True
     kept: list[str] = field(default_factory=list[str])
     size: int = 0
+    selected: int = 0
     full: bool = False
 
     def take(self, chunk: str) -> bool:
         """Add a chunk and return whether more is needed."""
         newlines = chunk.count("\n")
-        if self.line + newlines >= self.start and not self._past_end() and not self.full:
-            self._collect(chunk)
+        if self.line + newlines >= self.selection.start_line and not self._past_end():
+            self._collect(chunk, newlines)
         self.line += newlines
         if chunk:
             self.at_line_start = chunk.endswith("\n")
         return self.count_on or not (self.full or self._past_end())
 
     def _past_end(self) -> bool:
-        return self.end is not None and self.line >= self.end
+        end_line, end_char = self.selection.end_line, self.selection.end_char
+        return (end_line is not None and self.line >= end_line) or (end_char is not None and self.selected >= end_char)
 
-    def _collect(self, chunk: str) -> None:
-        line, position = self.line, 0
-        while line < self.start:
-            position = chunk.find("\n", position) + 1
-            line += 1
-        stop = len(chunk)
-        if self.end is not None and self.line + chunk.count("\n") >= self.end:
-            stop = position
-            while line < self.end:
-                stop = chunk.find("\n", stop) + 1
-                line += 1
-        piece = chunk[position:stop]
+    def _collect(self, chunk: str, newlines: int) -> None:
+        position = _after_newlines(chunk, 0, self.selection.start_line - self.line)
+        stop, end = len(chunk), self.selection.end_line
+        if end is not None and self.line + newlines >= end:
+            stop = _after_newlines(chunk, position, end - max(self.line, self.selection.start_line))
+        before, self.selected = self.selected, self.selected + stop - position
+        if self.full:
+            return
+        first = max(self.selection.start_char - before, 0)
+        last = stop - position if self.selection.end_char is None else self.selection.end_char - before
+        piece = chunk[position + first : min(position + last, stop)]
         self.kept.append(piece)
         self.size += len(piece)
         self.full = self.size > MAX_CHARACTERS
 
-    def text(self, encoding: str, *, complete: bool) -> FileText:
-        content = "".join(self.kept).replace("\r\n", "\n")
-        count = self.line + (0 if self.at_line_start else 1) if complete else None
-        if not self.full:
-            return FileText(content, count, encoding, None)
-        cut = content.rfind("\n", 0, MAX_CHARACTERS) + 1
-        if cut == 0:
-            return FileText(content[:MAX_CHARACTERS], count, encoding, self.start + 1, line_cut=True)
-        content = content[:cut]
-        return FileText(content, count, encoding, self.start + content.count("\n"))
+    def text(self, encoding: Encoding, line_ends: frozenset[str], *, complete: bool) -> FileText:
+        content = "".join(self.kept)
+        next_line = next_char = None
+        if self.full:
+            start = self.selection.start_char
+            cut = 0 if start else content.rfind("\n", 0, MAX_CHARACTERS) + 1
+            content = content[: cut or MAX_CHARACTERS]
+            next_line = self.selection.start_line + (content.count("\n") if cut else 0)
+            next_char = None if cut else start + MAX_CHARACTERS
+        content, invalid = re.subn(f"[{KEPT}]", "\ufffd", content)
+        return FileText(
+            content=content,
+            encoding=encoding,
+            line_count=self.line + (0 if self.at_line_start else 1) if complete else None,
+            selected=self.selected,
+            next_line=next_line,
+            next_char=next_char,
+            line_ends=line_ends,
+            invalid=invalid,
+        )
+
+
+def _after_newlines(text: str, position: int, count: int) -> int:
+    for _ in range(count):
+        position = text.find("\n", position) + 1
+    return position

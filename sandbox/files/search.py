@@ -1,19 +1,25 @@
 """Search in files, bounded in time and size."""
 
 import os
+import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from sandbox.files.encoding import file_encoding
 from sandbox.files.paths import ResolvedPath
-from sandbox.files.reading import decode_chunks, file_encoding, open_regular
+from sandbox.files.reading import newline_chunks, open_regular
 from sandbox.web import Failure
+
+if TYPE_CHECKING:
+    import regex
 
 MAX_MATCHES = 200
 """Maximum number of matching lines."""
-MAX_SECONDS = 5.0
+MAX_SECONDS = 10.0
 """Maximum time of one search, in seconds."""
-_MAX_SEARCHED_LINE = 100_000
+_MAX_SEARCHED_LINE = 8 * 1024 * 1024
 """Number of characters of a line that are searched."""
 _MAX_SHOWN_LINE = 500
 """Maximum number of characters of a matching line to return."""
@@ -21,13 +27,15 @@ _MAX_PATTERN = 10_000
 """Maximum length of a pattern, in characters."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Matches:
     """Matching lines of at most about 500 characters each, with their numbers from 0."""
 
-    lines: list[str]
-    numbers: list[int]
-    truncated: bool
+    lines: list[str] = field(default_factory=list[str])
+    numbers: list[int] = field(default_factory=list[int])
+    truncated: bool = False
+    """Whether more lines may match."""
+    notes: list[str] = field(default_factory=list[str])
 
 
 def search(place: ResolvedPath, pattern: str) -> Matches:
@@ -37,57 +45,139 @@ def search(place: ResolvedPath, pattern: str) -> Matches:
         Failure: 400 if the pattern is invalid or takes too long.
         OSError: The operating system refused.
     """
+    compiled, spans_lines = _compile(pattern)
+    fd, _ = open_regular(place)
+    try:
+        encoding = file_encoding(fd, place.given)
+        found = Matches()
+        if encoding.is_guess:
+            found.notes.append(f"the encoding {encoding.name} is a guess")
+        blocks = _blocks(newline_chunks(fd, encoding, set()), found)
+        _search_blocks(blocks, compiled, found, spans_lines=spans_lines)
+        return found
+    finally:
+        os.close(fd)
+
+
+def _compile(pattern: str) -> tuple["regex.Pattern[str]", bool]:
+    """Compile a pattern. The flag says whether it can match beyond the end of a line in a text of several lines."""
     import regex  # has a timeout, unlike the standard library; imported here because it is large
 
     if len(pattern) > _MAX_PATTERN:
         raise Failure(400, "the regex is too long")
     try:
         compiled = regex.compile(pattern)
+        within_lines = _keep_within_lines(pattern)
+        if within_lines is None:
+            return compiled, True
+        return regex.compile(within_lines, regex.MULTILINE), False
     except (regex.error, OverflowError, RecursionError) as error:
         raise Failure(400, f"not a valid regex: {error}") from error
+
+
+_PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[A-Za-z-]*|\{[A-Za-z]|.", re.DOTALL)
+_WITHIN_LINES = {"\\s": r"[^\S\n]", "\\W": r"[^\w\n]", "\\D": r"[^\d\n]", "\\A": "^", "\\Z": "$", "\\z": "$"}
+_MAY_SPAN_LINES = re.compile(r"\\[nrxuUNpP0RXKGL]|\(\?[imux-]*[smx]|\{[A-Za-z]|[\x00-\x1f]")
+_MAY_HOLD_NEWLINE = re.compile(r"\\[sWDnrxuUNpP0]|\[:|[\x00-\x1f]")
+
+
+def _keep_within_lines(pattern: str) -> str | None:
+    """Return a pattern that matches the same in each line of a text; None if that is not certain.
+
+    To search a large text at once is much faster than to search each of its lines.
+    """
+    parts: list[str] = []
+    for part in _PARTS.findall(pattern):
+        if part.startswith("[^") and part.endswith("]") and "[:" not in part:
+            parts.append(f"{part[:-1]}\\n]")
+        elif len(part) > 1 and part.startswith("["):
+            if _MAY_HOLD_NEWLINE.search(part):
+                return None
+            parts.append(part)
+        elif _MAY_SPAN_LINES.match(part):
+            return None
+        else:
+            parts.append(_WITHIN_LINES.get(part) or part)
+    return "".join(parts)
+
+
+def _search_blocks(blocks: Iterable[str], compiled: "regex.Pattern[str]", found: Matches, *, spans_lines: bool) -> None:
     deadline = time.monotonic() + MAX_SECONDS
-    lines: list[str] = []
-    numbers: list[int] = []
+    number, began = 0, time.monotonic()
+    find = _find_by_line if spans_lines else _find_by_block
     try:
-        for number, line in enumerate(_lines(place, deadline)):
-            left = max(deadline - time.monotonic(), 0.001)
-            # `concurrent` releases the interpreter lock, so that a slow pattern does not block the event loop.
-            found = compiled.search(line, timeout=left, concurrent=True)
-            if found is None:
-                continue
-            if len(lines) == MAX_MATCHES:
-                return Matches(lines, numbers, truncated=True)
-            lines.append(_shown(line, found.start()))
-            numbers.append(number)
-    except TimeoutError as error:
-        raise Failure(
-            400,
-            f"the regex did not finish within {MAX_SECONDS:g} s: make it simpler, or use grep on a part of the file",
-        ) from error
-    return Matches(lines, numbers, truncated=False)
-
-
-def _lines(place: ResolvedPath, deadline: float) -> Iterator[str]:
-    fd, found = open_regular(place)
-    try:
-        encoding = file_encoding(fd, found.st_size, place.given)
-        rest = ""
-        for chunk in decode_chunks(fd, encoding):
-            *whole, rest = (rest + chunk).split("\n")
-            for line in whole:
-                yield line.removesuffix("\r")[:_MAX_SEARCHED_LINE]
-            rest = rest[: 2 * _MAX_SEARCHED_LINE]  # a line without an end must not fill the memory
-            if time.monotonic() > deadline:
+        for block in blocks:
+            began, counted = time.monotonic(), 0
+            if began > deadline:
                 raise TimeoutError
-        if rest:
-            yield rest[:_MAX_SEARCHED_LINE]
-    finally:
-        os.close(fd)
+            for start, end, at in find(block, compiled, deadline):
+                if len(found.lines) == MAX_MATCHES:
+                    found.truncated = True
+                    return
+                found.numbers.append(number + block.count("\n", counted, start))
+                found.lines.append(_shown(block[start:end], at - start))
+                number, counted = found.numbers[-1], start
+            number += block.count("\n", counted) + 1
+    except TimeoutError as error:
+        if time.monotonic() - began > MAX_SECONDS / 2:
+            reason = f"the regex did not finish within {MAX_SECONDS:g} s near line {number}"
+            raise Failure(400, f"{reason}: it tries too many ways, avoid repeats in repeats such as (a+)+") from error
+        found.truncated = True
+        found.notes.append(
+            f"the time of {MAX_SECONDS:g} s ended near line {number}, the lines from there were not searched: use grep"
+        )
+
+
+Place = tuple[int, int, int]
+"""Start and end of a line in a block, and where it matches."""
+
+
+def _find_by_block(block: str, compiled: "regex.Pattern[str]", deadline: float) -> Iterator[Place]:
+    position = 0
+    # `concurrent` releases the interpreter lock, so that a slow pattern does not block the event loop.
+    while position <= len(block) and (
+        match := compiled.search(block, position, timeout=_time_left(deadline), concurrent=True)
+    ):
+        start, end = block.rfind("\n", 0, match.start()) + 1, block.find("\n", match.start())
+        end = len(block) if end < 0 else end
+        yield start, end, match.start()
+        position = end + 1
+
+
+def _find_by_line(block: str, compiled: "regex.Pattern[str]", deadline: float) -> Iterator[Place]:
+    start = 0
+    for line in block.split("\n"):
+        match = compiled.search(line, timeout=_time_left(deadline), concurrent=True)
+        if match is not None:
+            yield start, start + len(line), start + match.start()
+        start += len(line) + 1
+
+
+def _time_left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.001)
+
+
+def _blocks(chunks: Iterable[str], found: Matches) -> Iterator[str]:
+    """Yield whole lines, separated by newlines. A line without an end must not fill the memory."""
+    rest, skip = "", False
+    for chunk in chunks:
+        if skip:
+            _, end, chunk = chunk.partition("\n")
+            skip = not end
+        whole, newline, rest = (rest + chunk).rpartition("\n")
+        if newline:
+            yield whole
+        if len(rest) > _MAX_SEARCHED_LINE:
+            found.notes.append(f"of a very long line only the first {len(rest):,} characters were searched")
+            yield rest
+            rest, skip = "", True
+    if rest:
+        yield rest
 
 
 def _shown(line: str, at: int) -> str:
     if len(line) <= _MAX_SHOWN_LINE:
         return line
     start = max(0, at - _MAX_SHOWN_LINE // 4)
-    piece = line[start : start + _MAX_SHOWN_LINE]
-    return f"{'...' if start else ''}{piece}{'...' if start + _MAX_SHOWN_LINE < len(line) else ''}"
+    end = start + _MAX_SHOWN_LINE
+    return f"{f'[from character {start}] ' if start else ''}{line[start:end]}{'...' if end < len(line) else ''}"

@@ -6,67 +6,124 @@ refuses.
 
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import BinaryIO
 
-from sandbox.files.encoding import Encoding, format_size
+from sandbox.files.encoding import SAMPLE_BYTES, Encoding, encode, file_encoding, new_encoding
+from sandbox.files.guess import KEEP
 from sandbox.files.paths import ResolvedPath
-from sandbox.files.reading import file_encoding, open_regular
+from sandbox.files.reading import LINE_END_NAMES, has_cr_ends, open_regular
 from sandbox.web import Failure
 
-MAX_REPLACE_BYTES = 32 * 1024 * 1024
-"""Maximum size of a file to replace text in, in bytes."""
+_LINE_END = re.compile(r"\r\n|\n")
+_ANY_LINE_END = re.compile(r"\r\n|\n|\r")
+_LONE_NEWLINE = re.compile(r"(?<!\r)\n")
 _COPY = 1024 * 1024
 """Number of bytes to copy at once."""
 
 
-def write(place: ResolvedPath, content: str) -> int:
-    """Create or replace a file with `content` in UTF-8 and return the bytes written."""
-    data = content.encode("utf-8", "replace")
+@dataclass(frozen=True)
+class Written:
+    """What a write did. `count`: bytes written, or texts replaced."""
+
+    count: int
+    encoding: Encoding
+    note: str = ""
+
+
+def write(place: ResolvedPath, content: str, asked: str | None = None) -> Written:
+    """Create or replace a file, in UTF-8 or the encoding `asked` for. The note says what else changed by that."""
+    encoding = new_encoding(asked)
+    data = encoding.bom + encode(content, encoding, place.given)
+    before = None if asked else _existing_text(place)
     store(place, [data], len(data))
-    return len(data)
+    changes: list[str] = []
+    if before is not None:
+        old, old_ends = before
+        if (old.name, old.bom) != (encoding.name, encoding.bom):
+            changes.append(f"it was {old.described} and is {encoding.name} now: pass `encoding` to keep it")
+        if old_ends != "\n" and _LONE_NEWLINE.search(content):
+            changes.append(f"its line ends were {LINE_END_NAMES[old_ends]} and are LF now")
+    return Written(len(data), encoding, "; ".join(changes))
 
 
-def append(place: ResolvedPath, content: str) -> int:
-    """Append `content` in the file's own encoding and return the bytes written."""
+def append(place: ResolvedPath, content: str, asked: str | None = None) -> Written:
+    """Append `content` in the file's own encoding, or the one `asked` for, and with its line ends."""
     _refuse_special(place)
+    encoding, line_end = _for_append(place, content, asked)
+    if line_end != "\n":
+        content = _LONE_NEWLINE.sub(line_end, content)
+    data = encode(content, encoding, place.given)
     os.makedirs(os.path.dirname(place.real), exist_ok=True)
-    data = content.encode(_encoding_for_append(place), "replace")
     fd = os.open(place.real, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
-    with os.fdopen(fd, "wb") as target:
-        target.write(data)
-    return len(data)
+    with os.fdopen(fd, "ab", buffering=0) as target:
+        before = os.fstat(fd).st_size
+        data = data if before else encoding.bom + data
+        try:
+            written = 0
+            while written < len(data):
+                written += target.write(data[written:])
+        except OSError:
+            os.ftruncate(fd, before)
+            raise
+    return Written(len(data), encoding)
 
 
-def replace(place: ResolvedPath, old: str, new: str) -> int:
-    """Replace every `old` by `new`, keep encoding and line ends, and return the number of replacements."""
-    if not old:
-        raise Failure(400, "old_str is empty")
-    fd, found = open_regular(place)
+def _existing_text(place: ResolvedPath) -> tuple[Encoding, str] | None:
+    """Return encoding and line end of a file with text that is not ASCII, or has other line ends than newlines."""
     try:
-        if found.st_size > MAX_REPLACE_BYTES:
-            raise Failure(413, f"{format_size(found.st_size)} is too large to replace in: use sed in a shell")
-        encoding = file_encoding(fd, found.st_size, place.given)
-        data = os.pread(fd, MAX_REPLACE_BYTES + 1, len(encoding.bom))
+        fd, _ = open_regular(place)
+    except (OSError, Failure):
+        return None
+    try:
+        encoding = file_encoding(fd, place.given)
+        line_end = _line_end(os.pread(fd, SAMPLE_BYTES, 0), encoding)
+    except Failure:
+        return None  # a binary file
     finally:
         os.close(fd)
-    text, encoding = _decode_strict(data, encoding, place.given)
-    if "\r\n" in text:
-        # Callers see and write plain newlines.
-        new = _crlf(new)
-        old = old if "\n" not in old or old in text else _crlf(old)
-    count = text.count(old)
-    if count == 0:
-        raise Failure(404, f"old_str does not occur in {place.given}")
+    return encoding, line_end
+
+
+def _for_append(place: ResolvedPath, content: str, asked: str | None) -> tuple[Encoding, str]:
+    """Return the encoding and the line end for what is appended."""
     try:
-        changed = text.replace(old, new).encode(encoding.name)
-    except UnicodeEncodeError as error:
-        raise Failure(400, f"new_str has characters that {encoding.name}, this file's encoding, cannot hold") from error
-    store(place, [encoding.bom, changed], len(encoding.bom) + len(changed))
-    return count
+        fd, found = open_regular(place)
+    except (FileNotFoundError, PermissionError):
+        return new_encoding(asked), "\n"
+    try:
+        if not found.st_size:
+            return new_encoding(asked), "\n"
+        encoding = file_encoding(fd, place.given, asked)
+        if asked and not content.isascii():
+            _refuse_mixture(fd, place, encoding)
+        end = found.st_size - found.st_size % 4  # whole characters of UTF-16 and UTF-32
+        tail = os.pread(fd, SAMPLE_BYTES, max(end - SAMPLE_BYTES, 0))
+        return encoding, _line_end(tail, encoding, last=True)
+    finally:
+        os.close(fd)
+
+
+def _refuse_mixture(fd: int, place: ResolvedPath, encoding: Encoding) -> None:
+    try:
+        certain = file_encoding(fd, place.given)
+    except Failure:
+        return  # binary, and the caller knows better
+    if not certain.is_guess and not certain.is_ascii and certain.name != encoding.name:
+        raise Failure(400, f"nothing was written: the file is {certain.described}, leave out `encoding`: {place.given}")
+
+
+def _line_end(data: bytes, encoding: Encoding, *, last: bool = False) -> str:
+    """Return the first or last line end of a text; a newline if it has none."""
+    text = data.decode(encoding.name, KEEP)
+    pattern = _ANY_LINE_END if has_cr_ends(text) else _LINE_END
+    found = pattern.findall(text)
+    return found[-1 if last else 0] if found else "\n"
 
 
 def save_stream(place: ResolvedPath, source: BinaryIO) -> int:
@@ -189,31 +246,3 @@ def _refuse_special(place: ResolvedPath) -> os.stat_result | None:
     if not stat.S_ISREG(existing.st_mode):
         raise Failure(400, f"not a regular file but a pipe, socket or device: {place.given}")
     return existing
-
-
-def _encoding_for_append(place: ResolvedPath) -> str:
-    try:
-        fd, found = open_regular(place)
-    except (FileNotFoundError, PermissionError):
-        return "utf-8"
-    try:
-        return file_encoding(fd, found.st_size, place.given).name if found.st_size else "utf-8"
-    except Failure:
-        return "utf-8"  # a binary file: the caller knows what it appends
-    finally:
-        os.close(fd)
-
-
-def _decode_strict(data: bytes, encoding: Encoding, path: str) -> tuple[str, Encoding]:
-    """Decode without loss, so that bytes outside the replaced text stay the same."""
-    try:
-        return data.decode(encoding.name), encoding
-    except UnicodeDecodeError as error:
-        if encoding.name.startswith("utf-8"):
-            # Mostly UTF-8 with a few invalid bytes, which survive as single-byte characters.
-            return data.decode("latin-1"), Encoding("latin-1", encoding.bom)
-        raise Failure(400, f"not valid {encoding.name} text: {path}") from error
-
-
-def _crlf(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\n", "\r\n")

@@ -6,18 +6,23 @@ import stat
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 async def test_written_file_is_read_by_absolute_path(box):
     data = await box.file("write", file="a/b/notes.txt", content="one\ntwo\nthree")
-    assert data == {"file": f"{box.home}/a/b/notes.txt", "bytes_written": 13}
+    path, known = f"{box.home}/a/b/notes.txt", {"encoding": "utf-8", "encoding_is_guess": False, "note": ""}
+    assert data == {"file": path, "bytes_written": 13, **known}
     data = await box.file("read", file="~/a/b/notes.txt")
     assert data == {
         "content": "one\ntwo\nthree",
         "line_count": 3,
-        "file": f"{box.home}/a/b/notes.txt",
+        "file": path,
         "truncated": False,
-        "encoding": "utf-8",
+        "next_line": None,
+        "next_char": None,
+        **known,
     }
 
 
@@ -49,13 +54,13 @@ async def test_large_file_is_read_in_parts(box):
     (box.home / "f").write_text("".join(f"{n:099d}\n" for n in range(30_000)))
     start, seen = 0, ""
     for _ in range(10):
-        response = await box.client.post("/api/v1/file/read", json={"file": "f", "start_line": start})
-        data, message = response.json()["data"], response.json()["message"]
+        data = await box.file("read", file="f", start_line=start)
         assert len(data["content"]) <= 1024 * 1024
         seen += data["content"]
         if not data["truncated"]:
             break
-        start = int(message.rpartition("=")[2])
+        start = data["next_line"]
+        assert f"start_line={start}" in data["note"]
     assert seen == (box.home / "f").read_text()
 
 
@@ -78,37 +83,41 @@ async def test_huge_file_is_read_in_bounded_memory_and_time(box):
     assert first + time.monotonic() - began < max(3, 10 * writing)
 
 
-async def test_endless_line_is_cut(box):
-    (box.home / "f").write_text("x" * 3_000_000)
-    data = await box.file("read", file="f")
-    assert data["truncated"] and len(data["content"]) == 1024 * 1024
+async def test_endless_line_is_read_in_parts(box):
+    line = "".join(f"{number}," for number in range(450_000))
+    (box.home / "f").write_text(f"first\n{line}\nlast\n")
+    start, seen = 0, ""
+    for _ in range(10):
+        data = await box.file("read", file="f", start_line=1, end_line=2, start_char=start)
+        assert len(data["content"]) <= 1024 * 1024
+        seen += data["content"]
+        if not data["truncated"]:
+            break
+        start = data["next_char"]
+        assert f"start_line=1, start_char={start}" in data["note"]
+    assert seen == f"{line}\n"
+    data = await box.file("read", file="f", start_line=1, start_char=len(line) - 3, end_char=len(line) + 3)
+    assert data["content"] == "99,\nla"
 
 
-TEXT = "Grüße aus Köln, schöne Mädchen - übermäßig große Äpfel\n"
+@pytest.mark.parametrize(
+    ("selection", "reason"),
+    [
+        ({"start_line": 50}, "the file has 2 line(s), counted from 0"),
+        ({"start_line": 2, "end_line": 60}, "the file has 2 line(s)"),
+        ({"start_char": 9}, "4 characters"),
+        ({"start_line": 1, "end_line": 1}, "exclusive"),
+    ],
+)
+async def test_read_beyond_the_end_says_how_much_there_is(box, selection, reason):
+    (box.home / "f").write_text("a\nbc")
+    data = await box.file("read", file="f", **selection)
+    assert (data["content"], data["line_count"]) == ("", 2) and reason in data["note"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "latin-1"])
-async def test_encoding_is_detected_and_kept_by_replace(box, encoding):
-    text = TEXT * 3
-    (box.home / "f").write_bytes(text.encode(encoding))
-    assert (await box.file("read", file="f"))["content"] == text
-    assert (await box.file("replace", file="f", old_str="Köln", new_str="Düren"))["replaced_count"] == 3
-    assert (box.home / "f").read_bytes() == text.replace("Köln", "Düren").encode(encoding)
-
-
-async def test_short_latin_1_and_shift_jis_texts_are_detected(box):
-    (box.home / "f").write_bytes("caf\u00e9\n".encode("latin-1"))
-    assert (await box.file("read", file="f"))["content"] == "caf\u00e9\n"
-    japanese = "これは日本語の文章です。文字コードを判定します。\n" * 4
-    (box.home / "j").write_bytes(japanese.encode("shift_jis"))
-    assert (await box.file("read", file="j"))["content"] == japanese
-
-
-async def test_crlf_is_read_as_newline_and_kept_by_replace(box):
-    (box.home / "f").write_bytes(b"one\r\ntwo\r\nthree\r\n")
-    assert (await box.file("read", file="f"))["content"] == "one\ntwo\nthree\n"
-    await box.file("replace", file="f", old_str="one\ntwo", new_str="1\n2\n2b")
-    assert (box.home / "f").read_bytes() == b"1\r\n2\r\n2b\r\nthree\r\n"
+async def test_read_of_empty_file_says_so(box):
+    (box.home / "f").touch()
+    assert (await box.file("read", file="f", start_line=3))["note"] == "the file is empty"
 
 
 async def test_replace_returns_count_and_fails_without_match(box):
@@ -116,9 +125,6 @@ async def test_replace_returns_count_and_fails_without_match(box):
     assert (await box.file("replace", file="f", old_str="a", new_str="aa"))["replaced_count"] == 2
     assert "does not occur" in await box.file("replace", 404, file="f", old_str="zz", new_str="")
     assert "empty" in await box.file("replace", 400, file="f", old_str="", new_str="x")
-    (box.home / "bad").write_bytes(b"good \xff\xfe\n" + "é".encode())
-    await box.file("replace", file="bad", old_str="good", new_str="fine")
-    assert (box.home / "bad").read_bytes() == b"fine \xff\xfe\n" + "é".encode()
 
 
 @pytest.mark.parametrize(
@@ -230,6 +236,65 @@ async def test_search_is_bounded(box):
     data = await box.file("search", file="f", regex="needle")
     assert len(data["matches"]) == 200 and data["truncated"]
     assert "needle" in data["matches"][0] and len(data["matches"][0]) < 600
+    assert "[from character 4875]" in data["matches"][0]
+
+
+@pytest.mark.parametrize(
+    ("regex", "lines"),
+    [
+        ("^1999999$", [1_999_999]),
+        (r"^19{5}\d$", [1_999_990 + number for number in range(10)]),
+        (r"(?i)^199999[8-9]\s*$", [1_999_998, 1_999_999]),
+        ("^[^0-8]{3}$", [999]),
+        (r"\A12\Z", [12]),
+        ("^1999999(?!0)$", [1_999_999]),
+        ("199999(?<=99)9", [1_999_999]),
+    ],
+)
+async def test_search_finds_lines_of_large_file(box, regex, lines):
+    with open(box.home / "f", "w") as file:
+        file.writelines(f"{number}\n" for number in range(2_000_000))
+    data = await box.file("search", file="f", regex=regex)
+    assert (data["line_numbers"], data["truncated"]) == (lines, False)
+
+
+LINES = st.lists(st.text("ab \t\r\x0b", max_size=4), min_size=1, max_size=6)
+PATTERNS = st.lists(
+    st.sampled_from(
+        ["a", "b", "^", "$", r"\s", r"\S", r"\W", r"\D+", "[^a]", "[^ab]+", ".", "a*", "(?:b|$)", r"\b", "(?!a)", r"\Z"]
+    ),
+    min_size=1,
+    max_size=5,
+).map("".join)
+
+
+@given(LINES, PATTERNS)
+def test_search_of_whole_text_finds_the_lines_that_match_alone(lines, pattern):
+    from sandbox.files import search
+
+    compiled, spans_lines = search._compile(pattern)
+    assert not spans_lines
+    single, _ = search._compile(f"{pattern}|(?!)\\n")
+    block, deadline = "\n".join(lines), time.monotonic() + 60
+    found = [block[start:end] for start, end, _ in search._find_by_block(block, compiled, deadline)]
+    assert found == [line for line in lines if single.search(line)]
+
+
+async def test_search_reaches_the_end_of_a_long_line(box):
+    (box.home / "f").write_text("x" * 3_000_000 + "needle")
+    data = await box.file("search", file="f", regex="needle$")
+    assert data["line_numbers"] == [0] and "[from character 2999" in data["matches"][0]
+
+
+async def test_search_that_takes_too_long_says_which_lines_it_left_out(box, monkeypatch):
+    from sandbox.files import search
+
+    (box.home / "f").write_text("needle\n" + "x\n" * 3_000_000)
+    clock = iter(range(1000))
+    monkeypatch.setattr(search.time, "monotonic", lambda: float(next(clock)))
+    data = await box.file("search", file="f", regex="needle")
+    assert (data["matches"], data["truncated"]) == (["needle"], True)
+    assert "were not searched" in data["note"] and int(data["note"].split("line ")[1].split(",")[0]) > 1000
 
 
 async def test_catastrophic_regex_times_out_without_blocking(box, monkeypatch):
