@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
+from app.application.services.desktop_links import DesktopLinks
 from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.run_worker import PlanActWorker
 from app.application.services.screenshots import ScreenshotService
@@ -40,7 +41,7 @@ from app.infrastructure.streams.memory import LocalSignals, MemoryFeed
 from app.infrastructure.streams.polling import PollingFeed
 from app.interfaces.api.services import Services
 from app.interfaces.metrics import Metrics
-from app.interfaces.wire import encode_event, screenshot_address
+from app.interfaces.wire import WIRE_VIEWS, WireView, encode_event, screenshot_address
 from app.model_config import planner_of
 from app.providers import LLM_PROVIDERS, SANDBOX_PROVIDERS, SEARCH_ENGINES, FactoryContext, Store, check_providers
 from app.settings import Role, Settings, UnusableSetting
@@ -83,7 +84,8 @@ async def open_service(
     check_providers(settings)
     async with AsyncExitStack() as stack:
         parts = await _open_parts(settings, overrides, metrics, stack, role=role)
-        services = _services(parts, metrics, heartbeat=overrides.get("heartbeat", 15.0))
+        view = WIRE_VIEWS[settings.wire_compat]
+        services = _services(parts, metrics, heartbeat=overrides.get("heartbeat", 15.0), view=view)
         yield RunningService(services=services, description=parts.description)
 
 
@@ -205,7 +207,7 @@ async def _queue(store: Store, worker: PlanActWorker, signals: Signals, *, role:
     return leased
 
 
-def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float) -> Services:
+def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireView) -> Services:
     store, feed, queue, sandboxes = parts.store, parts.feed, parts.queue, parts.sandboxes
     streams = EventStreams(store.event_log, feed)
     desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
@@ -220,6 +222,7 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float) -> Services:
         ),
         sessions=SessionService(
             sessions=store.sessions,
+            event_log=store.event_log,
             streams=streams,
             feed=feed,
             queue=queue,
@@ -232,6 +235,7 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float) -> Services:
         screenshots=parts.screenshots,
         desktop=desktop,
         tickets=TicketService(sessions=store.sessions, tickets=store.tickets),
+        links=DesktopLinks(sessions=store.sessions, key=store.signing_key.encode()),
         checks={
             "store": store.sessions.check,
             **({} if parts.redis is None else {"redis": parts.redis.check}),
@@ -245,6 +249,7 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float) -> Services:
             "viewers_open": lambda: desktop.viewers,
         },
         heartbeat=heartbeat,
+        view=view,
     )
 
 

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.bootstrap import Overrides, open_service
 from app.infrastructure.logging import configure_logging
-from app.interfaces.api import chat, health, models, sandbox, sessions, tickets, vnc
+from app.interfaces.api import chat, config, health, models, sandbox, sessions, tickets, vnc
 from app.interfaces.api.openapi import install_openapi
 from app.interfaces.api.services import provide
 from app.interfaces.errors import install_error_handlers
@@ -24,6 +24,7 @@ ROUTERS = (
     sessions.router,
     chat.router,
     models.router,
+    config.router,
     sandbox.router,
     tickets.router,
     vnc.router,
@@ -108,7 +109,7 @@ def set_up_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(allowed_origins),
-            allow_methods=["GET", "PUT", "POST", "DELETE"],
+            allow_methods=sorted({"HEAD", *(method for route in routes for method in route.methods or ())}),
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Request-ID"],
             expose_headers=["Retry-After", "X-Request-ID"],
         )

@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     """Port on which a worker serves `/health`, `/ready` and `/metrics`. None: it serves nothing."""
     api_tokens: SecretStr = SecretStr("")
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    wire_compat: Literal["", "2025-06-02"] = ""
     mcp_config: str = ""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
 

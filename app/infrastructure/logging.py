@@ -17,10 +17,12 @@ from app.application.context import request_id, session_id
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """Attributes of every log record. Any other attribute comes from `extra`."""
 
-_SECRET_NAME = re.compile(r"(?i)(token|secret|passw(or)?d|api[_-]?key|authorization|cookie|credentials?|ticket)$")
+_SECRET_NAME = re.compile(
+    r"(?i)(token|secret|passw(or)?d|api[_-]?key|authorization|cookie|credentials?|ticket|signature)$"
+)
 _SECRET_TEXT = re.compile(
     r"""(?ix) (\bbearer\s+) [^\s"',;]+ | \b(sk-) [\w-]{6,}
-    | (\b[\w-]* (?:key|token|secret|password|ticket) =) [^\s&"',;]+ | (://[^\s/:@]*:) [^\s/@]+ (?=@)"""
+    | (\b[\w-]* (?:key|token|secret|password|ticket|signature) =) [^\s&"',;]+ | (://[^\s/:@]*:) [^\s/@]+ (?=@)"""
 )
 _HIDDEN = "***"
 

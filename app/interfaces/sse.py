@@ -14,7 +14,7 @@ from app.application.services.streams import StreamItem
 from app.domain.errors import AnkerError, NotFound
 from app.domain.models.event import EventRecord, StatusDelta, TextDelta
 from app.interfaces.middleware import HEAD_KEY
-from app.interfaces.wire import delta_frame, sse_frame
+from app.interfaces.wire import WIRE_VIEWS, WireView, delta_frame, sse_frame
 
 log = logging.getLogger(__name__)
 
@@ -115,18 +115,18 @@ async def pause(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-def event_frames(item: StreamItem) -> Iterator[bytes]:
+def event_frames(item: StreamItem, view: WireView = WIRE_VIEWS[""]) -> Iterator[bytes]:
     """Return the frames of stored events, without deltas."""
     if not isinstance(item, TextDelta | StatusDelta):
-        yield from record_chunks(item)
+        yield from record_chunks(view.shown(item))
 
 
-def all_frames(item: StreamItem) -> Iterator[bytes]:
+def all_frames(item: StreamItem, view: WireView = WIRE_VIEWS[""]) -> Iterator[bytes]:
     """Return the frames of stored events and of deltas."""
     if isinstance(item, TextDelta | StatusDelta):
         yield delta_frame(item)
     else:
-        yield from record_chunks(item)
+        yield from record_chunks(view.shown(item))
 
 
 def record_chunks(records: Sequence[EventRecord]) -> Iterator[bytes]:

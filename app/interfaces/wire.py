@@ -1,7 +1,7 @@
 """Encode events as clients receive them: JSON, encoded once, with the same bytes in streams and in the history."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import cast
@@ -9,7 +9,15 @@ from typing import cast
 import orjson
 
 from app.domain.errors import InvalidInput
-from app.domain.models.event import Event, EventRecord, RunUsage, StatusDelta, TextDelta
+from app.domain.models.event import (
+    Event,
+    EventRecord,
+    RunUsage,
+    SessionStatus,
+    StatusDelta,
+    TextDelta,
+    ToolCallingEvent,
+)
 from app.domain.models.message import Usage
 
 _ID_DIGITS = 12
@@ -17,6 +25,40 @@ _ID_DIGITS = 12
 
 _MAX_ID_DIGITS = 18
 """Maximum number of digits of an event id; more would not fit the stores' 64-bit integers."""
+
+
+class WireView:
+    """What clients are shown of stored events and of sessions: by default, everything as it is."""
+
+    hides_events = False
+    """Whether `shown` leaves out events. Their ids stay valid: a stream continues after any event of the session."""
+
+    def shown(self, records: Sequence[EventRecord]) -> Sequence[EventRecord]:
+        """Return the events that clients receive, in order."""
+        return records
+
+    def status(self, status: SessionStatus) -> str:
+        """Return the status of a session as clients know it."""
+        return status
+
+
+class _View20250602(WireView):
+    """The protocol of the oldest published frontend, which adds an entry for every `tool` event that it receives.
+
+    Its server sent the `called` event of a search, which has the results, and the `calling` event of other tools.
+    """
+
+    hides_events = True
+
+    def shown(self, records: Sequence[EventRecord]) -> Sequence[EventRecord]:
+        return [record for record in records if record.type != ToolCallingEvent.type or _is_sent_once(record.data)]
+
+    def status(self, status: SessionStatus) -> str:
+        return "active" if status == "running" else status
+
+
+WIRE_VIEWS: Mapping[str, WireView] = {"": WireView(), "2025-06-02": _View20250602()}
+"""The views by the value of WIRE_COMPAT."""
 
 
 def event_id(number: int) -> str:
@@ -86,6 +128,12 @@ def history_items(records: Iterable[EventRecord]) -> bytes:
     for record in records:
         parts += (b',{"event":"' if parts else b'{"event":"', record.type.encode(), b'","data":', record.data, b"}")
     return b"".join(parts)
+
+
+def _is_sent_once(data: bytes) -> bool:
+    """Return whether a `tool` event is the one of its pair that the oldest frontend knows."""
+    event = cast("Mapping[str, object]", orjson.loads(data))
+    return event["status"] == ("called" if event["name"] == "search" else "calling")
 
 
 @cache

@@ -54,7 +54,7 @@ async def test_unknown_model_returns_400_with_the_known_ones_and_changes_nothing
     assert (await details(client, session_id))["events"] == []
 
 
-@pytest.mark.parametrize("body", [{"model": 5}, {"model": ["fast"]}, {"title": 5}, {"title": "x" * 81}, []])
+@pytest.mark.parametrize("body", [{"model": 5}, {"model": ["fast"]}, {"title": 5}, {"title": "x" * 201}, []])
 async def test_malformed_choice_returns_400(client: httpx.AsyncClient, body: Any) -> None:
     assert (await client.put(API, json=body)).status_code == 400
     assert (await client.get(API)).json()["data"]["sessions"] == []

@@ -18,6 +18,8 @@ async def test_new_session_is_pending_and_empty(harness: ApiHarness, client: htt
         "session_id": session_id,
         "title": None,
         "status": "pending",
+        "is_pinned": False,
+        "is_shared": False,
         "model": "main",
         "usage": NO_USAGE,
         "events": [],
@@ -84,6 +86,8 @@ async def test_list_is_paged_with_latest_first(harness: ApiHarness, client: http
         "latest_message_at": None,
         "status": "pending",
         "unread_message_count": 0,
+        "is_pinned": False,
+        "is_shared": False,
         "model": "main",
         "usage": NO_USAGE,
     }

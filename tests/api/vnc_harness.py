@@ -121,9 +121,12 @@ class VncHarness:
     def path(self, session_id: str) -> str:
         return f"{API}/{session_id}/vnc"
 
-    async def connect_viewer(self, session_id: str, *, ticket: str | None = None, **options: Any) -> ClientConnection:
+    async def connect_viewer(
+        self, session_id: str, *, ticket: str | None = None, signature: str | None = None, **options: Any
+    ) -> ClientConnection:
         options = {"subprotocols": [Subprotocol("binary")], **options}
         query = "" if ticket is None else f"?ticket={ticket}"
+        query = query if signature is None else f"?signature={signature}"
         url = f"ws://127.0.0.1:{self.port}{self.path(session_id)}{query}"
         return await connect(url, proxy=None, compression=None, max_size=4 * MIB, **options)
 

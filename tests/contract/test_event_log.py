@@ -227,7 +227,7 @@ async def test_ending_commit_is_refused_while_a_user_message_is_unread(store: Ha
         await store.event_log.commit("s", ending)
     assert (await store.sessions.get("s", owner="me")).last_event_number == 2
     assert list(await store.event_log.load_transcript("s", "planner")) == []
-    assert await store.event_log.load_checkpoint("s") == Checkpoint()
+    assert await store.event_log.load_checkpoint("s") == Checkpoint(title="one")
     assert (await store.sessions.get("s", owner="me")).usage == Usage()
     ends = Commit(timestamp=1, events=(DoneEvent(),), ends_after_message=2)
     assert [record.number for record in await store.event_log.commit("s", ends)] == [3]
@@ -334,7 +334,7 @@ async def test_message_with_a_model_changes_the_model_of_the_session(store: Harn
 
 async def test_checkpoint_is_loaded_with_the_newest_model_of_the_session(store: Harness) -> None:
     await store.event_log.append_user_message("s", "a", at=1, key=None, model="fast")
-    assert await store.event_log.load_checkpoint("s") == Checkpoint(model="fast")
+    assert await store.event_log.load_checkpoint("s") == Checkpoint(model="fast", title="a")
     await store.event_log.commit("s", Commit(timestamp=1, checkpoint=Checkpoint(steps_started=7, model="fast")))
     await store.event_log.append_user_message("s", "b", at=1, key=None, model="slow")
-    assert await store.event_log.load_checkpoint("s") == Checkpoint(steps_started=7, model="slow")
+    assert await store.event_log.load_checkpoint("s") == Checkpoint(steps_started=7, model="slow", title="a")

@@ -206,7 +206,8 @@ async def test_session_is_created_with_its_model_and_title(store: Harness) -> No
     await store.sessions.create("named", owner="me", at=1, model="fast", title="Caf\ud83d")
     session = await store.sessions.get("named", owner="me")
     assert (session.model, session.title, session.status) == ("fast", "Caf\ufffd", "pending")
-    assert await store.event_log.load_checkpoint("named") == Checkpoint(model="fast", given_title="Caf\ufffd")
+    expected = Checkpoint(model="fast", given_title="Caf\ufffd", title="Caf\ufffd")
+    assert await store.event_log.load_checkpoint("named") == expected
 
 
 async def test_older_mark_after_a_newer_one_changes_nothing(store: Harness) -> None:
@@ -215,3 +216,48 @@ async def test_older_mark_after_a_newer_one_changes_nothing(store: Harness) -> N
     await store.event_log.commit("s", Commit(timestamp=1, events=(says("3"),)))
     assert await store.sessions.mark_delivered("s", number=1) is False
     assert await unread(store) == 1
+
+
+async def test_first_message_names_a_session_until_the_agent_does(store: Harness) -> None:
+    await store.event_log.append_user_message("s", f"\n  Count\tthe files {'x' * 100}\nand more", at=1, key=None)
+    title = (await store.sessions.get("s", owner="me")).title
+    assert (len(title), title[:17], title[-1]) == (80, "Count the files x", "…")
+    await store.event_log.append_user_message("s", "and again", at=1, key=None)
+    assert (await store.sessions.get("s", owner="me")).title == title
+    await store.event_log.commit("s", Commit(timestamp=1, events=(TitleEvent(title="Files"),)))
+    await store.event_log.append_user_message("s", "third", at=1, key=None)
+    assert (await store.sessions.get("s", owner="me")).title == "Files"
+
+
+async def test_blank_message_names_no_session(store: Harness) -> None:
+    await store.event_log.append_user_message("s", " \n\t", at=1, key=None)
+    assert (await store.sessions.get("s", owner="me")).title == ""
+    await store.event_log.append_user_message("s", "words", at=1, key=None)
+    assert (await store.sessions.get("s", owner="me")).title == "words"
+
+
+async def test_rename_writes_a_title_event_and_outlives_reopening(store: Harness) -> None:
+    await store.event_log.append_user_message("s", "words", at=1, key=None)
+    await store.event_log.rename_session("s", "Mine", at=2)
+    await store.close()
+    await store.open()
+    session = await store.sessions.get("s", owner="me")
+    assert (session.title, session.last_event_number, session.status) == ("Mine", 2, "running")
+    assert [record.type for record in await store.event_log.read("s", after=1, limit=9)] == ["title"]
+    checkpoint = await store.event_log.load_checkpoint("s")
+    assert (checkpoint.given_title, checkpoint.title) == ("Mine", "Mine")
+    with pytest.raises(NotFound):
+        await store.event_log.rename_session("nobody", "Mine", at=2)
+
+
+async def test_pin_is_kept_and_belongs_to_the_owner(store: Harness) -> None:
+    await store.sessions.set_pinned("s", owner="me", is_pinned=True)
+    with pytest.raises(NotFound):
+        await store.sessions.set_pinned("s", owner="other", is_pinned=False)
+    await store.close()
+    await store.open()
+    assert (await store.sessions.get("s", owner="me")).is_pinned
+    [session] = (await store.sessions.page(owner="me", limit=9, cursor=None)).sessions
+    assert session.is_pinned
+    await store.sessions.set_pinned("s", owner="me", is_pinned=False)
+    assert not (await store.sessions.get("s", owner="me")).is_pinned

@@ -113,7 +113,7 @@ async def test_full_disk_is_reported_and_writes_nothing_until_there_is_room(
     assert str(failed[0]) == "the store does not work now: the disk is full"
     assert len({id(failure) for failure in failed}) == len(failed)
     assert [record.number for record in await sqlite.event_log.read("s", after=0, limit=9)] == [1]
-    assert await sqlite.event_log.load_checkpoint("s") == Checkpoint()
+    assert await sqlite.event_log.load_checkpoint("s") == Checkpoint(title="before")
     assert len(sqlite.committed) == 1
     await limit_pages(sqlite, 10**6)
     assert [record.number for record in await sqlite.event_log.commit("s", large_commit())] == [2]
@@ -205,6 +205,7 @@ async def test_file_of_version_1_is_migrated_and_can_be_written(tmp_path: Path) 
             phase="waiting",
             plan=Plan(goal="greet", steps=(Step(id="1", description="Say hi", status="completed", result="said"),)),
             open_calls=(call,),
+            title="Golden",
         )
         assert not (await store.event_log.append_user_message("golden", "Hello", at=1, key="k1")).is_new
         assert [

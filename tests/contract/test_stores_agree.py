@@ -34,10 +34,14 @@ commits = st.tuples(st.just("commit"), ids, events, times, st.none() | numbers, 
 models = st.none() | st.sampled_from(("", "fast"))
 receives = st.tuples(st.just("receive"), ids, st.text(max_size=5), times, st.none() | st.sampled_from("xyz"), models)
 marks = st.tuples(st.just("mark"), ids, numbers)
+renames = st.tuples(st.just("rename"), ids, st.text(min_size=1, max_size=5), times)
+pins = st.tuples(st.just("pin"), ids, st.sampled_from(OWNERS), st.booleans())
 creates = st.tuples(st.just("create"), ids, st.sampled_from(OWNERS), times)
 deletes = st.tuples(st.just("delete"), ids, st.sampled_from(OWNERS))
 reopens = st.tuples(st.just("reopen"))
-steps = st.lists(st.one_of(commits, commits, receives, receives, marks, creates, deletes, reopens), max_size=25)
+steps = st.lists(
+    st.one_of(commits, commits, receives, receives, marks, renames, pins, creates, deletes, reopens), max_size=25
+)
 
 
 async def run_step(store: Harness, step: tuple[object, ...]) -> object:
@@ -58,6 +62,10 @@ async def run_step(store: Harness, step: tuple[object, ...]) -> object:
             return await store.event_log.append_user_message(session, content, at=at, **options)  # type: ignore[arg-type]
         case ("mark", str(session), int(number)):
             return await store.sessions.mark_delivered(session, number=number)
+        case ("rename", str(session), str(title), int(at)):
+            return await store.event_log.rename_session(session, title, at=at)
+        case ("pin", str(session), str(owner), bool(is_pinned)):
+            return await store.sessions.set_pinned(session, owner=owner, is_pinned=is_pinned)
         case ("create", str(session), str(owner), int(at)):
             return await store.sessions.create(session, owner=owner, at=at)
         case ("delete", str(session), str(owner)):
@@ -127,7 +135,7 @@ many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 few = settings(many, max_examples=10)
 """Fewer examples for MongoDB, because creating and dropping a database takes longer than creating a file."""
 
-alone = st.one_of(commits, receives, marks, creates, deletes).map(lambda step: (step[0], "a", *step[2:]))
+alone = st.one_of(commits, receives, marks, renames, pins, creates, deletes).map(lambda step: (step[0], "a", *step[2:]))
 """Operations on one session. MongoDB queues the writes of each session, so writes to different ones have no order."""
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 import orjson
 
 from app.domain.errors import Conflict, LeaseLost, NotFound, StoreUnavailable, Superseded
-from app.domain.models.event import Event, EventRecord, MessageEvent
+from app.domain.models.event import Event, EventRecord, MessageEvent, TitleEvent
 from app.domain.models.message import TranscriptEntry, Usage
 from app.domain.models.run import Checkpoint, TranscriptName
-from app.domain.models.session import Session, SessionPage, changes_of
+from app.domain.models.session import Session, SessionPage, changes_of, title_of
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.infrastructure.persistence.codec import well_formed
 from app.infrastructure.persistence.session_summary import (
@@ -88,12 +88,21 @@ class MemoryStore:
         if key is not None and well_formed(key) in stored.message_keys:
             return StoredMessage(number=stored.message_keys[well_formed(key)], is_new=False)
         records = self._append(stored, (MessageEvent(role="user", content=content),), at)
+        if not stored.session.title:
+            stored.session = replace(stored.session, title=well_formed(title_of(content)))
         if model is not None:
             stored.session = replace(stored.session, model=model)
         if key is not None:
             stored.message_keys[well_formed(key)] = records[0].number
         self._on_committed(session_id, records)
         return StoredMessage(number=records[0].number, is_new=True)
+
+    async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
+        check_timestamp(at)
+        stored = self._find(session_id)
+        records = self._append(stored, (TitleEvent(title=title),), at)
+        stored.given_title = stored.session.title
+        self._on_committed(session_id, records)
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
         start = max(after, 0)
@@ -107,7 +116,8 @@ class MemoryStore:
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
         stored = self._find(session_id)
-        return replace(stored.checkpoint, model=stored.session.model, given_title=stored.given_title)
+        session = stored.session
+        return replace(stored.checkpoint, model=session.model, given_title=stored.given_title, title=session.title)
 
     async def load_transcript(
         self, session_id: str, transcript: TranscriptName, *, after: int = 0
@@ -168,6 +178,10 @@ class MemoryStore:
         unread = len(stored.messages("assistant", after=stored.delivered))
         before, stored.session = stored.session.unread_count, replace(stored.session, unread_count=unread)
         return unread != before
+
+    async def set_pinned(self, session_id: str, *, owner: str, is_pinned: bool) -> None:
+        stored = self._owned(session_id, owner)
+        stored.session = replace(stored.session, is_pinned=is_pinned)
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         self._owned(session_id, owner)

@@ -11,6 +11,7 @@ import uvicorn
 
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
+from app.application.services.desktop_links import DesktopLinks
 from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
@@ -27,7 +28,7 @@ from app.infrastructure.streams.memory import MemoryFeed
 from app.interfaces.api.services import Services, provide
 from app.interfaces.http_connection import HttpConnection
 from app.interfaces.metrics import Metrics
-from app.interfaces.wire import screenshot_address
+from app.interfaces.wire import WIRE_VIEWS, WireView, screenshot_address
 from app.main import Application, set_up_app
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
@@ -109,7 +110,7 @@ class ScriptedWorker:
 class ApiHarness:
     """The application, the fakes behind it, and a client in front of it."""
 
-    def __init__(self, *, heartbeat: float = 15.0, origins: Sequence[str] = ()) -> None:
+    def __init__(self, *, heartbeat: float = 15.0, origins: Sequence[str] = (), wire_compat: str = "") -> None:
         self.feed = MemoryFeed()
         self.store = MemoryStore(on_committed=self.feed.publish)
         self.worker = ScriptedWorker(self.store)
@@ -133,13 +134,13 @@ class ApiHarness:
             },
             default="main",
         )
-        self.services = self._build_services(heartbeat)
+        self.services = self._build_services(heartbeat, WIRE_VIEWS[wire_compat])
         self.app = Application(self.metrics, title="Anker", version="1")
         set_up_app(self.app, allowed_origins=origins)
         provide(self.app, self.services)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://anker")
 
-    def _build_services(self, heartbeat: float) -> Services:
+    def _build_services(self, heartbeat: float, view: WireView) -> Services:
         store, feed, queue, sandboxes = self.store, self.feed, self.queue, self.sandboxes
         streams = EventStreams(store, feed)
         return Services(
@@ -150,6 +151,7 @@ class ApiHarness:
             ),
             sessions=SessionService(
                 sessions=store,
+                event_log=store,
                 streams=streams,
                 feed=feed,
                 queue=queue,
@@ -162,9 +164,11 @@ class ApiHarness:
             screenshots=self.screenshots,
             desktop=DesktopService(sessions=store, sandboxes=sandboxes, feed=feed),
             tickets=TicketService(sessions=store, tickets=self.tickets, now=lambda: self.now),
+            links=DesktopLinks(sessions=store, key=b"key", now=lambda: self.now),
             checks={"store": store.check, "sandbox": sandboxes.check},
             end_streams=feed.close,
             heartbeat=heartbeat,
+            view=view,
         )
 
     async def close(self) -> None:

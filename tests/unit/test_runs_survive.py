@@ -120,6 +120,7 @@ class CrashableService:
         models = ModelCatalog(models={"default": self.model}, default="default")
         self.sessions = SessionService(
             sessions=self.store,
+            event_log=self.store,
             streams=streams,
             feed=self.feed,
             queue=self.queue,

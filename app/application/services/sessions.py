@@ -1,4 +1,4 @@
-"""Use cases: create, read, list, watch, stop and delete sessions."""
+"""Use cases: create, read, list, watch, change, stop and delete sessions."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -15,7 +15,11 @@ from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.models.event import EventRecord
 from app.domain.models.session import Session, SessionPage
+from app.domain.repositories.event_log import EventLog
 from app.domain.repositories.sessions import SessionRepository
+
+MAX_GIVEN_TITLE = 200
+"""Maximum length of a title that a user gives a session, in characters."""
 
 MAX_PAGE = 500
 """Maximum number of sessions in one page."""
@@ -31,9 +35,10 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionService:
-    """Create, read, list, watch, stop and delete the sessions of an owner."""
+    """Create, read, list, watch, change, stop and delete the sessions of an owner."""
 
     sessions: SessionRepository
+    event_log: EventLog
     streams: EventStreams
     feed: Feed
     queue: RunQueue
@@ -59,6 +64,39 @@ class SessionService:
         await self.sessions.create(session_id, owner=owner, at=self.now(), model=model, title=title)
         self.feed.notify_list_changed()
         return session_id
+
+    async def rename(self, session_id: str, title: str, *, owner: str) -> str:
+        """Give the session a title, which its streams show. Return it as it is stored.
+
+        Raises:
+            NotFound: The session does not exist.
+            InvalidInput: The title has no characters to show.
+        """
+        title = " ".join(title.split())
+        if not title:
+            raise InvalidInput("title: must not be blank")
+        await self.sessions.get(session_id, owner=owner)
+        await self.event_log.rename_session(session_id, title, at=self.now())
+        return title
+
+    async def pin(self, session_id: str, *, owner: str, is_pinned: bool) -> None:
+        """Pin the session, or unpin it.
+
+        Raises:
+            NotFound: The session does not exist.
+        """
+        await self.sessions.set_pinned(session_id, owner=owner, is_pinned=is_pinned)
+        self.feed.notify_list_changed()
+
+    async def mark_read(self, session_id: str, *, owner: str) -> None:
+        """Count all messages of the session as delivered.
+
+        Raises:
+            NotFound: The session does not exist.
+        """
+        session = await self.sessions.get(session_id, owner=owner)
+        if await self.sessions.mark_delivered(session_id, number=session.last_event_number):
+            self.feed.notify_list_changed()
 
     async def history(
         self, session_id: str, *, owner: str, after: int | None, limit: int | None, tail: int | None

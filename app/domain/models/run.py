@@ -49,6 +49,10 @@ class Checkpoint:
     """Name of the session's model profile; empty for the default. The store sets it whenever it loads a checkpoint."""
     given_title: str = ""
     """Title that the user gave the session; empty if the agent names it. The store sets it, as `model`."""
+    title: str = ""
+    """Title of the session, whoever gave it; empty before the first message. The store sets it, as `model`."""
+    has_title_event: bool = False
+    """Whether the agent has stored a `title` event in this session."""
 
     transcript_starts: Mapping[TranscriptName, int] = field(default_factory=dict[TranscriptName, int])
     """Number of stored entries before the newest summary of each transcript, set by `RunCheckpointer`; 0 if absent."""
@@ -66,4 +70,6 @@ class Checkpoint:
             sandbox_instance=self.sandbox_instance,
             model=self.model,
             given_title=self.given_title,
+            title=self.title,
+            has_title_event=self.has_title_event,
         )

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from app.domain.models.event import Event, SessionChanges, SessionStatus
 from app.domain.models.message import Usage
 
+MAX_TITLE = 80
+"""Maximum length of a title that the agent or the first message gives a session, in characters."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
@@ -23,6 +26,7 @@ class Session:
     """Number of the newest event, or 0 when there is none."""
     model: str = ""
     """Name of the model profile that the user chose; empty for the default."""
+    is_pinned: bool = False
     usage: Usage = Usage()
     """Model calls and tokens of all runs, and what they cost."""
 
@@ -33,6 +37,12 @@ class SessionPage:
 
     sessions: tuple[Session, ...]
     next_cursor: str | None
+
+
+def title_of(text: str) -> str:
+    """Return a title made from `text`: its first line with characters to show, bounded; empty if it has none."""
+    title = " ".join(text.lstrip().partition("\n")[0].split())
+    return title if len(title) <= MAX_TITLE else title[: MAX_TITLE - 1].rstrip() + "…"
 
 
 def changes_of(events: Iterable[Event]) -> SessionChanges:

@@ -99,7 +99,7 @@ class EventLog(Protocol):
     async def append_user_message(
         self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
     ) -> StoredMessage:
-        """Store a user message.
+        """Store a user message. A session without a title gets one from its words.
 
         Args:
             session_id: Session that the message belongs to.
@@ -107,6 +107,16 @@ class EventLog(Protocol):
             at: Time of the message, in whole seconds since the epoch, UTC.
             key: Idempotency key. A repeated key stores nothing; the result names the message stored before.
             model: Name of the model profile that the session uses from this message on; None to leave it as it is.
+        """
+        ...
+
+    async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
+        """Store the title that the user gives the session, with a `title` event. The agent then names it no more.
+
+        Args:
+            session_id: Session to rename.
+            title: Its new title, not empty.
+            at: Time of the event, in whole seconds since the epoch, UTC.
         """
         ...
 

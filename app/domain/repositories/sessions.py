@@ -65,6 +65,10 @@ class SessionRepository(Protocol):
         """Record that a client received every event up to `number`. Return whether the unread count changed."""
         ...
 
+    async def set_pinned(self, session_id: str, *, owner: str, is_pinned: bool) -> None:
+        """Record whether the user pinned the session."""
+        ...
+
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Delete the session with its events, transcripts, checkpoint, screenshots and tickets."""
         ...

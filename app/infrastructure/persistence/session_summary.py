@@ -17,7 +17,7 @@ USAGE_FIELDS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasonin
 
 LISTED_FIELDS = (
     *("owner", "title", "status", "latest_message", "latest_message_at", "unread", "created_at", "last_event"),
-    *("last_activity", "ordinal", "model", *USAGE_FIELDS),
+    *("last_activity", "ordinal", "model", "is_pinned", *USAGE_FIELDS),
 )
 """Stored fields of a session that `listed_session` needs."""
 
@@ -39,7 +39,7 @@ class ListedSession(NamedTuple):
 def listed_session(session_id: str, values: Iterable[Any]) -> ListedSession:
     """Return a session from its id and the values of `LISTED_FIELDS`."""
     owner, title, status, latest_message, latest_message_at, unread, created_at, last_event, *others = values
-    last_activity, ordinal, model, *usage = others
+    last_activity, ordinal, model, is_pinned, *usage = others
     session = Session(
         id=session_id,
         owner=owner,
@@ -51,6 +51,7 @@ def listed_session(session_id: str, values: Iterable[Any]) -> ListedSession:
         created_at=created_at,
         last_event_number=last_event,
         model=model,
+        is_pinned=bool(is_pinned),
         usage=Usage(**dict(zip(USAGE_FIELDS, usage, strict=True))),
     )
     return ListedSession(session, last_activity, ordinal)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.domain.errors import LeaseLost, Superseded, TooLarge
-from app.domain.models.event import Event, EventRecord, MessageEvent
+from app.domain.models.event import Event, EventRecord, MessageEvent, TitleEvent
 from app.domain.models.run import TranscriptName
-from app.domain.models.session import changes_of
+from app.domain.models.session import changes_of, title_of
 from app.domain.repositories.event_log import Commit, StoredMessage
 from app.infrastructure.persistence import codec
 from app.infrastructure.persistence.group_commit import CommittedEvents
@@ -17,7 +17,10 @@ EncodeEvent = Callable[[Event, int, int], bytes]
 """Encoder of an event, its number and its timestamp into the JSON that is stored and sent."""
 
 
-CURSOR_FIELDS = ("ordinal", "last_event", "last_user_message", "planner_messages", "executor_messages", "revision")
+CURSOR_FIELDS = (
+    *("ordinal", "last_event", "last_user_message", "planner_messages", "executor_messages", "revision"),
+    "title",
+)
 """Stored fields of a session that its cursor contains."""
 
 
@@ -33,7 +36,15 @@ class ReceiveRequest:
     """Model profile that the session uses from now on; None to leave it as it is."""
 
 
-WriteRequest = Commit | ReceiveRequest
+@dataclass(frozen=True, slots=True)
+class RenameRequest:
+    """Request to give a session the title that its user chose."""
+
+    title: str
+    timestamp: int
+
+
+WriteRequest = Commit | ReceiveRequest | RenameRequest
 """A write to one session."""
 
 
@@ -52,6 +63,8 @@ class SessionCursor:
     """Number of messages in the executor's transcript."""
     revision: str
     """Revision of the stored checkpoint; empty when there is none."""
+    title: str
+    """Title of the session; empty if it has none."""
     fencing_token: int = 0
     """Token of the session's newest lease; 0 in a store without leases."""
 
@@ -128,8 +141,14 @@ class SessionUpdate:
         return not (self.events or self.messages or self.checkpoint is not None or self.increments)
 
     def apply(self, request: WriteRequest) -> Sequence[EventRecord] | StoredMessage:
-        """Add one write. See `commit` and `receive` for the result and the errors."""
-        return self.commit(request) if isinstance(request, Commit) else self.receive(request)
+        """Add one write. See `commit`, `receive` and `rename` for the result and the errors."""
+        match request:
+            case Commit():
+                return self.commit(request)
+            case ReceiveRequest():
+                return self.receive(request)
+            case RenameRequest():
+                return self.rename(request)
 
     def commit(self, commit: Commit) -> Sequence[EventRecord]:
         """Add a commit, see `EventLog.commit`."""
@@ -167,12 +186,24 @@ class SessionUpdate:
         records = self._encode_events(events, request.timestamp)
         self._reserve(records)
         self._add_events(events, records, request.timestamp)
+        if not self.cursor.title and (title := title_of(request.content)):
+            self._move(title=codec.well_formed(title))
         if request.model is not None:
             self.fields["model"] = request.model
         number = records[0].number
         if key is not None:
             self.message_keys[key] = self.new_keys[key] = number
         return StoredMessage(number=number, is_new=True)
+
+    def rename(self, request: RenameRequest) -> Sequence[EventRecord]:
+        """Add the user's title, see `EventLog.rename_session`."""
+        check_timestamp(request.timestamp)
+        events = (TitleEvent(title=request.title),)
+        records = self._encode_events(events, request.timestamp)
+        self._reserve(records)
+        self._add_events(events, records, request.timestamp)
+        self.fields["given_title"] = self.cursor.title
+        return records
 
     def _encode_events(self, events: Sequence[Event], timestamp: int) -> list[EventRecord]:
         return [
@@ -216,14 +247,14 @@ class SessionUpdate:
         changes = changes_of(events)
         self._increment({"unread": changes.assistant_messages or None})
         if changes.title is not None:
-            self.fields["title"] = codec.well_formed(changes.title)
+            self._move(title=codec.well_formed(changes.title))
         if changes.status is not None:
             self.fields["status"] = changes.status
         if changes.latest_message is not None:
             self.fields["latest_message"] = preview(changes.latest_message)
             self.fields["latest_message_at"] = self.fields["last_activity"] = timestamp
 
-    def _move(self, **positions: int) -> None:
+    def _move(self, **positions: Any) -> None:
         self.cursor = replace(self.cursor, **positions)
         self.fields.update(positions)
 

@@ -1,5 +1,6 @@
 """The conversation: send a message, and follow the events of a session."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import Request
@@ -101,7 +102,7 @@ async def chat(
     )
     return EventStream(
         items,
-        all_frames if sent.stream else event_frames,
+        partial(all_frames if sent.stream else event_frames, view=services.view),
         heartbeat=services.heartbeat,
         end_streams=services.end_streams,
     )
@@ -124,4 +125,5 @@ async def follow_events(
     number = parse_event_id(last_event_id or after) or 0
     caller = await get_caller(request, session_id, ticket)
     items = await services.chat.follow(session_id, after=number, owner=caller.owner)
-    return EventStream(items, event_frames, heartbeat=services.heartbeat, end_streams=services.end_streams)
+    encode = partial(event_frames, view=services.view)
+    return EventStream(items, encode, heartbeat=services.heartbeat, end_streams=services.end_streams)

@@ -9,12 +9,14 @@ from starlette.requests import HTTPConnection
 
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
+from app.application.services.desktop_links import DesktopLinks
 from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.tickets import TicketService
 from app.domain.external.llm import ModelCatalog
 from app.interfaces.metrics import Gauges, Metrics
+from app.interfaces.wire import WIRE_VIEWS, WireView
 
 Check = Callable[[], Awaitable[str | None]]
 """Checks one dependency: returns None if it can be used now, else the reason why not."""
@@ -30,6 +32,7 @@ class Services:
     screenshots: ScreenshotService
     desktop: DesktopService
     tickets: TicketService
+    links: DesktopLinks
     models: ModelCatalog
     checks: Mapping[str, Check]
     """Checks that `/ready` runs, by the name of the dependency."""
@@ -37,6 +40,8 @@ class Services:
     """Makes every open stream end soon. Called when the server starts to shut down, possibly more than once."""
     metrics: Metrics
     gauges: Gauges
+    view: WireView = WIRE_VIEWS[""]
+    """What clients are shown of events and sessions."""
     heartbeat: float = 15.0
     """Seconds between two comments on a stream."""
 

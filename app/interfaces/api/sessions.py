@@ -1,19 +1,19 @@
 """Sessions: create, return, list, watch, delete and stop them."""
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Literal, cast
 
 import orjson
 from fastapi import Query, Request
-from pydantic import Field, StrictStr
+from pydantic import Field, StrictBool, StrictStr
 from starlette.responses import Response, StreamingResponse
 
-from app.application.services.sessions import MAX_PAGE, History
-from app.domain.external.llm import ModelCatalog
+from app.application.services.sessions import MAX_GIVEN_TITLE, MAX_PAGE, History
 from app.domain.models.event import EventRecord, SessionStatus
 from app.domain.models.session import Session, SessionPage
-from app.domain.services.agents.planner import MAX_TITLE
 from app.interfaces.api.dependencies import (
     AfterQuery,
     Owner,
@@ -25,9 +25,10 @@ from app.interfaces.api.dependencies import (
 )
 from app.interfaces.api.openapi import answers, api_router, body, streams
 from app.interfaces.api.schemas import EmptyAnswer, EventItem, Schema, SuccessAnswer, UsageData
+from app.interfaces.api.services import Services
 from app.interfaces.envelope import CLOSING, JSON, OPENING, success, success_json
 from app.interfaces.sse import EventStream
-from app.interfaces.wire import history_items, usage_object
+from app.interfaces.wire import WireView, history_items, usage_object
 
 MAX_EVENTS = 5_000
 """Maximum number of events that one request may ask for."""
@@ -47,6 +48,10 @@ data: {"sessions":[],"next_cursor":null}
 """
 
 _MODEL = Field(description="Name of the model that its runs use.")
+_PINNED = Field(description="Whether the user pinned it. The order of the list does not depend on it.")
+_SHARED = Field(description="Whether others can read it; false, as this version cannot share sessions.")
+
+GivenTitle = Annotated[StrictStr, Field(max_length=MAX_GIVEN_TITLE)]
 
 router = api_router("sessions", "/api/v1/sessions")
 
@@ -55,9 +60,19 @@ class CreateBody(RequestBody):
     """Choices for a new session. The body may be absent, and so may every field."""
 
     model: StrictStr | None = Field(None, description="Name of a model of `GET /models`; the default when absent.")
-    title: Annotated[StrictStr, Field(max_length=MAX_TITLE)] | None = Field(
-        None, description="Title of the session; the agent names it when absent."
-    )
+    title: GivenTitle | None = Field(None, description="Title of the session; the agent names it when absent.")
+
+
+class TitleBody(RequestBody):
+    """The new title of a session."""
+
+    title: GivenTitle
+
+
+class PinBody(RequestBody):
+    """Whether to pin a session."""
+
+    is_pinned: StrictBool
 
 
 class Created(Schema):
@@ -72,12 +87,40 @@ class CreatedAnswer(SuccessAnswer):
     data: Created
 
 
+class Renamed(Schema):
+    """The title of a session."""
+
+    session_id: str
+    title: str
+
+
+class RenamedAnswer(SuccessAnswer):
+    """The envelope that contains `Renamed`."""
+
+    data: Renamed
+
+
+class Pinned(Schema):
+    """Whether a session is pinned."""
+
+    session_id: str
+    is_pinned: bool
+
+
+class PinnedAnswer(SuccessAnswer):
+    """The envelope that contains `Pinned`."""
+
+    data: Pinned
+
+
 class SessionDetail(Schema):
     """A session with its events, or the requested part of them, in order."""
 
     session_id: str
     title: str | None = Field(description="null until the session has a name.")
     status: SessionStatus
+    is_pinned: bool = _PINNED
+    is_shared: bool = _SHARED
     model: str = _MODEL
     usage: UsageData
     events: list[EventItem]
@@ -98,6 +141,8 @@ class SessionSummary(Schema):
     latest_message_at: int | None = Field(description="Whole seconds since the epoch, UTC.")
     status: SessionStatus
     unread_message_count: int = Field(description="Messages of the agent that no chat stream has delivered yet.")
+    is_pinned: bool = _PINNED
+    is_shared: bool = _SHARED
     model: str = _MODEL
     usage: UsageData
 
@@ -145,7 +190,7 @@ async def list_sessions(
 ) -> Response:
     """Return a page of your sessions, latest first."""
     page = await services.sessions.page(owner=owner, limit=limit, cursor=cursor or None)
-    return success(_page_data(page, services.models))
+    return success(_page_data(page, services))
 
 
 @router.post("", responses=streams(SessionsFrame, 400, 503, example=_EXAMPLE))
@@ -153,7 +198,7 @@ async def watch_sessions(services: RequestServices, owner: Owner, limit: PageSiz
     """Stream the first page of your sessions: at once, and again whenever something in it changes."""
     return EventStream(
         services.sessions.watch(owner=owner, limit=limit),
-        lambda page: _page_frames(page, services.models),
+        lambda page: _page_frames(page, services),
         heartbeat=services.heartbeat,
         end_streams=services.end_streams,
     )
@@ -169,13 +214,17 @@ async def get_session(
     tail: Tail = None,
 ) -> Response:
     """Return a session with its events: all of them, or the part that the parameters ask for."""
-    history = await services.sessions.history(
-        session_id, owner=owner, after=parse_event_id(after), limit=limit, tail=tail
-    )
+    view, number = services.view, parse_event_id(after)
+    if view.hides_events:
+        # The client counts the events that it is shown.
+        history = await services.sessions.history(session_id, owner=owner, after=number, limit=None, tail=None)
+        history = replace(history, pages=_shown_part(history.pages, view, limit=limit, tail=tail))
+    else:
+        history = await services.sessions.history(session_id, owner=owner, after=number, limit=limit, tail=tail)
     # Read the first page before the response starts, so that a failing store is reported with its status.
     first = await anext(history.pages, None) or ()
     second = await anext(history.pages, None)
-    opening = _history_start(history.session, services.models)
+    opening = _history_start(history.session, services)
     if second is None:
         return success_json(opening + history_items(first) + b"]}")
     return StreamingResponse(_history_parts(opening, (first, second), history), media_type=JSON)
@@ -193,6 +242,51 @@ async def stop_session(services: RequestServices, owner: Owner, session_id: Sess
     """Stop the session's run. `done` is written before the response. Without a run, change nothing."""
     await services.sessions.stop(session_id, owner=owner)
     return success(None)
+
+
+@router.patch(
+    "/{session_id}/title", responses=answers(RenamedAnswer, 400, 404, 413, 503), openapi_extra=body(TitleBody)
+)
+async def rename_session(request: Request, services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
+    """Give the session a title, which the agent then leaves as it is. Its streams receive a `title` event."""
+    wanted = await read_body(request, TitleBody)
+    title = await services.sessions.rename(session_id, wanted.title, owner=owner)
+    return success({"session_id": session_id, "title": title})
+
+
+@router.post("/{session_id}/pin", responses=answers(PinnedAnswer, 400, 404, 413, 503), openapi_extra=body(PinBody))
+async def pin_session(request: Request, services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
+    """Pin the session, or unpin it. The order of the list does not depend on it."""
+    wanted = await read_body(request, PinBody)
+    await services.sessions.pin(session_id, owner=owner, is_pinned=wanted.is_pinned)
+    return success({"session_id": session_id, "is_pinned": wanted.is_pinned})
+
+
+@router.post("/{session_id}/clear_unread_message_count", responses=answers(EmptyAnswer, 404, 503))
+async def clear_unread_message_count(services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
+    """Count all messages of the session as delivered."""
+    await services.sessions.mark_read(session_id, owner=owner)
+    return success(None)
+
+
+async def _shown_part(
+    pages: AsyncIterator[Sequence[EventRecord]], view: WireView, *, limit: int | None, tail: int | None
+) -> AsyncGenerator[Sequence[EventRecord], None]:
+    """Yield the shown events: of the newest `tail` ones, the first `limit`."""
+    newest: deque[EventRecord] = deque(maxlen=tail)
+    left = limit
+    async with aclosing(cast("AsyncGenerator[Sequence[EventRecord], None]", pages)) as source:
+        async for page in source:
+            shown = view.shown(page)
+            if tail is not None:
+                newest.extend(shown)
+            elif shown := shown[:left]:
+                yield shown
+                left = None if left is None else left - len(shown)
+                if left == 0:
+                    return
+    if newest:
+        yield list(newest)[:limit]
 
 
 async def _history_parts(start: bytes, read: Sequence[Sequence[EventRecord]], history: History) -> AsyncIterator[bytes]:
@@ -215,33 +309,36 @@ def _page_parts(page: Sequence[EventRecord]) -> Iterator[bytes]:
         yield history_items(page[first : first + _EVENTS_PER_WRITE])
 
 
-def _history_start(session: Session, models: ModelCatalog) -> bytes:
+def _history_start(session: Session, services: Services) -> bytes:
     """Return the JSON of a session up to its first event."""
-    head = {
-        "session_id": session.id,
-        "title": session.title or None,
-        "status": session.status,
-        "model": models.name_of(session.model),
-        "usage": usage_object(session.usage),
-    }
+    head = {"session_id": session.id, **_summary(session, services)}
     return orjson.dumps(head)[:-1] + b',"events":['
 
 
-def _page_frames(page: SessionPage, models: ModelCatalog) -> Iterator[bytes]:
-    yield b"event: sessions\ndata: %b\n\n" % orjson.dumps(_page_data(page, models))
+def _summary(session: Session, services: Services) -> dict[str, object]:
+    """Return what both a session and its row in the list have."""
+    return {
+        "title": session.title or None,
+        "status": services.view.status(session.status),
+        "is_pinned": session.is_pinned,
+        "is_shared": False,
+        "model": services.models.name_of(session.model),
+        "usage": usage_object(session.usage),
+    }
 
 
-def _page_data(page: SessionPage, models: ModelCatalog) -> dict[str, object]:
+def _page_frames(page: SessionPage, services: Services) -> Iterator[bytes]:
+    yield b"event: sessions\ndata: %b\n\n" % orjson.dumps(_page_data(page, services))
+
+
+def _page_data(page: SessionPage, services: Services) -> dict[str, object]:
     sessions = [
         {
             "session_id": session.id,
-            "title": session.title or None,
             "latest_message": session.latest_message or None,
             "latest_message_at": session.latest_message_at,
-            "status": session.status,
             "unread_message_count": session.unread_count,
-            "model": models.name_of(session.model),
-            "usage": usage_object(session.usage),
+            **_summary(session, services),
         }
         for session in page.sessions
     ]

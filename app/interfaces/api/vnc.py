@@ -6,17 +6,30 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import WebSocket
+from fastapi import Query, Request, WebSocket
+from pydantic import Field, StrictBool, StrictInt
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
 from app.application.services.desktop import Viewer, ViewingEnd
 from app.domain.errors import AnkerError, Forbidden, InvalidInput, TooLarge
-from app.interfaces.api.dependencies import TicketQuery, get_caller, get_session_id
-from app.interfaces.api.openapi import Document, api_router, failures_of
+from app.interfaces.api.dependencies import (
+    Caller,
+    Owner,
+    RequestBody,
+    RequestServices,
+    SessionId,
+    TicketQuery,
+    get_caller,
+    get_session_id,
+    read_body,
+)
+from app.interfaces.api.openapi import Document, answers, api_router, body, failures_of
+from app.interfaces.api.schemas import Schema, SuccessAnswer
 from app.interfaces.api.services import services_of
-from app.interfaces.envelope import POLICY_VIOLATION, failure, refuse
+from app.interfaces.envelope import POLICY_VIOLATION, failure, refuse, success
 from app.interfaces.errors import NOTHING_HERE, status_of
 from app.interfaces.view_only import ViewOnlyViewer
 
@@ -59,6 +72,41 @@ ERROR_CODES: Mapping[type[AnkerError], int] = {
 _PATH = "/api/v1/sessions/{session_id}/vnc"
 _NOT_A_WEBSOCKET = "this is a WebSocket, for a VNC viewer: connect with ws:// and the subprotocol `binary`"
 
+DEFAULT_MINUTES = 15
+"""Minutes for which a signed address is valid, unless the request asks for another time."""
+
+MAX_MINUTES = 120
+"""Maximum number of minutes for which a signed address is valid."""
+
+SignatureQuery = Annotated[
+    str | None, Query(alias="signature", description="From `POST …/vnc/signed-url`, instead of a ticket.")
+]
+
+
+class SignedUrlBody(RequestBody):
+    """What a signed address shall allow. The body may be absent, and so may every field."""
+
+    expire_minutes: Annotated[StrictInt, Field(ge=1, le=MAX_MINUTES)] | None = Field(
+        None, description=f"Minutes for which it is valid; {DEFAULT_MINUTES} when absent."
+    )
+    view_only: StrictBool | None = Field(
+        None, description="Keyboard, pointer and clipboard of viewers that it opens are dropped."
+    )
+
+
+class SignedAddress(Schema):
+    """An address that is a credential itself."""
+
+    signed_url: str = Field(description="A path under the origin of the API, for ws:// or wss://.")
+    expires_in: int = Field(description="Seconds for which it is valid.")
+
+
+class SignedAddressAnswer(SuccessAnswer):
+    """The envelope that contains `SignedAddress`."""
+
+    data: SignedAddress
+
+
 _RESPONSES: dict[int | str, Document] = {
     101: {"description": "A WebSocket: the bytes of the RFB (VNC) protocol, both ways."},
     **failures_of((426,)),
@@ -68,23 +116,42 @@ router = api_router("sandbox")
 
 
 @router.get(_PATH, status_code=426, response_description="Not asked for as a WebSocket.", responses=_RESPONSES)
-async def watch_desktop(session_id: str, ticket: TicketQuery = None) -> Response:
+async def watch_desktop(session_id: str, ticket: TicketQuery = None, signature: SignatureQuery = None) -> Response:
     """Open the session's desktop as a WebSocket: binary frames, subprotocol `binary` (or none), as noVNC speaks it.
 
     If the session has no sandbox, one is started while the viewer waits. The connection is always accepted, as a
     browser tells a page nothing about one that is not, and then closed with a code and a reason to show: 1000 the
     desktop ended the connection, 1001 or 1012 the service is shutting down, 1003 only binary frames are understood,
     1008 a viewer that may only watch sent something unknown, 1009 a message is too large, 1011 the viewer does not
-    answer, or an internal error, 4401 the ticket opens nothing (any more), 4404 no such session, 4410 the session was
-    deleted or the sandbox is gone, 4502 the sandbox refused, 4503 no sandbox or desktop is available now. An unknown
-    subprotocol (400) and pages of other origins (403) are refused at once.
+    answer, or an internal error, 4401 the ticket or the signature opens nothing (any more), 4404 no such session, 4410
+    the session was deleted or the sandbox is gone, 4502 the sandbox refused, 4503 no sandbox or desktop is available
+    now. An unknown subprotocol (400) and pages of other origins (403) are refused at once.
 
-    With a ticket that was made with `view_only`, the viewer only watches: its keyboard, pointer and clipboard are
-    dropped. It must speak RFB 3.7 or 3.8. It still receives what is copied on the desktop.
+    With a ticket or a signed address that was made with `view_only`, the viewer only watches: its keyboard, pointer and
+    clipboard are dropped. It must speak RFB 3.7 or 3.8. It still receives what is copied on the desktop.
     """
     return failure(
         HTTPStatus.UPGRADE_REQUIRED, _NOT_A_WEBSOCKET, headers={"Upgrade": "websocket", "Connection": "Upgrade, close"}
     )
+
+
+@router.post(
+    f"{_PATH}/signed-url", responses=answers(SignedAddressAnswer, 400, 404, 413, 503), openapi_extra=body(SignedUrlBody)
+)
+async def sign_desktop_address(
+    request: Request, services: RequestServices, owner: Owner, session_id: SessionId
+) -> Response:
+    """Return an address that opens the session's desktop without a header, any number of times until it expires.
+
+    It also opens it for others: treat it as a password.
+    """
+    wanted = await read_body(request, SignedUrlBody)
+    seconds = 60 * (DEFAULT_MINUTES if wanted.expire_minutes is None else wanted.expire_minutes)
+    signature = await services.links.sign(session_id, owner=owner, seconds=seconds, view_only=bool(wanted.view_only))
+    address = f"{_PATH.format(session_id=session_id)}?signature={signature}"
+    response = success({"signed_url": address, "expires_in": seconds})
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 @router.websocket(_PATH)
@@ -141,7 +208,7 @@ async def _watch(websocket: WebSocket, session_id: str) -> tuple[int | None, str
     """Serve the viewer. Return the code and the reason to close with; no code if the viewer has left."""
     try:
         await get_session_id(session_id)
-        caller = await get_caller(websocket, session_id, websocket.query_params.get("ticket"))
+        caller = await _caller(websocket, session_id)
         viewer: Viewer = _SocketViewer(websocket)
         if caller.view_only:
             viewer = ViewOnlyViewer(viewer)
@@ -152,6 +219,14 @@ async def _watch(websocket: WebSocket, session_id: str) -> tuple[int | None, str
         log.exception("a viewer failed unexpectedly")
         return INTERNAL, "internal error; the log has the details"
     return CLOSE_CODES[ending], ending.value
+
+
+async def _caller(websocket: WebSocket, session_id: str) -> Caller:
+    signature = websocket.query_params.get("signature")
+    if signature is None:
+        return await get_caller(websocket, session_id, websocket.query_params.get("ticket"))
+    holder = services_of(websocket).links.check(signature, session_id=session_id)
+    return Caller(owner=holder.owner, view_only=holder.view_only)
 
 
 def _error_code(error: AnkerError) -> int:

@@ -144,6 +144,12 @@ class RunCheckpointer:
         self._transcripts.clear()
         self._staged.clear()
 
+    async def reload_given_title(self) -> None:
+        """Update `given_title` of the checkpoint: the user may have renamed the session during the attempt."""
+        with suppress(StoreUnavailable):  # The title is not worth another attempt.
+            stored = await self._event_log.load_checkpoint(self.session_id)
+            self.checkpoint = replace(self.checkpoint, given_title=stored.given_title, title=stored.title)
+
     async def transcript(self, name: TranscriptName) -> Transcript:
         """Return a transcript, loaded on first use.
 

@@ -21,6 +21,7 @@ from app.domain.models.event import (
 )
 from app.domain.models.message import ToolMessage, UserMessage
 from app.domain.models.plan import Plan, Step, with_distinct_ids
+from app.domain.models.session import title_of
 from app.domain.models.tool import ToolSpec
 from app.domain.prompts import correction, executing, planning
 from app.domain.services.agents.checkpointer import RunCheckpointer
@@ -30,9 +31,6 @@ from app.domain.services.agents.model_exchange import ModelExchange, parse_text_
 from app.domain.services.tools.arguments import BadArguments, is_complete, parse_arguments
 from app.domain.services.tools.base import OptionalText, StepInput, Steps, Text, ToolInput
 from app.domain.services.tools.schema import json_schema
-
-MAX_TITLE = 80
-"""Maximum length of a session title in characters."""
 
 
 class CreatePlanInput(ToolInput):
@@ -125,10 +123,10 @@ class Planner:
         return plan
 
     async def _accept(self, plan: CreatePlanInput) -> None:
-        checkpoint = self._checkpointer.checkpoint
+        await self._checkpointer.reload_given_title()
+        checkpoint = replace(self._checkpointer.checkpoint, has_title_event=True)
         text = checkpoint.unplanned_text
-        name = checkpoint.given_title or plan.title.strip() or text.strip().partition("\n")[0]
-        title = " ".join(name.split())[:MAX_TITLE]
+        title = checkpoint.given_title or title_of(plan.title) or title_of(text)
         events: list[Event] = [TitleEvent(title=title), MessageEvent(role="assistant", content=plan.message)]
         at_rest = checkpoint.at_rest()
         if not plan.steps:

@@ -32,6 +32,7 @@ from app.domain.models.event import (
     PlanEvent,
     RunUsage,
     StepEvent,
+    TitleEvent,
     ToolCalledEvent,
     WaitEvent,
 )
@@ -237,7 +238,11 @@ class PlanActFlow:
         if unread:
             await self._stage_user_messages(unread)
             last_read = unread[-1].number
-        at_rest = replace(checkpointer.checkpoint.at_rest(), last_read_message=last_read)
+        checkpoint = checkpointer.checkpoint
+        if checkpoint.title and not checkpoint.has_title_event:
+            # Clients show the titles of events; this run ended before it wrote one.
+            events.insert(0, TitleEvent(title=checkpoint.title))
+        at_rest = replace(checkpoint.at_rest(), last_read_message=last_read, has_title_event=True)
         await checkpointer.commit([*events, last], checkpoint=at_rest, ends_run=True)
 
     async def _count_crash(self) -> None:

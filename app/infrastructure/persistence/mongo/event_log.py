@@ -14,7 +14,7 @@ from app.infrastructure.persistence.mongo.client import Document, MongoDatabase
 from app.infrastructure.persistence.mongo.repositories import MongoRepository
 from app.infrastructure.persistence.mongo.schema import MESSAGES_INDEX
 from app.infrastructure.persistence.mongo.write_queue import SessionWriteQueue
-from app.infrastructure.persistence.session_update import ReceiveRequest
+from app.infrastructure.persistence.session_update import ReceiveRequest, RenameRequest
 
 _EVENT_FIELDS = ("ordinal", "last_event", "tail.events")
 _TRANSCRIPT_FIELDS = ("ordinal", "planner_messages", "executor_messages", "tail.messages")
@@ -43,6 +43,10 @@ class MongoEventLog(MongoRepository):
         """Implement `EventLog.append_user_message`."""
         request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key), model)
         return await self._queue.receive(codec.well_formed(session_id), request)
+
+    async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
+        """Implement `EventLog.rename_session`."""
+        await self._queue.rename(codec.well_formed(session_id), RenameRequest(title, at))
 
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
         """Implement `EventLog.read`."""
@@ -73,8 +77,9 @@ class MongoEventLog(MongoRepository):
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
         """Implement `EventLog.load_checkpoint`."""
-        session = await self._find_session(session_id, ("checkpoint", "model", "given_title"))
-        choices = {name: session.get(name, "") for name in ("model", "given_title")}
+        names = ("model", "given_title", "title")
+        session = await self._find_session(session_id, ("checkpoint", *names))
+        choices = {name: session.get(name, "") for name in names}
         return codec.decode_checkpoint(session["checkpoint"], **choices)
 
     async def load_transcript(

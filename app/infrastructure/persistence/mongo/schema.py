@@ -13,7 +13,7 @@
     screenshots   `_id`: `{s: ordinal, k: id}`; `data`: the JPEG
     tickets       `_id`: digest; `session`: ordinal; `owner`, `view_only`, `expires_at`
     deletions     `_id`: ordinal of a deleted session; `at`: time of the deletion
-    metadata      `_id`, `value`: version of this schema, id of the installation
+    metadata      `_id`, `value`: version of this schema, id and signing key of the installation
     counters      `_id`, `value`: newest ordinal
 
 Sessions of earlier programs lack `model`, `given_title`, `is_pinned` and `reasoning_tokens`. There is no `cost` without
@@ -56,8 +56,10 @@ _EVENT_INDEXES = [
 _TICKET_INDEXES = [IndexModel(["session", "expires_at"], name="waiting"), IndexModel("expires_at", name="expiring")]
 
 
-async def prepare(database: MongoDatabase) -> str:
-    """Check the server, create what is missing, and return the id of the installation. Processes may do it together.
+async def prepare(database: MongoDatabase) -> tuple[str, str]:
+    """Check the server, create what is missing, and return the id and the signing key of the installation.
+
+    Processes may do it together.
 
     Raises:
         StoreUnavailable: The server is no replica set, or the database has another version of the schema.
@@ -82,7 +84,8 @@ async def prepare(database: MongoDatabase) -> str:
         await database.sessions.create_indexes(_SESSION_INDEXES, commitQuorum="majority")
         await database.events.create_indexes(_EVENT_INDEXES, commitQuorum="majority")
         await database.tickets.create_indexes(_TICKET_INDEXES, commitQuorum="majority")
-        return str(await _metadata(database, "installation", secrets.token_hex(8)))
+        installation = await _metadata(database, "installation", secrets.token_hex(8))
+        return str(installation), str(await _metadata(database, "signing_key", secrets.token_hex(32)))
 
 
 async def _migrate(database: MongoDatabase) -> int:

@@ -18,7 +18,7 @@ _DELIVERY_FIELDS = (
     *("tail.events._id", "tail.events.speaker"),
 )
 
-_DEFAULTS: Document = {"model": "", "reasoning_tokens": 0, "cost": None}
+_DEFAULTS: Document = {"model": "", "is_pinned": False, "reasoning_tokens": 0, "cost": None}
 """Values of fields that a session may lack."""
 
 _MAX_ATTEMPTS = 50
@@ -87,6 +87,19 @@ class MongoSessions(MongoRepository):
         """Implement `SessionRepository.mark_delivered`."""
         key = well_formed(session_id)
         return await self._queue.run_exclusively(key, lambda: self._mark_delivered(key, number), changes_session=False)
+
+    async def set_pinned(self, session_id: str, *, owner: str, is_pinned: bool) -> None:
+        """Implement `SessionRepository.set_pinned`."""
+        key = well_formed(session_id)
+        query: Document = {"_id": key, "owner": well_formed(owner)}
+        change: Document = {"$set": {"is_pinned": is_pinned}}
+        result = await self._queue.run_exclusively(
+            key,
+            lambda: self._availability.write(lambda: self._database.sessions.update_one(query, change)),
+            changes_session=False,
+        )
+        if not result.matched_count:
+            raise NotFound("no such session")
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Implement `SessionRepository.delete`."""

@@ -45,6 +45,8 @@ class MongoStore:
         self.leases = MongoLeases(self._database, self._availability)
         self.installation = ""
         """Random id of the database, which marks what belongs to it elsewhere. Set by `open`."""
+        self.signing_key = ""
+        """Random secret of the database, which signs what its processes hand out. Set by `open`."""
 
     async def open(self) -> None:
         """Connect, and create the missing collections and indexes. A store is opened once.
@@ -54,7 +56,7 @@ class MongoStore:
                 version of the schema.
         """
         try:
-            self.installation = await prepare(self._database)
+            self.installation, self.signing_key = await prepare(self._database)
         except CLIENT_ERRORS as error:
             reason = self._database.explain(error).reason  # a closed client cannot explain any more
             await self._database.close()

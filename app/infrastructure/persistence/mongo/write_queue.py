@@ -12,7 +12,7 @@ from app.domain.repositories.event_log import Commit, StoredMessage
 from app.infrastructure.persistence.group_commit import GroupCommitQueue, OnCommitted, WrittenBatch
 from app.infrastructure.persistence.mongo.availability import StoreAvailability
 from app.infrastructure.persistence.mongo.session_writer import KnownSession, SessionCommitter
-from app.infrastructure.persistence.session_update import ReceiveRequest, WriteRequest
+from app.infrastructure.persistence.session_update import ReceiveRequest, RenameRequest, WriteRequest
 
 T = TypeVar("T")
 
@@ -81,6 +81,10 @@ class SessionWriteQueue:
     async def receive(self, session_id: str, request: ReceiveRequest) -> StoredMessage:
         """Store a user message."""
         return await self._availability.wait_while_available(self._queue(session_id).put(request))
+
+    async def rename(self, session_id: str, request: RenameRequest) -> None:
+        """Store the user's title."""
+        await self._availability.wait_while_available(self._queue(session_id).put(request))
 
     async def run_exclusively(
         self, session_id: str, operation: Callable[[], Awaitable[T]], *, changes_session: bool

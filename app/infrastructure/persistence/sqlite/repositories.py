@@ -15,7 +15,7 @@ from app.domain.models.session import Session, SessionPage
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
 from app.domain.repositories.tickets import Ticket
 from app.infrastructure.persistence import codec, session_summary
-from app.infrastructure.persistence.session_update import ReceiveRequest
+from app.infrastructure.persistence.session_update import ReceiveRequest, RenameRequest
 from app.infrastructure.persistence.sqlite.database import Database, ordinal_of
 from app.infrastructure.persistence.sqlite.writer import Writer
 
@@ -34,7 +34,9 @@ _NEXT_PAGE = (
     f"{_LISTED} WHERE owner = ? AND (last_activity, ordinal) < (?, ?) ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
 )
 _LAST_EVENTS = "SELECT id, last_event FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
-_CHECKPOINT = "SELECT data, model, given_title FROM sessions LEFT JOIN checkpoints ON session = ordinal WHERE id = ?"
+_CHECKPOINT = """
+SELECT data, model, given_title, title FROM sessions LEFT JOIN checkpoints ON session = ordinal WHERE id = ?
+"""
 _SCREENSHOT = """
 SELECT screenshots.data FROM screenshots JOIN sessions ON sessions.ordinal = screenshots.session
 WHERE sessions.id = ? AND screenshots.id = ?
@@ -66,6 +68,11 @@ class SqliteEventLog(_Repository):
         request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key), model)
         return await self._writer.write(lambda transaction: transaction.append_user_message(session_id, request))
 
+    async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
+        """Implement `EventLog.rename_session`."""
+        request = RenameRequest(title, at)
+        await self._writer.write(lambda transaction: transaction.rename_session(session_id, request))
+
     async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
         """Implement `EventLog.read`."""
 
@@ -90,8 +97,8 @@ class SqliteEventLog(_Repository):
         rows = await self._rows(_CHECKPOINT, session_id)
         if not rows:
             raise NotFound("no such session")
-        data, model, given_title = rows[0]
-        return codec.decode_checkpoint(data, model=model, given_title=given_title)
+        data, model, given_title, title = rows[0]
+        return codec.decode_checkpoint(data, model=model, given_title=given_title, title=title)
 
     async def load_transcript(
         self, session_id: str, transcript: TranscriptName, *, after: int = 0
@@ -154,6 +161,10 @@ class SqliteSessions(_Repository):
     async def mark_delivered(self, session_id: str, *, number: int) -> bool:
         """Implement `SessionRepository.mark_delivered`."""
         return await self._writer.write(lambda transaction: transaction.mark_delivered(session_id, number))
+
+    async def set_pinned(self, session_id: str, *, owner: str, is_pinned: bool) -> None:
+        """Implement `SessionRepository.set_pinned`."""
+        await self._writer.write(lambda transaction: transaction.set_pinned(session_id, owner, is_pinned=is_pinned))
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Implement `SessionRepository.delete`."""

@@ -55,6 +55,8 @@ class SqliteStore:
         self.tickets = SqliteTickets(self._reader, self._writer)
         self.installation = ""
         """Random id of the store, which marks what belongs to it elsewhere. Set by `open`."""
+        self.signing_key = ""
+        """Random secret of the store, which signs what its processes hand out. Set by `open`."""
 
     async def open(self) -> None:
         """Lock the directory, open the file and migrate its schema. A store is opened once.
@@ -67,7 +69,7 @@ class SqliteStore:
         try:
             await asyncio.to_thread(_protect, self._dir / _FILE)
             await self._database.open()
-            self.installation = await self._database.run(_prepare)
+            self.installation, self.signing_key = await self._database.run(_prepare)
             await self._reader.open()
             await self._reader.run(lambda connection: connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}"))
         except BaseException:
@@ -127,12 +129,19 @@ def _protect(file: Path) -> None:
         raise StoreUnavailable(f"DATA_DIR: {file} cannot be used: {error.strerror}") from error
 
 
-def _prepare(connection: sqlite3.Connection) -> str:
-    """Configure the connection and migrate the schema. Return the id of the installation."""
+def _prepare(connection: sqlite3.Connection) -> tuple[str, str]:
+    """Configure the connection and migrate the schema. Return the id and the signing key of the store."""
     connection.execute("PRAGMA journal_mode = WAL").fetchone()
     # FULL: a transaction is on the disk before anybody learns of it. In WAL mode that is one sync for each.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}").fetchone()
     migrate(connection)
-    connection.execute("INSERT OR IGNORE INTO metadata VALUES ('installation', ?)", (secrets.token_hex(8),))
-    return str(connection.execute("SELECT value FROM metadata WHERE name = 'installation'").fetchone()[0])
+    return _metadata(connection, "installation", secrets.token_hex(8)), _metadata(
+        connection, "signing_key", secrets.token_hex(32)
+    )
+
+
+def _metadata(connection: sqlite3.Connection, name: str, default: str) -> str:
+    """Return a stored value; store `default` if there is none."""
+    connection.execute("INSERT OR IGNORE INTO metadata VALUES (?, ?)", (name, default))
+    return str(connection.execute("SELECT value FROM metadata WHERE name = ?", (name,)).fetchone()[0])

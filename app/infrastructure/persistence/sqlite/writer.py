@@ -20,7 +20,13 @@ from app.infrastructure.persistence.group_commit import (
     attempt,
 )
 from app.infrastructure.persistence.session_summary import check_timestamp
-from app.infrastructure.persistence.session_update import EncodeEvent, ReceiveRequest, SessionCursor, SessionUpdate
+from app.infrastructure.persistence.session_update import (
+    EncodeEvent,
+    ReceiveRequest,
+    RenameRequest,
+    SessionCursor,
+    SessionUpdate,
+)
 from app.infrastructure.persistence.sqlite.database import Database, ordinal_of
 
 T = TypeVar("T")
@@ -38,7 +44,7 @@ _DELETED_SCREENSHOTS = 100
 """The same for screenshots, each of which fills some ten pages of the file."""
 
 _CURSOR = """
-SELECT ordinal, last_event, last_user_message, planner_messages, executor_messages, coalesce(revision, '')
+SELECT ordinal, last_event, last_user_message, planner_messages, executor_messages, coalesce(revision, ''), title
 FROM sessions LEFT JOIN checkpoints ON checkpoints.session = ordinal WHERE id = ?
 """
 _PUT_CHECKPOINT = """
@@ -93,6 +99,16 @@ class Transaction:
             if row is not None:
                 update.message_keys[key] = row[0]
         return update.receive(request)
+
+    def rename_session(self, session_id: str, request: RenameRequest) -> None:
+        """Implement `EventLog.rename_session`."""
+        self._update(session_id).rename(request)
+
+    def set_pinned(self, session_id: str, owner: str, *, is_pinned: bool) -> None:
+        """Implement `SessionRepository.set_pinned`."""
+        update = "UPDATE sessions SET is_pinned = ? WHERE id = ? AND owner = ?"
+        if not self._connection.execute(update, (is_pinned, session_id, owner)).rowcount:
+            raise NotFound("no such session")
 
     def create_session(self, session_id: str, owner: str, timestamp: int, *, model: str, title: str) -> None:
         """Implement `SessionRepository.create`."""
