@@ -45,8 +45,12 @@ class Activity:
             await asyncio.sleep(left)
 
 
+VIEWER = b"x-anker-viewer"
+"""Header of requests that a person's view causes. A person who only looks on does not keep the sandbox."""
+
+
 class ActivityMiddleware:
-    """ASGI middleware that counts every request as use, except requests to `exempt_paths`."""
+    """ASGI middleware that counts every request as use, except requests of viewers and to `exempt_paths`."""
 
     def __init__(self, app: ASGIApp, *, activity: Activity, exempt_paths: Collection[str]) -> None:
         self._app = app
@@ -55,7 +59,11 @@ class ActivityMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] == "lifespan" or scope["path"] in self._spared:
+        if (
+            scope["type"] == "lifespan"
+            or scope["path"] in self._spared
+            or any(name == VIEWER for name, _ in scope["headers"])
+        ):
             await self._app(scope, receive, send)
             return
         with self._activity.use():

@@ -139,6 +139,13 @@ class ExecBody(ShellBody):
     command: str
 
 
+class WatchBody(ShellBody):
+    """The version of the console that the person has seen, and the maximum time to wait for another, in seconds."""
+
+    version: str = ""
+    seconds: float = Field(default=0, ge=0, le=60)
+
+
 class WaitBody(ShellBody):
     """The maximum time to wait, in seconds."""
 
@@ -179,8 +186,7 @@ def shell_routes(shells: Shells, paths: PathResolver, settings: Settings) -> lis
         newest = shell.console.newest
         if newest is not None:
             newest.reported_bytes = newest.output.total
-        text, rows = await shell.console.text(), await shell.console.rows()
-        return success_response({**_state(shell, newest), "output": text, "console": rows})
+        return success_response(await _whole_console(shell))
 
     async def wait(body: WaitBody) -> Response:
         shell = shells.get(body.id)
@@ -206,11 +212,23 @@ def shell_routes(shells: Shells, paths: PathResolver, settings: Settings) -> lis
     return [
         json_route("/shell/exec", ExecBody, execute),
         json_route("/shell/view", ShellBody, view),
+        _watch_route(shells),
         json_route("/shell/wait", WaitBody, wait),
         json_route("/shell/write", WriteBody, write),
         json_route("/shell/kill", ShellBody, kill),
         json_route("/shell/kill_all", KillAllBody, kill_all),
     ]
+
+
+def _watch_route(shells: Shells) -> Route:
+    async def watch(body: WatchBody) -> Response:
+        deadline = asyncio.get_running_loop().time() + body.seconds
+        shell = await shells.get_later(body.id, body.seconds)
+        await shell.wait_for_change(body.version, deadline - asyncio.get_running_loop().time())
+        version = shell.version  # before the console is read, so that no change is missed
+        return success_response({**await _whole_console(shell), "version": version})
+
+    return json_route("/shell/watch", WatchBody, watch)
 
 
 async def _exec_response(shell: Shell, record: Record, note: str, seconds: float) -> Response:
@@ -227,6 +245,11 @@ async def _exec_response(shell: Shell, record: Record, note: str, seconds: float
         "console": await _console(record),
     }
     return success_response(data, _message(record, notes, seconds))
+
+
+async def _whole_console(shell: Shell) -> dict[str, object]:
+    text, rows = await shell.console.text(), await shell.console.rows()
+    return {**_state(shell, shell.console.newest), "output": text, "console": rows}
 
 
 async def _console(record: Record | None) -> list[dict[str, str]]:

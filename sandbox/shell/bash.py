@@ -40,13 +40,13 @@ PS1=$'\\033]7717;{word};;P;\\007'
 """
 
 _LOOP = """\
-{{
+while {{
   __anker_returned=$?
   \\unset -f builtin
   \\builtin set +eunvxE
   \\builtin trap - DEBUG ERR RETURN
-}} >/dev/null 2>&1
-while \\builtin :; do
+  \\builtin :
+}} >/dev/null 2>&1; do
   if [[ $__anker_aborted && $__anker_returned == {aborted} ]]; then __anker_returned=130; fi
   \\builtin printf '\\033]7717;{word};%s;E;%s\\007' "$__anker_number" "$__anker_returned" >{tty}
   {{
@@ -69,12 +69,6 @@ while \\builtin :; do
     ' ERR
     for __anker_once in 1; do \\builtin . {run} <{tty} >{tty} 2>&1; done
   fi
-  {{
-    __anker_returned=$?
-    \\unset -f builtin
-    \\builtin set +eunvxE
-    \\builtin trap - DEBUG ERR RETURN
-  }} >/dev/null 2>&1
 done
 # Only a `break` out of more loops than there are leads here.
 \\builtin . {loop}

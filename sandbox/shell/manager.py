@@ -12,7 +12,7 @@ from sandbox.shell.bash import BashLaunch
 from sandbox.shell.environment import shell_environment
 from sandbox.shell.output import RunFolder
 from sandbox.shell.processes import kill_shell_processes
-from sandbox.shell.session import Shell
+from sandbox.shell.session import Shell, WakeUp, wait_until
 from sandbox.web import Failure
 
 MAX_SHELLS = 256
@@ -29,6 +29,7 @@ class Shells:
         """Prefix of `ANKER_SHELL` in the environment of every process of these shells, unless a process removed it."""
         self._settings = settings
         self._shells: dict[str, Shell] = {}
+        self._created = WakeUp()
         self._launch: BashLaunch | None = None
         self._bash = shutil.which("bash")
 
@@ -55,6 +56,15 @@ class Shells:
             raise Failure(404, f"no such shell: {name[:128]}; shell_exec makes one ({there})")
         return shell
 
+    async def get_later(self, name: str, seconds: float) -> Shell:
+        """Return the shell with id `name`; wait at most `seconds` until it is created.
+
+        Raises:
+            Failure: 404 if it was not created.
+        """
+        await wait_until(lambda: name in self._shells, self._created, seconds)
+        return self.get(name)
+
     async def get_or_create(self, name: str) -> Shell:
         """Return the shell with id `name`, created if necessary.
 
@@ -68,6 +78,7 @@ class Shells:
         launch = self._prepare_launch()
         # Stored before the first await, so that two concurrent requests get the same shell.
         shell = self._shells[name] = Shell(name, launch, self._settings.home)
+        self._created.wake_all()
         if len(self._shells) > MAX_SHELLS:
             try:
                 await self._evict_one(name)

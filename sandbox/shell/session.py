@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,7 @@ class Shell:
         """Whether this program ends the bash itself."""
         self.leader: dict[int, str] = {}
         """The newest bash, alive or not: its pid and the mark of its processes."""
+        self._word = secrets.token_hex(4)
         self._lock = asyncio.Lock()
         self._output_changed = WakeUp()
         self._state_changed = WakeUp()
@@ -95,6 +97,17 @@ class Shell:
     def alive(self) -> bool:
         """Whether there is a bash."""
         return self._bash is not None
+
+    @property
+    def version(self) -> str:
+        """Text that changes whenever the console does, and differs from that of every other shell."""
+        newest = self.console.newest
+        state = "" if newest is None else f"{newest.number}-{newest.output.total}-{newest.returncode}"
+        return f"{self._word}-{state}"
+
+    async def wait_for_change(self, version: str, seconds: float) -> None:
+        """Wait until the console differs from `version`, at most `seconds`."""
+        await wait_until(lambda: self.version != version, self._output_changed, seconds)
 
     async def run(self, command: str, folder: str = "") -> tuple[Record, str]:
         """Start `command` in `folder` and return its record and a note, which may be empty.
@@ -239,6 +252,7 @@ class Shell:
             self.console.discard_newest()  # the private folder was removed
             return None
         self._folder = folder or self._folder
+        self._output_changed.wake_all()
         self._state_changed.wake_all()
         if await self._until(lambda: record.started or not record.running, _BEGIN_SECONDS):
             return record
@@ -267,11 +281,7 @@ class Shell:
         bash.close()
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        deadline = asyncio.get_running_loop().time() + seconds
-        while not condition():
-            if not await self._state_changed.wait(deadline - asyncio.get_running_loop().time()):
-                return condition()
-        return True
+        return await wait_until(condition, self._state_changed, seconds)
 
     def _prompt(self, folder: str) -> str:
         return f"{self._launch.agent.name}@{os.uname().nodename}:{self._shorten(folder)} $"
@@ -279,6 +289,15 @@ class Shell:
     def _shorten(self, folder: str) -> str:
         is_below_home = folder == self._home or folder.startswith(f"{self._home}/")
         return f"~{folder[len(self._home) :]}" if is_below_home else folder
+
+
+async def wait_until(condition: Callable[[], bool], changed: WakeUp, seconds: float) -> bool:
+    """Wait at most `seconds` until `condition` holds, and return whether it does. `changed` wakes when it may."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        if not await changed.wait(deadline - asyncio.get_running_loop().time()):
+            return condition()
+    return True
 
 
 def _end_of_shell(returncode: int) -> str:

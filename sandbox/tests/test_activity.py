@@ -57,6 +57,16 @@ async def test_status_request_does_not_count_as_use_but_others_do(box):
     assert await idle() <= time.monotonic() - used
 
 
+async def test_request_of_viewer_does_not_count_as_use(box):
+    await box.run("true")
+    before = (await box.client.get("/api/v1/status")).json()["data"]["idle_seconds"]
+    viewer = {"X-Anker-Viewer": "1"}
+    watched = await box.client.post("/api/v1/shell/watch", headers=viewer, json={"id": "a", "seconds": 0})
+    read = await box.client.post("/api/v1/file/read", headers=viewer, json={"file": "/etc/hostname"})
+    assert (watched.status_code, read.status_code) == (200, 200)
+    assert (await box.client.get("/api/v1/status")).json()["data"]["idle_seconds"] >= before
+
+
 def test_unused_sandbox_exits_cleanly(service):
     one = service(SANDBOX_IDLE_SECONDS="1.2")
     used = time.monotonic()

@@ -1,6 +1,7 @@
 """The file API on real files."""
 
 import os
+import re
 import socket
 import stat
 import time
@@ -469,3 +470,34 @@ async def test_download_returns_uploaded_bytes(box):
 async def test_file_names_that_are_not_text_are_listed(box):
     (box.home / os.fsdecode(b"bad\xff")).touch()
     assert len((await box.file("list", path="~"))["entries"]) == 1
+
+
+async def test_view_of_small_file_is_whole_file(box):
+    data = await box.file("write", file="f", content="one\n", view=True)
+    assert data["view"] == "one\n"
+    (box.home / "f").write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")
+    assert (await box.file("read", file="f", start_line=1, view=True))["view"] == "a\nb\n"
+    assert "view" not in await box.file("read", file="f")
+
+
+async def test_view_of_large_file_is_part_around_call(box):
+    lines = [f"{n:06d} äöü\n" for n in range(20_000)]
+    (box.home / "f").write_text("".join(lines))
+    cut = r"\[\.\.\. [\d,]+ bytes of the file are not shown here \.\.\.\]"
+    for call, fields, line in (
+        ("read", {"start_line": 9_000}, 9_000),
+        ("search", {"regex": "^012345"}, 12_345),
+        ("replace", {"old_str": "015000", "new_str": "changed"}, None),
+    ):
+        view = (await box.file(call, file="f", view=True, **fields))["view"]
+        assert re.fullmatch(rf"(?s){cut}\n.*\n{cut}", view)
+        assert ("changed" if line is None else lines[line]) in view
+        assert len(view.encode()) < 66_000 and "\ufffd" not in view.splitlines()[2]
+    view = (await box.file("write", file="f", content="end\n", append=True, view=True))["view"]
+    assert re.match(cut, view) and view.endswith("end\n")
+    view = (await box.file("read", file="f", view=True))["view"]
+    assert view.startswith(lines[0]) and re.search(rf"{cut}$", view)
+
+
+async def test_view_of_file_that_is_no_text_is_null(box):
+    assert (await box.file("write", file="f", content="a\0b\x01", view=True))["view"] is None

@@ -261,3 +261,21 @@ async def test_shell_limit_evicts_killed_shell(box, monkeypatch):
     await box.call("/shell/kill", id="s3")
     assert (await box.run("echo in", id="more"))["output"] == "in\n"
     assert "no such shell" in await box.call("/shell/view", 404, id="s3")
+
+
+async def test_watch_returns_at_each_change_without_taking_output_from_agent(quick):
+    await quick.run("read x; echo $x; read x")
+    seen = await quick.call("/shell/watch", id="a")
+    assert seen["status"] == "running" and seen["console"][0]["command"] == "read x; echo $x; read x"
+    watching = asyncio.create_task(quick.call("/shell/watch", id="a", version=seen["version"], seconds=30))
+    await quick.call("/shell/write", id="a", input="typed", press_enter=True)
+    assert (await watching)["version"] != seen["version"]
+    await quick.until("typed\n")
+
+
+async def test_watch_waits_for_shell_that_does_not_exist_yet(box):
+    watching = asyncio.create_task(box.call("/shell/watch", id="later", seconds=30))
+    await asyncio.sleep(0)
+    await box.run("echo hi", id="later")
+    assert (await watching)["session_id"] == "later"
+    assert "no such shell" in await box.call("/shell/watch", 404, id="never", seconds=0.01)

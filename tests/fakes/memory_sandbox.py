@@ -5,12 +5,15 @@ import fnmatch
 import itertools
 import posixpath
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.models.sandbox import (
     BrowserEndpoint,
     ConsoleRecord,
+    FileChange,
     FileImage,
     FileMatches,
     FileText,
@@ -53,6 +56,7 @@ class Call:
 class _Command:
     text: str
     reply: Reply
+    notify: Callable[[], None]
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     returncode: int | None = None
     output: str = ""
@@ -62,6 +66,7 @@ class _Command:
         if self.returncode is None:
             self.returncode, self.output = returncode, self.output + output
             self.ended.set()
+            self.notify()
 
 
 class MemoryDesktop:
@@ -115,6 +120,7 @@ class MemorySandbox:
         self.failure: SandboxFailure | SandboxUnavailable | None = None
         """The error that every call raises; None for none."""
         self._shells: dict[str, list[_Command]] = {}
+        self._changed = asyncio.Event()
 
     def script(
         self, command: str, output: str = "", *, returncode: int = 0, runs: bool = False, hangs: bool = False
@@ -130,6 +136,11 @@ class MemorySandbox:
     def running(self) -> list[str]:
         """Return the commands that run now."""
         return [each.text for shell in self._shells.values() for each in shell if each.returncode is None]
+
+    def write_output(self, shell_id: str, text: str) -> None:
+        """Let the command that runs in a shell write `text`."""
+        self._shells[shell_id][-1].output += text
+        self._notify()
 
     async def status(self) -> dict[str, PartStatus]:
         self._record("status")
@@ -150,8 +161,9 @@ class MemorySandbox:
         commands = self._shells.setdefault(shell_id, [])
         if commands and commands[-1].returncode is None:
             raise SandboxFailure(f"shell {shell_id} still runs `{commands[-1].text}`", status=409)
-        started = _Command(command, self.replies.get(command, Reply()))
+        started = _Command(command, self.replies.get(command, Reply()), self._notify)
         commands.append(started)
+        self._notify()
         if started.reply.hangs:
             await started.ended.wait()
         elif not started.reply.runs:
@@ -162,6 +174,21 @@ class MemorySandbox:
         self._record("shell_view", shell_id=shell_id)
         self._current(shell_id)
         return self._state(shell_id, self._shells[shell_id])
+
+    async def shell_watch(self, shell_id: str, *, version: str = "", seconds: float = 0) -> ShellState:
+        self._record("shell_watch", shell_id=shell_id, version=version, seconds=seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._version(shell_id) in ("", version):
+                    await self._changed.wait()
+        seen = self._current(shell_id).seen
+        state = self._state(shell_id, self._shells[shell_id])
+        self._current(shell_id).seen = seen
+        return replace(state, version=self._version(shell_id))
+
+    async def file_watch(self, file: str) -> FileText:
+        self._record("file_watch", file=file)
+        return FileText(file=_absolute(file), content=self._content(file))
 
     async def shell_wait(self, shell_id: str, seconds: int | None) -> ShellState:
         self._record("shell_wait", shell_id=shell_id, seconds=seconds)
@@ -178,13 +205,15 @@ class MemorySandbox:
         command = self._current(shell_id)
         if command.returncode is None:
             command.output += text + ("\n" if press_enter else "")
+            self._notify()
         return self._new_output(shell_id, command)
 
     async def shell_kill(self, shell_id: str) -> ShellState:
         self._record("shell_kill", shell_id=shell_id)
         command = self._current(shell_id)
         command.end(KILLED, "")
-        return ShellState(shell_id=shell_id, status="completed", returncode=command.returncode)
+        console = (ConsoleRecord(ps1=PROMPT, command=command.text, output=command.output),)
+        return ShellState(shell_id=shell_id, status="completed", returncode=command.returncode, console=console)
 
     async def kill_all(self) -> None:
         self._record("kill_all")
@@ -194,22 +223,24 @@ class MemorySandbox:
 
     async def file_read(self, file: str, *, start: int | None, end: int | None, sudo: bool) -> FileText:
         self._record("file_read", file=file, start=start, end=end, sudo=sudo)
-        lines = self._content(file).splitlines(keepends=True)
-        return FileText(file=_absolute(file), content="".join(lines[start or 0 : end]), line_count=len(lines))
+        content = self._content(file)
+        lines = content.splitlines(keepends=True)
+        text = "".join(lines[start or 0 : end])
+        return FileText(file=_absolute(file), content=text, line_count=len(lines), view=content)
 
-    async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> int:
+    async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> FileChange:
         self._record("file_write", file=file, content=content, append=append, sudo=sudo)
         path = _absolute(file)
         self.files[path] = (self.files.get(path, "") if append else "") + content
-        return len(content.encode())
+        return FileChange(file=path, count=len(content.encode()), view=self.files[path])
 
-    async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> int:
+    async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> FileChange:
         self._record("file_replace", file=file, old=old, new=new, sudo=sudo)
         content = self._content(file)
         if not (found := content.count(old)):
             raise SandboxFailure(f"old_str does not occur in {file}", status=404)
-        self.files[_absolute(file)] = content.replace(old, new)
-        return found
+        self.files[_absolute(file)] = changed = content.replace(old, new)
+        return FileChange(file=_absolute(file), count=found, view=changed)
 
     async def file_search(self, file: str, regex: str, *, sudo: bool) -> FileMatches:
         self._record("file_search", file=file, regex=regex, sudo=sudo)
@@ -219,7 +250,10 @@ class MemorySandbox:
             raise SandboxFailure(f"not a valid regex: {error}") from error
         found = [(n, line) for n, line in enumerate(self._content(file).splitlines()) if pattern.search(line)]
         return FileMatches(
-            file=_absolute(file), matches=tuple(line for _, line in found), line_numbers=tuple(n for n, _ in found)
+            file=_absolute(file),
+            matches=tuple(line for _, line in found),
+            line_numbers=tuple(n for n, _ in found),
+            view=self._content(file),
         )
 
     async def file_find(self, path: str, glob: str) -> FoundFiles:
@@ -241,6 +275,16 @@ class MemorySandbox:
         self.calls.append(Call(method, args))
         if self.failure is not None:
             raise self.failure
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _version(self, shell_id: str) -> str:
+        commands = self._shells.get(shell_id)
+        if not commands:
+            return ""
+        return f"{self.instance_id}-{len(commands)}-{len(commands[-1].output)}-{commands[-1].returncode}"
 
     def _require(self, part: str) -> None:
         if not self.parts[part].ready:
@@ -273,7 +317,13 @@ class MemorySandbox:
     def _new_output(self, shell_id: str, command: _Command) -> ShellState:
         unseen, command.seen = command.output[command.seen :], len(command.output)
         status = "running" if command.returncode is None else "completed"
-        return ShellState(shell_id=shell_id, status=status, returncode=command.returncode, output=unseen)
+        return ShellState(
+            shell_id=shell_id,
+            status=status,
+            returncode=command.returncode,
+            output=unseen,
+            console=(ConsoleRecord(ps1=PROMPT, command=command.text, output=command.output),),
+        )
 
 
 class MemorySandboxProvider:
@@ -309,6 +359,9 @@ class MemorySandboxProvider:
         return self.sandboxes[session_id]
 
     async def find(self, session_id: str) -> MemorySandbox | None:
+        return self.sandboxes.get(session_id)
+
+    async def peek(self, session_id: str) -> MemorySandbox | None:
         return self.sandboxes.get(session_id)
 
     async def destroy(self, session_id: str) -> None:

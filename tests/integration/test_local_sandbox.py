@@ -141,7 +141,7 @@ async def test_file_api_outside_workspace_and_temporary_folder_is_refused(tmp_pa
             with pytest.raises(SandboxFailure, match="outside"):
                 await sandbox.file_find("..", "*")
             note = tmp_path / "note.txt"
-            assert await sandbox.file_write(str(note), "x", append=False, sudo=False) == 1
+            assert (await sandbox.file_write(str(note), "x", append=False, sudo=False)).count == 1
             whole = await sandbox.shell_exec("main", "", "echo hi")
             assert (await sandbox.file_read(whole.output_file, start=None, end=None, sudo=False)).content == "hi\n"
         finally:

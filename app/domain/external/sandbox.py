@@ -5,6 +5,7 @@ from typing import Protocol
 
 from app.domain.models.sandbox import (
     BrowserEndpoint,
+    FileChange,
     FileImage,
     FileMatches,
     FileText,
@@ -78,6 +79,16 @@ class Sandbox(Protocol):
         """Return the whole console of a shell; the newest part if it is too long."""
         ...
 
+    async def shell_watch(self, shell_id: str, *, version: str = "", seconds: float = 0) -> ShellState:
+        """Return the whole console of a shell for a person: this is no use of the sandbox, and the agent sees no less.
+
+        Args:
+            shell_id: The shell.
+            version: The version that the person has seen; wait for another one.
+            seconds: Maximum time to wait, also for a shell that does not exist yet.
+        """
+        ...
+
     async def shell_wait(self, shell_id: str, seconds: int | None) -> ShellState:
         """Wait for the running command, at most `seconds`; return the output since the last call."""
         ...
@@ -98,12 +109,16 @@ class Sandbox(Protocol):
         """Return the lines from `start` (the first line is 0) up to but not including `end`."""
         ...
 
-    async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> int:
-        """Write or append text; return the number of bytes written."""
+    async def file_watch(self, file: str) -> FileText:
+        """Return a file for a person: this is no use of the sandbox."""
         ...
 
-    async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> int:
-        """Replace every occurrence of `old`; return the number of occurrences."""
+    async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> FileChange:
+        """Write or append text; return the file with the number of bytes written."""
+        ...
+
+    async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> FileChange:
+        """Replace every occurrence of `old`; return the file with the number of occurrences."""
         ...
 
     async def file_search(self, file: str, regex: str, *, sudo: bool) -> FileMatches:
@@ -136,6 +151,10 @@ class SandboxProvider(Protocol):
 
     async def find(self, session_id: str) -> Sandbox | None:
         """Return the session's sandbox if it runs; never start one."""
+        ...
+
+    async def peek(self, session_id: str) -> Sandbox | None:
+        """Return the session's sandbox as `find` does, but without using it. It may have ended a moment ago."""
         ...
 
     async def destroy(self, session_id: str) -> None:

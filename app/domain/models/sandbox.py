@@ -28,6 +28,8 @@ class ShellState:
     truncated: bool = False
     output_file: str = ""
     """The path of a file with the whole output; "" if the sandbox keeps none."""
+    version: str = ""
+    """Changes whenever the console does; "" where the call returns none."""
     note: str = ""
     """What the user of the shell must know beside the exit code, such as the loss of its state."""
 
@@ -40,6 +42,19 @@ class FileText:
     content: str
     line_count: int | None = None
     truncated: bool = False
+    view: str | None = None
+    """What a person is shown of the file: all of it, or the part that the call was about; None if it is no text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileChange:
+    """A file that was changed, and how much: the bytes that were written, or the occurrences that were replaced."""
+
+    file: str
+    """The path in the sandbox, absolute."""
+    count: int
+    view: str | None = None
+    """What a person is shown of the file: all of it, or the part that the call was about; None if it is no text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +65,8 @@ class FileMatches:
     matches: tuple[str, ...]
     line_numbers: tuple[int, ...]
     truncated: bool = False
+    view: str | None = None
+    """What a person is shown of the file: all of it, or the part that the call was about; None if it is no text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,10 @@ class UnavailableSandboxes:
         """Return None."""
         return None
 
+    async def peek(self, session_id: str) -> Sandbox | None:
+        """Return None."""
+        return None
+
     async def destroy(self, session_id: str) -> None:
         """Do nothing."""
 

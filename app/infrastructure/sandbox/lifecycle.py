@@ -291,6 +291,13 @@ class SessionSandboxProvider(ABC, Generic[R]):
         self._drop_if_empty(session)
         return found
 
+    async def peek(self, session_id: str) -> HttpSandbox | None:
+        """Return the sandbox that this process used last, which may have ended since; without one, as `find` does."""
+        known = self.sessions.get(self._key(session_id))
+        if known is not None and known.running is not None:
+            return known.running.view
+        return await self.find(session_id)
+
     async def destroy(self, session_id: str) -> None:
         """End the session's sandbox and delete its files; complete this even when the caller is cancelled."""
         removal = asyncio.create_task(self._destroy(session_id), name=f"sandbox removal {session_id}")

@@ -56,6 +56,10 @@ class RemoteSandboxes:
         """Return the same as `acquire`."""
         return self._sandbox(session_id)
 
+    async def peek(self, session_id: str) -> HttpSandbox | None:
+        """Return the same as `acquire`."""
+        return self._sandbox(session_id)
+
     async def destroy(self, session_id: str) -> None:
         """Kill what the session's shells run; a failure is logged only."""
         try:

@@ -58,6 +58,45 @@ async def test_view_returns_one_console_record_per_command(bench: Bench) -> None
     assert "hello" in view.output and "more" in view.output
 
 
+async def test_watch_waits_for_shell_and_for_each_change(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    with pytest.raises(SandboxFailure, match="no such shell: main") as caught:
+        await sandbox.shell_watch("main")
+    assert caught.value.status == 404
+    first = asyncio.create_task(sandbox.shell_watch("main", seconds=30))
+    await asyncio.sleep(0)
+    await sandbox.shell_exec("main", "", "echo hello")
+    seen = await first
+    while seen.status == "running" or not seen.console:
+        seen = await sandbox.shell_watch("main", version=seen.version, seconds=30)
+    assert [(record.command, record.output) for record in seen.console] == [("echo hello", "hello\n")]
+    assert (await sandbox.shell_watch("main", version=seen.version, seconds=0.01)).version == seen.version
+    change = asyncio.create_task(sandbox.shell_watch("main", version=seen.version, seconds=30))
+    await sandbox.shell_exec("main", "", "echo more")
+    assert (await change).version != seen.version
+
+
+async def test_watch_leaves_output_to_the_agent(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.shell_exec("main", "", "cat")
+    assert "typed\n" in (await sandbox.shell_write("main", "typed", press_enter=True)).output
+    assert (await sandbox.shell_wait("main", 0)).output == ""
+    seen = await sandbox.shell_watch("main")
+    assert "typed\n" in seen.console[0].output
+
+
+async def test_file_calls_return_view_of_whole_file(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    written = await sandbox.file_write("a.txt", "one\ntwo\n", append=False, sudo=False)
+    assert written.view == "one\ntwo\n" and written.file.endswith("/a.txt") and written.file.startswith("/")
+    assert (await sandbox.file_write("a.txt", "three\n", append=True, sudo=False)).view == "one\ntwo\nthree\n"
+    assert (await sandbox.file_replace("a.txt", "two", "2", sudo=False)).view == "one\n2\nthree\n"
+    assert (await sandbox.file_search("a.txt", "th", sudo=False)).view == "one\n2\nthree\n"
+    assert (await sandbox.file_read("a.txt", start=1, end=2, sudo=False)).view == "one\n2\nthree\n"
+    watched = await sandbox.file_watch("a.txt")
+    assert (watched.content, watched.file) == ("one\n2\nthree\n", written.file)
+
+
 async def test_long_command_runs_until_it_is_killed(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     assert (await sandbox.shell_exec("main", "", "sleep 60")).status == "running"
@@ -90,8 +129,8 @@ async def test_kill_all_ends_the_commands_of_every_shell(bench: Bench) -> None:
 
 async def test_file_read_returns_what_was_written(bench: Bench) -> None:
     sandbox = await bench.sandbox()
-    assert await sandbox.file_write("notes/a.txt", "one\ntwo\nthrée\n", append=False, sudo=False) == 15
-    assert await sandbox.file_write("notes/a.txt", "four\n", append=True, sudo=False) == 5
+    assert (await sandbox.file_write("notes/a.txt", "one\ntwo\nthrée\n", append=False, sudo=False)).count == 15
+    assert (await sandbox.file_write("notes/a.txt", "four\n", append=True, sudo=False)).count == 5
     whole = await sandbox.file_read("notes/a.txt", start=None, end=None, sudo=False)
     assert (whole.content, whole.line_count, whole.truncated) == ("one\ntwo\nthrée\nfour\n", 4, False)
     assert (await sandbox.file_read("~/notes/a.txt", start=1, end=3, sudo=False)).content == "two\nthrée\n"
@@ -101,7 +140,7 @@ async def test_file_read_returns_what_was_written(bench: Bench) -> None:
 async def test_replace_returns_the_count_and_fails_without_a_match(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     await sandbox.file_write("a.txt", "a b a\n", append=False, sudo=False)
-    assert await sandbox.file_replace("a.txt", "a", "c", sudo=False) == 2
+    assert (await sandbox.file_replace("a.txt", "a", "c", sudo=False)).count == 2
     assert (await sandbox.file_read("a.txt", start=None, end=None, sudo=False)).content == "c b c\n"
     with pytest.raises(SandboxFailure, match="does not occur"):
         await sandbox.file_replace("a.txt", "nothing like it", "x", sudo=False)

@@ -245,7 +245,8 @@ class Executor:
         try:
             result = await bound.run()
         except (SandboxFailure, SandboxUnavailable, SearchFailure) as error:
-            result = ToolResult(success=False, text=f"Failed: {error}", message=str(error))
+            content = self._tools[opened.function].content_without_result(opened.args, str(error))
+            result = ToolResult(success=False, text=f"Failed: {error}", message=str(error), content=content)
         turn.results[opened.id] = (opened.args, result)
         limit = self._window.result_chars(result.text)
         result = await fit_result(result, limit, opened.function, self._context)

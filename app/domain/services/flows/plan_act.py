@@ -16,7 +16,7 @@ and continue from the phase.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import assert_never
@@ -37,7 +37,7 @@ from app.domain.models.event import (
     WaitEvent,
 )
 from app.domain.models.message import AssistantMessage, ToolMessage, Usage, UserMessage
-from app.domain.models.tool import ToolResult
+from app.domain.models.tool import JsonObject, OpenCall, ToolResult
 from app.domain.prompts import executing, planning
 from app.domain.repositories.event_log import EventLog, UnreadMessage
 from app.domain.services.agents.checkpointer import RunCheckpointer
@@ -60,6 +60,9 @@ MAX_CRASHES = 10
 
 KILL_TIMEOUT_SECONDS = 0.7
 """Maximum time in seconds for killing what runs in the sandbox. It keeps a stop below its limit of one second."""
+
+LOOK_TIMEOUT_SECONDS = 0.2
+"""Maximum time in seconds for asking the sandbox what an interrupted call did."""
 
 _MAX_UNREAD_CHARS = 400_000
 """Maximum number of characters of user messages in one commit.
@@ -358,8 +361,27 @@ class PlanActFlow:
         for call in (await checkpointer.transcript("executor")).unanswered:
             text = executing.interrupted_call(reason) if call.id in opened else executing.skipped_call(reason)
             await checkpointer.stage("executor", ToolMessage(tool_call_id=call.id, content=text))
-        result = ToolResult(success=False, text="", message=f"interrupted: {reason}")
-        return [ToolCalledEvent.of(call, result) for call in opened.values()]
+        message = f"interrupted: {reason}"
+        contents = await self._contents_so_far(opened.values(), message)
+        return [
+            ToolCalledEvent.of(call, ToolResult(success=False, text="", message=message, content=content))
+            for call, content in zip(opened.values(), contents, strict=True)
+        ]
+
+    async def _contents_so_far(self, calls: Iterable[OpenCall], reason: str) -> list[JsonObject | None]:
+        """Return the `content` of open calls as far as it is known. Do not wait for a sandbox that does not respond."""
+        contents: list[JsonObject | None] = []
+        for call in calls:
+            # A checkpoint of another version may name a tool that does not exist.
+            tool = self._dependencies.tools.get(call.function)
+            content = None if tool is None else tool.content_without_result(call.args, reason)
+            if tool is not None and tool.content_so_far is not None:
+                with suppress(TimeoutError, SandboxFailure, SandboxUnavailable):
+                    async with asyncio.timeout(LOOK_TIMEOUT_SECONDS):
+                        sandbox = await self._dependencies.sandboxes.peek(self._checkpointer.session_id)
+                        content = (await tool.content_so_far(call.args, sandbox) if sandbox else None) or content
+            contents.append(content)
+        return contents
 
 
 def _joined(messages: Sequence[UnreadMessage]) -> str:

@@ -198,8 +198,16 @@ class Tool:
     """Key of the toolkit in `TOOLKITS`; empty for a tool without tool events."""
     abort: Callable[[JsonObject, Sandbox], Awaitable[None]] | None = None
     """Stops what an interrupted call with these valid arguments may have left running; None if it leaves nothing."""
+    without_result: Callable[[JsonObject, str], JsonObject] | None = None
+    """Returns the `content` of a call with these arguments that has no result, for a reason; None for no content."""
+    content_so_far: Callable[[JsonObject, Sandbox], Awaitable[JsonObject | None]] | None = None
+    """Returns the `content` of an interrupted call as far as the sandbox has it; None if it has nothing."""
     needs_vision: bool = False
     """Whether the tool is offered only to a model that sees pictures."""
+
+    def content_without_result(self, args: JsonObject, reason: str) -> JsonObject | None:
+        """Return the `content` of a call that has no result."""
+        return None if self.without_result is None else self.without_result(args, reason)
 
 
 I = TypeVar("I", bound=ToolInput)  # noqa: E741 - the input
@@ -214,6 +222,8 @@ def function_tool(
     *,
     parallel: bool = False,
     aborting: Callable[[I, Sandbox], Awaitable[None]] | None = None,
+    without_result: Callable[[JsonObject, str], JsonObject] | None = None,
+    content_so_far: Callable[[JsonObject, Sandbox], Awaitable[JsonObject | None]] | None = None,
     needs_vision: bool = False,
 ) -> Tool:
     """Return a tool that runs a coroutine function. Its specification is derived from its input model.
@@ -226,6 +236,8 @@ def function_tool(
         function: What a call runs.
         parallel: Whether the tool changes nothing, so that several calls may run at the same time.
         aborting: What stops a call that was interrupted.
+        without_result: See `Tool.without_result`.
+        content_so_far: See `Tool.content_so_far`.
         needs_vision: See `Tool.needs_vision`.
     """
 
@@ -239,6 +251,8 @@ def function_tool(
         bind=bind,
         toolkit=toolkit,
         abort=None if aborting is None else lambda args, sandbox: aborting(input.model_validate(args), sandbox),
+        without_result=without_result,
+        content_so_far=content_so_far,
         needs_vision=needs_vision,
     )
 

@@ -1,10 +1,12 @@
 """The file toolkit: text files in the session's sandbox, and pictures for a model that sees."""
 
+from collections.abc import Awaitable, Callable
+
 from pydantic import Field
 
 from app.domain.errors import SandboxFailure
-from app.domain.models.tool import Image, SavedText, ToolResult
-from app.domain.services.tools.base import Text, Tool, ToolContext, ToolInput, clip, function_tool
+from app.domain.models.tool import Image, JsonObject, SavedText, ToolResult
+from app.domain.services.tools.base import I, Text, Tool, ToolContext, ToolInput, clip, function_tool
 
 MAX_IMAGE_SIDE = 1_024
 """Longest side of a picture that the model is shown, in pixels. Such a picture costs about 1,000 to 1,400 tokens."""
@@ -55,32 +57,37 @@ async def _read(args: _Read, context: ToolContext) -> ToolResult:
         text=(found.content + note) or "[the file is empty]",
         saved=SavedText(file=args.file, first_line=args.start_line or 0),
         data={"file": found.file, "content": text, "line_count": found.line_count, "truncated": cut},
-        content={"content": text},
+        content=_content(found.file, found.view, text),
     )
+
+
+def _content(file: str, view: str | None, otherwise: str) -> JsonObject:
+    """Return what clients show of a call: the view of the file, or another text if the file has none."""
+    return {"content": clip(otherwise)} if view is None else {"content": view, "file": file}
 
 
 async def _write(args: _WriteFile, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
     text = ("\n" if args.leading_newline else "") + args.content + ("\n" if args.trailing_newline else "")
     written = await sandbox.file_write(args.file, text, append=args.append, sudo=args.sudo)
-    message = f"{'appended' if args.append else 'wrote'} {written} bytes"
+    message = f"{'appended' if args.append else 'wrote'} {written.count} bytes"
     return ToolResult(
         text=message,
         message=message,
-        data={"file": args.file, "bytes_written": written},
-        content={"content": clip(text)},
+        data={"file": args.file, "bytes_written": written.count},
+        content=_content(written.file, written.view, text),
     )
 
 
 async def _replace(args: _Replace, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
-    count = await sandbox.file_replace(args.file, args.old_str, args.new_str, sudo=args.sudo)
-    message = f"replaced {count} {'occurrence' if count == 1 else 'occurrences'}"
+    changed = await sandbox.file_replace(args.file, args.old_str, args.new_str, sudo=args.sudo)
+    message = f"replaced {changed.count} {'occurrence' if changed.count == 1 else 'occurrences'}"
     return ToolResult(
         text=message,
         message=message,
-        data={"file": args.file, "replaced_count": count},
-        content={"content": clip(args.new_str)},
+        data={"file": args.file, "replaced_count": changed.count},
+        content=_content(changed.file, changed.view, args.new_str),
     )
 
 
@@ -94,7 +101,7 @@ async def _search(args: _Search, context: ToolContext) -> ToolResult:
         text=text,
         message=f"{len(lines)} lines match",
         data={"file": found.file, "matches": list(found.matches), "line_numbers": list(found.line_numbers)},
-        content={"content": clip(text)},
+        content=_content(found.file, found.view, text),
     )
 
 
@@ -127,11 +134,37 @@ async def _image(args: _Image, context: ToolContext) -> ToolResult:
     return ToolResult(text=text, message=size, data=data, content=content, images=(picture,))
 
 
+def _no_content(_args: JsonObject, reason: str) -> JsonObject:
+    """Return what clients show of a call without result. An empty text would look like an empty file."""
+    return {"content": f"[{reason}]"}
+
+
+def _tool(
+    name: str,
+    description: str,
+    input: type[I],
+    function: Callable[[I, ToolContext], Awaitable[ToolResult]],
+    *,
+    parallel: bool = False,
+    needs_vision: bool = False,
+) -> Tool:
+    return function_tool(
+        name,
+        "file",
+        description,
+        input,
+        function,
+        parallel=parallel,
+        needs_vision=needs_vision,
+        without_result=_no_content,
+    )
+
+
 TOOLS: tuple[Tool, ...] = (
-    function_tool("file_read", "file", "Read a text file.", _Read, _read, parallel=True),
-    function_tool("file_write", "file", "Write a text file; long ones in pieces, with append.", _WriteFile, _write),
-    function_tool("file_str_replace", "file", "Replace a text everywhere in a file.", _Replace, _replace),
-    function_tool("file_find_in_content", "file", "Find lines by regex.", _Search, _search, parallel=True),
-    function_tool("file_find_by_name", "file", "Find files, e.g. **/*.py.", _Find, _find, parallel=True),
-    function_tool("image_view", "file", "Look at a picture file.", _Image, _image, parallel=True, needs_vision=True),
+    _tool("file_read", "Read a text file.", _Read, _read, parallel=True),
+    _tool("file_write", "Write a text file; long ones in pieces, with append.", _WriteFile, _write),
+    _tool("file_str_replace", "Replace a text everywhere in a file.", _Replace, _replace),
+    _tool("file_find_in_content", "Find lines by regex.", _Search, _search, parallel=True),
+    _tool("file_find_by_name", "Find files, e.g. **/*.py.", _Find, _find, parallel=True),
+    _tool("image_view", "Look at a picture file.", _Image, _image, parallel=True, needs_vision=True),
 )

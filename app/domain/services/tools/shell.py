@@ -1,14 +1,17 @@
 """The shell toolkit: run commands in shells of the session's sandbox. Each shell id is a shell of its own."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from pydantic import Field
 
 from app.domain.external.sandbox import Sandbox
-from app.domain.models.sandbox import ShellState
-from app.domain.models.tool import SavedText, ToolResult
+from app.domain.models.sandbox import ConsoleRecord, ShellState
+from app.domain.models.tool import JsonObject, SavedText, ToolResult
 from app.domain.services.tools.base import Tool, ToolContext, ToolInput, function_tool
+
+MAX_CONSOLE = 65_536
+"""Maximum number of characters of a console in an event, but for the newest record, which a sandbox bounds."""
 
 
 class _Shell(ToolInput):
@@ -38,21 +41,20 @@ async def _abort(args: _Shell, sandbox: Sandbox) -> None:
 
 def _result(shell_id: str, state: ShellState) -> ToolResult:
     if state.status == "running":
-        outcome = f"[still running in shell {shell_id}: shell_wait, shell_write_to_process or shell_kill_process]"
+        facts = [f"still running in shell {shell_id}: shell_wait, shell_write_to_process or shell_kill_process"]
     elif state.returncode is None:
-        outcome = "[nothing is running]"
+        facts = ["nothing is running"]
     else:
-        outcome = f"[exit code {state.returncode}]"
+        facts = [f"exit code {state.returncode}"]
     if state.note:
-        outcome += f"\n[{state.note}]"
+        facts.append(state.note)
     if state.truncated and state.output_file:
-        outcome += f"\n[the whole output is in {state.output_file}]"
+        facts.append(f"the whole output is in {state.output_file}")
     output = state.output.rstrip("\n")
-    console = [{"ps1": r.ps1, "command": r.command, "output": r.output} for r in state.console]
     return ToolResult(
-        text=f"{output}\n{outcome}" if output else outcome,
+        text="\n".join([*filter(None, [output]), *(f"[{fact}]" for fact in facts)]),
         saved=SavedText(file=state.output_file, first_line=None) if state.output_file else None,
-        message="; ".join(line.strip("[]") for line in outcome.splitlines()),
+        message="; ".join(facts),
         is_running=state.status == "running",
         data={
             "session_id": shell_id,
@@ -61,8 +63,31 @@ def _result(shell_id: str, state: ShellState) -> ToolResult:
             "output": state.output,
             "note": state.note,
         },
-        content={"console": console or state.output},
+        content=_console(state.console),
     )
+
+
+def _console(records: Sequence[ConsoleRecord]) -> JsonObject:
+    """Return records as clients show them: the newest ones, up to `MAX_CONSOLE` characters, as events are kept."""
+    shown: list[JsonObject] = []
+    size = 0
+    for record in reversed(records):
+        size += len(record.ps1) + len(record.command) + len(record.output)
+        if shown and size > MAX_CONSOLE:
+            break
+        shown.append({"ps1": record.ps1, "command": record.command, "output": record.output})
+    return {"console": shown[::-1]}
+
+
+def _console_without_result(args: JsonObject, reason: str) -> JsonObject:
+    command = args.get("command")
+    return {"console": [{"ps1": "$", "command": command, "output": f"[{reason}]\n"}] if command else []}
+
+
+async def _console_so_far(args: JsonObject, sandbox: Sandbox) -> JsonObject | None:
+    newest = (await sandbox.shell_watch(str(args["id"]))).console[-1:]
+    # Without its own record, the command of the call was not started.
+    return _console(newest) if newest and args.get("command") in (None, newest[0].command) else None
 
 
 def _tool(
@@ -76,7 +101,16 @@ def _tool(
     async def run(args: S, context: ToolContext) -> ToolResult:
         return _result(args.id, await act(args, await context.sandbox()))
 
-    return function_tool(f"shell_{name}", "shell", description, input, run, aborting=aborting)
+    return function_tool(
+        f"shell_{name}",
+        "shell",
+        description,
+        input,
+        run,
+        aborting=aborting,
+        without_result=_console_without_result,
+        content_so_far=_console_so_far,
+    )
 
 
 TOOLS: tuple[Tool, ...] = (

@@ -1,7 +1,7 @@
 """Requests to the API of one sandbox: they carry its token, and the envelope of the response is opened."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import httpx
@@ -20,6 +20,9 @@ KEEPALIVE_SECONDS = 4.0
 
 It is less than the 5 s of uvicorn: a request that meets a closing connection fails, because it is not sent again.
 """
+
+VIEWER = (("X-Anker-Viewer", "1"),)
+"""Header of a request that a person's view causes."""
 
 UNAUTHORIZED = 401
 
@@ -71,8 +74,10 @@ class SandboxApiClient:
         self._extensions = {"timeout": {"connect": connect_seconds}}
         self._urls: dict[str, httpx.URL] = {}
 
-    async def post(self, path: str, body: JsonObject, *, seconds: float) -> JsonObject:
+    async def post(self, path: str, body: JsonObject, *, seconds: float, is_use: bool = True) -> JsonObject:
         """Send `POST /api/v1/<path>` and return the `data` of the response, which must come within `seconds`.
+
+        Without `is_use`, the sandbox does not count the request as use.
 
         Raises:
             SandboxFailure: The sandbox refused the request, or `body` is not Unicode text.
@@ -83,7 +88,7 @@ class SandboxApiClient:
             content = orjson.dumps(body)
         except orjson.JSONEncodeError as error:
             raise SandboxFailure("The text is not valid Unicode: it holds half a surrogate pair.") from error
-        return await self._send("POST", path, content, seconds)
+        return await self._send("POST", path, content, seconds, () if is_use else VIEWER)
 
     async def get(self, path: str, *, seconds: float) -> JsonObject:
         """Send `GET /api/v1/<path>` and return the `data` of the response; raise as `post` does."""
@@ -93,9 +98,12 @@ class SandboxApiClient:
         """Close every connection. Idempotent."""
         await self._transport.aclose()
 
-    async def _send(self, method: str, path: str, content: bytes, seconds: float) -> JsonObject:
+    async def _send(
+        self, method: str, path: str, content: bytes, seconds: float, more_headers: Sequence[tuple[str, str]] = ()
+    ) -> JsonObject:
         url = self._urls.get(path) or self._urls.setdefault(path, self._base.join(path))
-        request = httpx.Request(method, url, headers=self._headers, content=content, extensions=self._extensions)
+        headers = [*self._headers.items(), *more_headers]
+        request = httpx.Request(method, url, headers=headers, content=content, extensions=self._extensions)
         try:
             async with asyncio.timeout(seconds):
                 response = await self._transport.handle_async_request(request)

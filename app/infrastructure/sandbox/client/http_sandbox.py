@@ -9,6 +9,7 @@ from app.domain.errors import SandboxFailure, SandboxUnavailable
 from app.domain.external.sandbox import Desktop
 from app.domain.models.sandbox import (
     BrowserEndpoint,
+    FileChange,
     FileImage,
     FileMatches,
     FileText,
@@ -122,6 +123,11 @@ class HttpSandbox:
         """Implement `Sandbox.shell_view`."""
         return await self._call_shell("view", shell_id, {}, MARGIN_SECONDS, repeatable=True)
 
+    async def shell_watch(self, shell_id: str, *, version: str = "", seconds: float = 0) -> ShellState:
+        """Implement `Sandbox.shell_watch`."""
+        fields: JsonObject = {"version": version, "seconds": seconds}
+        return await self._call_shell("watch", shell_id, fields, seconds + MARGIN_SECONDS, is_use=False)
+
     async def shell_wait(self, shell_id: str, seconds: int | None) -> ShellState:
         """Implement `Sandbox.shell_wait`."""
         limit = MAX_WAIT_SECONDS if seconds is None else min(max(seconds, 0), MAX_WAIT_SECONDS)
@@ -145,22 +151,28 @@ class HttpSandbox:
 
     async def file_read(self, file: str, *, start: int | None, end: int | None, sudo: bool) -> FileText:
         """Implement `Sandbox.file_read`."""
-        fields = {"file": file, "start_line": start, "end_line": end, "sudo": sudo}
+        fields = {"file": file, "start_line": start, "end_line": end, "sudo": sudo, "view": True}
         return responses.parse_file_text(await self._call_file("read", fields, repeatable=True), file)
 
-    async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> int:
-        """Implement `Sandbox.file_write`."""
-        fields = {"file": file, "content": content, "append": append, "sudo": sudo}
-        return responses.parse_count(await self._call_file("write", fields), "bytes_written")
+    async def file_watch(self, file: str) -> FileText:
+        """Implement `Sandbox.file_watch`."""
+        # Without a successor: looking on starts no sandbox.
+        data = await self._instance.api.post("file/read", {"file": file}, seconds=FILE_SECONDS, is_use=False)
+        return responses.parse_file_text(data, file)
 
-    async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> int:
+    async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> FileChange:
+        """Implement `Sandbox.file_write`."""
+        fields = {"file": file, "content": content, "append": append, "sudo": sudo, "view": True}
+        return responses.parse_file_change(await self._call_file("write", fields), file, "bytes_written")
+
+    async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> FileChange:
         """Implement `Sandbox.file_replace`."""
-        fields = {"file": file, "old_str": old, "new_str": new, "sudo": sudo}
-        return responses.parse_count(await self._call_file("replace", fields), "replaced_count")
+        fields = {"file": file, "old_str": old, "new_str": new, "sudo": sudo, "view": True}
+        return responses.parse_file_change(await self._call_file("replace", fields), file, "replaced_count")
 
     async def file_search(self, file: str, regex: str, *, sudo: bool) -> FileMatches:
         """Implement `Sandbox.file_search`."""
-        fields = {"file": file, "regex": regex, "sudo": sudo}
+        fields = {"file": file, "regex": regex, "sudo": sudo, "view": True}
         return responses.parse_file_matches(await self._call_file("search", fields, repeatable=True), file)
 
     async def file_find(self, path: str, glob: str) -> FoundFiles:
@@ -176,12 +188,23 @@ class HttpSandbox:
         )
 
     async def _call_shell(
-        self, call: str, shell_id: str, fields: JsonObject, seconds: float, *, repeatable: bool = False
+        self,
+        call: str,
+        shell_id: str,
+        fields: JsonObject,
+        seconds: float,
+        *,
+        repeatable: bool = False,
+        is_use: bool = True,
     ) -> ShellState:
         encoded_id = self._prefix + encode_id(shell_id)
         body = {"id": encoded_id, **fields}
         try:
-            data = await self._call(lambda api: api.post(f"shell/{call}", body, seconds=seconds), repeatable=repeatable)
+            if is_use:
+                make = self._call(lambda api: api.post(f"shell/{call}", body, seconds=seconds), repeatable=repeatable)
+            else:
+                make = self._instance.api.post(f"shell/{call}", body, seconds=seconds, is_use=False)
+            data = await make
         except SandboxFailure as error:
             if self._prefix and call != "exec" and error.status == NOT_FOUND:
                 # The sandbox's own message lists all shells, those of other sessions included.

@@ -12,7 +12,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from app.domain.errors import SandboxUnavailable
-from app.domain.models.sandbox import FileImage, FileMatches, FileText, FoundFiles, PartStatus, ShellState
+from app.domain.models.sandbox import FileChange, FileImage, FileMatches, FileText, FoundFiles, PartStatus, ShellState
 from app.infrastructure.sandbox.client.api_client import JsonObject
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ MAX_IMAGE_BYTES = 400_000
 
 _SHELL_STATE = TypeAdapter(ShellState)
 _FILE_TEXT = TypeAdapter(FileText)
+_FILE_CHANGE = TypeAdapter(FileChange)
 _FILE_MATCHES = TypeAdapter(FileMatches)
 _FOUND_FILES = TypeAdapter(FoundFiles)
 _PARTS = TypeAdapter(dict[str, PartStatus])
@@ -39,6 +40,11 @@ def parse_shell_state(data: JsonObject, shell_id: str) -> ShellState:
 def parse_file_text(data: JsonObject, file: str) -> FileText:
     """Parse text that was read from a file. `file`: the requested path, used if the response names none."""
     return _parse(_FILE_TEXT, {"file": file, **_present(data)})
+
+
+def parse_file_change(data: JsonObject, file: str, count: str) -> FileChange:
+    """Parse a change, whose size is in the field `count`. `file`: as in `parse_file_text`."""
+    return _parse(_FILE_CHANGE, {"file": file, **_present(data), "count": parse_count(data, count)})
 
 
 def parse_file_matches(data: JsonObject, file: str) -> FileMatches:
