@@ -3,6 +3,8 @@
 The script `input.js` decides whether an element can be used; it refuses with the message that the model reads.
 """
 
+import contextlib
+
 from app.domain.errors import BrowserFailure, SandboxFailure
 from app.domain.external.browser import Target
 from app.domain.external.sandbox import Sandbox
@@ -29,8 +31,6 @@ MAX_TYPED_CHARS = 100
 """Maximum length of a text that is typed key by key; of a longer one only the last character is."""
 TYPE_SECONDS = 10.0
 """Time limit in seconds for typing a text."""
-MAX_FRAME_DEPTH = 4
-"""Maximum depth of nested frames in which to look for the focus, or for what scrolls."""
 
 _TRY_OTHER_SCHEME = (
     "ERR_CONNECTION",
@@ -149,10 +149,15 @@ async def fill(tab: Tab, target: Target | None, value: str) -> None:
     if isinstance(target, int):
         await _fill_element(tab, target, value)
         return
-    if target is not None:
-        await click(tab, target)
     replace = target is not None
-    world, focus = await _call_in_focused_frame(tab, "prepareFocus", replace)
+    if target is not None:
+        await (await tab.frames.main()).call("checkPoint", target.x, target.y)
+        await click(tab, target)
+    try:
+        world, focus = await tab.frames.call_in_focused("prepareFocus", replace)
+    except BrowserFailure as error:
+        done = "The point was clicked, and nothing was typed: " if replace else ""
+        raise BrowserFailure(f"{done}{error}", status=error.status) from error
     if kind := cdp.text(focus, "editor"):
         editor = Editor(tab, world, None, kind == "code")
         await (editor.replace(value) if replace else editor.insert(value))
@@ -167,12 +172,6 @@ async def choose_option(tab: Tab, index: int, option: int) -> None:
         BrowserFailure: There is no such option, or it cannot be chosen.
     """
     await _call_on_element(tab, index, "chooseOption", option)
-
-
-async def scroll(tab: Tab, *, down: bool, to_end: bool) -> bool:
-    """Scroll by almost a screen, or to the end. Return whether anything moved."""
-    _, answer = await _call_in_focused_frame(tab, "scroll", down, to_end)
-    return cdp.number(answer, "moved") != 0
 
 
 async def file_field(tab: Tab, target: Target | None) -> FileField | None:
@@ -218,7 +217,7 @@ async def upload(tab: Tab, field: FileField, paths: str, sandbox: Sandbox) -> No
         await channel.send("DOM.setFileInputFiles", {"files": files, **node})
     except BrowserFailure as error:
         if "multiple" in str(error).lower():
-            raise BrowserFailure("This field takes one file only.", status=cdp.CONFLICT) from error
+            raise BrowserFailure("This field takes one file only. Nothing was changed.", status=cdp.CONFLICT) from error
         raise
     tab.file_chooser = None
 
@@ -247,6 +246,7 @@ async def _is_alive(tab: Tab) -> bool:
 async def _fill_element(tab: Tab, index: int, value: str) -> None:
     field = await _call_on_element(tab, index, "setValue", value)
     if field.get("isSet"):
+        _note_state(tab, field)
         return
     point = await _locate(tab, index, for_click=False)  # refuses an element that is covered or not visible
     kind = cdp.text(await _call_on_element(tab, index, "editorKind"), "kind")
@@ -256,25 +256,37 @@ async def _fill_element(tab: Tab, index: int, value: str) -> None:
         await Editor(tab, _world_of(tab, index), index, kind == "code").replace(value)
         return
     await _call_on_element(tab, index, "focusAndSelect")
-    await _type(tab, value, multiline=field.get("multiline") is True, replace=True)
+    typed = await _type(tab, value, multiline=field.get("multiline") is True, replace=True)
+    if (world := tab.frames.with_element(index)) is not None:
+        with contextlib.suppress(cdp.DocumentGone):  # typing may have navigated
+            _note_state(tab, await world.call("typedState", index, typed))
 
 
-async def _type(tab: Tab, value: str, *, multiline: bool, replace: bool) -> None:
-    """Type over the selection. Line breaks are inserted as text, because Enter would submit a form."""
+def _note_state(tab: Tab, answer: cdp.Json) -> None:
+    if state := cdp.text(answer, "state"):
+        tab.note(state)
+
+
+async def _type(tab: Tab, value: str, *, multiline: bool, replace: bool) -> str:
+    """Type over the selection and return the text that was typed.
+
+    Line breaks are inserted as text, because Enter would submit a form.
+    """
     value = value.replace("\r\n", "\n") if multiline else " ".join(value.splitlines())
     keyboard = tab.page.keyboard
     if not value:
         if replace:
             await tab.lifetime.run(keyboard.press("Delete"))
-        return
+        return value
     if len(value) <= MAX_TYPED_CHARS and "\n" not in value and "\t" not in value:
         await tab.lifetime.run(keyboard.type(value), seconds=TYPE_SECONDS)
-        return
+        return value
     # A page that follows keystrokes (suggestions, a character counter) needs at least one.
     last = value[-1] if value[-1].isprintable() else ""
     await tab.lifetime.run(keyboard.insert_text(value[: len(value) - len(last)]), seconds=TYPE_SECONDS)
     if last:
         await tab.lifetime.run(keyboard.type(last))
+    return value
 
 
 async def _locate(tab: Tab, index: int, *, for_click: bool) -> Point:
@@ -318,23 +330,6 @@ async def _call_on_element(tab: Tab, index: int, name: str, *args: object) -> cd
         return await _world_of(tab, index).call(name, index, *args)
     except cdp.DocumentGone:
         raise cdp.no_element(index) from None
-
-
-async def _call_in_focused_frame(tab: Tab, name: str, *args: object) -> tuple[IsolatedWorld, cdp.Json]:
-    """Call a function of the script in the main document; where it returns a frame's key, call it in that frame.
-
-    Return the world of the document in which it was called, and its result.
-    """
-    world = await tab.frames.main()
-    for _ in range(MAX_FRAME_DEPTH):
-        answer = await world.call(name, *args)
-        if "frame" not in answer:
-            return world, answer
-        inner = tab.frames.child(world, int(cdp.number(answer, "frame")))
-        if inner is None:
-            break
-        world = inner
-    return world, {}
 
 
 async def _check_file(sandbox: Sandbox, path: str, shown: str) -> None:

@@ -21,7 +21,7 @@ from app.infrastructure.browser import cdp
 MAIN_WORLD_SCRIPT = "page.js"
 """Name of the only script that runs in the page's own world."""
 ISOLATED_WORLD_SCRIPTS = (
-    *("dom.js", "elements.js", "markdown.js", "blocks.js", "fields.js", "drawings.js"),
+    *("dom.js", "elements.js", "markdown.js", "blocks.js", "fields.js", "drawings.js", "values.js", "scrolling.js"),
     *("input.js", "editors.js"),
 )
 """Names of the scripts of the isolated world, in the order in which they are joined."""
@@ -31,6 +31,8 @@ ATTACH_SECONDS = 5.0
 """Time limit in seconds for opening a CDP session with a frame."""
 FRAME_ALIVE_SECONDS = 2.0
 """Time limit in seconds for a frame to respond; the page is read without a frame that does not."""
+MAX_FOCUS_DEPTH = 4
+"""Maximum depth of nested frames in which to look for the focus, or for what scrolls."""
 MAX_REMOTE_FRAMES = 30
 """Maximum number of frames to try to open a session with at a time."""
 
@@ -189,6 +191,22 @@ class FrameWorlds:
         """Return the world inside the frame element `key` of `world`, as of the last reading."""
         owner = FrameOwner(world, key)
         return next((each for each in self._worlds.values() if each.owner == owner), None)
+
+    async def call_in_focused(self, name: str, *args: object) -> tuple[IsolatedWorld, cdp.Json]:
+        """Call a function of the script in the main document; where it returns a frame's key, call it in that frame.
+
+        Return the world of the document in which it was called, and its result.
+        """
+        world = await self.main()
+        for _ in range(MAX_FOCUS_DEPTH):
+            answer = await world.call(name, *args)
+            if "frame" not in answer:
+                return world, answer
+            inner = self.child(world, int(cdp.number(answer, "frame")))
+            if inner is None:
+                break
+            world = inner
+        return world, {}
 
     async def children(self, world: IsolatedWorld, keys: Sequence[int]) -> list[IsolatedWorld | None]:
         """Return the worlds inside the frame elements `keys` of `world`; None for a frame that cannot be read."""

@@ -14,6 +14,7 @@ from app.infrastructure.browser.connection import Connection
 from app.infrastructure.browser.console import console_lines, run_script
 from app.infrastructure.browser.driver import PlaywrightDriver
 from app.infrastructure.browser.model_input import WindowAction, candidate_urls, parse_keys, shown_url, window_action
+from app.infrastructure.browser.scrolling import scroll
 from app.infrastructure.browser.snapshot import take_snapshot
 from app.infrastructure.browser.tab import Tab
 from app.infrastructure.browser.tabs import PREVIOUS_IN_FRONT
@@ -124,12 +125,7 @@ class SessionBrowser:
 
     async def scroll(self, *, down: bool, to_end: bool) -> PageView:
         """Implement `Browser.scroll`."""
-
-        async def action(_: Connection, tab: Tab) -> None:
-            if not await actions.scroll(tab, down=down, to_end=to_end):
-                tab.note(f"There is nothing further {'down' if down else 'up'}.")
-
-        return await self._act(action, scrolled=True)
+        return await self._act(lambda _, tab: scroll(tab, down=down, to_end=to_end), scrolled=True)
 
     async def execute(self, javascript: str) -> ScriptResult:
         """Implement `Browser.execute`."""
@@ -162,7 +158,7 @@ class SessionBrowser:
             tabs = connection.tabs
             tab = await tabs.front()
             await connection.downloads.prepare()
-            await tab.load.count_requests()
+            await tab.load.count_requests(keep=scrolled)
             await tab.logins.cancel_all()
             try:
                 await action(connection, tab)
@@ -175,11 +171,17 @@ class SessionBrowser:
                     raise
                 front = await tabs.settle(await tabs.front())  # the action closed the tab
             finally:
-                self._clean_up(tab.load.stop_counting())
+                if not (scrolled and tab.load.has_requests):  # the next scrolling wants to know whether they have ended
+                    self._clean_up(tab.load.stop_counting())
                 self._clean_up(tab.logins.stop())
             if tab.file_chooser is not None:
                 tab.note("The page asks for a file: give its path with browser_input.")
-            return await _snapshot(connection, front, whole=False, scrolled=scrolled)
+            try:
+                return await _snapshot(connection, front, whole=False, scrolled=scrolled)
+            except BrowserFailure as error:
+                if isinstance(error, cdp.TabGone):
+                    raise
+                raise BrowserFailure(f"The action was carried out. {error}", status=error.status) from error
 
     @asynccontextmanager
     async def _exclusive_connection(self) -> AsyncGenerator[Connection]:

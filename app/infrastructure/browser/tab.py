@@ -85,9 +85,15 @@ class PageLoad:
             channel.on(event, handler)
             channel.on(event, lambda _: self._changes.notify())
 
-    async def count_requests(self) -> None:
-        """Count requests from now on."""
-        self._requests.clear()
+    @property
+    def has_requests(self) -> bool:
+        """Whether a counted request is under way."""
+        return bool(self._requests)
+
+    async def count_requests(self, *, keep: bool) -> None:
+        """Count requests from now on; with `keep`, also those that are counted already."""
+        if not keep:
+            self._requests.clear()
         # The browser must not buffer response bodies for this session.
         await self._channel.send("Network.enable", {"maxTotalBufferSize": 0, "maxResourceBufferSize": 0})
 
@@ -109,7 +115,7 @@ class PageLoad:
             await self._wait_for_load()
             documents = self.document_count
             try:
-                await self._wait_for_quiet()
+                await self._wait_until_settled()
             except cdp.DocumentGone:
                 continue
             except (cdp.TabGone, cdp.PageUnresponsive):
@@ -130,14 +136,23 @@ class PageLoad:
         if not is_done() and await self.wait_until(lambda: self._has_text or is_done(), seconds=TEXT_SECONDS):
             await self.wait_until(is_done, seconds=RESOURCES_SECONDS)
 
-    async def _wait_for_quiet(self) -> None:
+    async def _wait_until_settled(self) -> None:
         """Wait until neither the document changes nor a counted request is under way, within limits."""
         end = time.monotonic() + NETWORK_SECONDS
-        world = await self._frames.main()
-        await world.call("waitForQuiet", QUIET_MS, MAX_UNQUIET_MS)
+        await self.wait_for_quiet()
         while self._requests and not self.is_navigating and (left := end - time.monotonic()) > 0:
             await self.wait_until(lambda: not self._requests or self.is_navigating, seconds=left)
-            await world.call("waitForQuiet", QUIET_MS, MAX_UNQUIET_MS)
+            await self.wait_for_quiet()
+
+    async def wait_for_quiet(self) -> None:
+        """Wait until the main document does not change for a moment.
+
+        Raises:
+            DocumentGone: The page navigated.
+            TabGone: The tab is gone.
+            PageUnresponsive: The page does not respond.
+        """
+        await (await self._frames.main()).call("waitForQuiet", QUIET_MS, MAX_UNQUIET_MS)
 
     def _on_navigation_requested(self, event: cdp.Json) -> None:
         if cdp.text(event, "frameId") == self._frames.main_id and cdp.text(event, "disposition") == "currentTab":
@@ -267,7 +282,7 @@ class Tab:
     async def free(self) -> None:
         """Stop a script of the page that keeps it from responding."""
         await self.stop_script()
-        self.note("A script of the page blocked it and was stopped.")
+        self.note("A script of the page blocked it and was stopped: check what the action changed.")
 
     def _on_file_chooser(self, channel: cdp.Channel, event: cdp.Json) -> None:
         if node := int(cdp.number(event, "backendNodeId")):

@@ -30,8 +30,8 @@ UNSUITABLE_ELEMENTS = (
     ("<input type=checkbox aria-label=F>", "That is a checkbox: click it"),
     ("<button>F</button>", "Nothing can be typed into that button"),
     ("<select aria-label=F><option>a</select>", "choose with browser_select_option"),
-    ("<input type=date aria-label=F>", "did not take 'words': it wants yyyy-mm-dd"),
-    ("<input type=range aria-label=F>", "it wants a number from 0 to 100"),
+    ("<input type=date aria-label=F>", "does not take 'words': it takes yyyy-mm-dd. Nothing was changed"),
+    ("<input type=range aria-label=F>", "it takes a number from 0 to 100. Nothing was changed"),
 )
 """Elements that cannot be typed into, and parts of the errors."""
 

@@ -71,7 +71,7 @@ async def test_click_that_hangs_page_stops_its_script(harness: BrowserHarness, m
     view = await harness.open_page("<button onclick='document.title = \"hangs\"; for (;;);'>hang</button><p>text</p>")
     began = time.monotonic()
     view = await (await harness.browser()).click(number_of(view.text, "hang"))
-    assert "A script of the page blocked it and was stopped." in view.notes
+    assert "A script of the page blocked it and was stopped: check what the action changed." in view.notes
     assert "text" in view.text
     assert time.monotonic() - began < 15
 

@@ -136,9 +136,7 @@ function textInput(element) {
   if (type === "file") return { method: "file", role };
   if (element.readOnly === true) return { method: "read-only", role };
   if (type in INPUTS && INPUTS[type] in FORMATS) return { method: "set", role, format: FORMATS[INPUTS[type]] };
-  if (type === "range") {
-    return { method: "set", role, format: `a number from ${element.min || 0} to ${element.max || 100}` };
-  }
+  if (type === "range") return { method: "set", role, format: formatOf(element) };
   if (/^(checkbox|radio|button|submit|reset|image|select)$/.test(type)) return { method: type, role };
   const isInput = element instanceof HTMLInputElement;
   const isText = isInput || type === "textarea" || type === "editable";
@@ -148,8 +146,9 @@ function textInput(element) {
 function refuseText({ method, role, format }) {
   switch (method) {
     case "disabled":
+      throw new Refusal(`The ${role} is disabled.`);
     case "read-only":
-      throw new Refusal(`The ${role} is ${method}.`);
+      throw new Refusal(`The ${role} is read-only: click it, if the page offers a choice then.`);
     case "select":
       throw new Refusal("That is a select box: choose with browser_select_option.", BAD_REQUEST);
     case "checkbox":
@@ -160,6 +159,7 @@ function refuseText({ method, role, format }) {
     case "file":
       throw new Refusal("Give the index of the file field.", BAD_REQUEST);
     default:
+      if (role === "slider") throw new Refusal("Click this slider and move it with the arrow keys.", BAD_REQUEST);
       throw new Refusal(`Nothing can be typed into that ${role || "place"}.`, BAD_REQUEST);
   }
 }
@@ -182,6 +182,7 @@ function innermostFocus() {
 }
 
 const api = {
+  ...SCROLLING,
   isAlive: () => true,
   viewportSize: () => ({ width: innerWidth, height: innerHeight }),
 
@@ -278,15 +279,31 @@ const api = {
   setValue(number, value) {
     const element = requireField(number);
     const input = textInput(element);
-    if (input.method === "type") return { multiline: input.multiline };
-    if (input.method !== "set") refuseText(input);
-    focusOn(element);
-    setter(HTMLInputElement.prototype, "value")(element, value);
-    dispatchChange(element);
-    if (element.value !== value.trim()) {
-      throw new Refusal(`[${number}] did not take '${value}': it wants ${input.format}.`, BAD_REQUEST);
+    if (input.method === "type") {
+      checkTyped(element, number, value);
+      return { multiline: input.multiline };
     }
-    return { isSet: true };
+    if (input.method !== "set") refuseText(input);
+    const wanted = valueFor(element, number, value);
+    focusOn(element);
+    setter(HTMLInputElement.prototype, "value")(element, wanted);
+    dispatchChange(element);
+    const state = isConnected(element) ? typedState(element, number, wanted) : "";
+    return { isSet: true, state };
+  },
+
+  // Describe what of a typed text a field does not hold or accept; "" if there is nothing to say.
+  typedState(number, value) {
+    const element = elementByNumber(number);
+    return { state: element ? typedState(innerField(element) ?? element, number, value) : "" };
+  },
+
+  // Refuse a point where a click would not make it possible to type, before it is clicked.
+  checkPoint(x, y) {
+    let found = innermostElementAt(x, y);
+    while (found && !matches(found, "input,select,textarea,label")) found = parentOf(found);
+    const input = textInput(found instanceof HTMLLabelElement ? found.control : found);
+    if (!/^(none|type|button|submit|reset|image)$/.test(input.method)) refuseText(input);
   },
 
   // Focus an element and select its content, so that typing replaces it.
@@ -322,21 +339,12 @@ const api = {
       throw new Refusal(`Option ${position} of [${number}] is disabled.`);
     }
     focusOn(element);
-    option.selected = element.multiple ? !option.selected : true;
+    const wanted = element.multiple ? !option.selected : true;
+    option.selected = wanted;
     dispatchChange(element);
-  },
-
-  // Scroll by almost a screen or to the end. Return by how many pixels, or the key of a frame to scroll instead.
-  scroll(down, toEnd) {
-    const middle = innermostElementAt(innerWidth / 2, innerHeight / 2);
-    const scroller = mainScroller();
-    if (!scroller) return { moved: 0 };
-    const isFrame = middle && frameKeys.has(middle) && boxOf(middle).height > innerHeight / 2;
-    if (isFrame && !isScrollable(scroller)) return { frame: keyOf(middle) };
-    const before = scroller.scrollTop;
-    const step = toEnd ? scrollHeightOf(scroller) : clientHeightOf(scroller) * 0.9;
-    scroller.scrollBy({ top: down ? step : -step, behavior: "instant" });
-    return { moved: Math.round(scroller.scrollTop - before) };
+    if (isConnected(element) && option.selected !== wanted) {
+      throw new Refusal(`The page did not keep option ${position}: ${describe(element)}.`);
+    }
   },
 
   // Wait until nothing in the document has changed for `idle` ms, for at most `longest` ms.
