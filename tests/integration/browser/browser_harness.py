@@ -69,10 +69,10 @@ class BrowserHarness:
         """Serve a page with `body`, open it, and return its snapshot; `options` are those of `LocalSite.html`."""
         return await (await self.browser()).navigate(self.site.html(body, **options))  # type: ignore[arg-type]
 
-    async def open_corpus_page(self, name: str, *, host: str = "127.0.0.1") -> PageView:
+    async def open_corpus_page(self, name: str, *, query: str = "", host: str = "127.0.0.1") -> PageView:
         """Serve a page of the folder `pages`, open it, and return its snapshot."""
         self.site.pages[f"/{name}"] = Page((PAGES / name).read_bytes())
-        return await (await self.browser()).navigate(self.site.url(f"/{name}", host=host))
+        return await (await self.browser()).navigate(self.site.url(f"/{name}?{query}", host=host))
 
     async def wait_for_request(self, path: str) -> None:
         """Wait until the browser has requested `path`."""
