@@ -167,7 +167,8 @@ _THROTTLE_SECONDS = 0.002
 """Pause between two reads of heavy output, in seconds."""
 
 # A session leader that opens the terminal makes it the controlling one, on every Unix. Then bash takes over.
-_LAUNCH = 'exec "$1" --noediting --rcfile "$2" -i <>"$0" >&0 2>&0'
+# When memory runs out, the kernel kills what the agent runs first: neither the browser nor this program.
+_LAUNCH = 'echo 500 >/proc/self/oom_score_adj; exec "$1" --noediting --rcfile "$2" -i <>"$0" >&0 2>&0'
 
 
 class Listener(Protocol):

@@ -60,6 +60,11 @@ async def test_container_has_limits_for_every_resource(inspected: dict[str, Any]
     assert host["RestartPolicy"]["Name"] in ("", "no")
 
 
+async def test_kernel_kills_the_agents_programs_before_browser_and_program(sandbox: Sandbox) -> None:
+    # The order in which the kernel kills when memory runs out (see proc(5)).
+    assert await run(sandbox, "cat /proc/self/oom_score_adj /proc/1/oom_score_adj") == (0, "500\n0\n")
+
+
 async def test_container_and_volume_have_labels_and_every_container_its_own_token(
     engine: EngineSandbox, provider: DockerSandboxes, inspected: dict[str, Any]
 ) -> None:
