@@ -108,7 +108,7 @@ def status_routes(shells: Shells, parts: Parts, activity: Activity) -> list[Rout
 
     async def status(_: Request) -> Response:
         reasons = {
-            "shell": shells.unavailable,
+            "shell": await shells.find_problem(),
             "browser": parts.browser.unavailable_reason,
             "desktop": parts.desktop.unavailable_reason,
         }

@@ -19,6 +19,7 @@ MAX_SHELLS = 256
 """Maximum number of shells. A bash takes about 4 MB; many sessions may share one sandbox."""
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_NO_BASH = "bash is not installed"
 
 
 class Shells:
@@ -33,10 +34,21 @@ class Shells:
         self._launch: BashLaunch | None = None
         self._bash = shutil.which("bash")
 
-    @property
-    def unavailable(self) -> str:
-        """Why no shell can be started; empty if one can."""
-        return "" if self._bash else "bash is not installed"
+    async def find_problem(self) -> str:
+        """Return why no shell can be started; empty if one can. After a failed start, this is tried."""
+        failed = [shell for shell in self._shells.values() if shell.start_failed]
+        if self._bash is None or not failed:
+            return "" if self._bash else _NO_BASH
+        probe = Shell("probe", self._prepare_launch(), self._settings.home)
+        try:
+            await probe.run(":")
+        except Failure as failure:
+            return failure.message
+        finally:
+            await self._end([probe])
+        for shell in failed:
+            shell.start_failed = False
+        return ""
 
     @property
     def pids(self) -> set[int]:
@@ -124,7 +136,7 @@ class Shells:
 
     def _prepare_launch(self) -> BashLaunch:
         if self._bash is None:
-            raise Failure(409, self.unavailable)
+            raise Failure(409, _NO_BASH)
         if self._launch is None:
             try:
                 self._launch = _launch(self._settings, self._bash, self.mark)

@@ -66,6 +66,8 @@ class Shell:
         self.name = name
         self.killed = False
         """Whether it was killed since its last command. Such a shell is evicted first."""
+        self.start_failed = False
+        """Whether the last command found no bash that takes commands."""
         self.console = Console(launch.outputs, name, launch.agent)
         self._launch = launch
         self._home = str(home)
@@ -131,8 +133,11 @@ class Shell:
                     await self._end_bash()
                     note = RESTARTED
                     record = await self._start(command, folder, with_bashrc=False)
-            except OSError as error:
-                raise Failure(500, f"the shell could not be started: {error.strerror or error}") from error
+            except (OSError, RuntimeError) as error:  # RuntimeError: there is no thread left
+                self.start_failed = True
+                reason = error.strerror if isinstance(error, OSError) else None
+                raise Failure(500, f"the shell could not be started: {reason or error}") from error
+            self.start_failed = record is None
             if record is None:
                 raise Failure(500, "the shell does not take commands")
             return record, note

@@ -76,6 +76,35 @@ async def test_call_right_after_the_removal_is_made_on_a_new_sandbox(
     await provider.destroy(session)
 
 
+FILL = """
+import os
+while True:
+    try:
+        child = os.fork()
+    except OSError:
+        break
+    if child == 0:
+        os.setsid()
+        os.execve("/bin/sleep", ["sleep", "1000"], {})
+"""
+
+
+async def test_sandbox_full_of_processes_is_replaced_with_its_files(
+    engine: EngineSandbox, provider: DockerSandboxes
+) -> None:
+    session = engine.new_session()
+    full = await provider.acquire(session)
+    await write(full, "fill.py", FILL)
+    await run(full, "python3 fill.py")
+    with pytest.raises(SandboxFailure, match="could not be started"):
+        await full.shell_exec("other", "", "true")
+    replaced = await provider.acquire(session)
+    assert replaced.instance_id != full.instance_id
+    assert await read(replaced, "fill.py") == FILL
+    assert (await run(replaced, "pgrep -c sleep"))[1] == "0\n"
+    await provider.destroy(session)
+
+
 async def test_paused_sandbox_is_resumed(engine: EngineSandbox, provider: DockerSandboxes) -> None:
     session = engine.new_session()
     first = await provider.acquire(session)

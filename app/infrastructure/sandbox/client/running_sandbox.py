@@ -55,6 +55,8 @@ class RunningSandbox:
         self.instance = SandboxInstance(api=api, id=instance_id, home=home, exec_seconds=exec_seconds, activity=self)
         self.view = HttpSandbox(self.instance)
         """The sandbox for callers that must not start another one."""
+        self.problem = ""
+        """Why its shells do not work, according to the last `is_ready`; empty if they do, or if it did not respond."""
         self._clock = clock
         self._calls = 0
         self._last_use = clock()
@@ -101,12 +103,14 @@ class RunningSandbox:
 
     async def is_ready(self, seconds: float = RESPONSE_SECONDS) -> bool:
         """Return whether the instance responds within `seconds` and its shells work. Does not count as use."""
+        self.problem = ""
         try:
             parts = responses.parse_parts(await self._status(seconds))
         except SandboxUnavailable:
             self._last_response = None
             return False
         if "shell" not in parts or not parts["shell"].ready:
+            self.problem = parts["shell"].reason if "shell" in parts else "no shells"
             return False
         self._last_response = self._clock()
         return True

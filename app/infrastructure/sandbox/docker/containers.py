@@ -45,6 +45,12 @@ READY_SECONDS = 30.0
 BUSY_SECONDS = 10.0
 """Time in seconds for which a container that started longer ago may be too busy to respond."""
 
+BROKEN_SECONDS = 5.0
+"""Time in seconds for which a sandbox may respond that its shells do not work."""
+
+BROKEN_POLL_SECONDS = 0.5
+"""Time in seconds between two questions to such a sandbox."""
+
 PROMPT_SECONDS = 0.25
 """Response time in seconds above which the engine is asked whether the container still exists."""
 
@@ -254,10 +260,16 @@ class SandboxContainers:
         """Return whether the sandbox is ready within `seconds`; False as soon as its container has ended."""
         deadline = time.monotonic() + seconds
         next_inspection = time.monotonic() + INSPECT_SECONDS
+        is_broken = False
         while (left := deadline - time.monotonic()) > 0:
             # While nothing listens, a bare connection attempt is much cheaper than a request.
             if await _listens(running.address) and await running.is_ready(min(left, RESPONSE_SECONDS)):
                 return True
+            if running.problem:
+                # A moment of load may pass; a sandbox that is full of processes stays so.
+                deadline = min(deadline, time.monotonic() + BROKEN_SECONDS) if not is_broken else deadline
+                is_broken = True
+                await asyncio.sleep(BROKEN_POLL_SECONDS)
             if time.monotonic() >= next_inspection:
                 if not await self._exists(running):
                     return False

@@ -104,7 +104,8 @@ class DockerBackend:
         running = known if known is not None and same else self._containers.connect(found)
         if await self._containers.wait_until_ready(running) and await running.try_renew():
             return running
-        log.warning("replacing the sandbox of session %s: it runs but does not respond", session_id)
+        problem = running.problem or "it does not respond"
+        log.warning("replacing the sandbox of session %s: it runs, but %s", session_id, problem)
         if running is not known:
             await running.close()
         await self._engine.remove_container(found.id)
