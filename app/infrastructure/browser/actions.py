@@ -251,8 +251,7 @@ async def _fill_element(tab: Tab, index: int, value: str) -> None:
     point = await _locate(tab, index, for_click=False)  # refuses an element that is covered or not visible
     kind = cdp.text(await _call_on_element(tab, index, "editorKind"), "kind")
     if kind:
-        if not (await _call_on_element(tab, index, "focusEditor")).get("focused"):
-            await tab.lifetime.run(tab.page.mouse.click(point.x, point.y))
+        await tab.lifetime.run(tab.page.mouse.click(point.x, point.y))
         await Editor(tab, _world_of(tab, index), index, kind == "code").replace(value)
         return
     await _call_on_element(tab, index, "focusAndSelect")

@@ -20,6 +20,12 @@ QUIET_MS = 50
 """Time in milliseconds without a change after which an editor has taken a text."""
 MAX_UNQUIET_MS = 500
 """Maximum time in milliseconds to wait for that."""
+SLOW_MS = 300
+"""Time in milliseconds without a change to wait for before an insertion counts as failed."""
+MAX_SLOW_MS = 1500
+"""Maximum time in milliseconds to wait for that."""
+SELECTION_MS = 130
+"""Time in milliseconds after which an editor knows what is selected: some look at most every 100 ms."""
 MAX_EXCERPT = 80
 """Maximum length of a line in the note about a text that differs."""
 
@@ -46,8 +52,14 @@ class Editor:
         before = shown = await self._read()
         for insertion in self._insertions(text):
             await self._select_all()
-            await self._insert(insertion, text)
+            await self.world.call("waitForQuiet", SELECTION_MS, SELECTION_MS)
+            if not await self._insert(insertion, text):
+                continue
             shown = await self._read()
+            if not self._is_same(shown, text):
+                # A second insertion into an editor that is still drawing the first one would break it.
+                await self.world.call("waitForQuiet", SLOW_MS, MAX_SLOW_MS)
+                shown = await self._read()
             if self._is_same(shown, text):
                 return
         if self._is_same(shown, before):
@@ -63,7 +75,8 @@ class Editor:
         text = _with_newlines(text)
         before = await self._shown()
         for insertion in self._insertions(text):
-            await self._insert(insertion, text)
+            if not await self._insert(insertion, text):
+                continue
             await self.world.call("waitForQuiet", QUIET_MS, MAX_UNQUIET_MS)
             if await self._shown() != before:
                 return
@@ -82,7 +95,8 @@ class Editor:
         first = ("keys",) if is_short and not self.is_code else ()
         return (*first, "paste", "commands", "text")
 
-    async def _insert(self, insertion: str, text: str) -> None:
+    async def _insert(self, insertion: str, text: str) -> bool:
+        """Insert a text in one of the ways. Return False if that way does not suit the editor."""
         keyboard, lifetime = self.tab.page.keyboard, self.tab.lifetime
         match insertion:
             case "delete":
@@ -92,7 +106,8 @@ class Editor:
             case "text":
                 await lifetime.run(keyboard.insert_text(text), seconds=TYPE_SECONDS)
             case _:
-                await self.world.call("insertIntoEditor", insertion, text)
+                return (await self.world.call("insertIntoEditor", insertion, text)).get("isDone") is True
+        return True
 
     async def _select_all(self) -> None:
         await self.world.call("focusEditor", self.index)

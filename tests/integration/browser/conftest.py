@@ -9,8 +9,9 @@ import pytest_asyncio
 
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
-from tests.integration.browser.browser_harness import BrowserHarness, FolderSandbox
+from tests.integration.browser.browser_harness import PAGES, BrowserHarness, FolderSandbox
 from tests.integration.browser.chromium import Chromium
+from tests.integration.browser.libraries import LibraryPages, build_libraries
 from tests.integration.browser.local_site import LocalSite
 
 
@@ -61,5 +62,23 @@ async def harness(
     home.mkdir()
     sandboxes.sandboxes[session_id] = FolderSandbox(chromium, home)
     yield BrowserHarness(browsers, sandboxes, session_id, site, chromium, home)
+    await browsers.release(session_id)
+    chromium.close_tabs()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def libraries(
+    shared_browsers: tuple[PlaywrightBrowsers, MemorySandboxProvider],
+    chromium: Chromium,
+    shared_site: LocalSite,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[LibraryPages]:
+    """A session with a browser for the pages of libraries, shared by the tests of a module."""
+    built = build_libraries()
+    shared_site.folders = {"pages": PAGES, "built": built / "built", "node_modules": built / "node_modules"}
+    browsers, sandboxes = shared_browsers
+    session_id = uuid.uuid4().hex
+    sandboxes.sandboxes[session_id] = FolderSandbox(chromium, tmp_path_factory.mktemp("home"))
+    yield LibraryPages(await browsers.open(session_id), shared_site)
     await browsers.release(session_id)
     chromium.close_tabs()

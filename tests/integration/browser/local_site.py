@@ -1,9 +1,11 @@
 """A web site on loopback whose pages the tests define. A browser treats `localhost` and `127.0.0.1` as two sites."""
 
+import mimetypes
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 MAX_RESPONSE_SECONDS = 60
 """Time in seconds after which a response that never ends is abandoned."""
@@ -26,6 +28,8 @@ class LocalSite:
 
     def __init__(self) -> None:
         self.pages: dict[str, Page | Responder] = {}
+        self.folders: dict[str, Path] = {}
+        """Folders whose files are served, by the first part of the path."""
         self.requests: list[str] = []
         """Requested paths with their queries, in order."""
         self.uploads: list[bytes] = []
@@ -77,7 +81,8 @@ class LocalSite:
     def respond(self, request: BaseHTTPRequestHandler) -> None:
         """Write the response to `request`."""
         self.requests.append(request.path)
-        page = self.pages.get(request.path.partition("?")[0], Page(b"<title>404</title>not here", status=404))
+        path = request.path.partition("?")[0]
+        page = self.pages.get(path) or self._file(path) or Page(b"<title>404</title>not here", status=404)
         try:
             if not isinstance(page, Page):
                 page(request)
@@ -91,6 +96,13 @@ class LocalSite:
             request.wfile.write(page.body)
         except OSError:
             pass  # the browser closed the connection
+
+    def _file(self, path: str) -> Page | None:
+        _, first, *rest = path.split("/")
+        file = self.folders.get(first, Path()).joinpath(*rest)
+        if first not in self.folders or not file.is_file():
+            return None
+        return Page(file.read_bytes(), mimetypes.guess_type(path)[0] or "application/octet-stream")
 
     def endless(self, first: bytes = b"", kind: str = "text/html; charset=utf-8") -> Responder:
         """Return a responder that sends `first` and never ends; if `first` is empty, it sends not even headers."""

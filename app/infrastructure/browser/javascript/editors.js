@@ -30,21 +30,28 @@ function copiedText(element) {
   return clipboardData.getData("text/plain") || (isEditable(element) ? "" : element.value ?? "");
 }
 
+let isPasteHandled = false; // whether the page has code of its own for the last paste
+
+// Ways to insert a text. They return whether they suit the editor.
 const INSERTIONS = {
   // As a person pastes. Most editors have code of their own for it.
   paste(text) {
     const clipboardData = new DataTransfer();
     clipboardData.setData("text/plain", text);
     const options = { clipboardData, bubbles: true, cancelable: true, composed: true };
-    innermostFocus()?.dispatchEvent(new ClipboardEvent("paste", options));
+    isPasteHandled = innermostFocus()?.dispatchEvent(new ClipboardEvent("paste", options)) === false;
+    return true;
   },
 
-  // As the browser types. Editors that follow the changes of the document understand it.
+  // As the browser types. Editors that follow the changes of the document understand it; in others, which handle every
+  // paste themselves, such changes break what they draw.
   commands(text) {
+    if (isPasteHandled) return false;
     text.split("\n").forEach((line, number) => {
       if (number) document.execCommand("insertParagraph");
       if (line) document.execCommand("insertText", false, line);
     });
+    return true;
   },
 };
 
@@ -67,9 +74,7 @@ Object.assign(api, {
     if (squeezed(selection.toString()) !== squeezed(element.innerText)) selection.selectAllChildren(element);
   },
 
-  insertIntoEditor(how, text) {
-    INSERTIONS[how](text);
-  },
+  insertIntoEditor: (how, text) => ({ isDone: INSERTIONS[how](text) }),
 
   // Return the text of an editor. `copied`: its selected text as it is copied, if it copies anything.
   editorText(number, copied) {

@@ -140,6 +140,10 @@ function drawnText(editor) {
   const spaced = [];
   for (const line of lines) {
     const before = spaced.at(-1);
+    if (before && line.top < before.bottom - height / 2) {
+      if (line.text.trim()) before.text += ` ${line.text.trim()}`; // beside it, as the caret is
+      continue;
+    }
     const rows = before ? Math.round((line.top - before.bottom) / height) : 0;
     for (let row = 0; row < Math.min(rows, 20); row += 1) spaced.push({ text: "", top: line.top, bottom: line.top });
     spaced.push({ ...line, text: line.text.replaceAll("\u00a0", " ").trimEnd() });
