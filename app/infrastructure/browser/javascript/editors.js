@@ -31,6 +31,16 @@ function copiedText(element) {
 }
 
 let isPasteHandled = false; // whether the page has code of its own for the last paste
+let hasPasted = false; // whether a text was pasted since the last reading
+
+// Return what the page asked a person for. That an editor looks for more in the clipboard when a text is pasted is
+// nothing that the model needs to know.
+function takeOtherPrompts() {
+  const asked = takePrompts().split("\n");
+  const others = asked.filter((line) => !(hasPasted && line.startsWith("clipboard")));
+  hasPasted = false;
+  return others.join("\n");
+}
 
 // Ways to insert a text. They return whether they suit the editor.
 const INSERTIONS = {
@@ -39,6 +49,7 @@ const INSERTIONS = {
     const clipboardData = new DataTransfer();
     clipboardData.setData("text/plain", text);
     const options = { clipboardData, bubbles: true, cancelable: true, composed: true };
+    hasPasted = true;
     isPasteHandled = innermostFocus()?.dispatchEvent(new ClipboardEvent("paste", options)) === false;
     return true;
   },

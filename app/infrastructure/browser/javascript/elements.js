@@ -56,7 +56,8 @@ function roleOf(element, style, parentCursor) {
   if (["", "true", "plaintext-only"].includes(attribute(element, "contenteditable"))) return "textbox";
   if (tag === "body" && ofDocument("designMode") === "on") return "textbox";
   if (tag === "html" || tag === "body" || tag === "label") return "";
-  const isTarget = style.cursor === "pointer" && parentCursor !== "pointer" && !(isShape && style.pointerEvents === "none");
+  const isReached = !isShape || style.pointerEvents !== "none";
+  const isTarget = style.cursor === "pointer" && parentCursor !== "pointer" && isReached;
   const isFocusable = isShape && Number(attribute(element, "tabindex") ?? -1) >= 0;
   return hasAttribute(element, "onclick") || isTarget || isFocusable ? "clickable" : "";
 }
@@ -195,7 +196,8 @@ function markOf(element, role, about = element) {
   if (name && role !== "canvas") parts.push(quote(name, 120));
   if (role === "select") {
     parts.push("=", quote([...about.selectedOptions].map((option) => option.label).join(", "), 120));
-  } else if (FIELDS.has(role) || role === "file" || showsChoice(about, role) || (role !== "button" && isEditable(about))) {
+  } else if (FIELDS.has(role) || role === "file" || showsChoice(about, role) ||
+    (role !== "button" && isEditable(about))) {
     const value = valueOf(about, role);
     if (value && (FIELDS.has(role) || value !== name)) parts.push("=", quote(value, 200));
     if (FORMATS[role]) parts.push(`(${FORMATS[role]})`);

@@ -1,5 +1,5 @@
-// Fields that are not drawn. A code editor or a select box of a library types into a tiny or transparent field and draws
-// the text around it. Such a field is shown, clicked and described at the box that draws its text.
+// Fields that are not drawn. A code editor or a select box of a library types into a tiny or transparent field, and
+// draws the text around it. Such a field is shown, clicked and described at the box that draws its text.
 
 const TYPED = new Set(["text", "search", "email", "tel", "url", "number", "password"]);
 const MIN_FIELD_PIXELS = 8; // width and height below which a field is not drawn
@@ -115,7 +115,9 @@ function drawnLines(editor) {
     const block = blockOf(node);
     const line = found.get(block) ?? { text: "", top, bottom, left, block };
     line.text += node.data;
-    line.left = Math.min(line.left, left), line.top = Math.min(line.top, top), line.bottom = Math.max(line.bottom, bottom);
+    line.left = Math.min(line.left, left);
+    line.top = Math.min(line.top, top);
+    line.bottom = Math.max(line.bottom, bottom);
     found.set(block, line);
   }
   return [...found.values()].sort((one, other) => one.top - other.top || one.left - other.left);
@@ -163,10 +165,14 @@ function hiddenText(editor, lines, lineHeight) {
     more.above ||= each.scrollTop > least;
     more.below ||= rest > least;
   }
-  const text = lines[0]?.block ? parentOf(lines[0].block) : null;
+  const first = lines[0], last = lines.at(-1);
+  let text = first ? parentOf(first.block) : null;
+  while (text && !isWithin(last.block, text)) text = parentOf(text);
   if (text && isWithin(text, editor) && boxOf(text).height < MAX_TEXT_PIXELS) {
-    more.above ||= boxOf(text).top < view.top - least;
-    more.below ||= boxOf(text).bottom > view.bottom + least;
+    // The box of all lines is larger than the editor, or larger than the lines although they leave the viewport.
+    const { top, bottom } = boxOf(text);
+    more.above ||= top < view.top - least || (first.top < 0 && top < first.top - least);
+    more.below ||= bottom > view.bottom + least || (last.bottom > innerHeight && bottom > last.bottom + least);
   }
   return more;
 }

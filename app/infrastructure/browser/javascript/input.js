@@ -202,7 +202,7 @@ const api = {
     return {
       url: location.href, title: collapse(ofDocument("title")).slice(0, 300), type: ofDocument("contentType"),
       ready: ofDocument("readyState"), status: performance.getEntriesByType("navigation")[0]?.responseStatus ?? 0,
-      lines: reader.writer.lines, cut: reader.cut, next: nextNumber, asked: takePrompts(), suspects: suspects.length,
+      lines: reader.writer.lines, cut: reader.cut, next: nextNumber, asked: takeOtherPrompts(), suspects: suspects.length,
       frames: reader.frames.map((frame, position) => ({ ...api.frameBox(keyOf(frame)), position })),
       height: innerHeight, top, bottom: top + (scroller ? scrollHeightOf(scroller) : 0),
     };
