@@ -99,4 +99,4 @@ def test_secrets_in_address_are_hidden_from_quote() -> None:
     )
     message = "no /v1?sig=s3cret%2Bvalue (s3cret+value) of user:passw0rd@host in api-version 2024-10-21"
     text = str(failures.from_status(400, {}, orjson.dumps({"error": {"message": message}}), now=0))
-    assert "no /v1?sig=[key] ([key]) of user:[key]@host in api-version 2024-10-21" in text
+    assert "no /v1?sig=[key] ([key]) of user:[key]@[address] in api-version 2024-10-21" in text

@@ -9,6 +9,7 @@ from urllib.parse import unquote_plus, urlsplit
 
 from app.domain.errors import ContextTooLong, MalformedReply, ModelFailure
 from app.domain.external.llm import FailureKind
+from app.infrastructure.llm.addresses import hide_addresses
 from app.infrastructure.llm.failure_rules import STATUS_OF_CODE, parse_context_limit, rule_of
 from app.infrastructure.llm.server_error import ServerError, read_body, read_report, wait_in_headers
 
@@ -43,7 +44,7 @@ _SECRETS_KEPT = 4
 
 
 class ModelCallError(Exception):
-    """One attempt at a model call failed. `str(error)` is text for a person and never contains the key."""
+    """One attempt at a model call failed. `str(error)` is text for a person, without the key and internal addresses."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class ModelCallError(Exception):
         retry_after: float | None = None,
         status: int = 0,
         server: ServerError | None = None,
+        log_text: str = "",
     ) -> None:
         """Create the error.
 
@@ -66,6 +68,7 @@ class ModelCallError(Exception):
             retry_after: Seconds that the server asks to wait; None if it does not say.
             status: HTTP status; 0 if there is none.
             server: What the server said.
+            log_text: `message` with the addresses in it, for the log; empty if it has none.
         """
         super().__init__(message)
         self.kind: FailureKind = kind
@@ -74,6 +77,7 @@ class ModelCallError(Exception):
         self.retry_after = retry_after
         self.status = status
         self.server = server or ServerError()
+        self.log_text = log_text or message
 
     def to_failure(self, more: str = "") -> ModelFailure:
         """Return the final failure of the call. `more`: what to add to its text."""
@@ -93,7 +97,8 @@ class FailureClassifier:
         self._key = api_key
         self._secrets = [secret for secret in (api_key, *_secrets_in(base_url)) if len(secret) >= _SECRETS_KEPT]
         self._profile = profile
-        self._server = f"the model's server at {public_address(base_url)}"
+        self._base_url = base_url
+        self._server = "the model's server"
         self._model = model
 
     def from_status(self, status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> ModelCallError:
@@ -111,7 +116,10 @@ class FailureClassifier:
 
     def unreachable(self, reason: str, *, retries: int | None = None) -> ModelCallError:
         """Report that no connection could be made. `retries`: see `ModelCallError`."""
-        text = f"Cannot connect to {self._server} ({reason}). Check API_BASE and that the server is running."
+        text = (
+            f"{self._subject} cannot be reached ({reason}): try again later. For the operator: check API_BASE and that "
+            "the server is running."
+        )
         waiting = "The model's server cannot be reached; trying again"
         return ModelCallError(self._with_keys(text), kind="unreachable", waiting=waiting, retries=retries)
 
@@ -160,8 +168,10 @@ class FailureClassifier:
             "status": status,
             "reason": f" (HTTP {status})" if status else " (an error in its reply)",
         }
+        headline, quote = self._with_keys(rule.headline.format_map(fields)), self._quote(error)
         return ModelCallError(
-            self._with_keys(rule.headline.format_map(fields)) + self._quote(error),
+            headline + _shorten(hide_addresses(quote, self._base_url)),
+            log_text=headline + quote,
             kind=rule.kind,
             waiting=rule.waiting.format_map(fields),
             retries=rule.retries,
@@ -184,9 +194,13 @@ class FailureClassifier:
             text = _TOKEN.sub(lambda found: "[key]" if found[0] in self._key else found[0], text)
         text = " ".join(_KEY_LIKE.sub("[key]", text).partition("Traceback (most recent call last)")[0].split())
         text = "".join(char for char in text if char.isprintable())
-        if len(text) > MAX_QUOTE:
-            text = text[: MAX_QUOTE - 1] + "…"
         return f" The server said: {text}" if text else ""
+
+
+def _shorten(quote: str) -> str:
+    """Return a quote with at most `MAX_QUOTE` characters of the server's text."""
+    limit = MAX_QUOTE + len(" The server said: ")
+    return quote if len(quote) <= limit else quote[: limit - 1] + "…"
 
 
 def _named_status(error: ServerError) -> int:

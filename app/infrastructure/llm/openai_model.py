@@ -155,12 +155,17 @@ class OpenAIModel:
                     continue
                 if self._observer is not None:
                     self._observer.failed(failure.kind)
+                log.warning(
+                    "model call failed",
+                    extra={
+                        "kind": failure.kind,
+                        "status": failure.status,
+                        "server": public_address(self._base_url),
+                        "error": failure.log_text,
+                    },
+                )
                 delay = patience.delay_after(failure, in_reply=progress.first_event_at is not None)
                 reason = failure.waiting
-                log.warning(
-                    "model call failed, retrying",
-                    extra={"kind": failure.kind, "status": failure.status, "seconds": round(delay, 1)},
-                )
             if listener is not None:
                 listener.waiting(reason, round(delay, 1))
             await self._sleep(delay)

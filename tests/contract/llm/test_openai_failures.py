@@ -110,7 +110,7 @@ async def test_unknown_model_or_route_error_names_both_settings(server, model, a
     text = await text_of(model, ask)
     assert "MODEL_NAME" in text
     assert "API_BASE" in text
-    assert server.url in text
+    assert server.url not in text
     assert "<" not in text
 
 
@@ -246,15 +246,26 @@ async def test_stream_of_comments_only_times_out(server, make, ask) -> None:
     assert "sent nothing" in await text_of(model, ask)
 
 
-async def test_unreachable_server_error_names_address_without_password(make, ask, fake_sleep) -> None:
+async def test_unreachable_server_error_has_no_address_and_the_log_has_it(make, ask, fake_sleep, caplog) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     model = make(base_url=f"http://user:secret@127.0.0.1:{port}/v1")
     text = await text_of(model, ask)
-    assert f"Cannot connect to the model's server at http://127.0.0.1:{port}/v1" in text
+    assert text.startswith("The model's server cannot be reached (connection refused): try again later.")
     assert "API_BASE" in text
-    assert "secret" not in text
+    assert "127.0.0.1" not in text
+    assert str(port) not in text
+    assert caplog.records[-1].server == f"http://127.0.0.1:{port}/v1"
+    assert "secret" not in text + caplog.text
     assert sum(fake_sleep.seconds) == 120
+
+
+async def test_quoted_error_has_no_internal_address_and_the_log_has_it(server, model, ask, caplog) -> None:
+    said = "connect to http://vllm-2:8000/v1 failed, see https://docs.example/errors"
+    server.script = [Status(status=400, body={"error": {"message": said}})]
+    text = await text_of(model, ask)
+    assert "The server said: connect to [address] failed, see https://docs.example/errors" in text
+    assert said in caplog.records[-1].error
 
 
 @pytest.mark.parametrize(
