@@ -9,9 +9,9 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from app.infrastructure.llm.addresses import public_address
 from app.infrastructure.llm.check.check import check_endpoint
 from app.infrastructure.llm.check.findings import FactValue, Finding, Verdict
-from app.infrastructure.llm.failures import public_address
 from app.model_config import ModelOptions, load_models
 from app.settings import UnusableSetting, load_settings
 

@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from app.domain.models.model_profile import ModelProfile, Prices
-from app.infrastructure.llm.failures import public_address
+from app.infrastructure.llm.addresses import public_address
 from app.infrastructure.llm.families import ContextTokens, ModelFacts, Temperature, Tokens, facts_of
 from app.settings import Settings, UnusableSetting, environment, http_address
 

@@ -245,7 +245,10 @@ class OriginMiddleware:
             return "this host name is not served here; name its origin in ALLOWED_ORIGINS"
         if all(origin in self._allowed or _is_own(origin, hosts) for origin in origins):
             return None
-        return "pages of this origin may not use the service; name the origin in ALLOWED_ORIGINS"
+        return (
+            "pages of this origin may not use the service: name the origin in ALLOWED_ORIGINS, or let the proxy forward"
+            " the Host header with its port"
+        )
 
     def _is_known_host(self, host: str) -> bool:
         parsed = _HOST.fullmatch(host)

@@ -93,6 +93,15 @@ async def test_other_origins_and_rebound_host_names_get_403_envelope(headers: di
     assert "ALLOWED_ORIGINS" in response.json()["msg"]
 
 
+async def test_origin_behind_a_proxy_that_drops_the_port_gets_403_that_says_what_to_set() -> None:
+    headers = {"Host": "127.0.0.1", "Origin": "http://127.0.0.1:5173"}
+    message = (await send_request(headers)).json()["msg"]
+    assert "name the origin in ALLOWED_ORIGINS" in message
+    assert "forward the Host header with its port" in message
+    assert (await send_request({**headers, "X-Forwarded-Host": "127.0.0.1:5173"})).status_code == 403
+    assert (await send_request({**headers, "Host": "127.0.0.1:5173"})).text == "in"
+
+
 @pytest.mark.parametrize("name", ["Host", "Origin"])
 async def test_second_header_with_foreign_value_gets_403(name: str) -> None:
     own = [("Host", "127.0.0.1:8000"), ("Origin", "http://127.0.0.1:8000")]

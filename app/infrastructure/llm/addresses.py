@@ -24,6 +24,12 @@ _NAMED = re.compile(
 """Matches the names of hosts as clients of HTTP and DNS report them."""
 
 
+def public_address(base_url: str) -> str:
+    """Return an address without its secrets: user, password and query."""
+    parts = urlsplit(base_url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 def hide_addresses(text: str, base_url: str) -> str:
     """Return `text` without addresses of internal hosts, and without the one of `base_url`."""
     own = (urlsplit(base_url).hostname or "").lower()

@@ -209,12 +209,6 @@ def _named_status(error: ServerError) -> int:
     return error.status or next(filter(None, codes), 0)
 
 
-def public_address(base_url: str) -> str:
-    """Return an address without its secrets: user, password and query."""
-    parts = urlsplit(base_url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
 def _secrets_in(base_url: str) -> list[str]:
     """Return the password of an address and the values of its query, as they are in it and decoded."""
     parts = urlsplit(base_url)

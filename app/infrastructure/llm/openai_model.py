@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, cast
 
 from app.domain.external.llm import ModelObserver, ModelReply, ModelRequest, ReplyListener
 from app.domain.models.model_profile import ModelProfile
+from app.infrastructure.llm.addresses import public_address
 from app.infrastructure.llm.event_stream import EventDecoder, ReplyTooLarge
-from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, Patience, RetryPolicy, public_address
+from app.infrastructure.llm.failures import FailureClassifier, ModelCallError, Patience, RetryPolicy
 from app.infrastructure.llm.refusals import learn
 from app.infrastructure.llm.reply import ChunkLost, ReplyBuilder, ServerFailed
 from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
