@@ -26,6 +26,7 @@ async def scroll(tab: Tab, *, down: bool, to_end: bool) -> None:
         below, loading = await _wait_for_more(tab, seconds=0)
     elif below <= 0 and not moved and not loading:
         tab.note("There is nothing further down.")
+    tab.load.counts_between_actions = below <= 0
     if below <= 0 and loading:
         tab.note("The page is still loading more here: scroll down again in a moment.")
 

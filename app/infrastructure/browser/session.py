@@ -171,8 +171,7 @@ class SessionBrowser:
                     raise
                 front = await tabs.settle(await tabs.front())  # the action closed the tab
             finally:
-                if not (scrolled and tab.load.has_requests):  # the next scrolling wants to know whether they have ended
-                    self._clean_up(tab.load.stop_counting())
+                self._clean_up(tab.load.stop_counting())
                 self._clean_up(tab.logins.stop())
             if tab.file_chooser is not None:
                 tab.note("The page asks for a file: give its path with browser_input.")

@@ -69,6 +69,8 @@ class PageLoad:
         """Whether the tab is on the way to another document."""
         self.is_loading = False
         """Whether the current document, or something in it, is still loading."""
+        self.counts_between_actions = False
+        """Whether requests are counted until the next action: the page is scrolled to its end and may load more."""
         self.document_count = 0
         """Number of documents so far."""
         for event, handler in {
@@ -91,14 +93,17 @@ class PageLoad:
         return bool(self._requests)
 
     async def count_requests(self, *, keep: bool) -> None:
-        """Count requests from now on; with `keep`, also those that are counted already."""
-        if not keep:
+        """Count requests from now on; with `keep`, also those that were counted since the last action."""
+        if not (keep and self.counts_between_actions):
             self._requests.clear()
+        self.counts_between_actions = False
         # The browser must not buffer response bodies for this session.
         await self._channel.send("Network.enable", {"maxTotalBufferSize": 0, "maxResourceBufferSize": 0})
 
     async def stop_counting(self) -> None:
         """Stop counting requests: between actions, the events of a busy page would cost CPU for nothing."""
+        if self.counts_between_actions:
+            return
         self._requests.clear()
         if not self._channel.lifetime.end_reason:
             await self._channel.try_send("Network.disable")
