@@ -4,6 +4,8 @@ The script `input.js` decides whether an element can be used; it refuses with th
 """
 
 import contextlib
+from collections.abc import Sequence
+from typing import cast
 
 from app.domain.errors import BrowserFailure, SandboxFailure
 from app.domain.external.browser import Target
@@ -212,6 +214,7 @@ async def upload(tab: Tab, field: FileField, paths: str, sandbox: Sandbox) -> No
         raise BrowserFailure("Give the path of the file.")
     for file in files:
         await _check_file(sandbox, file, shown_path(file, home))
+    await _check_readable(tab, files, home)
     channel, node = field
     try:
         await channel.send("DOM.setFileInputFiles", {"files": files, **node})
@@ -329,6 +332,17 @@ async def _call_on_element(tab: Tab, index: int, name: str, *args: object) -> cd
         return await _world_of(tab, index).call(name, index, *args)
     except cdp.DocumentGone:
         raise cdp.no_element(index) from None
+
+
+async def _check_readable(tab: Tab, files: Sequence[str], home: str) -> None:
+    """Raise BrowserFailure if the browser, which runs as another user, cannot read a file."""
+    world = await tab.frames.main()
+    probe = {"objectId": await world.handle("fileProbe")}
+    await world.channel.send("DOM.setFileInputFiles", {"files": files, **probe})
+    unreadable = (await world.call("unreadableFiles")).get("unreadable")
+    if isinstance(unreadable, list) and unreadable:
+        paths = [shown_path(files[int(cast("float", each))], home) for each in cast("list[object]", unreadable)]
+        raise BrowserFailure(f"The browser, another user, cannot read {', '.join(paths)}: chmod a+r, or copy it.")
 
 
 async def _check_file(sandbox: Sandbox, path: str, shown: str) -> None:

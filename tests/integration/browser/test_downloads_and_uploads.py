@@ -6,7 +6,8 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from app.domain.errors import BrowserFailure
-from tests.integration.browser.browser_harness import BrowserHarness, number_of
+from app.domain.models.sandbox import FileText
+from tests.integration.browser.browser_harness import BrowserHarness, FolderSandbox, number_of
 from tests.integration.browser.local_site import Page
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -159,3 +160,18 @@ async def test_upload_to_file_chooser_of_button(harness: BrowserHarness) -> None
     assert view.notes == ("The page asks for a file: give its path with browser_input.",)
     view = await browser.input(number, "~/a.txt", press_enter=False)
     assert "a.txt" in view.text
+
+
+async def test_upload_unreadable_file_fails_and_changes_nothing(
+    harness: BrowserHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def file_read(_: FolderSandbox, file: str, **__: object) -> FileText:
+        return FileText(file=file, content="")  # the sandbox can read what the browser cannot
+
+    monkeypatch.setattr(FolderSandbox, "file_read", file_read)
+    (harness.home / "a.txt").write_text("a")
+    view = await harness.open_page(FORM.format(more="multiple"))
+    browser = await harness.browser()
+    with pytest.raises(BrowserFailure, match=r"cannot read ~/secret\.txt: chmod a\+r"):
+        await browser.input(number_of(view.text, '"File"'), "~/a.txt\n~/secret.txt", press_enter=False)
+    assert 'file "File" (browser_input with a path)' in await harness.page_text()

@@ -200,6 +200,7 @@ function markOf(element, role, about = element) {
     (role !== "button" && isEditable(about))) {
     const value = valueOf(about, role);
     if (value && (FIELDS.has(role) || value !== name)) parts.push("=", quote(value, 200));
+    if (role === "file" && !value) parts.push("(browser_input with a path)");
     if (FORMATS[role]) parts.push(`(${FORMATS[role]})`);
     if (role === "slider" && about instanceof HTMLInputElement) parts.push(`(${about.min || 0}-${about.max || 100})`);
   } else if (role === "canvas" || role === "video" || role === "audio") {

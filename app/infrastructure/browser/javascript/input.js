@@ -183,6 +183,7 @@ function innermostFocus() {
 
 const api = {
   ...SCROLLING,
+  ...FILES,
   isAlive: () => true,
   viewportSize: () => ({ width: innerWidth, height: innerHeight }),
 

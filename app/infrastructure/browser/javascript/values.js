@@ -168,3 +168,24 @@ function typedState(field, number, text) {
   if (collapse(value) !== collapse(text)) return `[${number}] now holds ${held} and not all that was typed${limit}.`;
   return field.validity.valid || !text ? "" : `[${number}] does not accept its value: ${field.validationMessage}`;
 }
+
+let fileProbe = null; // a file field that is not in the page, to find out which files the browser can read
+
+const FILES = {
+  fileProbe() {
+    fileProbe = document.createElement("input");
+    fileProbe.type = "file";
+    fileProbe.multiple = true;
+    return fileProbe;
+  },
+
+  // Return the positions of the files of the probe that the browser cannot read.
+  async unreadableFiles() {
+    const unreadable = [];
+    for (const [position, file] of [...fileProbe.files].entries()) {
+      await file.slice(0, 1).arrayBuffer().catch(() => unreadable.push(position));
+    }
+    fileProbe = null;
+    return { unreadable };
+  },
+};
