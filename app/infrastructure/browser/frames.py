@@ -179,6 +179,11 @@ class FrameWorlds:
         tree = await channel.send("Page.getFrameTree", seconds=ATTACH_SECONDS)
         return cdp.text(tree, "frameTree", "frame", "id")
 
+    async def intercept_file_dialogs(self, enabled: bool) -> None:
+        """Let the service answer the file dialogs of the page, or the person at the desktop."""
+        for channel in (self._channel, *(channel for _, channel in self._remote.values())):
+            await channel.try_send("Page.setInterceptFileChooserDialog", {"enabled": enabled})
+
     async def main(self) -> IsolatedWorld:
         """Return the world of the tab's main document."""
         return await self._world(self.main_id, self._channel, None)

@@ -160,6 +160,8 @@ class SessionBrowser:
             await connection.downloads.prepare()
             await tab.load.count_requests(keep=scrolled)
             await tab.logins.cancel_all()
+            await tab.take_file_dialogs()
+            front = tab
             try:
                 await action(connection, tab)
                 front = await tabs.settle(tab)
@@ -173,6 +175,8 @@ class SessionBrowser:
             finally:
                 self._clean_up(tab.load.stop_counting())
                 self._clean_up(tab.logins.stop())
+                for each in {tab, front}:
+                    each.release_file_dialogs()
             if tab.file_chooser is not None:
                 tab.note("The page asks for a file: give its path with browser_input.")
             try:

@@ -36,6 +36,9 @@ MAX_SCRIPT_REDIRECTS = 5
 SETTLE_SECONDS = 25.0
 """Time in seconds after which no further redirect is followed."""
 
+FILE_DIALOG_SECONDS = 6.0
+"""Time in seconds after an action within which a page can open a file dialog: Chromium allows it for 5 s."""
+
 JPEG_QUALITY = 50
 """Quality of screenshots, from 0 to 100."""
 MAX_SCREENSHOT_PIXELS = 1024
@@ -253,6 +256,8 @@ class Tab:
         """Adds a line to the notes of the next snapshot."""
         self.file_chooser: FileField | None = None
         """File field that the page wants a file for; None if it wants none."""
+        self._file_dialogs: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        """Hands the file dialogs over to the person at the desktop, or has done it; None while the service has them."""
         self.redirects_endlessly = False
         """Whether the page had to be stopped because it kept redirecting; it may interfere with a navigation."""
 
@@ -273,6 +278,26 @@ class Tab:
     async def set_focused(self, focused: bool) -> None:
         """Make the page behave as if its window had the keyboard, whatever else is on the desktop."""
         await self.channel.try_send("Emulation.setFocusEmulationEnabled", {"enabled": focused})
+
+    async def take_file_dialogs(self) -> None:
+        """Let the service answer the page's file dialogs until `release_file_dialogs`."""
+        release, self._file_dialogs = self._file_dialogs, None
+        if isinstance(release, asyncio.Task):
+            await asyncio.wait({release})
+            await self.frames.intercept_file_dialogs(True)
+        elif release is not None:
+            release.cancel()
+
+    def release_file_dialogs(self) -> None:
+        """Let the person at the desktop answer the page's file dialogs, once no action can have caused one."""
+
+        def release() -> None:
+            if not self.lifetime.end_reason:
+                self._file_dialogs = asyncio.create_task(self.frames.intercept_file_dialogs(False))
+
+        if self._file_dialogs is not None:
+            self._file_dialogs.cancel()
+        self._file_dialogs = asyncio.get_running_loop().call_later(FILE_DIALOG_SECONDS, release)
 
     async def stop_redirects(self) -> None:
         """Stop a page that keeps redirecting, so that it can be read."""

@@ -7,6 +7,7 @@ import pytest
 
 from app.domain.errors import BrowserFailure
 from app.domain.models.sandbox import FileText
+from app.infrastructure.browser import tab
 from tests.integration.browser.browser_harness import BrowserHarness, FolderSandbox, number_of
 from tests.integration.browser.local_site import Page
 
@@ -175,3 +176,25 @@ async def test_upload_unreadable_file_fails_and_changes_nothing(
     with pytest.raises(BrowserFailure, match=r"cannot read ~/secret\.txt: chmod a\+r"):
         await browser.input(number_of(view.text, '"File"'), "~/a.txt\n~/secret.txt", press_enter=False)
     assert 'file "File" (browser_input with a path)' in await harness.page_text()
+
+
+@pytest.mark.parametrize(("seconds", "is_taken"), [(6.0, True), (0.0, False)])
+async def test_file_dialog_after_action_is_for_the_service_or_a_person(
+    harness: BrowserHarness, monkeypatch: pytest.MonkeyPatch, seconds: float, is_taken: bool
+) -> None:
+    monkeypatch.setattr(tab, "FILE_DIALOG_SECONDS", seconds)
+    view = await harness.open_page(
+        "<input type=file id=f hidden><button onclick='f.click()'>now</button>"
+        "<button onclick='setTimeout(() => { f.click(); document.title = \"asked\" }, 1500)'>later</button>"
+    )
+    browser = await harness.browser()
+    await browser.click(number_of(view.text, "later"))
+    async with asyncio.timeout(30):
+        while (await browser.view()).title != "asked":
+            await asyncio.sleep(0.02)
+    (harness.home / "a.txt").write_text("a")
+    if is_taken:
+        await browser.input(None, "~/a.txt", press_enter=False)
+        assert (await browser.execute("f.files[0].name")).value == "a.txt"
+    now = await browser.click(number_of(view.text, '"now"'))
+    assert now.notes == ("The page asks for a file: give its path with browser_input.",)

@@ -183,7 +183,7 @@ const FILES = {
   async unreadableFiles() {
     const unreadable = [];
     for (const [position, file] of [...fileProbe.files].entries()) {
-      await file.slice(0, 1).arrayBuffer().catch(() => unreadable.push(position));
+      await (file.size ? file.slice(0, 1) : file).arrayBuffer().catch(() => unreadable.push(position));
     }
     fileProbe = null;
     return { unreadable };
