@@ -52,6 +52,8 @@ _UNCOUNTED_REQUESTS = frozenset(
     {"WebSocket", "EventSource", "Ping", "Media", "CSPViolationReport", "Preflight", "Prefetch"}
 )
 """Types of requests that do not tell whether a page is ready."""
+_PAGE_SCHEMES = ("http:", "https:", "file:", "data:", "blob:", "about:")
+"""Schemes of documents; `page.js` prevents a navigation to another one."""
 _SAME_DOCUMENT = frozenset({"sameDocument", "historySameDocument"})
 
 FileField = tuple[cdp.Channel, cdp.Json]
@@ -135,6 +137,7 @@ class PageLoad:
         if self.is_navigating and not await self.wait_until(lambda: not self.is_navigating, seconds=COMMIT_SECONDS):
             self._note(f"The page wanted to navigate, and its server did not answer within {COMMIT_SECONDS:g} s.")
             await self._channel.try_send("Page.stopLoading")
+            self.is_navigating = False  # Chromium does not report the end of a navigation that a script prevented
             return
         documents = self.document_count
 
@@ -163,7 +166,8 @@ class PageLoad:
         await (await self._frames.main()).call("waitForQuiet", QUIET_MS, MAX_UNQUIET_MS)
 
     def _on_navigation_requested(self, event: cdp.Json) -> None:
-        if cdp.text(event, "frameId") == self._frames.main_id and cdp.text(event, "disposition") == "currentTab":
+        is_here = cdp.text(event, "frameId") == self._frames.main_id and cdp.text(event, "disposition") == "currentTab"
+        if is_here and cdp.text(event, "url").startswith(_PAGE_SCHEMES):
             self.is_navigating = True
 
     def _on_navigation_started(self, event: cdp.Json) -> None:

@@ -1,9 +1,11 @@
 """What pages ask a person for: denied or answered at once, and noted."""
 
+import time
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 
+from app.infrastructure.browser.tab import COMMIT_SECONDS
 from tests.integration.browser.browser_harness import BrowserHarness, number_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -72,6 +74,19 @@ async def test_replaced_functions_look_native(harness: BrowserHarness) -> None:
     value = "[print, navigator.credentials.get, Notification.requestPermission].map(String)"
     function = '"function () { [native code] }"'
     assert (await (await harness.browser()).execute(value)).value == f"[{function},{function},{function}]"
+
+
+async def test_links_of_other_programs_are_noted_at_once(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
+        "<a href='tel:123'>link</a><form action='mailto:a@b.c' method=post><button>form</button></form>"
+        "<button onclick=\"window.open('zoommtg:1')\">window</button>"
+    )
+    browser = await harness.browser()
+    began = time.monotonic()
+    for name, url in (("link", "tel:123"), ("form", "mailto:a@b.c"), ("window", "zoommtg:1")):
+        view = await browser.click(number_of(view.text, name))
+        assert view.notes[0].startswith(f"That link opens another program, which does not exist here: {url}"), name
+    assert time.monotonic() - began < COMMIT_SECONDS
 
 
 async def test_login_dialogs_are_cancelled_and_noted(harness: BrowserHarness) -> None:

@@ -60,7 +60,7 @@ async def test_marks_show_role_name_value_and_state(harness: BrowserHarness) -> 
         '[11 radio "One" unchecked] [12 select "Country" = "Italy": 0 France, 1 Italy, 2 Spain (disabled)]\n'
         '[13 tab "Tab" selected]\n[14 clickable "Card"]\n[15 button "Menu" collapsed]\n'
         '[16 textbox "Text" = "words"]\n'
-        '[17 slider "Volume" = "3" (0-10)] [18 file "Photo"] [19 textbox "Search here"]'
+        '[17 slider "Volume" = "3" (0-10)] [18 file "Photo" (browser_input with a path)] [19 textbox "Search here"]'
     )
 
 
@@ -127,7 +127,7 @@ async def test_styled_check_boxes_are_marked_by_their_labels(harness: BrowserHar
     )
     assert 'checkbox "✓ Faded" checked]' in view.text
     assert 'checkbox "Not rendered" unchecked]' in view.text
-    assert 'file "Upload"]' in view.text
+    assert 'file "Upload" (browser_input with a path)]' in view.text
     assert 'file "Deep"]' in view.text
     assert "not told" not in view.text
 

@@ -456,6 +456,24 @@ async def test_cookies_survive_the_container(container):
     assert await cookie("document.cookie") == "login=yes"
 
 
+async def test_browser_stays_when_its_last_window_is_closed(container):
+    container.wait_until_ready()
+    async with browser_page(container) as page:
+        browser = page.context.browser
+        assert browser is not None
+        session = await browser.new_browser_cdp_session()
+
+        async def process() -> int:
+            found = (await session.send("SystemInfo.getProcessInfo"))["processInfo"]
+            return next(each["id"] for each in found if each["type"] == "browser")
+
+        before = await process()
+        for each in page.context.pages:
+            await each.close()
+        await page.context.new_page()
+        assert await process() == before
+
+
 # Restrictions (more in test_escapes.py)
 
 

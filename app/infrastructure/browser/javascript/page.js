@@ -4,7 +4,8 @@
   const { apply } = Reflect;
   const { preventDefault } = Event.prototype;
   const { userActivation } = navigator;
-  const isActive = Object.getOwnPropertyDescriptor(UserActivation.prototype, "isActive").get;
+  const getter = (owner, name) => Object.getOwnPropertyDescriptor(owner, name).get;
+  const isActive = getter(UserActivation.prototype, "isActive");
   const dispatch = dispatchEvent;
   let asked = ""; // what was refused, one a line
 
@@ -133,11 +134,20 @@
     });
   }
 
-  // A link of another program (mailto:, tel:, zoommtg:) opens a dialog that blocks the page.
+  // A link of another program (mailto:, tel:, zoommtg:) opens a dialog that blocks the page, or a blocked page.
+  const isWeb = (url) =>
+    /^(https?|about|blob|data|file|javascript|chrome[a-z-]*|devtools|filesystem|view-source):/i.test(url);
+  const baseUrl = getter(Node.prototype, "baseURI");
   globalThis.navigation?.addEventListener("navigate", (event) => {
     const { url } = event.destination;
-    if (/^(https?|about|blob|data|file|javascript|chrome[a-z-]*|devtools|filesystem|view-source):/i.test(url)) return;
+    if (isWeb(url)) return;
     report(`program ${url}`);
     apply(preventDefault, event, []);
+  });
+  replace(globalThis, "open", (native, self, args) => {
+    const url = URL.parse(args[0] ?? "", apply(baseUrl, document, []))?.href ?? "about:blank";
+    if (isWeb(url)) return apply(native, self, args);
+    report(`program ${url}`);
+    return null;
   });
 })();
