@@ -15,9 +15,11 @@ gc.disable()
 import uvicorn  # noqa: E402
 import uvloop  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: E402
 from uvicorn.server import ServerState  # noqa: E402
 
 from sandbox import lifeline  # noqa: E402
+from sandbox.auth import OutsideProtocol  # noqa: E402
 from sandbox.bridges.websocket import WebSocketProtocol  # noqa: E402
 from sandbox.identity import Identity, become, prepare_folder  # noqa: E402
 from sandbox.main import Sandbox, create_app  # noqa: E402
@@ -102,7 +104,7 @@ async def _serve(settings: Settings) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        http="httptools",
+        http=OutsideProtocol if settings.agent.foreign else HttpToolsProtocol,
         ws=cast(type[asyncio.Protocol], upgrade),  # uvicorn only calls it
         timeout_graceful_shutdown=1,
         lifespan="on",

@@ -1,15 +1,39 @@
-"""ASGI middleware in front of the routes: authentication and limits on body size."""
+"""What stands in front of the routes: a filter of connections, authentication, and limits on body size."""
 
+import asyncio
+import errno
 import hmac
+import socket
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sandbox.web import error_response
 
 MIB = 1024 * 1024
+
+
+class OutsideProtocol(HttpToolsProtocol):
+    """Closes connections from this machine at once: the agent's commands could open as many as the program may have."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Implement `asyncio.Protocol`: the connection is open."""
+        super().connection_made(transport)
+        peer: tuple[str, int] | None = transport.get_extra_info("peername")
+        if peer is None or _is_own_address(peer[0]):  # None: it is closed already
+            transport.abort()
+
+
+def _is_own_address(address: str) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 class Token:

@@ -42,7 +42,7 @@ def _nothing(_number: int, _frame: FrameType | None) -> None:
     """Do nothing: a handler that replaces the default."""
 
 
-def die_with_parent(name: str) -> list[str]:
+def launch_prefix(name: str) -> list[str]:
     """Return a command prefix that makes the kernel send signal `name` to the command when this service dies.
 
     The death of process 1 ends all other processes anyway. Its prefix undoes `stop_on_signal_from_outside`.

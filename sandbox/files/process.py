@@ -10,7 +10,7 @@ from typing import IO
 
 from sandbox.files.calls import CALLS, CallResult, FileCall, run_call
 from sandbox.files.paths import NO_SUDO, PathResolver
-from sandbox.lifeline import die_with_parent
+from sandbox.lifeline import launch_prefix
 from sandbox.settings import Settings
 from sandbox.web import Failure
 
@@ -46,7 +46,7 @@ class CallRunner:
             raise Failure(400, NO_SUDO)
         place = self._place if body.sudo else self._place | self._folders
         request = {"call": name, "body": body.model_dump(exclude={"sudo"}), "place": place}
-        process = self._start([*die_with_parent("KILL"), *(["sudo", "-n", "--"] if body.sudo else [])])
+        process = self._start([*launch_prefix("KILL"), *(["sudo", "-n", "--"] if body.sudo else [])])
         try:
             stdout, stderr = await asyncio.to_thread(process.communicate, json.dumps(request).encode(), _SECONDS)
         except subprocess.TimeoutExpired:

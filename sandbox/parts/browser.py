@@ -187,7 +187,7 @@ class Browser:
         await self._keeper.stop()
         self._pipe.close()
         if self._cache is not None:
-            await self._agent.run(shutil.rmtree, self._cache, ignore_errors=True)
+            await self._agent.run(self._agent.remove_folder, self._cache)
             self._cache = None
 
     async def _launch(self) -> Command:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sandbox.identity import Identity
-from sandbox.lifeline import die_with_parent
+from sandbox.lifeline import launch_prefix
 
 _READ = 65536
 """Number of bytes to read at once."""
@@ -49,7 +49,7 @@ class Child:
         try:
             # On the loop's thread: the death signal follows the thread that forked.
             self._process = subprocess.Popen(  # noqa: S603 - a command of ours
-                command.user.command([*die_with_parent("KILL"), *command.arguments], command.folder),
+                command.user.command([*launch_prefix("KILL"), *command.arguments], command.folder),
                 **command.user.popen_options(command.folder),
                 env=dict(command.environment),
                 stdin=command.sockets[0].fileno() if command.sockets else subprocess.DEVNULL,

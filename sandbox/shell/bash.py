@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.identity import Identity
-from sandbox.lifeline import die_with_parent
+from sandbox.lifeline import launch_prefix
 from sandbox.shell.environment import SHELL_MARK
 from sandbox.shell.marks import Mark, MarkReader
 from sandbox.shell.output import RunFolder
@@ -236,7 +236,7 @@ class Bash:
 
     def _spawn(self, launch: BashLaunch, cwd: str) -> subprocess.Popen[bytes]:
         # HUP instead of KILL: bash passes it on to its background jobs.
-        command = [*die_with_parent("HUP"), "/bin/sh", "-c", _LAUNCH, self._scripts.tty, launch.bash]
+        command = [*launch_prefix("HUP"), "/bin/sh", "-c", _LAUNCH, self._scripts.tty, launch.bash]
         # On the loop's thread: the death signal follows the thread that forked.
         return subprocess.Popen(  # noqa: S603 - fixed program, no shell text from outside
             self._agent.command([*command, str(self._scripts.rc)], cwd),

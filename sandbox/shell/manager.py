@@ -138,19 +138,12 @@ class Shells:
         if self._bash is None:
             raise Failure(409, _NO_BASH)
         if self._launch is None:
-            try:
-                self._launch = _launch(self._settings, self._bash, self.mark)
-            except OSError as error:
-                raise Failure(500, f"no folder for the files of shells: {error.strerror}") from error
+            self._launch = _launch(self._settings, self._bash, self.mark)
         return self._launch
 
 
 def _launch(settings: Settings, bash: str, mark: str) -> BashLaunch:
-    """Make the folders for shells and return the parameters of every bash.
-
-    Raises:
-        OSError: A folder cannot be made.
-    """
+    """Return the parameters of every bash."""
     agent = settings.agent
     # The agent may use the files of a shell if it knows their names, but it cannot list, change or remove them.
     mode = 0o711 if agent.foreign else 0o700

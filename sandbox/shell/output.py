@@ -2,8 +2,8 @@
 
 import os
 import secrets
-import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.identity import Identity
@@ -18,29 +18,24 @@ _CUT = f"\n[cut here: only the first {FILE_BYTES // (1024 * 1024)} MiB are kept]
 
 
 class RunFolder:
-    """A folder of this run of the program, in a folder that other runs share. It is made when it is missing."""
+    """A folder of this run of the program, in a folder that other runs share. `make` makes it when it is missing."""
 
     def __init__(self, parent: Path, owner: Identity, mode: int = 0o700) -> None:
-        """Make the folder, and remove those of runs that have ended.
-
-        Raises:
-            OSError: The folder cannot be made, or `parent` belongs to another user than `owner`.
-        """
+        """Choose the folder's name, and remove the folders of runs that have ended."""
         self.path = parent / f"run-{os.getpid()}-{secrets.token_hex(4)}"
         self._owner = owner
         self._mode = mode
-        with owner.acting():
-            self.make()
+        with owner.acting(), suppress(OSError):
             for folder in parent.glob("run-*-*"):
                 pid = folder.name.split("-")[1]
                 if pid.isdigit() and not _is_alive(int(pid)):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    owner.remove_folder(folder)
 
     def make(self) -> Path:
         """Make the folder if it is missing, with the rights of this thread, and return its path.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: It cannot be made, or its parent belongs to another user than its owner.
         """
         if self.path.is_dir():
             return self.path
@@ -55,8 +50,7 @@ class RunFolder:
 
     def remove(self) -> None:
         """Remove the folder with everything in it. Blocking."""
-        with self._owner.acting():
-            shutil.rmtree(self.path, ignore_errors=True)
+        self._owner.remove_folder(self.path)
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,7 +1,5 @@
-"""What the agent's user can do to the sandbox program: nothing. Each attack leaves every part of the sandbox working."""
+"""What the agent's user can do to the sandbox program: nothing. After each attack, every part still works."""
 
-import contextlib
-import os
 import time
 from collections.abc import Iterator
 
@@ -9,7 +7,6 @@ import pytest
 
 from tests.integration.docker.test_image import (
     HARDENED,
-    WITH_ROOT,
     ImageContainer,
     VncViewer,
     browser_page,
