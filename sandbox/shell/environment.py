@@ -12,6 +12,8 @@ _HANDED_ON = frozenset(
     | {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "TZ", "TMPDIR"}
     # Headers of the installed Node, which npm would otherwise download to build native modules.
     | {"NPM_PACKAGE_CONFIG_NODE_GYP_NODEDIR"}
+    # Where the installed ss looks.
+    | {"PROC_ROOT"}
 )
 _HANDED_ON_PREFIXES = ("PIP_", "NPM_CONFIG_")
 

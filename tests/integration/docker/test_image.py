@@ -31,12 +31,15 @@ TMPFS = {
     "/run/anker": "rw,nosuid,nodev,noexec,size=64m,mode=711",
     "/var/tmp": "rw,nosuid,nodev,exec,size=64m,mode=1777",
 }
-HARDENED = [
-    *("--read-only", "--cap-drop=ALL", "--security-opt", "no-new-privileges"),
-    *(f"--cap-add={name}" for name in CAPABILITIES),
-    *("--security-opt", f"seccomp={SECCOMP}", "--pids-limit", "1024", "--memory", "1g", "--memory-swap", "1g"),
-    *("--cpus", "1", "--shm-size", "256m"),
+LIMITED = [
+    *("--cap-drop=ALL", "--security-opt", f"seccomp={SECCOMP}", "--pids-limit", "1024"),
+    *("--memory", "1g", "--memory-swap", "1g", "--cpus", "1", "--shm-size", "256m", "--ulimit", "nofile=8192:8192"),
     *(part for path, options in TMPFS.items() for part in ("--tmpfs", f"{path}:{options}")),
+]
+HARDENED = [
+    *LIMITED,
+    *("--read-only", "--security-opt", "no-new-privileges"),
+    *(f"--cap-add={name}" for name in CAPABILITIES),
 ]
 WITH_ROOT = [
     *("--security-opt", f"seccomp={SECCOMP}", "--pids-limit", "1024", "--memory", "1g", "--memory-swap", "1g"),
