@@ -37,18 +37,20 @@ def replace(place: ResolvedPath, old: str, new: str, asked: str | None = None) -
     finally:
         os.close(fd)
     text = data[len(encoding.bom) :].decode(encoding.name, KEEP)
-    edits = list(_edits(text, old, new, cr_ends=has_cr_ends(data[:SAMPLE_BYTES].decode(encoding.name, KEEP))))
-    if not edits:
-        raise Failure(404, f"old_str does not occur in {place.given}{_hint(text, old, is_guess=encoding.is_guess)}")
-    pieces: list[bytes] = [encoding.bom]
-    at_char, at = 0, len(encoding.bom)
-    for start, end, replacement in edits:
+    cr_ends = has_cr_ends(data[:SAMPLE_BYTES].decode(encoding.name, KEEP))
+    encoded: dict[str, bytes] = {}
+    changed, count, at_char, at = bytearray(encoding.bom), 0, 0, len(encoding.bom)
+    for start, end, replacement in _edits(text, old, new, cr_ends=cr_ends):
         first = _skip(data, at, text[at_char:start], encoding.name)
-        pieces += data[at:first], encode(replacement, encoding, place.given)
-        at_char, at = end, _skip(data, first, text[start:end], encoding.name)
-    pieces.append(data[at:])
-    store(place, pieces, sum(map(len, pieces)))
-    return Written(len(edits), encoding)
+        if replacement not in encoded:
+            encoded[replacement] = encode(replacement, encoding, place.given)
+        changed += data[at:first] + encoded[replacement]
+        at_char, at, count = end, _skip(data, first, text[start:end], encoding.name), count + 1
+    if not count:
+        raise Failure(404, f"old_str does not occur in {place.given}{_hint(text, old, is_guess=encoding.is_guess)}")
+    changed += data[at:]
+    store(place, [changed], len(changed))
+    return Written(count, encoding)
 
 
 def _hint(text: str, old: str, *, is_guess: bool) -> str:

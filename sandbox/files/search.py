@@ -168,7 +168,9 @@ def _blocks(chunks: Iterable[str], found: Matches) -> Iterator[str]:
         if newline:
             yield whole
         if len(rest) > _MAX_SEARCHED_LINE:
-            found.notes.append(f"of a very long line only the first {len(rest):,} characters were searched")
+            found.notes.append(
+                f"of a very long line only the first {len(rest):,} characters were searched: use grep -o"
+            )
             yield rest
             rest, skip = "", True
     if rest:

@@ -134,7 +134,7 @@ def save_stream(place: ResolvedPath, source: BinaryIO) -> int:
     return size
 
 
-def store(place: ResolvedPath, chunks: Iterable[bytes], size: int) -> None:
+def store(place: ResolvedPath, chunks: Iterable[bytes | bytearray], size: int) -> None:
     """Create or replace a whole file of `size` bytes.
 
     A new file takes the place of the old one, so that no reader sees half a file and a failure leaves the old content.
@@ -219,7 +219,7 @@ def _require_writable(path: str) -> None:
             raise
 
 
-def _write_in_place(path: str, chunks: Iterable[bytes], size: int) -> None:
+def _write_in_place(path: str, chunks: Iterable[bytes | bytearray], size: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     with os.fdopen(fd, "wb") as target:
         before = os.fstat(fd).st_size
