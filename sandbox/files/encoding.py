@@ -176,7 +176,7 @@ def _wide_encoding(sample: bytes) -> str:
 
 
 def _plausibility(sample: bytes, name: str) -> float:
-    """Return the share of frequent characters in a text; 0 if it has some that no text has."""
+    """Return the share of frequent characters in a text; 0 if it is very short, or has some that no text has."""
     width = 4 if "32" in name else 2
     try:
         text = sample[: min(len(sample), 4096) // width * width].decode(name)
@@ -184,7 +184,9 @@ def _plausibility(sample: bytes, name: str) -> float:
         if error.reason != "unexpected end of data":
             return 0
         text = sample[: error.start].decode(name)
-    if not text or any(unicodedata.category(char) in ("Cc", "Cn", "Co", "Cs") for char in set(text) - set("\t\n\r\f")):
+    if len(text) < 4 or any(
+        unicodedata.category(char) in ("Cc", "Cn", "Co", "Cs") for char in set(text) - set("\t\n\r\f")
+    ):
         return 0
     frequent = common_characters()
     return sum(char < "\u0700" or "\u0e00" <= char <= "\u0e7f" or char in frequent for char in text) / len(text)

@@ -221,20 +221,46 @@ class MemorySandbox:
             for command in commands:
                 command.end(KILLED, "")
 
-    async def file_read(self, file: str, *, start: int | None, end: int | None, sudo: bool) -> FileText:
+    async def file_read(
+        self,
+        file: str,
+        *,
+        start: int | None,
+        end: int | None,
+        sudo: bool,
+        start_char: int | None = None,
+        end_char: int | None = None,
+        encoding: str | None = None,
+    ) -> FileText:
         self._record("file_read", file=file, start=start, end=end, sudo=sudo)
         content = self._content(file)
-        lines = content.splitlines(keepends=True)
-        text = "".join(lines[start or 0 : end])
-        return FileText(file=_absolute(file), content=text, line_count=len(lines), view=content)
+        lines = re.findall(r"[^\n]*\n|[^\n]+", content)
+        text = "".join(lines[start or 0 : end])[start_char:end_char]
+        note = "" if text or not lines else f"the file has {len(lines)} line(s), counted from 0"
+        return FileText(
+            file=_absolute(file),
+            content=text,
+            line_count=len(lines),
+            note=note,
+            encoding=encoding or "utf-8",
+            view=content,
+        )
 
-    async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> FileChange:
+    async def file_write(
+        self, file: str, content: str, *, append: bool, sudo: bool, encoding: str | None = None
+    ) -> FileChange:
         self._record("file_write", file=file, content=content, append=append, sudo=sudo)
-        path = _absolute(file)
+        path, encoding = _absolute(file), encoding or "utf-8"
+        try:
+            count = len(content.encode(encoding))
+        except UnicodeEncodeError as error:
+            raise SandboxFailure(f"nothing was written: {encoding} cannot hold the text: {file}") from error
         self.files[path] = (self.files.get(path, "") if append else "") + content
-        return FileChange(file=path, count=len(content.encode()), view=self.files[path])
+        return FileChange(file=path, count=count, encoding=encoding, view=self.files[path])
 
-    async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> FileChange:
+    async def file_replace(
+        self, file: str, old: str, new: str, *, sudo: bool, encoding: str | None = None
+    ) -> FileChange:
         self._record("file_replace", file=file, old=old, new=new, sudo=sudo)
         content = self._content(file)
         if not (found := content.count(old)):

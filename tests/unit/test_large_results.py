@@ -116,10 +116,27 @@ async def test_limit_shrinks_with_the_window_and_with_dense_text() -> None:
     assert lengths[1] > lengths[3]
 
 
-async def test_file_of_one_long_line_is_to_be_cut_with_a_command() -> None:
+@pytest.mark.parametrize("before", ["", "first\n"])
+async def test_rest_of_a_long_line_is_read_by_characters(before: str) -> None:
     session = Session()
-    session.sandbox.files[f"{HOME}/big.txt"] = "x y " * 10_000
-    assert "they are in line 0 of ~/big.txt: cut it with a shell command" in (await session.result(READS)).content
+    text = "".join(f"{number} " for number in range(7_000))
+    session.sandbox.files[f"{HOME}/big.txt"] = before + text
+    line = before.count("\n")
+    where = {"file": "~/big.txt", "start_line": line}
+    seen = (await session.result(calls(("file_read", where)))).content
+    position = f"read it with file_read, start_line {line}, from start_char "
+    start, end = re.findall(rf"{position}(\d+) to end_char (\d+)", seen)[0]
+    session = Session()
+    session.sandbox.files[f"{HOME}/big.txt"] = before + text
+    args = {**where, "start_char": int(start), "end_char": int(start) + 9_000}
+    part = (await session.result(calls(("file_read", args)))).content
+    assert part == text[int(start) : int(start) + 9_000] and seen.startswith(text[: int(start)])
+    assert seen.endswith(text[int(end) :])
+    session = Session()
+    session.sandbox.files[f"{HOME}/big.txt"] = before + text
+    rest = (await session.result(calls(("file_read", {**where, "start_char": 5_000})))).content
+    start, end = map(int, re.findall(rf"{position}(\d+) to end_char (\d+)", rest)[0])
+    assert rest.startswith(text[5_000:start]) and rest.endswith(text[end:])
 
 
 async def test_result_is_shortened_without_a_file_if_none_can_be_written() -> None:

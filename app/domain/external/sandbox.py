@@ -105,20 +105,50 @@ class Sandbox(Protocol):
         """Kill the commands that run in all shells of this session."""
         ...
 
-    async def file_read(self, file: str, *, start: int | None, end: int | None, sudo: bool) -> FileText:
-        """Return the lines from `start` (the first line is 0) up to but not including `end`."""
+    async def file_read(
+        self,
+        file: str,
+        *,
+        start: int | None,
+        end: int | None,
+        sudo: bool,
+        start_char: int | None = None,
+        end_char: int | None = None,
+        encoding: str | None = None,
+    ) -> FileText:
+        """Return the lines from `start` (the first line is 0) up to but not including `end`.
+
+        Args:
+            file: The file.
+            start: The first line; None for the first one of the file.
+            end: The line after the last one; None for all.
+            sudo: Whether to read as root.
+            start_char: The first character of these lines to return, from 0.
+            end_char: The character after the last one.
+            encoding: The encoding of the file; None to detect it.
+        """
         ...
 
     async def file_watch(self, file: str) -> FileText:
         """Return a file for a person: this is no use of the sandbox."""
         ...
 
-    async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> FileChange:
-        """Write or append text; return the file with the number of bytes written."""
+    async def file_write(
+        self, file: str, content: str, *, append: bool, sudo: bool, encoding: str | None = None
+    ) -> FileChange:
+        """Write or append text; return the file with the number of bytes written.
+
+        Without `encoding`, a new content is UTF-8, and what is appended has the encoding of the file.
+        """
         ...
 
-    async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> FileChange:
-        """Replace every occurrence of `old`; return the file with the number of occurrences."""
+    async def file_replace(
+        self, file: str, old: str, new: str, *, sudo: bool, encoding: str | None = None
+    ) -> FileChange:
+        """Replace every occurrence of `old`; return the file with the number of occurrences.
+
+        All other bytes stay as they are. `encoding`: the encoding of the file; None to detect it.
+        """
         ...
 
     async def file_search(self, file: str, regex: str, *, sudo: bool) -> FileMatches:

@@ -42,6 +42,10 @@ class FileText:
     content: str
     line_count: int | None = None
     truncated: bool = False
+    encoding: str = ""
+    encoding_is_guess: bool = False
+    note: str = ""
+    """What the reader must know beside the text, such as where to read on; "" for nothing."""
     view: str | None = None
     """What a person is shown of the file: all of it, or the part that the call was about; None if it is no text."""
 
@@ -53,6 +57,10 @@ class FileChange:
     file: str
     """The path in the sandbox, absolute."""
     count: int
+    encoding: str = ""
+    encoding_is_guess: bool = False
+    note: str = ""
+    """What else the change did, or was based on; "" for nothing."""
     view: str | None = None
     """What a person is shown of the file: all of it, or the part that the call was about; None if it is no text."""
 
@@ -65,6 +73,9 @@ class FileMatches:
     matches: tuple[str, ...]
     line_numbers: tuple[int, ...]
     truncated: bool = False
+    """Whether more lines may match."""
+    note: str = ""
+    """What the search left out, or was based on; "" for nothing."""
     view: str | None = None
     """What a person is shown of the file: all of it, or the part that the call was about; None if it is no text."""
 
@@ -76,6 +87,8 @@ class FoundFiles:
     path: str
     files: tuple[str, ...]
     truncated: bool = False
+    unreadable: int = 0
+    """Number of folders that could not be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

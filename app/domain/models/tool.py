@@ -65,6 +65,8 @@ class SavedText:
     file: str
     first_line: int | None = 0
     """Number of the text's first line in the file, from 0; None if the text is not a part of the file as it is."""
+    first_char: int = 0
+    """Number of the text's first character, from 0 at the start of that line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

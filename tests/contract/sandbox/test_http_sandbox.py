@@ -149,6 +149,16 @@ async def test_text_with_half_a_surrogate_pair_is_refused_before_sending() -> No
     assert box.requests == []
 
 
+async def test_optional_fields_of_file_calls_are_sent_only_when_given() -> None:
+    box = Scripted({"content": "x", "note": "n", "encoding": "gbk", "encoding_is_guess": True})
+    read = await box.sandbox().file_read("a", start=None, end=None, sudo=False)
+    assert (read.note, read.encoding, read.encoding_is_guess) == ("n", "gbk", True)
+    assert not {"encoding", "start_char", "end_char"} & set(box.last_request()[1])
+    await box.sandbox().file_read("a", start=1, end=2, start_char=3, end_char=4, encoding="gbk", sudo=False)
+    sent = box.last_request()[1]
+    assert (sent["start_char"], sent["end_char"], sent["encoding"]) == (3, 4, "gbk")
+
+
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

@@ -137,6 +137,39 @@ async def test_file_read_returns_what_was_written(bench: Bench) -> None:
     assert (await sandbox.file_read("/home/ubuntu/notes/a.txt", start=3, end=None, sudo=False)).content == "four\n"
 
 
+async def test_change_names_the_absolute_path(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    written = await sandbox.file_write("~/notes/a.txt", "x", append=False, sudo=False)
+    replaced = await sandbox.file_replace("notes/a.txt", "x", "y", sudo=False)
+    read = await sandbox.file_read("/home/ubuntu/notes/a.txt", start=None, end=None, sudo=False)
+    assert written.file == replaced.file == read.file and read.file.startswith("/")
+    assert (read.encoding, read.encoding_is_guess, read.note) == ("utf-8", False, "")
+
+
+async def test_read_beyond_the_end_tells_the_number_of_lines(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.file_write("a.txt", "one\ntwo", append=False, sudo=False)
+    beyond = await sandbox.file_read("a.txt", start=50, end=None, sudo=False)
+    assert beyond.content == "" and "the file has 2 line(s)" in beyond.note
+
+
+async def test_characters_of_the_selected_lines_are_returned(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.file_write("a.txt", "one\n0123456789\nthree\n", append=False, sudo=False)
+    part = await sandbox.file_read("a.txt", start=1, end=2, start_char=3, end_char=6, sudo=False)
+    assert part.content == "345"
+
+
+async def test_text_that_the_encoding_cannot_hold_is_refused(bench: Bench) -> None:
+    sandbox = await bench.sandbox()
+    await sandbox.file_write("a.txt", "Łódź\n", append=False, encoding="iso8859-2", sudo=False)
+    for append in (False, True):
+        with pytest.raises(SandboxFailure, match="nothing was written"):
+            await sandbox.file_write("a.txt", "✓\n", append=append, encoding="iso8859-2", sudo=False)
+    read = await sandbox.file_read("a.txt", start=None, end=None, encoding="iso8859-2", sudo=False)
+    assert (read.content, read.encoding, read.encoding_is_guess) == ("Łódź\n", "iso8859-2", False)
+
+
 async def test_replace_returns_the_count_and_fails_without_a_match(bench: Bench) -> None:
     sandbox = await bench.sandbox()
     await sandbox.file_write("a.txt", "a b a\n", append=False, sudo=False)

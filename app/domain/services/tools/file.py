@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from pydantic import Field
 
 from app.domain.errors import SandboxFailure
+from app.domain.models.sandbox import FileChange, FileText
 from app.domain.models.tool import Image, JsonObject, SavedText, ToolResult
 from app.domain.services.tools.base import I, Text, Tool, ToolContext, ToolInput, clip, function_tool
 
@@ -17,19 +18,25 @@ class _File(ToolInput):
     sudo: bool = False
 
 
-class _Read(_File):
+class _TextFile(_File):
+    encoding: str | None = None
+
+
+class _Read(_TextFile):
     start_line: int | None = Field(None, ge=0, description="From 0")
     end_line: int | None = Field(None, ge=0, description="Exclusive")
+    start_char: int | None = Field(None, ge=0)
+    end_char: int | None = Field(None, ge=0)
 
 
-class _WriteFile(_File):
+class _WriteFile(_TextFile):
     content: Text
     append: bool = False
     leading_newline: bool = False
     trailing_newline: bool = False
 
 
-class _Replace(_File):
+class _Replace(_TextFile):
     old_str: str = Field(min_length=1)
     new_str: str
 
@@ -49,16 +56,36 @@ class _Image(ToolInput):
 
 async def _read(args: _Read, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
-    found = await sandbox.file_read(args.file, start=args.start_line, end=args.end_line, sudo=args.sudo)
+    found = await sandbox.file_read(
+        args.file,
+        start=args.start_line,
+        end=args.end_line,
+        sudo=args.sudo,
+        start_char=args.start_char,
+        end_char=args.end_char,
+        encoding=args.encoding,
+    )
     text = clip(found.content)
-    cut = found.truncated or len(found.content) > len(text)
-    note = f"\n[cut; {found.line_count} lines in all: use start_line and end_line]" if found.truncated else ""
+    data: dict[str, object] = {
+        "file": found.file,
+        "content": text,
+        "line_count": found.line_count,
+        "truncated": found.truncated or len(found.content) > len(text),
+    }
     return ToolResult(
-        text=(found.content + note) or "[the file is empty]",
-        saved=SavedText(file=args.file, first_line=args.start_line or 0),
-        data={"file": found.file, "content": text, "line_count": found.line_count, "truncated": cut},
+        text=_with_note(found.content, found.note) or "[the file is empty]",
+        saved=SavedText(file=args.file, first_line=args.start_line or 0, first_char=args.start_char or 0),
+        data=data | _encoding(found),
         content=_content(found.file, found.view, text),
     )
+
+
+def _with_note(text: str, note: str) -> str:
+    return "\n".join(filter(None, (text, f"[{note}]"))) if note else text
+
+
+def _encoding(found: FileText | FileChange) -> dict[str, object]:
+    return {"encoding": found.encoding, "encoding_is_guess": found.encoding_is_guess}
 
 
 def _content(file: str, view: str | None, otherwise: str) -> JsonObject:
@@ -69,24 +96,24 @@ def _content(file: str, view: str | None, otherwise: str) -> JsonObject:
 async def _write(args: _WriteFile, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
     text = ("\n" if args.leading_newline else "") + args.content + ("\n" if args.trailing_newline else "")
-    written = await sandbox.file_write(args.file, text, append=args.append, sudo=args.sudo)
-    message = f"{'appended' if args.append else 'wrote'} {written.count} bytes"
+    written = await sandbox.file_write(args.file, text, append=args.append, sudo=args.sudo, encoding=args.encoding)
+    message = f"{'appended' if args.append else 'wrote'} {written.count} bytes to {written.file}"
     return ToolResult(
-        text=message,
+        text=_with_note(message, written.note),
         message=message,
-        data={"file": args.file, "bytes_written": written.count},
+        data={"file": written.file, "bytes_written": written.count} | _encoding(written),
         content=_content(written.file, written.view, text),
     )
 
 
 async def _replace(args: _Replace, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
-    changed = await sandbox.file_replace(args.file, args.old_str, args.new_str, sudo=args.sudo)
+    changed = await sandbox.file_replace(args.file, args.old_str, args.new_str, sudo=args.sudo, encoding=args.encoding)
     message = f"replaced {changed.count} {'occurrence' if changed.count == 1 else 'occurrences'}"
     return ToolResult(
-        text=message,
+        text=_with_note(message, changed.note),
         message=message,
-        data={"file": args.file, "replaced_count": changed.count},
+        data={"file": changed.file, "replaced_count": changed.count} | _encoding(changed),
         content=_content(changed.file, changed.view, args.new_str),
     )
 
@@ -95,8 +122,8 @@ async def _search(args: _Search, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
     found = await sandbox.file_search(args.file, args.regex, sudo=args.sudo)
     lines = [f"{number}: {line}" for number, line in zip(found.line_numbers, found.matches, strict=True)]
-    more = "\n[more lines match]" if found.truncated else ""
-    text = "\n".join(lines) + more if lines else "[no line matches]"
+    more = "more lines may match" if found.truncated else "" if lines else "no line matches"
+    text = _with_note("\n".join(lines), "; ".join(filter(None, (more, found.note))))
     return ToolResult(
         text=text,
         message=f"{len(lines)} lines match",
@@ -108,8 +135,11 @@ async def _search(args: _Search, context: ToolContext) -> ToolResult:
 async def _find(args: _Find, context: ToolContext) -> ToolResult:
     sandbox = await context.sandbox()
     found = await sandbox.file_find(args.path, args.glob)
-    more = "\n[there are more]" if found.truncated else ""
-    text = "\n".join(found.files) + more if found.files else "[nothing found]"
+    notes = [
+        "there may be more" if found.truncated else "" if found.files else "nothing found",
+        f"{found.unreadable} folders could not be read" if found.unreadable else "",
+    ]
+    text = _with_note("\n".join(found.files), "; ".join(filter(None, notes)))
     return ToolResult(
         text=text,
         message=f"{len(found.files)} files",

@@ -55,8 +55,12 @@ def _ends(text: str, limit: int, saved: SavedText | None) -> str:
     else:
         first = saved.first_line + head.count("\n")
         last = saved.first_line + text.count("\n") - tail.count("\n")
-        if first == last:
-            where = f"they are in line {first} of {saved.file}: cut it with a shell command"
+        if first == last or saved.first_char:
+            start, end = saved.first_char + len(head), saved.first_char + len(text) - len(tail)
+            where = (
+                f"they are in {saved.file}: read it with file_read, start_line {saved.first_line}, "
+                f"from start_char {start} to end_char {end}, or search it"
+            )
         else:
             where = (
                 f"they are in {saved.file}: read it with file_read from start_line {first} to end_line {last + 1}, "

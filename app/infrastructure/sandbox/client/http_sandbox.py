@@ -149,9 +149,20 @@ class HttpSandbox:
         with self._instance.activity:
             await self._instance.api.post("shell/kill_all", {"prefix": self._prefix}, seconds=MARGIN_SECONDS)
 
-    async def file_read(self, file: str, *, start: int | None, end: int | None, sudo: bool) -> FileText:
+    async def file_read(
+        self,
+        file: str,
+        *,
+        start: int | None,
+        end: int | None,
+        sudo: bool,
+        start_char: int | None = None,
+        end_char: int | None = None,
+        encoding: str | None = None,
+    ) -> FileText:
         """Implement `Sandbox.file_read`."""
-        fields = {"file": file, "start_line": start, "end_line": end, "sudo": sudo, "view": True}
+        fields: dict[str, object] = {"file": file, "start_line": start, "end_line": end, "sudo": sudo, "view": True}
+        fields |= _given(start_char=start_char, end_char=end_char, encoding=encoding)
         return responses.parse_file_text(await self._call_file("read", fields, repeatable=True), file)
 
     async def file_watch(self, file: str) -> FileText:
@@ -160,14 +171,20 @@ class HttpSandbox:
         data = await self._instance.api.post("file/read", {"file": file}, seconds=FILE_SECONDS, is_use=False)
         return responses.parse_file_text(data, file)
 
-    async def file_write(self, file: str, content: str, *, append: bool, sudo: bool) -> FileChange:
+    async def file_write(
+        self, file: str, content: str, *, append: bool, sudo: bool, encoding: str | None = None
+    ) -> FileChange:
         """Implement `Sandbox.file_write`."""
-        fields = {"file": file, "content": content, "append": append, "sudo": sudo, "view": True}
+        fields: dict[str, object] = {"file": file, "content": content, "append": append, "sudo": sudo, "view": True}
+        fields |= _given(encoding=encoding)
         return responses.parse_file_change(await self._call_file("write", fields), file, "bytes_written")
 
-    async def file_replace(self, file: str, old: str, new: str, *, sudo: bool) -> FileChange:
+    async def file_replace(
+        self, file: str, old: str, new: str, *, sudo: bool, encoding: str | None = None
+    ) -> FileChange:
         """Implement `Sandbox.file_replace`."""
-        fields = {"file": file, "old_str": old, "new_str": new, "sudo": sudo, "view": True}
+        fields: dict[str, object] = {"file": file, "old_str": old, "new_str": new, "sudo": sudo, "view": True}
+        fields |= _given(encoding=encoding)
         return responses.parse_file_change(await self._call_file("replace", fields), file, "replaced_count")
 
     async def file_search(self, file: str, regex: str, *, sudo: bool) -> FileMatches:
@@ -240,3 +257,7 @@ class HttpSandbox:
             instance = self._instance = await self._find_successor(instance, error, repeatable)
         with instance.activity if counts else nullcontext():
             return await call(instance.api)
+
+
+def _given(**fields: str | int | None) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}
