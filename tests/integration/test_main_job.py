@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from tests.fakes.scripted_openai import Call, Raw, Reply, ScriptedOpenAI, Status, agent_script
+from tests.fakes.scripted_openai import Answer, Asked, Call, Raw, Reply, ScriptedOpenAI, Status, agent_script
 from tests.support.eventually import WAIT_SECONDS, eventually
 from tests.support.invariants import check_log, check_requests
 from tests.support.service import ApiClient, ServiceProcess
@@ -201,7 +202,8 @@ async def test_stop_during_a_model_call_closes_the_connection_to_the_model(
     await client.stop_run(session)
     frames = await chat.read_all()
     assert time.monotonic() - started_at < second
-    assert [frame.event for frame in frames] == ["done"]
+    assert [frame.event for frame in frames] == ["title", "done"]
+    assert frames[0].data["title"] == "Think"
     assert await asyncio.to_thread(model.asked[0].disconnected.wait, second)
 
 
@@ -380,10 +382,36 @@ async def test_error_of_the_model_server_ends_the_run_with_a_helpful_error(
 ) -> None:
     model.reset(lambda _: failure)
     session = await client.create_session()
-    frames = await client.send_and_read(session, "Go")
+    frames = await client.send_and_read(session, "\nCount  the files\nof this folder")
+    assert [frame.event for frame in frames] == ["title", "error"]
+    assert frames[0].data["title"] == "Count the files"
+    assert hint in frames[1].data["error"]
+    assert model.url.partition("//")[2] not in frames[1].data["error"]
+    stored = await client.get_session(session)
+    assert KEY not in json.dumps(stored["events"])
+    assert stored["title"] == "Count the files"
+    frames = await client.send_and_read(session, "Again")
     assert [frame.event for frame in frames] == ["error"]
-    assert hint in frames[0].data["error"]
-    assert KEY not in json.dumps((await client.get_session(session))["events"])
+
+
+async def test_title_given_during_the_first_model_call_wins_over_that_of_the_agent(
+    client: ApiClient, model: ScriptedOpenAI
+) -> None:
+    renamed = threading.Event()
+
+    def answer(asked: Asked) -> Answer:
+        renamed.wait(30)
+        return plan(message="Hello.")
+
+    model.reset(answer)
+    session = await client.create_session()
+    chat = await client.send_message(session, "Hello")
+    response = await client.http.patch(f"/api/v1/sessions/{session}/title", json={"title": "Mine"})
+    assert response.json()["data"] == {"session_id": session, "title": "Mine"}
+    renamed.set()
+    frames = await chat.read_all()
+    assert [frame.data["title"] for frame in frames if frame.event == "title"] == ["Mine", "Mine"]
+    assert (await client.get_session(session))["title"] == "Mine"
 
 
 async def test_model_stream_that_breaks_off_is_requested_again(client: ApiClient, model: ScriptedOpenAI) -> None:

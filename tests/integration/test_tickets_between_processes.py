@@ -1,4 +1,4 @@
-"""Tickets of a service with several API processes on one MongoDB."""
+"""Tickets and signed addresses of a service with several API processes on one MongoDB."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 from tests.support.cluster import SandboxProcess
 from tests.support.redis_server import RedisServer, require_redis
@@ -41,7 +43,8 @@ async def apis(tmp_path: Path) -> AsyncIterator[list[ApiClient]]:
     for service in services:
         log = service.log.read_text()
         assert "Traceback" not in log
-        assert "ticket=" not in log.replace("ticket=***", "")
+        for secret in ("ticket=", "signature="):
+            assert secret not in log.replace(f"{secret}***", "")
 
 
 async def open_stream(client: ApiClient, session_id: str, ticket: str) -> int:
@@ -62,3 +65,24 @@ async def test_ticket_of_one_process_is_redeemed_once_by_any_process(apis: list[
     response = await apis[1].http.post("/api/v1/tickets", json={"session_id": session_id})
     assert (await apis[2].http.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
     assert await open_stream(apis[0], session_id, response.json()["data"]["ticket"]) == 401
+
+
+async def close_code(client: ApiClient, address: str) -> int:
+    """Open a desktop and return the code with which the service closes it."""
+    url = f"ws{str(client.http.base_url).removeprefix('http').rstrip('/')}{address}"
+    async with connect(url, subprotocols=[Subprotocol("binary")], proxy=None) as viewer:
+        await viewer.wait_closed()
+        assert viewer.close_code is not None
+        return viewer.close_code
+
+
+async def test_signed_address_of_one_process_is_accepted_by_every_process(apis: list[ApiClient]) -> None:
+    session_id = await apis[0].create_session()
+    response = await apis[0].http.post(f"/api/v1/sessions/{session_id}/vnc/signed-url")
+    address = response.json()["data"]["signed_url"]
+    for client in apis:
+        # The sandbox of this test has no desktop, so that an accepted viewer is closed too, for that reason.
+        assert await close_code(client, address) in (4502, 4503)
+        assert await close_code(client, address[:-1] + ("0" if address[-1] != "0" else "1")) == 4401
+    assert (await apis[1].http.delete(f"/api/v1/sessions/{session_id}")).status_code == 200
+    assert await close_code(apis[2], address) == 4404
