@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from app.bootstrap import RunningService, open_service
 from app.domain.errors import AnkerError
 from app.infrastructure.logging import configure_logging
+from app.infrastructure.memory import TrimmingServer
 from app.interfaces.http_connection import HttpConnection
 from app.interfaces.metrics import Metrics
 from app.interfaces.viewer_connection import MAX_MESSAGE, PING_SECONDS, PONG_SECONDS, ViewerConnection
@@ -32,7 +33,7 @@ DRAIN_SECONDS = 3
 """Maximum time that open requests may take to end when the service shuts down, in seconds."""
 
 
-class Server(uvicorn.Server):
+class Server(TrimmingServer):
     """A uvicorn server that prints its address, and ends all streams when it starts to shut down.
 
     It runs the lifespan of the application itself, because uvicorn reports an error there with a traceback.

@@ -22,6 +22,7 @@ from bench import (
     start,
     tokens,
     tool_turn,
+    unread,
 )
 from bench.harness import Bench
 from bench.report import Row, machine, table
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterable[Row]]] = {
     "sessions_list": sessions_list.run,
     "many": many.run,
     "fanout": fanout.run,
+    "unread": unread.run,
     "start": start.run,
     "processes": processes.run,
     "sandbox_start": sandbox_start.run,

@@ -10,10 +10,10 @@ LINGER_SECONDS = 10.0
 STALL_SECONDS = 30.0
 """Maximum time that a client may read nothing while data waits for it, in seconds."""
 
-WRITE_BUFFER_BYTES = 32 * 1024
+WRITE_BUFFER_BYTES = 16 * 1024
 """Size of the data waiting for a client at which the service waits for it, in bytes."""
 
-UNSENT_BYTES = 128 * 1024
+UNSENT_BYTES = 32 * 1024
 """Maximum size of the data that the kernel keeps for a client besides what is on its way, in bytes.
 
 The kernel would otherwise take megabytes for each client that does not read: its memory, and the time to copy them.

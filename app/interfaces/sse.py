@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CHUNK = 256 * 1024
-"""Number of bytes after which joined frames are sent. A single frame may be larger."""
+CHUNK = 16 * 1024
+"""Maximum size of a chunk, in bytes. A client that does not read makes the service keep about three of them."""
 
 EXIT_SECONDS = 2.0
 """Maximum time that open streams may take to end by themselves when the server shuts down, in seconds."""
@@ -130,19 +130,28 @@ def all_frames(item: StreamItem, view: WireView = WIRE_VIEWS[""]) -> Iterator[by
 
 
 def record_chunks(records: Sequence[EventRecord]) -> Iterator[bytes]:
-    """Join the frames of `records` into chunks of about `CHUNK` bytes.
+    """Join the frames of `records` into chunks of up to `CHUNK` bytes.
 
-    Many small events need one send, and a page of large events is not copied as a whole.
+    Many small events need one send, and of a large event only a chunk is copied at a time.
     """
-    frames: list[bytes] = []
+    parts: list[bytes] = []
     size = 0
     for record in records:
-        frame = sse_frame(record)
-        frames.append(frame)
-        size += len(frame)
-        if size >= CHUNK:
-            yield b"".join(frames)
-            frames.clear()
-            size = 0
-    if frames:
-        yield frames[0] if len(frames) == 1 else b"".join(frames)
+        for part in _frame_parts(record):
+            if size + len(part) > CHUNK and parts:
+                yield b"".join(parts)
+                parts.clear()
+                size = 0
+            parts.append(part)
+            size += len(part)
+    if parts:
+        yield parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _frame_parts(record: EventRecord) -> Iterator[bytes]:
+    if len(record.data) <= CHUNK // 2:
+        yield sse_frame(record)
+        return
+    frame = memoryview(sse_frame(record))
+    for start in range(0, len(frame), CHUNK):
+        yield bytes(frame[start : start + CHUNK])

@@ -5,6 +5,7 @@ from typing import Any
 
 import uvicorn
 
+from app.infrastructure.memory import TrimmingServer
 from app.interfaces.http_connection import HttpConnection
 
 
@@ -15,4 +16,4 @@ def serve(app: Any) -> None:
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=3, http=HttpConnection, ws="none"
     )
-    uvicorn.Server(config).run([listener])
+    TrimmingServer(config).run([listener])

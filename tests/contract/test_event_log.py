@@ -338,3 +338,17 @@ async def test_checkpoint_is_loaded_with_the_newest_model_of_the_session(store: 
     await store.event_log.commit("s", Commit(timestamp=1, checkpoint=Checkpoint(steps_started=7, model="fast")))
     await store.event_log.append_user_message("s", "b", at=1, key=None, model="slow")
     assert await store.event_log.load_checkpoint("s") == Checkpoint(steps_started=7, model="slow", title="a")
+
+
+async def test_read_with_maximum_bytes_ends_with_the_event_that_reaches_them(store: Harness) -> None:
+    events = [MessageEvent(role="assistant", content="x" * 1000) for _ in range(5)]
+    size = len((await store.event_log.commit("s", Commit(timestamp=1, events=events)))[0].data)
+
+    async def numbers(max_bytes: int) -> list[int]:
+        records = await store.event_log.read("s", after=1, limit=3, max_bytes=max_bytes)
+        return [record.number for record in records]
+
+    assert await numbers(1) == [2]
+    assert await numbers(size) == [2]
+    assert await numbers(size + 1) == [2, 3]
+    assert await numbers(100 * size) == [2, 3, 4]

@@ -11,7 +11,7 @@ from app.domain.models.message import TranscriptEntry, Usage
 from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.models.session import Session, SessionPage, changes_of, title_of
 from app.domain.repositories.event_log import Commit, StoredMessage, UnreadMessage
-from app.infrastructure.persistence.codec import well_formed
+from app.infrastructure.persistence.codec import take, well_formed
 from app.infrastructure.persistence.session_summary import (
     ListedSession,
     check_timestamp,
@@ -104,9 +104,11 @@ class MemoryStore:
         stored.given_title = stored.session.title
         self._on_committed(session_id, records)
 
-    async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
+    async def read(
+        self, session_id: str, *, after: int, limit: int, max_bytes: int | None = None
+    ) -> Sequence[EventRecord]:
         start = max(after, 0)
-        return [record for _, record in self._find(session_id).events[start : start + limit]]
+        return take((record for _, record in self._find(session_id).events[start : start + limit]), max_bytes)
 
     async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:
         return [

@@ -46,7 +46,9 @@ class Store:
         events.append(record(len(events) + 1, kind, size))
         return events[-1]
 
-    async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
+    async def read(
+        self, session_id: str, *, after: int, limit: int, max_bytes: int | None = None
+    ) -> Sequence[EventRecord]:
         """Implement `EventLog.read`."""
         self.reads += 1
         if session_id not in self.events:
@@ -176,7 +178,7 @@ class ConfirmedRedisFeed(RedisFeed):
             assert isinstance(subscription, MemorySubscription)
             if not subscription.ended:
                 await self._confirmed(f"session:{session_id}")
-                subscription.changed.clear()
+                subscription._changes_seen = subscription.topic.changes
             yield subscription
 
     async def _confirmed(self, channel: str) -> None:

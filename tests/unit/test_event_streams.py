@@ -21,9 +21,11 @@ class ObservedStore(MemoryStore):
         super().__init__()
         self.read_failed = asyncio.Event()
 
-    async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
+    async def read(
+        self, session_id: str, *, after: int, limit: int, max_bytes: int | None = None
+    ) -> Sequence[EventRecord]:
         try:
-            return await super().read(session_id, after=after, limit=limit)
+            return await super().read(session_id, after=after, limit=limit, max_bytes=max_bytes)
         except StoreUnavailable:
             self.read_failed.set()
             raise

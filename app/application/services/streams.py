@@ -8,11 +8,14 @@ from app.domain.external.feed import Feed, Subscription
 from app.domain.models.event import EventRecord, StatusDelta, TextDelta
 from app.domain.repositories.event_log import EventLog
 
-FOLLOW_PAGE = 500
-"""Maximum number of events in one read of a live stream. Bounds the memory of a reader that lags far behind."""
+PAGE = 500
+"""Maximum number of events in one read of a stream or a history."""
 
-HISTORY_PAGE = 1_000
-"""Maximum number of events in one read of a history. Larger: few readers read histories at a time."""
+FOLLOW_BYTES = 64 * 2**10
+"""Size at which one read of a live stream ends, in bytes. A reader that lags far behind and does not read keeps it."""
+
+HISTORY_BYTES = 256 * 2**10
+"""Size at which one read of a history ends, in bytes. Larger: few readers read histories at a time."""
 
 RETRY_SECONDS = 1.0
 """Maximum time until a stream tries to read again from a store that was unavailable."""
@@ -40,7 +43,9 @@ class EventStreams:
                 records = subscription.records_after(position)
                 if records is None:
                     try:
-                        records = await self._event_log.read(session_id, after=position, limit=FOLLOW_PAGE)
+                        records = await self._event_log.read(
+                            session_id, after=position, limit=PAGE, max_bytes=FOLLOW_BYTES
+                        )
                     except StoreUnavailable:
                         if await _ends_before_retry(subscription):
                             return
@@ -60,7 +65,8 @@ class EventStreams:
         """Yield the stored events with numbers above `after` and up to `up_to`, page by page."""
         position = after
         while position < up_to:
-            records = await self._event_log.read(session_id, after=position, limit=min(HISTORY_PAGE, up_to - position))
+            limit = min(PAGE, up_to - position)
+            records = await self._event_log.read(session_id, after=position, limit=limit, max_bytes=HISTORY_BYTES)
             if not records:
                 return
             position = records[-1].number

@@ -120,8 +120,13 @@ class EventLog(Protocol):
         """
         ...
 
-    async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
-        """Return up to `limit` events with a number above `after`, in order."""
+    async def read(
+        self, session_id: str, *, after: int, limit: int, max_bytes: int | None = None
+    ) -> Sequence[EventRecord]:
+        """Return up to `limit` events with a number above `after`, in order.
+
+        With `max_bytes`, the event with which their data reaches that size is the last one.
+        """
         ...
 
     async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:

@@ -4,14 +4,14 @@ A row that was written once can be read for ever: new fields have defaults, and 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, cast
 
 import orjson
 from pydantic import Field, TypeAdapter
 
-from app.domain.models.event import Event, MessageEvent
+from app.domain.models.event import Event, EventRecord, MessageEvent
 from app.domain.models.message import TranscriptEntry
 from app.domain.models.run import Checkpoint, TranscriptName
 
@@ -95,3 +95,17 @@ def _dumps(value: TranscriptEntry | Checkpoint) -> bytes:
 
 def _plain(value: object) -> object:
     return dict(cast("Mapping[object, object]", value)) if isinstance(value, Mapping) else str(value)
+
+
+def take(records: Iterable[EventRecord], max_bytes: int | None) -> list[EventRecord]:
+    """Return the records up to the one with which their data reaches `max_bytes`; all of them for None."""
+    if max_bytes is None:
+        return list(records)
+    taken: list[EventRecord] = []
+    size = 0
+    for record in records:
+        taken.append(record)
+        size += len(record.data)
+        if size >= max_bytes:
+            break
+    return taken

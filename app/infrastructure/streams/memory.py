@@ -50,6 +50,10 @@ class Topic:
     tail: list[EventRecord] = field(default_factory=list[EventRecord])
     size: int = 0
     subscriptions: "set[MemorySubscription]" = field(default_factory=set["MemorySubscription"])
+    changes: int = 0
+    """Number of calls of `wake`."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by the next call of `wake`. Only subscribers that wait at that moment cost time then."""
 
     def add(self, records: Sequence[EventRecord]) -> None:
         """Append stored `records` to the tail and drop its oldest records beyond the limits."""
@@ -79,8 +83,9 @@ class Topic:
 
     def wake(self) -> None:
         """Wake every subscriber."""
-        for subscription in self.subscriptions:
-            subscription.changed.set()
+        self.changes += 1
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
 
 
 @dataclass(slots=True, eq=False)
@@ -89,18 +94,18 @@ class MemorySubscription:
 
     topic: Topic
     single_process: bool
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: bool = False
     position: int = 0
     """Number of the last event that the subscriber has."""
     _checked_marks: int = field(init=False)
+    _changes_seen: int = field(init=False)
     _partial_message: PartialMessage | None = None
     _pieces_read: int = 0
     _text_position: int = 0
     _status: StatusDelta | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self._status = self.topic.status
+        self._status, self._changes_seen = self.topic.status, self.topic.changes
         self._checked_marks = self.topic.stale_marks if self.single_process else -1
 
     def records_after(self, number: int) -> Sequence[EventRecord] | None:
@@ -138,16 +143,10 @@ class MemorySubscription:
 
     async def wait_for_change(self) -> bool:
         """Implement `Subscription.wait_for_change`."""
-        await self.changed.wait()
-        if self.ended:
-            return False
-        self.changed.clear()
-        return True
-
-    def end(self) -> None:
-        """End the subscription."""
-        self.ended = True
-        self.changed.set()
+        while self._changes_seen == self.topic.changes and not self.ended:
+            await self.topic.changed.wait()
+        self._changes_seen = self.topic.changes
+        return not self.ended
 
 
 class MemoryFeed:
@@ -276,7 +275,8 @@ class MemoryFeed:
         self._last_numbers.pop(session_id, None)
         if (topic := self._topics.pop(session_id, None)) is not None:
             for subscription in topic.subscriptions:
-                subscription.end()
+                subscription.ended = True
+            topic.wake()
 
     @asynccontextmanager
     async def subscribe(self, session_id: str) -> AsyncGenerator[MemorySubscription, None]:
@@ -288,7 +288,7 @@ class MemoryFeed:
                 self._topics[session_id] = topic
         subscription = MemorySubscription(topic, single_process=self._single_process)
         if self._closed:
-            subscription.end()
+            subscription.ended = True
         topic.subscriptions.add(subscription)
         try:
             yield subscription

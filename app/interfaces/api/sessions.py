@@ -227,7 +227,7 @@ async def get_session(
     opening = _history_start(history.session, services)
     if second is None:
         return success_json(opening + history_items(first) + b"]}")
-    return StreamingResponse(_history_parts(opening, (first, second), history), media_type=JSON)
+    return StreamingResponse(_history_parts(opening, [second, first], history), media_type=JSON)
 
 
 @router.delete("/{session_id}", responses=answers(EmptyAnswer, 404, 503))
@@ -289,13 +289,16 @@ async def _shown_part(
         yield list(newest)[:limit]
 
 
-async def _history_parts(start: bytes, read: Sequence[Sequence[EventRecord]], history: History) -> AsyncIterator[bytes]:
-    """Return the response for a history of several pages, of which `read` are the first."""
+async def _history_parts(start: bytes, read: list[Sequence[EventRecord]], history: History) -> AsyncIterator[bytes]:
+    """Return the response for a history of several pages, of which `read` are the first, in reverse.
+
+    They are removed from the list, so that a client that does not read keeps only one page.
+    """
     # The use case returns a generator, which must be closed even if the client leaves early.
     async with aclosing(cast("AsyncGenerator[Sequence[EventRecord], None]", history.pages)) as pages:
         separator = OPENING + start
-        for page in read:
-            for part in _page_parts(page):
+        while read:
+            for part in _page_parts(read.pop()):
                 yield separator + part
                 separator = b","
         async for page in pages:

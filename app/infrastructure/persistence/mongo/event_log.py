@@ -48,7 +48,9 @@ class MongoEventLog(MongoRepository):
         """Implement `EventLog.rename_session`."""
         await self._queue.rename(codec.well_formed(session_id), RenameRequest(title, at))
 
-    async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
+    async def read(
+        self, session_id: str, *, after: int, limit: int, max_bytes: int | None = None
+    ) -> Sequence[EventRecord]:
         """Implement `EventLog.read`."""
         session = await self._find_session(session_id, _EVENT_FIELDS)
         ordinal, last_event, tail = session["ordinal"], session["last_event"], session["tail"].get("events", ())
@@ -59,7 +61,7 @@ class MongoEventLog(MongoRepository):
         if after < last_event - len(tail):
             span = _span(codec.event_key(ordinal, after + 1), codec.event_key(ordinal, last_event))
             rows = await self._find(self._database.events, {"_id": span}, sort=_BY_KEY, limit=limit)
-        return _contiguous([*rows, *tail], after, limit)
+        return codec.take(_contiguous([*rows, *tail], after, limit), max_bytes)
 
     async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:
         """Implement `EventLog.unread_messages`."""

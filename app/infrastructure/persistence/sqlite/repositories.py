@@ -73,12 +73,14 @@ class SqliteEventLog(_Repository):
         request = RenameRequest(title, at)
         await self._writer.write(lambda transaction: transaction.rename_session(session_id, request))
 
-    async def read(self, session_id: str, *, after: int, limit: int) -> Sequence[EventRecord]:
+    async def read(
+        self, session_id: str, *, after: int, limit: int, max_bytes: int | None = None
+    ) -> Sequence[EventRecord]:
         """Implement `EventLog.read`."""
 
         def query(connection: sqlite3.Connection, ordinal: int) -> Sequence[EventRecord]:
             span = (codec.event_key(ordinal, after), codec.event_key(ordinal, codec.MAX_NUMBER))
-            return list(map(EventRecord._make, connection.execute(_EVENTS, (*span, limit))))
+            return codec.take(map(EventRecord._make, connection.execute(_EVENTS, (*span, limit))), max_bytes)
 
         return await self._read(session_id, query)
 
