@@ -11,6 +11,7 @@ from app.domain.errors import ContextTooLong, MalformedReply, ModelFailure
 from app.domain.external.llm import FailureKind
 from app.infrastructure.llm.addresses import hide_addresses
 from app.infrastructure.llm.failure_rules import STATUS_OF_CODE, parse_context_limit, rule_of
+from app.infrastructure.llm.secret_mask import SecretMask
 from app.infrastructure.llm.server_error import ServerError, read_body, read_report, wait_in_headers
 
 MAX_QUOTE = 300
@@ -25,11 +26,6 @@ _GATEWAY_STATUSES = (500, 502)
 FEW_RETRIES = 2
 """Maximum number of retries of failures that rarely go away, such as an unknown host."""
 
-_KEY_LIKE = re.compile(
-    r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}|(?<![\w.\-])[\w.\-]*+(?:\*{2,}[\w.\-]*)+", re.IGNORECASE
-)
-"""Matches keys and masked keys such as `sk-abc***xyz`: a key prefix, then text with a digit or a star."""
-
 _KEY_OF_VARIABLE = {
     "API_KEY": "api_key_env",
     "API_BASE": "base_url",
@@ -38,9 +34,6 @@ _KEY_OF_VARIABLE = {
     "LLM_TIMEOUT_SECONDS": "timeout_seconds",
 }
 _VARIABLE = re.compile(rf"\b(?:{'|'.join(_KEY_OF_VARIABLE)})\b")
-_TOKEN = re.compile(r"(?<![\w.\-])(?=[\w.\-]*\d)[\w.\-]{4,}")
-_SECRETS_KEPT = 4
-"""Minimum length of a secret, and of a part of the key, to hide."""
 
 
 class ModelCallError(Exception):
@@ -94,8 +87,7 @@ class FailureClassifier:
 
     def __init__(self, *, base_url: str, model: str, api_key: str, profile: str = "") -> None:
         """Create the classifier. `profile`: name of the profile in `MODELS_CONFIG`; empty if there is no such file."""
-        self._key = api_key
-        self._secrets = [secret for secret in (api_key, *_secrets_in(base_url)) if len(secret) >= _SECRETS_KEPT]
+        self._secrets = SecretMask((api_key, *_secrets_in(base_url)))
         self._profile = profile
         self._base_url = base_url
         self._server = "the model's server"
@@ -187,12 +179,7 @@ class FailureClassifier:
         return _VARIABLE.sub(lambda found: f"{_KEY_OF_VARIABLE[found[0]]} of the profile {self._profile}", text)
 
     def _quote(self, error: ServerError) -> str:
-        text = error.message
-        for secret in self._secrets:
-            text = text.replace(secret, "[key]")
-        if len(self._key) >= _SECRETS_KEPT:
-            text = _TOKEN.sub(lambda found: "[key]" if found[0] in self._key else found[0], text)
-        text = " ".join(_KEY_LIKE.sub("[key]", text).partition("Traceback (most recent call last)")[0].split())
+        text = " ".join(self._secrets.mask(error.message).split())
         text = "".join(char for char in text if char.isprintable())
         return f" The server said: {text}" if text else ""
 

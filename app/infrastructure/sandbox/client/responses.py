@@ -99,8 +99,12 @@ def _present(data: JsonObject) -> JsonObject:
 
 def _parse(adapter: TypeAdapter[T], value: object, name: str = "") -> T:
     try:
-        # From JSON, because strict validation of Python values takes no list for a tuple.
-        return adapter.validate_json(orjson.dumps(value), strict=True)
+        # As JSON, because strict validation of Python values takes no list for a tuple.
+        encoded = orjson.dumps(value)
+    except TypeError:  # it is nested too deeply
+        raise _malformed(name or "data") from None
+    try:
+        return adapter.validate_json(encoded, strict=True)
     except ValidationError as error:
         location = error.errors(include_url=False, include_input=False)[0]["loc"]
         raise _malformed(str(location[0]) if location else name) from None
