@@ -21,8 +21,7 @@ from fastapi import FastAPI
 from app.bootstrap import RunningService, open_service
 from app.domain.errors import AnkerError
 from app.infrastructure.logging import configure_logging
-from app.infrastructure.memory import TrimmingServer
-from app.interfaces.http_connection import HttpConnection
+from app.interfaces.http_connection import HttpConnection, TrimmingServer
 from app.interfaces.metrics import Metrics
 from app.interfaces.viewer_connection import MAX_MESSAGE, PING_SECONDS, PONG_SECONDS, ViewerConnection
 from app.main import create_app

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from app.infrastructure.memory import TICKS
+from app.interfaces.http_connection import TICKS
 from bench.harness import Bench, CannotRun, RunningProcess, first_line, median
 from bench.report import Row
 

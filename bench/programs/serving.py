@@ -5,8 +5,7 @@ from typing import Any
 
 import uvicorn
 
-from app.infrastructure.memory import TrimmingServer
-from app.interfaces.http_connection import HttpConnection
+from app.interfaces.http_connection import HttpConnection, TrimmingServer
 
 
 def serve(app: Any) -> None:

@@ -2,20 +2,17 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import secrets
 import sqlite3
+import stat
 from pathlib import Path
 
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.session_update import EncodeEvent
 from app.infrastructure.persistence.sqlite.database import Database, migrate
-from app.infrastructure.persistence.sqlite.private_files import (
-    make_private_directory,
-    make_private_file,
-    open_private_file,
-)
 from app.infrastructure.persistence.sqlite.repositories import (
     SqliteEventLog,
     SqliteScreenshots,
@@ -24,6 +21,8 @@ from app.infrastructure.persistence.sqlite.repositories import (
 )
 from app.infrastructure.persistence.sqlite.writer import Writer
 
+log = logging.getLogger(__name__)
+
 _FILE = "anker.db"
 _LOCK = "anker.lock"
 _CACHE_KIB = 16 * 2**10
@@ -31,6 +30,12 @@ _CACHE_KIB = 16 * 2**10
 
 _WAL_BYTES = 64 * 2**20
 """Size in bytes that the write-ahead log is cut back to after it grew beyond it."""
+
+
+_OWN_FOLDERS = frozenset({"sandboxes", "lost+found"})
+"""Names of folders that a data directory may have. With another one, the directory also serves other purposes."""
+
+_FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class SqliteStore:
@@ -102,8 +107,8 @@ class SqliteStore:
 def _lock(directory: Path) -> int:
     """Lock `directory` for this process. The lock ends with the returned descriptor, however the process ends."""
     try:
-        make_private_directory(directory)
-        descriptor = open_private_file(directory / _LOCK)
+        _make_private_directory(directory)
+        descriptor = _open_private_file(directory / _LOCK)
     except OSError as error:
         raise StoreUnavailable(f"DATA_DIR: {directory} cannot be used: {error.strerror}") from error
     try:
@@ -122,11 +127,64 @@ def _lock(directory: Path) -> int:
 def _protect(file: Path) -> None:
     """Make the database private. SQLite gives the files that it creates beside it the same mode."""
     try:
-        make_private_file(file, create=True)
+        _make_private_file(file, create=True)
         for suffix in ("-wal", "-shm", "-journal"):
-            make_private_file(file.with_name(file.name + suffix))
+            _make_private_file(file.with_name(file.name + suffix))
     except OSError as error:
         raise StoreUnavailable(f"DATA_DIR: {file} cannot be used: {error.strerror}") from error
+
+
+def _make_private_directory(directory: Path) -> None:
+    """Create `directory` with mode 0700, or give it that mode if it is this user's and is used for nothing else.
+
+    Otherwise log a warning if other users can enter it: only its single files are private then.
+
+    Raises:
+        OSError: The directory cannot be created or read.
+    """
+    directory.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+    found = directory.stat()
+    if not found.st_mode & _FOR_OTHERS:
+        return
+    if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX and _has_only_own_folders(directory):
+        directory.chmod(stat.S_IRWXU)
+    elif found.st_mode & stat.S_IRWXO:
+        log.warning(
+            "other users can enter DATA_DIR; give the service a directory of its own with mode 0700",
+            extra={"directory": str(directory)},
+        )
+
+
+def _open_private_file(path: Path) -> int:
+    """Open a file for reading and writing, with mode 0600, and return its descriptor. Create it if it is missing.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR)
+    found = os.fstat(descriptor)
+    if found.st_mode & _FOR_OTHERS:
+        if found.st_uid == os.geteuid():
+            os.fchmod(descriptor, stat.S_IRUSR | stat.S_IWUSR)
+        else:
+            log.warning(
+                "a file in DATA_DIR belongs to another user, who may let others read it", extra={"file": str(path)}
+            )
+    return descriptor
+
+
+def _make_private_file(path: Path, *, create: bool = False) -> None:
+    """Give a file mode 0600. Create it if `create` is true; otherwise a missing file is left alone.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    if create or path.exists():
+        os.close(_open_private_file(path))
+
+
+def _has_only_own_folders(directory: Path) -> bool:
+    return all(entry.name in _OWN_FOLDERS or not entry.is_dir() for entry in directory.iterdir())
 
 
 def _prepare(connection: sqlite3.Connection) -> tuple[str, str]:
