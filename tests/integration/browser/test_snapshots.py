@@ -128,7 +128,7 @@ async def test_styled_check_boxes_are_marked_by_their_labels(harness: BrowserHar
     assert 'checkbox "✓ Faded" checked]' in view.text
     assert 'checkbox "Not rendered" unchecked]' in view.text
     assert 'file "Upload" (browser_input with a path)]' in view.text
-    assert 'file "Deep"]' in view.text
+    assert 'file "Deep" (browser_input with a path)]' in view.text
     assert "not told" not in view.text
 
 
