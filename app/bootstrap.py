@@ -231,7 +231,9 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireVi
             models=parts.models,
         ),
         models=parts.models,
-        inspect_sandbox=SandboxInspector(sessions=store.sessions, sandboxes=sandboxes),
+        inspect_sandbox=SandboxInspector(
+            sessions=store.sessions, event_log=store.event_log, sandboxes=sandboxes, feed=feed
+        ),
         screenshots=parts.screenshots,
         desktop=desktop,
         tickets=TicketService(sessions=store.sessions, tickets=store.tickets),

@@ -119,6 +119,11 @@ def delta_frame(delta: TextDelta | StatusDelta) -> bytes:
     return b"event: message_delta\ndata: %b\n\n" % _encode({"message_id": delta.message_id, "delta": delta.delta})
 
 
+def state_frame(name: str, data: dict[str, object]) -> bytes:
+    """Return the state of something as a Server-Sent Event `name` without an id, as it is never stored."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(data))
+
+
 def history_items(records: Iterable[EventRecord]) -> bytes:
     """Return `records` as the items of a session's `events`: `{"event": type, "data": {...}}`, separated by commas.
 

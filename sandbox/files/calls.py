@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pydantic import Field
 
-from sandbox.files import images, reading, replacing, search, viewing, writing
+from sandbox.files import images, reading, replacing, search, writing
 from sandbox.files.encoding import Encoding
 from sandbox.files.paths import ResolvedPath
 from sandbox.web import Body, Failure
@@ -24,7 +24,7 @@ class FileCall(Body):
     file: str
     sudo: bool | None = None
     view: bool | None = None
-    """Whether the response also has a `view` of the file for a person (see `viewing`); null if it cannot be shown."""
+    """Whether the response also has a `view` of the file for a person (see `reading.view`); null for a binary file."""
 
 
 class TextCall(FileCall):
@@ -159,23 +159,23 @@ def run_call(call: str, place: ResolvedPath, body: FileCall) -> CallResult:
     data, message = function(place, body)
     if body.view:
         asked = body.encoding if isinstance(body, TextCall) else None
-        data = {**data, "view": viewing.view(place, _locate(body, data), asked)}
+        data = {**data, "view": reading.view(place, _locate(body, data), asked)}
     return data, message
 
 
-def _locate(body: FileCall, data: dict[str, object]) -> viewing.Locate:
+def _locate(body: FileCall, data: dict[str, object]) -> reading.Locate:
     """Return where in the file that is which the call was about."""
     match body:
         case WriteCall(append=True):
-            return viewing.at_end
+            return reading.at_end
         case ReplaceCall():
-            return viewing.at_text(body.new_str)
+            return reading.at_text(body.new_str)
         case SearchCall():
-            return viewing.at_line(next(iter(cast("list[int]", data["line_numbers"])), 0))
+            return reading.at_line(next(iter(cast("list[int]", data["line_numbers"])), 0))
         case ReadCall():
-            return viewing.at_line(body.start_line or 0)
+            return reading.at_line(body.start_line or 0)
         case _:
-            return viewing.at_line(0)
+            return reading.at_line(0)
 
 
 def _encoding_data(encoding: Encoding) -> dict[str, object]:

@@ -175,7 +175,7 @@ class Shell:
                 bash.abort()
             if self.leader:
                 await asyncio.to_thread(kill_shell_processes, self.leader, self._launch.agent)
-            if self.running is not None and not await self.wait_until_idle(0.08):
+            if self.running is not None and not await self.wait_until_idle(0.15):
                 await self._end_bash()
             self.killed = True
 

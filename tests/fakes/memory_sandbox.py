@@ -181,6 +181,8 @@ class MemorySandbox:
             async with asyncio.timeout(seconds):
                 while self._version(shell_id) in ("", version):
                     await self._changed.wait()
+                    if self.failure is not None:
+                        raise self.failure
         seen = self._current(shell_id).seen
         state = self._state(shell_id, self._shells[shell_id])
         self._current(shell_id).seen = seen

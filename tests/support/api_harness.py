@@ -160,7 +160,7 @@ class ApiHarness:
                 models=self.models,
             ),
             models=self.models,
-            inspect_sandbox=SandboxInspector(sessions=store, sandboxes=sandboxes),
+            inspect_sandbox=SandboxInspector(sessions=store, event_log=store, sandboxes=sandboxes, feed=feed),
             screenshots=self.screenshots,
             desktop=DesktopService(sessions=store, sandboxes=sandboxes, feed=feed),
             tickets=TicketService(sessions=store, tickets=self.tickets, now=lambda: self.now),

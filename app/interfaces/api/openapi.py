@@ -17,6 +17,9 @@ from app.interfaces.envelope import JSON
 Document = dict[str, Any]
 """A part of an OpenAPI document, as FastAPI types it."""
 
+EVENT_STREAM = "text/event-stream"
+"""Media type of Server-Sent Events."""
+
 _REF = "#/components/schemas/{model}"
 
 _RETRY_AFTER: Document = {
@@ -48,9 +51,17 @@ def body(model: type[BaseModel]) -> Document:
     return {"requestBody": {"required": required, "content": {JSON: {"schema": SchemaRef(model)}}}}
 
 
-def answers(model: type[BaseModel], *failures: int) -> dict[int | str, Document]:
-    """Return the `responses` of a route: `model` on success, and the failure envelope for `failures` and for 500."""
-    return _with_failures("Success", {JSON: {"schema": SchemaRef(model)}}, failures)
+def answers(
+    model: type[BaseModel], *failures: int, frame: type[BaseModel] | None = None, example: str = ""
+) -> dict[int | str, Document]:
+    """Return the `responses` of a route: `model` on success, and the failure envelope for `failures` and for 500.
+
+    With `frame`, a client that accepts `text/event-stream` receives a stream of such frames instead.
+    """
+    content: Document = {JSON: {"schema": SchemaRef(model)}}
+    if frame is not None:
+        content[EVENT_STREAM] = {"schema": SchemaRef(frame), "example": example}
+    return _with_failures("Success", content, failures)
 
 
 def streams(model: type[BaseModel], *failures: int, example: str) -> dict[int | str, Document]:
@@ -59,9 +70,7 @@ def streams(model: type[BaseModel], *failures: int, example: str) -> dict[int | 
         "Server-Sent Events. The schema is that of one frame: its `event:`, its `id:` and its `data:`, which is one "
         "line of JSON. A comment at least every 15 s keeps the connection open."
     )
-    return _with_failures(
-        description, {"text/event-stream": {"schema": SchemaRef(model), "example": example}}, failures
-    )
+    return _with_failures(description, {EVENT_STREAM: {"schema": SchemaRef(model), "example": example}}, failures)
 
 
 def text(description: str, *failures: int) -> dict[int | str, Document]:

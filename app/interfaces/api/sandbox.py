@@ -1,20 +1,27 @@
 """A session's sandbox: its shells, its files and its screenshots."""
 
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import Path, Request
 from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
+from app.domain.models.sandbox import FileText, ShellState
 from app.interfaces.api.dependencies import Owner, RequestBody, RequestServices, SessionId, read_body
-from app.interfaces.api.openapi import answers, api_router, binary, body
+from app.interfaces.api.openapi import EVENT_STREAM, answers, api_router, binary, body
 from app.interfaces.api.schemas import Schema, SuccessAnswer
+from app.interfaces.api.services import Services
 from app.interfaces.envelope import success
+from app.interfaces.sse import EventStream
+from app.interfaces.wire import state_frame
+
+T = TypeVar("T")
 
 JPEG = "image/jpeg"
 
-_FAILURES = (400, 404, 409, 413, 502, 503)
+_FAILURES = (400, 404, 409, 413, 429, 502, 503)
 
 router = api_router("sandbox", "/api/v1/sessions")
 
@@ -70,21 +77,88 @@ class FileAnswer(SuccessAnswer):
     data: FileView
 
 
-@router.post("/{session_id}/shell", responses=answers(ShellAnswer, *_FAILURES), openapi_extra=body(ShellBody))
+class ShellFrame(Schema):
+    """A shell's console, sent at once and after each change."""
+
+    event: Literal["shell"]
+    data: ShellView
+
+
+class FileFrame(Schema):
+    """A text file, sent at once and after each change."""
+
+    event: Literal["file"]
+    data: FileView
+
+
+_SHELL_EXAMPLE = """\
+: open
+
+event: shell
+data: {"output":"ubuntu@sandbox:~ $ ls\\na.txt\\n","session_id":"main","console":[…]}
+
+"""
+
+_FILE_EXAMPLE = """\
+: open
+
+event: file
+data: {"content":"# Notes\\n","file":"/home/ubuntu/notes.md"}
+
+"""
+
+
+@router.post(
+    "/{session_id}/shell",
+    responses=answers(ShellAnswer, *_FAILURES, frame=ShellFrame, example=_SHELL_EXAMPLE),
+    openapi_extra=body(ShellBody),
+)
 async def view_shell(request: Request, services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
-    """Return the console of one of the session's shells."""
+    """Return the console of one of the session's shells; after the end of its sandbox, the last one that was shown.
+
+    With `Accept: text/event-stream`, stream it until the client leaves or the session is deleted, also if the shell
+    does not exist yet.
+    """
     wanted = await read_body(request, ShellBody)
-    shell = await services.inspect_sandbox.view_shell(session_id, wanted.session_id, owner=owner)
-    console = [asdict(record) for record in shell.console]
-    return success({"output": shell.output, "session_id": shell.shell_id, "console": console})
+    if _accepts_stream(request):
+        states = await services.inspect_sandbox.follow_shell(session_id, wanted.session_id, owner=owner)
+        return _stream(services, states, lambda state: [state_frame("shell", _shell_data(state))])
+    return success(_shell_data(await services.inspect_sandbox.view_shell(session_id, wanted.session_id, owner=owner)))
 
 
-@router.post("/{session_id}/file", responses=answers(FileAnswer, *_FAILURES), openapi_extra=body(FileBody))
+@router.post(
+    "/{session_id}/file",
+    responses=answers(FileAnswer, *_FAILURES, frame=FileFrame, example=_FILE_EXAMPLE),
+    openapi_extra=body(FileBody),
+)
 async def view_file(request: Request, services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
-    """Return a text file of the session's workspace."""
+    """Return a text file of the session's workspace; without its sandbox, as a tool call has shown it last.
+
+    With `Accept: text/event-stream`, stream it until the client leaves or the session is deleted, also if the file
+    does not exist yet.
+    """
     wanted = await read_body(request, FileBody)
-    text = await services.inspect_sandbox.read_file(session_id, wanted.file, owner=owner)
-    return success({"content": text.content, "file": text.file})
+    if _accepts_stream(request):
+        states = await services.inspect_sandbox.follow_file(session_id, wanted.file, owner=owner)
+        return _stream(services, states, lambda state: [state_frame("file", _file_data(state))])
+    return success(_file_data(await services.inspect_sandbox.read_file(session_id, wanted.file, owner=owner)))
+
+
+def _accepts_stream(request: Request) -> bool:
+    return EVENT_STREAM in request.headers.get("accept", "")
+
+
+def _stream(services: Services, states: AsyncGenerator[T, None], encode: Callable[[T], Iterable[bytes]]) -> EventStream:
+    return EventStream(states, encode, heartbeat=services.heartbeat, end_streams=services.end_streams)
+
+
+def _shell_data(shell: ShellState) -> dict[str, object]:
+    console = [asdict(record) for record in shell.console]
+    return {"output": shell.output, "session_id": shell.shell_id, "console": console}
+
+
+def _file_data(text: FileText) -> dict[str, object]:
+    return {"content": text.content, "file": text.file}
 
 
 # The wire contract calls a screenshot a picture: in the path, its parameter and the operation id.

@@ -17,7 +17,9 @@ from tests.integration.docker_sessions.conftest import (
     wait_for_completed_call,
 )
 from tests.support.containers import docker
+from tests.support.eventually import eventually
 from tests.support.invariants import check_log, check_requests
+from tests.support.sse import SseFrame, read_frames
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -53,7 +55,9 @@ async def test_run_with_shell_files_and_browser_succeeds_and_serves_screenshots(
     called = completed_calls(frames)
     assert all(data["result"]["success"] for data in called), called
     assert called[0]["result"]["data"]["output"].split()[:2] == ["ubuntu", "/home/ubuntu"]
+
     assert called[2]["name"] == "browser"
+
     assert called[2]["result"]["data"]["title"] == "Hello"
     assert called[4]["content"]["console"] == "Ada"
     assert called[5]["result"]["data"]["title"] == "Hello"
@@ -94,6 +98,7 @@ async def test_lost_container_is_replaced_with_its_files_and_the_model_is_inform
     frames = await chat.read_all(60)
     called = completed_calls(frames)
     assert [data["result"]["success"] for data in called] == [True, False, True, True]
+
     assert called[2]["result"]["data"]["output"] == "kept\n"
     executing = [asked for asked in service.model.asked if asked.kind == "executing"]
     assert "Failed: " in last_tool_result(executing[2])
@@ -189,3 +194,54 @@ async def test_sandbox_contains_no_secret_of_the_service(service: DockerService,
     assert "HOME=/home/ubuntu" in output
     assert "sk-" not in output
     assert variables["SANDBOX_TOKEN"] not in output
+
+
+async def follow(service: DockerService, session: str, path: str, body: dict[str, str], seen: list[SseFrame]) -> None:
+    """Add the frames of a live view to `seen` until cancelled."""
+    address, headers = f"/api/v1/sessions/{session}/{path}", {"Accept": "text/event-stream"}
+    async with service.client.http.stream("POST", address, json=body, headers=headers, timeout=None) as answer:
+        async for frame in read_frames(answer):
+            seen.append(frame)
+
+
+async def test_shell_and_file_are_followed_live_and_shown_after_their_sandbox(
+    service: DockerService, session: str
+) -> None:
+    command = "echo one; until [ -e go ]; do sleep 0.1; done; echo two"
+    service.model.reset(
+        [
+            plan(),
+            shell(command),
+            calling("file_write", file="/home/ubuntu/a.txt", content="one\n"),
+            calling("file_str_replace", file="/home/ubuntu/a.txt", old_str="one", new_str="two"),
+            complete(),
+            Reply(text="Done."),
+        ]
+    )
+    shells: list[SseFrame] = []
+    files: list[SseFrame] = []
+    async with asyncio.TaskGroup() as tasks:
+        views = [
+            tasks.create_task(follow(service, session, "shell", {"session_id": "main"}, shells)),
+            tasks.create_task(follow(service, session, "file", {"file": "/home/ubuntu/a.txt"}, files)),
+        ]
+        chat = await service.client.send_message(session, "Do it")
+        await eventually(lambda: shells and shells[-1].data["console"][0]["output"] == "one\n", seconds=60)
+        assert not completed_calls(chat.frames)
+        await docker("exec", "--user", "ubuntu", service.container_name(session), "touch", "/home/ubuntu/go")
+        called = completed_calls(await chat.read_all(60))
+        await eventually(lambda: shells[-1].data["console"][0]["output"] == "one\ntwo\n")
+        await eventually(lambda: files and files[-1].data["content"] == "two\n")
+        await docker("rm", "--force", service.container_name(session))
+        for view in views:
+            view.cancel()
+    rows = [{"ps1": "ubuntu@sandbox:~ $", "command": command, "output": "one\ntwo\n"}]
+    assert shells[-1].data["console"] == called[0]["content"]["console"] == rows
+
+    assert called[2]["content"] == {"content": "two\n", "file": "/home/ubuntu/a.txt"}
+    address = f"/api/v1/sessions/{session}"
+    answer = await service.client.http.post(f"{address}/shell", json={"session_id": "main"})
+    assert answer.json()["data"]["console"] == rows
+    answer = await service.client.http.post(f"{address}/file", json={"file": "a.txt"})
+    assert answer.json()["data"] == {"content": "two\n", "file": "/home/ubuntu/a.txt"}
+    assert not await service.has_container(session)
