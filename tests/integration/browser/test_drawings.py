@@ -43,6 +43,12 @@ async def test_shapes_with_pointer_cursor_are_numbered_with_their_texts(harness:
     assert view.text == '![Sales] 2024 [1 clickable "May"] [2 clickable "June"]'
 
 
+async def test_bars_of_chart_are_numbered_one_by_one(harness: BrowserHarness) -> None:
+    bars = "".join(f'<rect data-name="bar {n}" x="{n * 30}" width="20" height="90"/>' for n in range(3))
+    view = await harness.open_page(f'<svg width="200" height="100"><g style="cursor:pointer">{bars}</g></svg>')
+    assert view.text == '[1 clickable "bar 0"] [2 clickable "bar 1"] [3 clickable "bar 2"]'
+
+
 async def test_icon_is_not_numbered_inside_its_button(harness: BrowserHarness) -> None:
     icon = '<svg width="16" height="16" style="cursor:pointer"><path d="M0 0h16v16z" onclick="1" tabindex="0"/></svg>'
     view = await harness.open_page(f'<button aria-label="Go">{icon}</button> <a href="/a">{icon} Away</a>')

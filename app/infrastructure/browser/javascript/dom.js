@@ -102,7 +102,9 @@ function plainText(element, limit, omitted = "") {
     } else if (typeOf(node) === ELEMENT) {
       const tag = tagOf(node);
       const named = tag === "title" && node instanceof SVGElement; // not drawn, but the name of the drawing
-      const hidden = NOT_RENDERED.has(tag) || attribute(node, "aria-hidden") === "true" || !checkVisibility(node);
+      const { display } = getComputedStyle(node);
+      const isDrawn = display === "contents" || checkVisibility(node);
+      const hidden = NOT_RENDERED.has(tag) || attribute(node, "aria-hidden") === "true" || !isDrawn;
       if ((hidden && !named) || (omitted && matches(node, omitted))) return;
       const label = tag === "img" ? attribute(node, "alt") : attribute(node, "aria-label");
       if (label) {
@@ -110,7 +112,7 @@ function plainText(element, limit, omitted = "") {
         size += label.length;
         return;
       }
-      const inline = getComputedStyle(node).display === "inline";
+      const inline = display === "inline" || display === "contents";
       if (!inline) parts.push(" ");
       for (const child of childrenOf(node)) visit(child);
       if (!inline) parts.push(" ");

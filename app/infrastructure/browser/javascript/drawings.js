@@ -6,6 +6,7 @@ const UNDRAWN = new Set(
 );
 const SHAPES = `${INTERACTIVE},a,[tabindex]`;
 const MAX_SHAPES = 1500; // maximum number of shapes of a drawing to examine
+const MIN_SERIES_PIXELS = 48; // width or height above which a group of shapes without a name is no icon
 const MAX_LINE_CHARS = 160; // length after which the marks of a drawing continue on a new line
 
 function hasInteractiveShapes(svg, cursor) {
@@ -44,6 +45,7 @@ Reader.prototype.addShape = function (shape, style, context, parentCursor) {
   const isVisible = style.visibility === "visible" && (box.width > 0 || box.height > 0);
   if (tagOf(shape) === "foreignObject") return this.addChildren(shape, context);
   const role = isVisible ? roleOf(shape, style, parentCursor) : "";
+  if (role && isSeries(shape, role, box)) return this.addShapes(shape, { ...context, cursor: "" });
   if (role) {
     const target = role === "link" ? destination(shape) : "";
     const name = shorten(nameOf(shape, role), 100);
@@ -54,5 +56,12 @@ Reader.prototype.addShape = function (shape, style, context, parentCursor) {
     if (!role && isVisible) this.addText(` ${plainText(shape, 200)} `, context, context.box ?? box);
   } else if (!role || hasInteractiveParts(shape, "clickable")) this.addShapes(shape, context);
 };
+
+// Return whether a group only passes its mouse cursor on to the shapes in it, as the bars of a chart.
+function isSeries(group, role, box) {
+  const isGroup = role === "clickable" && tagOf(group) === "g" && group.childElementCount > 1;
+  if (!isGroup || hasAttribute(group, "onclick") || hasAttribute(group, "tabindex")) return false;
+  return Math.max(box.width, box.height) > MIN_SERIES_PIXELS && !collapse(nameOf(group, role));
+}
 
 HANDLERS.svg = drawing;

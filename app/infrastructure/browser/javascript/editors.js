@@ -30,6 +30,7 @@ function copiedText(element) {
   return clipboardData.getData("text/plain") || (isEditable(element) ? "" : element.value ?? "");
 }
 
+const squeezed = (text) => text.replace(/[\s\u200b\ufeff]/g, "");
 let isPasteHandled = false; // whether the page has code of its own for the last paste
 let hasPasted = false; // whether a text was pasted since the last reading
 
@@ -80,9 +81,20 @@ Object.assign(api, {
   selectEditor(number) {
     const element = requireField(number);
     if (!isEditable(element)) return;
-    const squeezed = (text) => text.replace(/[\s\u200b\ufeff]/g, "");
     const selection = getSelection();
     if (squeezed(selection.toString()) !== squeezed(element.innerText)) selection.selectAllChildren(element);
+  },
+
+  // Return whether the selected text of a code editor can be copied: a terminal has a field too, but no selection.
+  isSelected(number) {
+    const element = requireField(number);
+    return { isSelected: Boolean((isEditable(element) && String(getSelection())) || copiedText(element)) };
+  },
+
+  // Return whether the page shows a text, although the editor does not: some split a text into several fields.
+  isAround(number, text) {
+    const inside = squeezed(editorText(requireField(number))).includes(squeezed(text));
+    return { isAround: !inside && squeezed(ofDocument("body").innerText).includes(squeezed(text)) };
   },
 
   insertIntoEditor: (how, text) => ({ isDone: INSERTIONS[how](text) }),

@@ -71,7 +71,7 @@ function showsChoice(element, role) {
 function innerField(element) {
   return element instanceof HTMLInputElement || attribute(element, "role") !== "combobox"
     ? null
-    : find(element, "input:not([type=hidden]),textarea,[contenteditable]");
+    : find(element, "input:not([type=hidden]),textarea,[contenteditable],[role=textbox]");
 }
 
 const POPUPS = "[role=listbox],[role=tree],[role=grid],[role=menu],[role=dialog]";
@@ -80,7 +80,10 @@ const NO_CHOICE = `${POPUPS},button,[role=button],a[href],label,input,select,tex
 
 function choiceOf(element) {
   const box = isUndrawn(element) ? drawingBox(element) : null;
-  return element.value || innerField(element)?.value || plainText(box ?? element, 300, NO_CHOICE);
+  const shown = element.value || innerField(element)?.value || plainText(box ?? element, 300, NO_CHOICE);
+  if (shown || element instanceof HTMLInputElement) return shown;
+  const selected = [...findAll(element, "[role=option][aria-selected=true]")].slice(0, 10);
+  return selected.map((option) => plainText(option, 60, "button")).join(", ");
 }
 
 // Return the text of the elements that the attribute `name` refers to, without those within `except`.
@@ -122,7 +125,7 @@ function replacedName(element) {
   for (let each = box, depth = 0; each && depth < 3; each = parentOf(each), depth += 1) {
     const field = each.previousElementSibling;
     if (!field || !matches(field, "textarea,select,input")) continue;
-    if (!checkVisibility(field)) return labelText(field) || collapse(attribute(field, "name") ?? "");
+    if (!checkVisibility(field) || boxOf(field).width <= 1) return labelText(field) || collapse(attribute(field, "name") ?? "");
   }
   return "";
 }
@@ -218,7 +221,9 @@ function markOf(element, role, about = element) {
 // Return the mark of an element whose content follows it: `[5 combobox "Tags" expanded]`.
 function openMark(element, role, note = "") {
   const name = FIELDS.has(role) ? nameOf(element, role) : "";
-  const parts = [numberOf(element), role, name && quote(name, 120), ...statesOf(element, role), note];
+  const value = showsChoice(element, role) ? choiceOf(element) : "";
+  const shown = [name && quote(name, 120), value && `= ${quote(value, 200)}`];
+  const parts = [numberOf(element), role, ...shown, ...statesOf(element, role), note];
   return `[${parts.filter(Boolean).join(" ")}]`;
 }
 

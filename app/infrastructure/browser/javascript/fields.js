@@ -61,7 +61,7 @@ function drawingBox(field) {
     if (matches(each, "html,body,form,main,dialog,[role=dialog],[role=main]")) break;
     const { width, height } = boxOf(each);
     if (width < 24 || height < 12) continue;
-    if (!checkVisibility(each, { visibilityProperty: true, opacityProperty: true })) break;
+    if (!checkVisibility(each, { visibilityProperty: true, opacityProperty: true })) continue;
     if (found && (width * height > size * MAX_BOX_GROWTH || (plainText(found, 5) && hasOtherParts(each, field)))) break;
     found = each;
     size = width * height;
@@ -72,15 +72,23 @@ function drawingBox(field) {
 // Add the boxes of the fields below `root` that are not drawn to `boxes`: box → field.
 function addDrawingBoxes(root, boxes) {
   for (const field of root.querySelectorAll("textarea,input,[role=textbox]")) {
-    const box = isUndrawn(field) ? drawingBox(field) : null;
+    const box = isUndrawn(field) && !isHelper(field) ? drawingBox(field) : null;
     if (box && !boxes.has(box)) boxes.set(box, field);
   }
 }
 
-// Return whether an element that can be edited is for code: monospaced, with the spaces preserved.
+// Return whether a field is a tool of an editor: neither drawn nor able to take text.
+function isHelper(field) {
+  const isReadOnly = field instanceof HTMLTextAreaElement && field.readOnly;
+  return isReadOnly && (attribute(field, "aria-hidden") === "true" || isUndrawn(field));
+}
+
+// Return whether an element that can be edited is for code: monospaced, with the spaces of its lines preserved.
 function isCode(element) {
-  const { fontFamily, whiteSpaceCollapse } = getComputedStyle(element);
-  return /mono|courier|consolas|menlo/i.test(fontFamily) && /preserve|break/.test(whiteSpaceCollapse);
+  const isMonospaced = /mono|courier|consolas|menlo/i.test(getComputedStyle(element).fontFamily);
+  const line = element.firstElementChild ?? element;
+  return isMonospaced && [element, line, line.lastElementChild ?? line].some((each) =>
+    /preserve|break/.test(getComputedStyle(each).whiteSpaceCollapse));
 }
 
 // Return whether an element is the margin of a code editor, with the numbers of its lines.
@@ -120,7 +128,16 @@ function drawnLines(editor) {
     line.bottom = Math.max(line.bottom, bottom);
     found.set(block, line);
   }
-  return [...found.values()].sort((one, other) => one.top - other.top || one.left - other.left);
+  const lines = [...found.values()].flatMap(splitLine);
+  return lines.sort((one, other) => one.top - other.top || one.left - other.left);
+}
+
+// Return the lines of a block whose text has line breaks.
+function splitLine(line) {
+  const pieces = line.text.split("\n");
+  const height = (line.bottom - line.top) / pieces.length;
+  const topOf = (number) => line.top + height * number;
+  return pieces.map((text, number) => ({ ...line, text, top: topOf(number), bottom: topOf(number + 1) }));
 }
 
 function isInside(element, selector, limit) {
@@ -160,7 +177,7 @@ function hiddenText(editor, lines, lineHeight) {
   const more = { above: false, below: false };
   for (const each of [editor, ...findAll(editor, "*")].slice(0, 3000)) {
     const rest = scrollHeightOf(each) - clientHeightOf(each) - each.scrollTop;
-    if (scrollHeightOf(each) - clientHeightOf(each) < least || !clientHeightOf(each)) continue;
+    if (scrollHeightOf(each) - clientHeightOf(each) < least || clientHeightOf(each) < least) continue;
     if (!/auto|scroll/.test(getComputedStyle(each).overflowY)) continue;
     more.above ||= each.scrollTop > least;
     more.below ||= rest > least;

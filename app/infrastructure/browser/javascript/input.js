@@ -122,7 +122,7 @@ function refuseCovered(number, cover) {
 
 function typeOfField(element) {
   if (element instanceof HTMLInputElement) return element.type;
-  if (isEditable(element)) return "editable";
+  if (isEditable(element) || element.editContext) return "editable";
   return tagOf(element);
 }
 

@@ -231,7 +231,7 @@ class Reader {
     if (shadowRootOf(element)) addDrawingBoxes(shadowRootOf(element), this.boxes);
     const field = this.boxes.get(element);
     if (field && context.field !== field) return this.addUndrawnField(element, field, own, inline);
-    if (element === context.field || isMargin(element)) return;
+    if (element === context.field || isMargin(element) || isHelper(element)) return;
     const role = roleOf(element, style, context.cursor);
     if (role && box && box.width && box.height && !(own.invisible && !this.isStyledControl(element, own))) {
       return this.addInteractive(element, role, own, inline);
