@@ -82,8 +82,8 @@ function choiceOf(element) {
   const box = isUndrawn(element) ? drawingBox(element) : null;
   const shown = element.value || innerField(element)?.value || plainText(box ?? element, 300, NO_CHOICE);
   if (shown || element instanceof HTMLInputElement) return shown;
-  const selected = [...findAll(element, "[role=option][aria-selected=true]")].slice(0, 10);
-  return selected.map((option) => plainText(option, 60, "button")).join(", ");
+  const selected = [...findAll(element, "[role=option][aria-selected=true]")].filter((each) => checkVisibility(each));
+  return [...new Set(selected.slice(0, 10).map((option) => plainText(option, 60, "button")))].join(", ");
 }
 
 // Return the text of the elements that the attribute `name` refers to, without those within `except`.
