@@ -74,12 +74,14 @@ def file_encoding(fd: int, path: str, asked: str | None = None) -> Encoding:
     invalid = _first_invalid_utf8(fd)
     has_nul = b"\0" in sample
     kind = next((kind for magic, kind in _MAGIC if sample.startswith(magic)), "")
-    if invalid is None and not has_nul:
-        return Encoding("utf-8", is_ascii=sample.isascii())
-    wide = "" if kind else _wide_encoding(sample)
+    controls = len(sample) - len(sample.translate(None, _CONTROLS))
+    # UTF-16 may be valid UTF-8, but then it has control characters.
+    wide = _wide_encoding(sample) if not kind and (controls or invalid is not None) else ""
     if wide:
         return Encoding(wide, is_guess=True)
-    if kind or has_nul or sum(sample.count(byte) for byte in _CONTROLS) > len(sample) // 100:
+    if invalid is None and not has_nul:
+        return Encoding("utf-8", is_ascii=sample.isascii())
+    if kind or has_nul or controls > len(sample) // 100:
         raise binary_failure(kind, os.fstat(fd).st_size, path)
     start = max((invalid or 0) - SAMPLE_BYTES // 2, 0)
     around = os.pread(fd, SAMPLE_BYTES, start)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_MATCHES = 200
 """Maximum number of matching lines."""
-MAX_SECONDS = 10.0
+MAX_SECONDS = 5.0
 """Maximum time of one search, in seconds."""
 _MAX_SEARCHED_LINE = 8 * 1024 * 1024
 """Number of characters of a line that are searched."""

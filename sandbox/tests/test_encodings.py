@@ -105,7 +105,7 @@ MARKED = {
 
 
 @pytest.mark.parametrize("name", MARKED)
-@pytest.mark.parametrize("text", [*list(LANGUAGES)[::4], "plain\r\ntext\r\n"])
+@pytest.mark.parametrize("text", [*list(LANGUAGES)[::4], "Привет", "你好世界", "plain\r\ntext\r\n"])
 def test_unicode_is_recognized_with_and_without_mark(place, name, text):
     file = Path(place.real)
     file.write_bytes(MARKED[name] + text.encode(name))
