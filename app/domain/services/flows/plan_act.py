@@ -198,9 +198,12 @@ class PlanActFlow:
         checkpointer = self._checkpointer
         text = rest_message(limit, checkpointer.checkpoint)
         await checkpointer.stage("planner", AssistantMessage(content=text))
+        at_rest = replace(
+            checkpointer.checkpoint, phase="waiting", usage=Usage(), usage_at_grant=Usage(), has_title_event=True
+        )
         await checkpointer.commit(
-            [MessageEvent(role="assistant", content=text), WaitEvent(usage=self._usage)],
-            checkpoint=replace(checkpointer.checkpoint, phase="waiting", usage=Usage(), usage_at_grant=Usage()),
+            [*self._missing_title(), MessageEvent(role="assistant", content=text), WaitEvent(usage=self._usage)],
+            checkpoint=at_rest,
             ends_run=True,
         )
 
@@ -241,12 +244,14 @@ class PlanActFlow:
         if unread:
             await self._stage_user_messages(unread)
             last_read = unread[-1].number
-        checkpoint = checkpointer.checkpoint
-        if checkpoint.title and not checkpoint.has_title_event:
-            # Clients show the titles of events; this run ended before it wrote one.
-            events.insert(0, TitleEvent(title=checkpoint.title))
-        at_rest = replace(checkpoint.at_rest(), last_read_message=last_read, has_title_event=True)
-        await checkpointer.commit([*events, last], checkpoint=at_rest, ends_run=True)
+        events = [*self._missing_title(), *events, last]
+        at_rest = replace(checkpointer.checkpoint.at_rest(), last_read_message=last_read, has_title_event=True)
+        await checkpointer.commit(events, checkpoint=at_rest, ends_run=True)
+
+    def _missing_title(self) -> list[Event]:
+        """Return the `title` event of a session that has none: clients show the titles of events."""
+        checkpoint = self._checkpointer.checkpoint
+        return [] if checkpoint.has_title_event or not checkpoint.title else [TitleEvent(title=checkpoint.title)]
 
     async def _count_crash(self) -> None:
         """Store that a process died during this run, so that a run that kills every process does not go on for ever."""
