@@ -62,7 +62,7 @@ class Sandbox:
         if handshake.path == "/vnc":
             from sandbox.bridges.vnc import VncBridge
 
-            bridge = VncBridge(viewer, handshake)
+            bridge = VncBridge(viewer, handshake, self.parts.desktop.keyboard.prepare)
             await self.parts.desktop.connect(bridge.open)
             return bridge
         if handshake.path.startswith("/cdp/devtools/"):

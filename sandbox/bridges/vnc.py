@@ -1,13 +1,19 @@
 """`WS /vnc`: forwards a viewer's binary messages to the VNC server's unix socket and back."""
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 from websockets.frames import Opcode
 
+from sandbox.bridges.rfb import KeyPresses
 from sandbox.bridges.server_socket import FRAME_HEAD_BYTES, GOING_AWAY, LOST, UNSUPPORTED, ServerSocket, frame_head
 from sandbox.bridges.websocket import Handshake
+from sandbox.parts.keyboard import CAPACITY, is_on_every_keyboard
+
+KeyboardPreparer = Callable[[Sequence[int]], Awaitable[None]]
+"""Makes sure that the keyboard has keysyms, at most `CAPACITY` of them, which are pressed next."""
 
 _MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Maximum size of a viewer's frame, in bytes. Viewers send keys, pointer moves and clipboard texts."""
@@ -97,13 +103,18 @@ class VncBridge:
     """One viewer's connection to the desktop.
 
     The WebSocket library parses what the viewer sends. Data of the desktop, which is nearly all of the traffic, only
-    gets a frame head.
+    gets a frame head. Neither direction is changed. What follows a key press waits until the keyboard has the key.
     """
 
     counts_as_use = True
 
-    def __init__(self, viewer: asyncio.Transport, handshake: Handshake) -> None:
+    def __init__(self, viewer: asyncio.Transport, handshake: Handshake, keyboard: KeyboardPreparer) -> None:
         """Parse the handshake.
+
+        Args:
+            viewer: Transport of the viewer's connection.
+            handshake: The viewer's request.
+            keyboard: Called with keysyms before they are pressed.
 
         Raises:
             Failure: 400 if the request is not a WebSocket handshake.
@@ -111,6 +122,11 @@ class VncBridge:
         self._viewer = viewer
         self._socket = ServerSocket(viewer, handshake, max_frame_bytes=_MAX_FRAME_BYTES)
         self._inner = DesktopConnection(viewer, on_connected=self._socket.flush, on_lost=self._on_desktop_lost)
+        self._prepare_keyboard = keyboard
+        self._presses = KeyPresses()
+        self._waiting: deque[bytes] = deque()
+        """Input that waits for `_typing`."""
+        self._typing: asyncio.Task[None] | None = None
         self._lost = False
 
     async def open(self, path: str) -> None:
@@ -129,7 +145,7 @@ class VncBridge:
             if frame.opcode is Opcode.TEXT:
                 self._socket.close(UNSUPPORTED, "this is a stream of bytes: send binary messages")
             else:
-                self._inner.write(bytes(frame.data))
+                self._forward(bytes(frame.data))
 
     def pause(self) -> None:
         """Stop reading from the desktop."""
@@ -147,7 +163,41 @@ class VncBridge:
         """Close the connection to the desktop, because the viewer's connection is closed."""
         self._lost = True
         self._socket.connection_lost()
+        if self._typing is not None:
+            self._typing.cancel()
         self._inner.close()
+
+    def _forward(self, data: bytes) -> None:
+        if self._typing is None:
+            presses = self._rare_presses(data)
+            if not presses:
+                self._inner.write(data)
+                return
+            self._viewer.pause_reading()
+            self._typing = asyncio.create_task(self._type(data, presses))
+        else:
+            self._waiting.append(data)
+
+    async def _type(self, data: bytes, presses: list[tuple[int, int]]) -> None:
+        """Forward `data`, and what arrives in the meantime, each part once the keyboard has the keys in it."""
+        while True:
+            start = 0
+            for first in range(0, len(presses), CAPACITY):
+                batch = presses[first : first + CAPACITY]
+                await self._prepare_keyboard([keysym for _, keysym in batch])
+                end, _ = batch[-1]
+                self._inner.write(data[start:end])
+                start = end
+            self._inner.write(data[start:])
+            if not self._waiting:
+                break
+            data = self._waiting.popleft()
+            presses = self._rare_presses(data)
+        self._typing = None
+        self._viewer.resume_reading()
+
+    def _rare_presses(self, data: bytes) -> list[tuple[int, int]]:
+        return [(end, keysym) for end, keysym in self._presses.feed(data) if not is_on_every_keyboard(keysym)]
 
     def _on_desktop_lost(self) -> None:
         self._socket.close(LOST, "the desktop has ended the connection")

@@ -198,7 +198,7 @@ class Browser:
             self._confined = False
         environment = dict(self._environment)
         if self._desktop.installed:
-            environment["DISPLAY"] = await self._desktop.display()
+            environment |= await self._desktop.client_environment()
         profile = self._home / _PROFILE
         await self._agent.run(self._prepare, profile)
         command_line = chromium_arguments(

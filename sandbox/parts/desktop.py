@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
@@ -9,7 +10,9 @@ from pathlib import Path
 
 from sandbox.identity import Identity
 from sandbox.parts.child import Command
+from sandbox.parts.keyboard import Keyboard
 from sandbox.parts.supervisor import Supervisor
+from sandbox.parts.x11 import XConnection, authority_file
 from sandbox.settings import Settings
 from sandbox.web import Failure
 
@@ -25,6 +28,7 @@ _SERVER_ARGUMENTS = (
     *("-extension", "GLX", "-nolisten", "tcp", "-noreset", "-s", "0", "-displayfd", "1"),
 )
 _DISPLAY_NUMBER = re.compile(rb"^(\d+)\n", re.MULTILINE)
+_COOKIE_BYTES = 16
 _START_SECONDS = 20.0
 """Maximum time for the desktop to start, in seconds."""
 
@@ -38,9 +42,14 @@ class Desktop:
         """Whether there is a desktop to start."""
         self._environment = environment
         self._home = str(settings.home)
-        self._agent = settings.agent
+        self._owner = settings.browser_owner
+        """User that runs the programs on the desktop."""
         self._state_dir = settings.state_dir
         self._folder: Path | None = None
+        self._client_authority: Path | None = None
+        """File with the cookie for the programs on the desktop, which only their user can read."""
+        self._cookie = secrets.token_bytes(_COOKIE_BYTES)
+        self.keyboard = Keyboard(self._connect_to_server)
         self._server = Supervisor("Xvnc", self._launch_server, ready=_DISPLAY_NUMBER)
         self._manager = Supervisor("the window manager", self._launch_manager)
 
@@ -60,6 +69,7 @@ class Desktop:
         """Start it if it is installed. Return at once."""
         if self.installed:
             self._folder = Path(tempfile.mkdtemp(prefix="anker-desktop-", dir=self._state_dir))
+            self._authority.write_bytes(authority_file(self._cookie))
             self._server.start()
             if shutil.which("jwm") is not None:
                 self._manager.start()
@@ -71,6 +81,17 @@ class Desktop:
             TimeoutError: It did not start in time.
         """
         return f":{await self._server.wait_ready(_START_SECONDS)}"
+
+    async def client_environment(self) -> dict[str, str]:
+        """Return the environment variables by which a program finds the display and may draw on it.
+
+        Raises:
+            TimeoutError: The desktop did not start in time.
+        """
+        display = await self.display()
+        if self._client_authority is None:
+            self._client_authority = await self._owner.run(self._write_client_authority)
+        return {"DISPLAY": display, "XAUTHORITY": str(self._client_authority)}
 
     async def vnc_socket(self) -> str:
         """Return the path of the VNC server's unix socket once it listens.
@@ -106,20 +127,37 @@ class Desktop:
 
     async def stop(self) -> None:
         """Stop it and remove its files. Stop programs that draw on it first."""
+        self.keyboard.close()
         await self._manager.stop()
         await self._server.stop()
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
             self._folder = None
+        if self._client_authority is not None:
+            await self._owner.run(shutil.rmtree, self._client_authority.parent, ignore_errors=True)
+            self._client_authority = None
 
     @property
     def _socket(self) -> str:
         return str((self._folder or Path()) / "vnc")
 
+    @property
+    def _authority(self) -> Path:
+        """The server's file with the cookie."""
+        return (self._folder or Path()) / "authority"
+
+    async def _connect_to_server(self) -> XConnection:
+        return await XConnection.open(f"/tmp/.X11-unix/X{(await self.display())[1:]}", self._cookie)  # noqa: S108
+
     async def _launch_server(self) -> Command:
-        arguments = ("Xvnc", "-rfbunixpath", self._socket, *_SERVER_ARGUMENTS)
+        arguments = ("Xvnc", "-rfbunixpath", self._socket, "-auth", str(self._authority), *_SERVER_ARGUMENTS)
         return Command(arguments, self._environment, "/", Identity.of_user(""))
 
     async def _launch_manager(self) -> Command:
-        environment = {**self._environment, "DISPLAY": await self.display()}
-        return Command(("jwm", "-f", str(_MANAGER_SETTINGS)), environment, self._home, self._agent)
+        environment = {**self._environment, **await self.client_environment()}
+        return Command(("jwm", "-f", str(_MANAGER_SETTINGS)), environment, self._home, self._owner)
+
+    def _write_client_authority(self) -> Path:
+        path = Path(tempfile.mkdtemp(prefix="anker-display-")) / "authority"
+        path.write_bytes(authority_file(self._cookie))
+        return path

@@ -6,6 +6,7 @@ import shutil
 import signal
 import struct
 import time
+from urllib.parse import unquote
 
 import psutil
 import pytest
@@ -218,3 +219,83 @@ async def test_browser_restarts_with_desktop(start):
         return bool(mains) and not {one.pid for one in mains} & before and service.status()["browser"]["ready"]
 
     await asyncio.to_thread(wait_until, replaced)
+
+
+HAN = "".join(chr(0x4E00 + number * 37) for number in range(41))
+MIXED = (
+    "".join("".join(each) for each in zip(HAN, "привет, мир и всё остальное ещё раз; конец", strict=False))
+    + "a1 \u0645\u0631\u062d\u0628\u0627 e\u0301 ñß€ \u05e9\u05dc ไทย हिन्दी 한국 😀👍🏽👩\u200d💻"
+)
+
+
+def keysym_of(character: str) -> int:
+    return ord(character) if ord(character) < 256 else 0x01000000 | ord(character)
+
+
+async def press(socket, *keysyms: int) -> None:
+    """Press the keys together and release them in reverse."""
+    for down, order in ((1, keysyms), (0, keysyms[::-1])):
+        for keysym in order:
+            await socket.send(struct.pack(">BBxxI", 4, down, keysym))
+
+
+async def type_text(socket, text: str, pause: float) -> None:
+    for character in text:
+        await press(socket, keysym_of(character))
+        await asyncio.sleep(pause)
+
+
+@with_chromium
+async def test_text_of_any_script_arrives_in_page_and_address_bar(start):
+    service = await asyncio.to_thread(lambda: start(SANDBOX_BROWSER="eager"))
+    await asyncio.to_thread(ready, service, "browser")
+    async with async_playwright() as playwright, viewing(service) as socket:
+        await Viewer(socket).greet()
+        browser = await playwright.chromium.connect_over_cdp(f"http://{service.address}/cdp", headers=service.headers)
+        page = browser.contexts[0].pages[0]
+        await page.set_content(
+            "<textarea style='position:fixed;inset:0 0 50% 0'></textarea>"
+            "<input type=password style='position:fixed;inset:50% 0 0 0'>"
+        )
+        for tag, height, text, pause in (
+            ("textarea", 300, "😀" + HAN, 0.02),
+            ("textarea", 300, MIXED, 0.005),
+            ("textarea", 300, "".join(chr(0x4E00 + number * 7) for number in range(300)), 0),
+            ("input", 700, MIXED, 0.005),
+        ):
+            for mask in (1, 0):
+                await socket.send(struct.pack(">BBHH", 5, mask, 600, height))
+            await page.wait_for_function("tag => document.activeElement.localName === tag", arg=tag)
+            await page.evaluate("document.activeElement.value = ''")
+            await type_text(socket, text, pause)
+            length = len(text.encode("utf-16-le")) // 2
+            await page.wait_for_function("length => document.activeElement.value.length >= length", arg=length)
+            assert await page.evaluate("document.activeElement.value") == text
+        await press(socket, 0xFFE3, ord("l"))
+        await type_text(socket, "about:blank#" + MIXED.replace(" ", ""), 0.005)
+        async with page.expect_navigation():
+            await press(socket, 0xFF0D)
+        assert unquote(page.url) == "about:blank#" + MIXED.replace(" ", "")
+        await browser.close()
+
+
+@with_chromium
+async def test_two_viewers_type_at_the_same_time(start):
+    service = await asyncio.to_thread(lambda: start(SANDBOX_BROWSER="eager"))
+    await asyncio.to_thread(ready, service, "browser")
+    async with async_playwright() as playwright, viewing(service) as first, viewing(service) as second:
+        for socket in (first, second):
+            await Viewer(socket).greet()
+        browser = await playwright.chromium.connect_over_cdp(f"http://{service.address}/cdp", headers=service.headers)
+        page = browser.contexts[0].pages[0]
+        await page.set_content("<textarea autofocus style='position:fixed;inset:0'></textarea>")
+        for mask in (1, 0):
+            await first.send(struct.pack(">BBHH", 5, mask, 600, 400))
+        await page.wait_for_function("document.activeElement.localName === 'textarea'")
+        other = "".join(chr(0x5E00 + number * 37) for number in range(41))
+        await asyncio.gather(type_text(first, HAN, 0.01), type_text(second, other, 0.01))
+        await page.wait_for_function("document.activeElement.value.length >= 82")
+        typed = await page.evaluate("document.activeElement.value")
+        assert "".join(each for each in typed if each in HAN) == HAN
+        assert "".join(each for each in typed if each in other) == other
+        await browser.close()

@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import os
 import random
+import struct
 
 import pytest
 import websockets
 
+from sandbox.bridges.rfb import KeyPresses
 from sandbox.bridges.vnc import VncBridge
 from sandbox.tests.bridging import listen, serve_bridge
 from sandbox.web import Failure
@@ -20,9 +22,13 @@ def path(tmp_path):
     return str(tmp_path / "vnc")
 
 
-def bridge_to(path: str):
+async def nothing_to_prepare(keysyms) -> None:
+    pass
+
+
+def bridge_to(path: str, prepare=nothing_to_prepare):
     async def open_bridge(handshake, viewer):
-        bridge = VncBridge(viewer, handshake)
+        bridge = VncBridge(viewer, handshake, prepare)
         try:
             await bridge.open(path)
         except OSError as error:
@@ -325,3 +331,97 @@ async def _soon(condition) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def key(keysym: int, *, down: bool = True) -> bytes:
+    return struct.pack(">BBxxI", 4, down, keysym)
+
+
+GREETING = b"RFB 003.008\n\x01\x01"
+OTHER_MESSAGES = (
+    struct.pack(">Bxxx16x", 0)
+    + struct.pack(">BxHii", 2, 2, 0, -258)
+    + struct.pack(">BBHHHH", 3, 0, 0, 0, 4, 4)
+    + struct.pack(">BBHH", 5, 1, 4, 4)
+    + struct.pack(">BxxxI", 6, 5)
+    + b"\x04\x01\x00\x00\x01"
+    + struct.pack(">Bxxxi", 6, -8)
+    + key(0x01004E2D)
+    + struct.pack(">BBHHHH", 150, 1, 0, 0, 4, 4)
+    + struct.pack(">BxxxIB", 248, 1, 3)
+    + b"\x04\x01\x04"
+    + struct.pack(">BxHHBx16x", 251, 4, 4, 1)
+)
+"""Every type of message, with key presses inside texts."""
+
+
+@pytest.mark.parametrize("step", [1, 3, 7, 10_000])
+def test_key_presses_are_found_however_messages_are_cut(step):
+    presses = KeyPresses()
+    stream = GREETING + OTHER_MESSAGES + key(0x61) + key(0x61, down=False) + OTHER_MESSAGES + key(0x01004E00)
+    stream += struct.pack(">BBHII", 255, 0, 1, 0x0100044F, 30) + struct.pack(">BBHBBI", 255, 1, 2, 1, 1, 1) + key(0x7A)
+    found = []
+    for start in range(0, len(stream), step):
+        found += [(start + end, keysym) for end, keysym in presses.feed(stream[start : start + step])]
+    assert [keysym for _, keysym in found] == [0x61, 0x01004E00, 0x0100044F, 0x7A]
+    for end, keysym in found[:2]:
+        assert stream[end - 8 : end] == key(keysym)
+
+
+def test_nothing_is_found_after_unknown_message():
+    presses = KeyPresses()
+    assert presses.feed(GREETING + b"\x63" + key(0x61)) == []
+    assert presses.feed(key(0x61)) == []
+
+
+async def test_input_waits_until_keyboard_has_key_and_stays_unchanged(path):
+    got = bytearray()
+    prepared: list[tuple[list[int], int]] = []
+    release = asyncio.Event()
+
+    async def desktop(reader, writer):
+        while data := await reader.read(MIB):
+            got.extend(data)
+        writer.close()
+
+    async def prepare(keysyms) -> None:
+        prepared.append((list(keysyms), len(got)))
+        await release.wait()
+
+    text = "".join(chr(0x4E00 + number) for number in range(20))
+    parts = [key(0x01000000 | ord(each)) + key(0x01000000 | ord(each), down=False) + key(0x61) for each in text]
+    stream = GREETING + OTHER_MESSAGES + b"".join(parts) + OTHER_MESSAGES
+    async with listen(path, desktop), serve_bridge(bridge_to(path, prepare)) as served, served.connect() as viewer:
+        middle = len(GREETING + OTHER_MESSAGES) + 30
+        await viewer.send(stream[:middle])
+        await _soon(lambda: prepared)
+        assert len(got) < middle
+        await viewer.send(stream[middle:])
+        release.set()
+        await _soon(lambda: len(got) == len(stream))
+    assert bytes(got) == stream
+    assert [keysym for keysyms, _ in prepared for keysym in keysyms] == [0x01000000 | ord(each) for each in text]
+    for keysyms, before in prepared:
+        press = stream.index(key(keysyms[0]), len(GREETING + OTHER_MESSAGES))
+        assert before < press + 8, "a key was pressed before the keyboard had it"
+
+
+async def test_viewer_that_leaves_while_its_key_is_prepared_closes_backend_connection(path):
+    ended, preparing, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def desktop(reader, writer):
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    async def prepare(_keysyms) -> None:
+        preparing.set()
+        await release.wait()
+
+    async with listen(path, desktop), serve_bridge(bridge_to(path, prepare)) as served:
+        viewer = await served.connect()
+        await viewer.send(GREETING + key(0x01004E00))
+        await asyncio.wait_for(preparing.wait(), 10)
+        viewer.transport.abort()
+        release.set()
+        await asyncio.wait_for(ended.wait(), 10)
