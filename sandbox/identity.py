@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 CHOWN, KILL, SETGID, SETUID = 0, 5, 6, 7
 """Capabilities (see capabilities(7))."""
-PROGRAM_CAPABILITIES = (KILL, SETGID, SETUID)
-"""Capabilities of the program: to end the agent's processes and to act as the agent. None gives access to files."""
+PROGRAM_CAPABILITIES = (CHOWN, KILL, SETGID, SETUID)
+"""Capabilities of the program: to act as the other users, to end their processes, and to hand over downloaded files."""
 
 _CAPABILITY_VERSION = 0x20080522
 """`_LINUX_CAPABILITY_VERSION_3` (see capget(2))."""

@@ -27,7 +27,9 @@ class Settings(BaseModel):
     fd: int | None = Field(default=None, ge=0)
     """Inherited listening socket to use instead of host and port."""
     user: str = ""
-    """User as which commands, file calls and parts run; empty: the program's own."""
+    """User as which commands and file calls run; empty: the program's own."""
+    browser_user: str = ""
+    """User as which Chromium and the window manager run; empty: `user`. Its main group must be that of `user`."""
     program_user: str = ""
     """User that the program becomes if root starts it; empty: it stays the user that started it."""
     home: Path = Field(default_factory=lambda data: Path(Identity.of_user(data.get("user", "")).home))
@@ -78,7 +80,12 @@ class Settings(BaseModel):
         """The identity of `user`."""
         return Identity.of_user(self.user)
 
-    @field_validator("user", "program_user")
+    @cached_property
+    def browser_owner(self) -> Identity:
+        """The identity of `browser_user`."""
+        return Identity.of_user(self.browser_user or self.user)
+
+    @field_validator("user", "program_user", "browser_user")
     @classmethod
     def _check_user(cls, value: str) -> str:
         try:

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,13 +13,12 @@ from sandbox.parts.desktop import HEIGHT, WIDTH, Desktop
 from sandbox.parts.devtools import DevTools, DevToolsError
 from sandbox.parts.pipe import DevToolsPipe
 from sandbox.parts.supervisor import Supervisor
+from sandbox.parts.workspace import BrowserWorkspace
 from sandbox.settings import Settings
 from sandbox.web import Failure
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 """Usual names of the program."""
-_LOCK_FILES = ("SingletonLock", "SingletonCookie", "SingletonSocket")
-"""Files in a profile that keep other browsers out."""
 _CACHE_BYTES = 48 * 1024 * 1024
 """Maximum size of the browser's cache, in bytes."""
 _DISABLED_FEATURES = (
@@ -27,8 +26,12 @@ _DISABLED_FEATURES = (
     # Pages that are part of its own window: each costs a renderer and confuses drivers.
     *("WebUIOmniboxPopup", "WebUIOmniboxAimPopup", "WebUIOmniboxFullPopup"),
 )
-_PIPE_SHELL = ("/bin/sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >&2', "sh")
-"""Start of a command line that runs Chromium with its standard input and output as the two ends of its pipe."""
+_PIPE_SHELL = ("/bin/sh", "-c", 'umask 002; exec "$@" 3<&0 4>&1 </dev/null >&2', "sh")
+"""Start of a command line that runs Chromium with its standard input and output as the two ends of its pipe.
+
+What it downloads can be written by its group, which is the agent's.
+"""
+_XDG_FOLDERS = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 _FIXED_ARGUMENTS = (
     # Disable network requests, questions and bubbles of the browser itself.
     *("--no-first-run", "--no-default-browser-check", "--disable-background-networking", "--disable-component-update"),
@@ -77,18 +80,10 @@ def runs_as_root() -> bool:
     return os.geteuid() == 0
 
 
-def remove_profile_locks(profile: Path, names: Sequence[str] = _LOCK_FILES) -> None:
-    """Remove locks that a browser left in `profile`, perhaps in another container."""
-    for name in names:
-        (profile / name).unlink(missing_ok=True)
-
-
 T = TypeVar("T")
 
 START_SECONDS = 20.0
 """Maximum time for Chromium to start, in seconds."""
-_PROFILE = Path(".config") / "anker-chromium"
-"""Folder of the profile, relative to the home."""
 
 log = logging.getLogger("sandbox")
 
@@ -108,10 +103,14 @@ class Browser:
         self._program = find_chromium(settings.chromium) if settings.browser != "off" else None
         self._environment = environment
         self._home = settings.home
-        self._agent = settings.agent
+        self._owner = settings.browser_owner
+        self._workspace = BrowserWorkspace(settings.home, settings.agent, settings.browser_owner)
         self._desktop = desktop
         self._confined = not runs_as_root()
-        self._cache: Path | None = None
+        self._folder: Path | None = None
+        """Temporary folder for what need not be kept."""
+        # A folder such as ~/.cache that Chromium made would be closed to the agent.
+        self._own_folders = _XDG_FOLDERS if settings.browser_owner.uid != settings.agent.uid else ()
         self._pipe = DevToolsPipe()
         self._keeper = Supervisor("Chromium", self._launch, probe=self._probe, close_gracefully=self._close_chromium)
 
@@ -186,9 +185,9 @@ class Browser:
         """Stop it and remove its cache."""
         await self._keeper.stop()
         self._pipe.close()
-        if self._cache is not None:
-            await self._agent.run(self._agent.remove_folder, self._cache)
-            self._cache = None
+        if self._folder is not None:
+            await self._owner.run(self._owner.remove_folder, self._folder)
+            self._folder = None
 
     async def _launch(self) -> Command:
         if self._program is None:
@@ -199,25 +198,27 @@ class Browser:
         environment = dict(self._environment)
         if self._desktop.installed:
             environment |= await self._desktop.client_environment()
-        profile = self._home / _PROFILE
-        await self._agent.run(self._prepare, profile)
+        if self._folder is None:
+            self._folder = Path(await self._owner.run(tempfile.mkdtemp, prefix="anker-browser-"))
+        environment |= {name: str(self._folder) for name in self._own_folders}
         command_line = chromium_arguments(
             self._program,
-            profile,
-            self._cache or profile,
+            await self._workspace.prepare_profile(self._folder / "profile"),
+            self._folder / "cache",
             windowed=self._desktop.installed,
             confined=self._confined,
         )
         self._pipe.close()
         self._pipe = DevToolsPipe()
         sockets = await self._pipe.open()
-        return Command((*_PIPE_SHELL, *command_line), environment, str(self._home), self._agent, sockets)
+        return Command((*_PIPE_SHELL, *command_line), environment, str(self._home), self._owner, sockets)
 
     async def _probe(self) -> str:
         devtools = self._pipe.devtools
         while True:
             try:
                 await devtools.call("Browser.getVersion")
+                await self._workspace.watch_downloads(devtools)
             except TimeoutError:
                 continue  # a busy machine: callers wait for as long as they want
             return devtools.browser_id
@@ -225,9 +226,3 @@ class Browser:
     async def _close_chromium(self) -> None:
         # Chromium saves more state, such as cookies, than after a signal.
         await self._pipe.devtools.call("Browser.close")
-
-    def _prepare(self, profile: Path) -> None:
-        profile.mkdir(mode=0o700, parents=True, exist_ok=True)
-        remove_profile_locks(profile)
-        if self._cache is None:
-            self._cache = Path(tempfile.mkdtemp(prefix="anker-cache-"))

@@ -134,7 +134,7 @@ class Desktop:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
             self._folder = None
         if self._client_authority is not None:
-            await self._owner.run(shutil.rmtree, self._client_authority.parent, ignore_errors=True)
+            await self._owner.run(self._owner.remove_folder, self._client_authority.parent)
             self._client_authority = None
 
     @property

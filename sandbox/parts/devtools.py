@@ -28,6 +28,9 @@ _END_BYTES = 256
 """Number of bytes at the end of a message to search for its session."""
 _HEAD = re.compile(rb'\{"(?:id":(\d+)[,}]|method":"([\w.]+)"[,}])')
 _ATTACHED, _DETACHED = b"Target.attachedToTarget", b"Target.detachedFromTarget"
+_DOWNLOAD_FOLDER = b"Browser.setDownloadBehavior"
+_SMALL_BYTES = 16 * 1024
+"""Size of a message from which it is not looked at."""
 _INVALID_JSON, _INVALID_REQUEST, _TOO_LARGE, _NO_SESSION = -32700, -32600, -32000, -32001
 """Error codes, as Chromium uses them."""
 
@@ -76,6 +79,8 @@ class DevTools:
         """Identifies this run of the browser in addresses."""
         self.on_event: Callable[[str, Json], None] = lambda _method, _params: None
         """Called with method and params of each event that is not part of a driver's session."""
+        self.on_download_folder: Callable[[str], None] = lambda _path: None
+        """Called with the folder that a driver selects for downloads, before the browser learns it."""
         self._write = write
         self._owners: dict[str, Attachment] = {}
         self._calls: dict[int, tuple[asyncio.Future[Json], Callable[[Json], None]]] = {}
@@ -145,6 +150,8 @@ class DevTools:
         """Forward a message of a driver to Chromium. Answer it with an error if it must not reach Chromium."""
         if self._closed or not attachment.root:
             return
+        if len(message) < _SMALL_BYTES and _DOWNLOAD_FOLDER in message:
+            self._note_download_folder(message)
         # A NUL ends a message on the pipe: what follows it would be a message outside the driver's session.
         end = None if b"\0" in message else _SESSION_AT_END.search(message, max(0, len(message) - _END_BYTES))
         if end is None:
@@ -277,6 +284,12 @@ class DevTools:
         else:
             text = error.get("message") if isinstance(error, dict) else error  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             future.set_exception(DevToolsError(str(text)))  # pyright: ignore[reportUnknownArgumentType]
+
+    def _note_download_folder(self, message: bytes | bytearray) -> None:
+        call = _parse(message) or {}
+        path = _params(call).get("downloadPath")
+        if call.get("method") == _DOWNLOAD_FOLDER.decode() and isinstance(path, str):
+            self.on_download_folder(path)
 
     def _track(self, attachment: Attachment, message: bytearray, *, attached: bool) -> None:
         session = str(_params(_parse(message) or {}).get("sessionId"))

@@ -272,6 +272,7 @@ async def test_text_of_any_script_arrives_in_page_and_address_bar(start):
             await page.wait_for_function("length => document.activeElement.value.length >= length", arg=length)
             assert await page.evaluate("document.activeElement.value") == text
         await press(socket, 0xFFE3, ord("l"))
+        await page.wait_for_function("!document.hasFocus()")
         await type_text(socket, "about:blank#" + MIXED.replace(" ", ""), 0.005)
         async with page.expect_navigation():
             await press(socket, 0xFF0D)

@@ -65,7 +65,8 @@ class Downloads:
         if self._folder_has_downloads:
             self._folder_has_downloads = False
             self._used_folders += 1
-            await self._set_folder()
+        # Also if it is the same: the sandbox then restores a folder that was removed.
+        await self._set_folder()
 
     async def wait_for_start(self, *, seconds: float) -> None:
         """Wait until a download that is about to start has started."""

@@ -158,11 +158,12 @@ async def browser_page(container: ImageContainer) -> AsyncIterator[Page]:
 # Processes
 
 
-def test_first_process_is_the_sandbox_program_and_all_but_it_and_desktop_run_as_user(shared):
+def test_program_browser_and_commands_run_as_three_users(shared):
     assert shared.run("cat /proc/1/cmdline | tr '\\0' ' '") == "/opt/anker/bin/python -I -m sandbox "
     found = [line.split() for line in shared.run("ps -eo user=,comm=").splitlines()]
     assert {name for user, name in found if user == "anker"} == {"python", "Xvnc"}
-    assert {user for user, _ in found} == {"anker", "ubuntu"}
+    assert {name for user, name in found if user == "browser"} >= {"chromium", "jwm"}
+    assert {user for user, _ in found} == {"anker", "browser", "ubuntu"}
     assert shared.run("id -u; id -g; echo $HOME; pwd") == "1000\n1000\n/home/ubuntu\n/home/ubuntu\n"
 
 
@@ -188,7 +189,7 @@ import os
 own = os.readlink("/proc/self/ns/user")
 for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
-        if b"--type=renderer" not in open(f"/proc/{pid}/cmdline", "rb").read():
+        if b"--type=" b"renderer" not in open(f"/proc/{pid}/cmdline", "rb").read():
             continue
         status = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status"))
         print(os.readlink(f"/proc/{pid}/ns/user") != own, len(status["NSpid"].split()) > 1,
@@ -198,7 +199,8 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 """
     # Own user and process namespaces, a second seccomp filter, and no capabilities. A renderer that has just started
     # adds the filter before it runs any page.
-    wait_until(lambda: set(shared.python(program).splitlines()) == {"True True 2 True 0"})
+    look = ("exec", "-u", "browser", shared.name, "python3", "-c", program)
+    wait_until(lambda: set(docker(*look).splitlines()) == {"True True 2 True 0"})
     async with browser_page(shared) as page:
         await page.goto("chrome://sandbox")
         text = await page.inner_text("body")
@@ -247,7 +249,7 @@ def test_desktop_shows_the_browser_in_full_size(shared):
 def test_killed_process_is_restarted(shared, victim):
     shared.wait_until_ready()
     before = shared.run(f"pgrep -x -o {victim}")
-    docker("exec", "-u", "anker" if victim == "Xvnc" else "ubuntu", shared.name, "pkill", "-KILL", "-x", "-o", victim)
+    docker("exec", "-u", "anker" if victim == "Xvnc" else "browser", shared.name, "pkill", "-KILL", "-x", "-o", victim)
     wait_until(lambda: shared.run(f"pgrep -x -o {victim} || true") not in ("", before))
     shared.wait_until_ready()
 
