@@ -1,6 +1,7 @@
 """A real Xvnc with a window manager and a Chromium window, through the service's port."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from urllib.parse import unquote
 import psutil
 import pytest
 import websockets
+from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import async_playwright
 
 from sandbox.parts.browser import find_chromium
@@ -245,6 +247,18 @@ async def type_text(socket, text: str, pause: float) -> None:
         await asyncio.sleep(pause)
 
 
+async def address_bar_opens(socket, page, address: str) -> bool:
+    """Type `address` and return whether the page opens it."""
+    for _ in range(5):  # Ctrl+L passes through the page, so the first keys after it may still reach the page
+        await press(socket, 0xFFE3, ord("l"))
+        await type_text(socket, address, 0.005)
+        await press(socket, 0xFF0D)
+        with contextlib.suppress(PlaywrightError):
+            await page.wait_for_url(lambda url: unquote(url) == address, timeout=5_000)
+            return True
+    return False
+
+
 @with_chromium
 async def test_text_of_any_script_arrives_in_page_and_address_bar(start):
     service = await asyncio.to_thread(lambda: start(SANDBOX_BROWSER="eager"))
@@ -271,12 +285,7 @@ async def test_text_of_any_script_arrives_in_page_and_address_bar(start):
             length = len(text.encode("utf-16-le")) // 2
             await page.wait_for_function("length => document.activeElement.value.length >= length", arg=length)
             assert await page.evaluate("document.activeElement.value") == text
-        await press(socket, 0xFFE3, ord("l"))
-        await page.wait_for_function("!document.hasFocus()")
-        await type_text(socket, "about:blank#" + MIXED.replace(" ", ""), 0.005)
-        async with page.expect_navigation():
-            await press(socket, 0xFF0D)
-        assert unquote(page.url) == "about:blank#" + MIXED.replace(" ", "")
+        assert await address_bar_opens(socket, page, "about:blank#" + MIXED.replace(" ", ""))
         await browser.close()
 
 

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
+from sandbox.parts.browser import DevToolsPipe
 from sandbox.parts.devtools import DevTools, DevToolsError
-from sandbox.parts.pipe import DevToolsPipe
 
 PAGE = "P" * 32
 

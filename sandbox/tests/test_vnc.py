@@ -9,8 +9,7 @@ import struct
 import pytest
 import websockets
 
-from sandbox.bridges.rfb import KeyPresses
-from sandbox.bridges.vnc import VncBridge
+from sandbox.bridges.vnc import KeyPresses, VncBridge
 from sandbox.tests.bridging import listen, serve_bridge
 from sandbox.web import Failure
 
