@@ -67,15 +67,15 @@ class LibraryPages:
     def __init__(self, browser: SessionBrowser, site: LocalSite) -> None:
         self.browser = browser
         self._site = site
-        self._current = ""
 
     async def open(self, name: str, *, again: bool = False) -> PageView:
         """Show the page `name`. It is loaded if it is not the current one, or if it has to be new (`again`)."""
-        if name != self._current or again:
-            self._current = ""
-            await self.browser.navigate(self._site.url(f"/pages/{name}.html"))
-            await self.run("await globalThis.ready")
-            self._current = name
+        view = await self.browser.view()
+        url = self._site.url(f"/pages/{name}.html")
+        if view.url == url and not again:
+            return view
+        await self.browser.navigate(url)
+        await self.run("await globalThis.ready")
         return await self.browser.view()
 
     async def run(self, script: str) -> str:
