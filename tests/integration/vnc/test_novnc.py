@@ -83,6 +83,10 @@ async def test_typed_text_arrives_in_page(stack: VncStack) -> None:
         await viewer.keyboard.type("second line", delay=20)
         wanted = 'Hello, "World" {1+1=2} ~\nsecond line'
         await inside.wait_for_function("wanted => document.querySelector('textarea').value === wanted", arg=wanted)
+        await inside.evaluate("document.querySelector('textarea').value = ''")
+        text = "".join(chr(0x4E00 + number * 37) for number in range(41)) + "😀"
+        await viewer.evaluate("text => { for (const each of text) rfb.sendKey(0x1000000 + each.codePointAt(0)) }", text)
+        await inside.wait_for_function("wanted => document.querySelector('textarea').value === wanted", arg=text)
 
 
 async def test_view_only_viewer_sees_desktop_but_its_input_is_dropped(stack: VncStack) -> None:
