@@ -90,12 +90,14 @@ async def test_acquire_during_destroy_returns_a_new_sandbox(tmp_path: Path) -> N
     async with LocalSandboxes(tmp_path) as provider:
         old = await provider.acquire("s1")
         await old.file_write("a.txt", "x", append=False, sudo=False)
+        known = old.instance_id
         ending = asyncio.create_task(provider.destroy("s1"))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         new = await provider.acquire("s1")
         await ending
-        assert new is not old and await provider.find("s1") is new
+        found = await provider.find("s1")
+        assert found is not None and found.instance_id == new.instance_id != known
         with pytest.raises(SandboxFailure, match="no such file"):
             await new.file_read("a.txt", start=None, end=None, sudo=False)
 

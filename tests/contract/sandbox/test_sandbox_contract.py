@@ -210,7 +210,8 @@ async def test_session_has_one_sandbox_until_destroyed(bench: Bench) -> None:
     assert await provider.find(session) is None
     provider.warm(session)
     first, second = await asyncio.gather(provider.acquire(session), provider.acquire(session))
-    assert first is second and await provider.find(session) is first
+    found = await provider.find(session)
+    assert found is not None and first.instance_id == second.instance_id == found.instance_id
     await first.file_write("a.txt", "x", append=False, sudo=False)
     await provider.destroy(session)
     await provider.destroy(session)

@@ -93,7 +93,9 @@ async def test_without_engine_running_sandboxes_stay_usable_and_new_ones_are_ref
             await provider.find(new)
         assert "engine does not respond" in (await provider.check() or "")
         assert time.monotonic() - started < 2
-        assert (await provider.acquire(running)) is sandbox and await provider.find(running) is sandbox
+        found = await provider.find(running)
+        assert found is not None and found.instance_id == sandbox.instance_id
+        assert (await provider.acquire(running)).instance_id == sandbox.instance_id
         assert await run(sandbox, "echo on") == (0, "on\n")
         with pytest.raises(SandboxUnavailable):
             await provider.reap()
@@ -124,7 +126,7 @@ async def test_stalled_engine_times_out_without_blocking_the_event_loop(
         refused = asyncio.create_task(provider.acquire(new))
         # Running sandboxes stay usable meanwhile.
         for _ in range(10):
-            assert await provider.acquire(running) is sandbox
+            assert (await provider.acquire(running)).instance_id == sandbox.instance_id
             assert await run(sandbox, "echo on") == (0, "on\n")
         with pytest.raises(SandboxUnavailable, match="engine does not respond"):
             await refused
