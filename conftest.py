@@ -21,6 +21,7 @@ REQUIRED_PROGRAMS = {
     "tests/integration/backend_image": "docker",
     "tests/integration/vnc": "docker",
     "tests/integration/browser": "chromium",
+    "tests/hostile/container": "docker",
 }
 """The program that the tests of a folder need; `./test.sh` installs it where it can."""
 
@@ -33,6 +34,7 @@ GROUPS = {
     "tests/integration/backend_image": "docker",
     "tests/integration/vnc": "docker",
     "tests/contract/sandbox": "docker",
+    "tests/hostile/container": "docker",
     "tests/chaos": "chaos",
     "tests/integration/browser": "browser",
 }

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from app.bootstrap import Overrides, open_service
 from app.infrastructure.logging import configure_logging
 from app.interfaces.api import chat, config, health, models, sandbox, sessions, tickets, vnc
-from app.interfaces.api.openapi import install_openapi
+from app.interfaces.api.openapi import documentation_router, install_openapi
 from app.interfaces.api.services import provide
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.metrics import Metrics
@@ -29,6 +29,7 @@ ROUTERS = (
     tickets.router,
     vnc.router,
     health.router,
+    documentation_router,
 )
 """Every router. `vnc` also refuses WebSockets to unknown paths, so a router with a WebSocket must precede it."""
 
@@ -80,7 +81,7 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
             provide(app, service.services)
             yield
 
-    app = Application(metrics, title="Anker", version="0.1.0", lifespan=lifespan)
+    app = Application(metrics, title="Anker", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
     routers = WORKER_ROUTERS if role == "worker" else ROUTERS
     set_up_app(app, allowed_origins=chosen.allowed_origins, routers=routers)
     app.add_middleware(OriginMiddleware, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)

@@ -68,6 +68,7 @@ class RequestLogMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *headers]
+                _guard_page(message["headers"])
             await send(message)
 
         method, started = scope["method"], time.perf_counter()
@@ -80,6 +81,15 @@ class RequestLogMiddleware:
             self._metrics.count_request(method, route, status, milliseconds)
             log.info("request", extra={"method": method, "route": route, "status": status, "ms": milliseconds})
             request_id.reset(token)
+
+
+def _guard_page(headers: list[tuple[bytes, bytes]]) -> None:
+    """Forbid other pages to frame an HTML page. A page that sets no policy of its own may load nothing."""
+    names = {name.lower(): value for name, value in headers}
+    if names.get(b"content-type", b"").startswith(b"text/html"):
+        headers.append((b"x-frame-options", b"DENY"))
+        if b"content-security-policy" not in names:
+            headers.append((b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
 
 
 def _request_id(scope: Scope) -> str:

@@ -2,13 +2,18 @@
 
 import json
 import os
+import re
+from base64 import b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import BaseModel
+from starlette.responses import HTMLResponse
+from starlette.routing import Route
 
 from app.domain.models.event import (
     DoneEvent,
@@ -149,6 +154,54 @@ async def test_document_equals_the_reviewed_snapshot(client: httpx.AsyncClient) 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
 async def test_documentation_pages_load_the_document(client: httpx.AsyncClient, path: str) -> None:
     assert "/openapi.json" in (await client.get(path)).text
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_documentation_pages_load_only_files_of_the_service_and_cannot_be_framed(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    page = await client.get(path)
+    loaded = re.findall(r"""(?:src|href)="([^"]*)\"""", page.text)
+    assert len(loaded) >= 2
+    for address in loaded:
+        file = await client.get(address)
+        assert file.status_code == 200
+        assert len(file.content) > 1000
+    policy = page.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in policy
+    assert "script-src 'self'" in policy
+    assert "unsafe-inline" not in policy.split("style-src")[0]
+    for script in re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL):
+        assert b64encode(sha256(script.encode()).digest()).decode() in policy
+    assert page.headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2fcore.py", "%2e%2e%2fcore.py"])
+async def test_other_files_of_the_documentation_return_404(client: httpx.AsyncClient, name: str) -> None:
+    assert (await client.get(f"/docs/assets/{name}")).status_code == 404
+
+
+async def test_html_page_without_a_policy_gets_one(harness: ApiHarness, client: httpx.AsyncClient) -> None:
+    harness.app.router.routes.insert(0, Route("/page", lambda _: HTMLResponse("<p>")))
+    page = await client.get("/page")
+    assert page.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert page.headers["x-frame-options"] == "DENY"
+
+
+async def test_streams_are_documented_as_text_with_a_schema_of_a_frame(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    contents = [
+        operation["responses"]["200"]["content"]
+        for path in document["paths"].values()
+        for operation in path.values()
+        if "200" in operation["responses"]
+    ]
+    streams = [content["text/event-stream"] for content in contents if "text/event-stream" in content]
+    assert len(streams) >= 3
+    for stream in streams:
+        assert stream["schema"] == {"type": "string"}
+        assert isinstance(stream["example"], str)
+        assert stream["x-itemSchema"]["$ref"].startswith("#/components/schemas/")
 
 
 def references(node: Any) -> Iterator[str]:

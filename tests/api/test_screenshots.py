@@ -1,6 +1,9 @@
 """The endpoint for screenshots of a session."""
 
-from tests.support.api_harness import ApiHarness
+import httpx
+import pytest
+
+from tests.support.api_harness import API, ApiHarness
 
 JPEG = b"\xff\xd8\xff\xe0 a screenshot"
 
@@ -37,3 +40,10 @@ async def test_screenshot_is_deleted_with_its_session(harness: ApiHarness) -> No
     address = await harness.screenshots.keep(session, JPEG)
     await harness.client.delete(f"/api/v1/sessions/{session}")
     assert (await harness.client.get(address)).status_code == 404
+
+
+@pytest.mark.parametrize("picture_id", ["a" * 65, "a" * 5000, "%00", "%ff", "a b"])
+async def test_id_that_no_screenshot_can_have_returns_404(
+    harness: ApiHarness, client: httpx.AsyncClient, picture_id: str
+) -> None:
+    assert (await client.get(f"{API}/{await harness.create_session()}/pictures/{picture_id}")).status_code == 404

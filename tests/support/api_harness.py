@@ -135,7 +135,7 @@ class ApiHarness:
             default="main",
         )
         self.services = self._build_services(heartbeat, WIRE_VIEWS[wire_compat])
-        self.app = Application(self.metrics, title="Anker", version="1")
+        self.app = Application(self.metrics, title="Anker", version="1", docs_url=None, redoc_url=None)
         set_up_app(self.app, allowed_origins=origins)
         provide(self.app, self.services)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://anker")

@@ -1,18 +1,27 @@
 """The OpenAPI document. Routes return encoded bytes, so each declares here what it sends; FastAPI cannot infer it."""
 
+import re
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
+from functools import cache
+from hashlib import sha256
 from http import HTTPStatus
+from importlib.resources import files
+from mimetypes import guess_type
 from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
+from app.domain.errors import NotFound
 from app.interfaces.api.schemas import FailureAnswer
 from app.interfaces.envelope import JSON
+from app.interfaces.errors import NOTHING_HERE
 
 Document = dict[str, Any]
 """A part of an OpenAPI document, as FastAPI types it."""
@@ -25,6 +34,19 @@ _REF = "#/components/schemas/{model}"
 _RETRY_AFTER: Document = {
     "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
 }
+
+
+OPENAPI_PATH = "/openapi.json"
+
+ASSETS = frozenset({"swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png"})
+"""Files that the pages load, from the package `fastapi-offline`."""
+
+_ASSETS = "/docs/assets/"
+_TITLE = "Anker"
+_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+documentation_router = APIRouter(include_in_schema=False, default_response_class=Response)
+"""Pages that show the document. Their scripts come from this service: a foreign one could call the API."""
 
 
 class SchemaRef(dict[str, Any]):
@@ -60,17 +82,17 @@ def answers(
     """
     content: Document = {JSON: {"schema": SchemaRef(model)}}
     if frame is not None:
-        content[EVENT_STREAM] = {"schema": SchemaRef(frame), "example": example}
+        content[EVENT_STREAM] = _frames(frame, example)
     return _with_failures("Success", content, failures)
 
 
 def streams(model: type[BaseModel], *failures: int, example: str) -> dict[int | str, Document]:
     """Return the `responses` of a route that streams frames of type `model`, with an example of the bytes."""
     description = (
-        "Server-Sent Events. The schema is that of one frame: its `event:`, its `id:` and its `data:`, which is one "
-        "line of JSON. A comment at least every 15 s keeps the connection open."
+        "Server-Sent Events. `x-itemSchema` is the schema of one frame: its `event:`, its `id:` and its `data:`, which "
+        "is one line of JSON. A comment at least every 15 s keeps the connection open."
     )
-    return _with_failures(description, {EVENT_STREAM: {"schema": SchemaRef(model), "example": example}}, failures)
+    return _with_failures(description, {EVENT_STREAM: _frames(model, example)}, failures)
 
 
 def text(description: str, *failures: int) -> dict[int | str, Document]:
@@ -108,6 +130,14 @@ def install_openapi(app: FastAPI, routes: Sequence[APIRoute]) -> None:
     app.openapi = openapi
 
 
+def _frames(model: type[BaseModel], example: str) -> Document:
+    """Return the content of a stream. The body is text to a validator.
+
+    Version 3.2 of OpenAPI calls the schema of one frame `itemSchema`.
+    """
+    return {"schema": {"type": "string"}, "x-itemSchema": SchemaRef(model), "example": example}
+
+
 def _with_failures(description: str, content: Document, failures: tuple[int, ...]) -> dict[int | str, Document]:
     success: dict[int | str, Document] = {200: {"description": description, "content": content}}
     return success | failures_of(failures)
@@ -136,3 +166,53 @@ def _models(node: object) -> Iterator[type[BaseModel]]:
     elif isinstance(node, list):
         for value in cast("list[object]", node):
             yield from _models(value)
+
+
+@documentation_router.get("/docs")
+async def show_swagger_ui() -> Response:
+    """Return Swagger UI, with which requests can be tried out."""
+    page = get_swagger_ui_html(
+        openapi_url=OPENAPI_PATH,
+        title=_TITLE,
+        swagger_js_url=_ASSETS + "swagger-ui-bundle.js",
+        swagger_css_url=_ASSETS + "swagger-ui.css",
+        swagger_favicon_url=_ASSETS + "favicon.png",
+    )
+    return _guarded(page)
+
+
+@documentation_router.get("/redoc")
+async def show_redoc() -> Response:
+    """Return ReDoc, which is better to read."""
+    page = get_redoc_html(
+        openapi_url=OPENAPI_PATH,
+        title=_TITLE,
+        redoc_js_url=_ASSETS + "redoc.standalone.js",
+        redoc_favicon_url=_ASSETS + "favicon.png",
+        with_google_fonts=False,
+    )
+    return _guarded(page)
+
+
+@documentation_router.get(_ASSETS + "{name}")
+async def get_asset(name: str) -> Response:
+    """Return a file that the pages load."""
+    if name not in ASSETS:
+        raise NotFound(NOTHING_HERE)
+    return Response(_read_asset(name), media_type=guess_type(name)[0], headers={"Cache-Control": "max-age=86400"})
+
+
+def _guarded(page: HTMLResponse) -> Response:
+    """Allow the page nothing but its own script, the files of this service, and requests to it."""
+    inline = _INLINE_SCRIPT.findall(bytes(page.body).decode())
+    scripts = ["'self'", *(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in inline)]
+    page.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; script-src {' '.join(scripts)}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page
+
+
+@cache
+def _read_asset(name: str) -> bytes:
+    return files("fastapi_offline").joinpath("static", name).read_bytes()

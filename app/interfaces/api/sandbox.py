@@ -171,7 +171,7 @@ async def get_screenshot(
     services: RequestServices,
     owner: Owner,
     session_id: SessionId,
-    screenshot_id: Annotated[str, Path(alias="picture_id", max_length=64)],
+    screenshot_id: Annotated[str, Path(alias="picture_id")],
 ) -> Response:
     """Return the screenshot of a browser event, whose address is the event's `content.screenshot`."""
     jpeg = await services.screenshots.fetch(session_id, screenshot_id, owner=owner)
