@@ -20,7 +20,10 @@ from typing import ParamSpec, TypedDict, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CHOWN, KILL, SETGID, SETUID = 0, 5, 6, 7
+ENV = "/usr/bin/env"
+"""Program that changes the folder and the handling of signals, then executes a command."""
+
+KILL, SETGID, SETUID = 5, 6, 7
 """Capabilities (see capabilities(7))."""
 PROGRAM_CAPABILITIES = (CHOWN, KILL, SETGID, SETUID)
 """Capabilities of the program: to act as the other users, to end their processes, and to hand over downloaded files."""
@@ -93,8 +96,11 @@ class Identity:
 
     def command(self, arguments: Sequence[str], folder: str) -> list[str]:
         """Return the command line for a process that runs as this user in `folder`. Start it with `popen_options`."""
-        # `Popen` would change the folder before the user, but the folder may be closed to the program.
-        return ["/usr/bin/env", f"--chdir={folder}", *arguments] if self.foreign else [*arguments]
+        if not self.foreign:
+            return [*arguments]
+        # `Popen` would change the folder before the user, but the folder may be closed to the program. `launch_prefix`
+        # may have put `env` there, and one is enough.
+        return [ENV, f"--chdir={folder}", *arguments[arguments[0] == ENV :]]
 
     def popen_options(self, folder: str) -> PopenOptions:
         """Return the keyword arguments of `Popen` for a process that runs as this user in `folder`.

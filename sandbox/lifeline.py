@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Container, Coroutine
 from types import FrameType
 
+from sandbox.identity import ENV
+
 _PR_SET_DUMPABLE = 4
 """`prctl` option (see prctl(2))."""
 _PR_SET_CHILD_SUBREAPER = 36
@@ -49,7 +51,7 @@ def launch_prefix(name: str) -> list[str]:
     Without util-linux there is no prefix.
     """
     if os.getpid() == 1:
-        return ["/usr/bin/env", f"--default-signal={','.join(each.name[3:] for each in _STOP_SIGNALS)}"]
+        return [ENV, f"--default-signal={','.join(each.name[3:] for each in _STOP_SIGNALS)}"]
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", name, "--"] if setpriv else []
 
