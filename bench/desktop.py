@@ -18,7 +18,7 @@ MIN_RATIO = 0.8
 GIGABIT_LINE = 125.0
 """Rate in MB/s that the service must reach, so that it does not slow a viewer behind a gigabit line."""
 
-SOCKET = "/tmp/anker-desktop-*/vnc"
+SOCKET = "/run/anker/anker-desktop-*/vnc"
 """Pattern of the Unix socket of Xvnc in the sandbox."""
 
 PORT = 5999
@@ -128,12 +128,12 @@ def _settle(address: str, token: str) -> None:
 
 def _open_port(container: str) -> None:
     """Start a second Xvnc in the container that differs from the first only in where it listens."""
-    command = docker("exec", container, "ps", "-C", "Xvnc", "-o", "args=").split()
+    command = docker("exec", "--user", "anker", container, "ps", "-C", "Xvnc", "-o", "args=").split()
     for option in ("-rfbunixpath", "-rfbunixmode", "-displayfd"):
         position = command.index(option)
         del command[position : position + 2]
     command[command.index("-rfbport") + 1] = str(PORT)
-    docker("exec", "--detach", container, command[0], ":99", *command[1:])
+    docker("exec", "--detach", "--user", "anker", container, command[0], ":99", *command[1:])
     look = f"until grep -q :{PORT:04X} /proc/net/tcp; do sleep 0.05; done"
     docker("exec", container, "timeout", "10", "sh", "-c", look, why="the second Xvnc does not start")
 
@@ -148,7 +148,7 @@ def _measure(viewer: Callable[[], bytes], service: RunningProcess) -> ViewerRate
 
 def _inside(container: str, seconds: str) -> bytes:
     """Run the viewer in the sandbox's container and return its output."""
-    command = ["docker", "exec", "-i", container, "python3", "-I", "-", seconds, "unix", SOCKET]
+    command = ["docker", "exec", "-i", "--user", "anker", container, "python3", "-I", "-", seconds, "unix", SOCKET]
     done = subprocess.run(command, input=_PROGRAM.read_bytes(), capture_output=True, timeout=_SECONDS)
     if done.returncode:
         raise CannotRun(f"the viewer in the container failed: {done.stderr.decode()[-2000:]}")
