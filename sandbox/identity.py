@@ -23,7 +23,7 @@ T = TypeVar("T")
 ENV = "/usr/bin/env"
 """Program that changes the folder and the handling of signals, then executes a command."""
 
-KILL, SETGID, SETUID = 5, 6, 7
+CHOWN, KILL, SETGID, SETUID = 0, 5, 6, 7
 """Capabilities (see capabilities(7))."""
 PROGRAM_CAPABILITIES = (CHOWN, KILL, SETGID, SETUID)
 """Capabilities of the program: to act as the other users, to end their processes, and to hand over downloaded files."""
