@@ -142,9 +142,11 @@ class SandboxNetwork:
         if found.options.get(ICC_OPTION) != "false" or found.ipv6 or found.internal or found.driver != "bridge":
             return f"The network {self.name} does not isolate sandboxes: remove it, and the service creates it again."
         if found.labels.get(EGRESS_LABEL) != self._egress:
+            theirs = found.labels.get(EGRESS_LABEL)
+            log.error("the SANDBOX_EGRESS of %s is %r, here %r", self.name, theirs, self._egress)
             return (
-                f"The network {self.name} belongs to another installation of this service, whose SANDBOX_EGRESS is "
-                f"{found.labels.get(EGRESS_LABEL)!r} (here: {self._egress!r}): set SANDBOX_NETWORK to another name."
+                f"The network {self.name} belongs to another installation of this service, with another "
+                "SANDBOX_EGRESS (the service's log names both): set SANDBOX_NETWORK to another name."
             )
         return ""
 
