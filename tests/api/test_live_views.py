@@ -219,14 +219,15 @@ async def test_file_of_ended_sandbox_comes_from_events(harness: ApiHarness, live
     await store_call(harness, session_id, "file_str_replace", {"file": "a.txt"}, {"content": "two", "file": path})
     await store_call(harness, session_id, "file_read", {"file": "a.txt"}, {"content": "[gone]"}, success=False)
     await store_call(harness, session_id, "file_read", {"file": "b.txt"}, {"content": "b", "file": f"{HOME}/b.txt"})
+    async with follow(live_client, session_id, "file", FILE) as frames:
+        assert (await anext(frames)).data == {"content": "two", "file": path}
+    assert harness.sandboxes.starts == 0
+    harness.sandboxes.refusal = SandboxUnavailable("no engine")
     for name in (path, "a.txt", "~/a.txt", "./a.txt"):
         answer = await harness.client.post(f"{API}/{session_id}/file", json={"file": name})
         assert answer.json()["data"] == {"content": "two", "file": path}
-    async with follow(live_client, session_id, "file", FILE) as frames:
-        assert (await anext(frames)).data == {"content": "two", "file": path}
     answer = await harness.client.post(f"{API}/{session_id}/file", json={"file": "/tmp/a.txt"})
-    assert answer.status_code == 404 and "no event shows this file" in answer.json()["msg"]
-    assert harness.sandboxes.starts == 0
+    assert answer.status_code == 503
 
 
 async def test_view_of_sandbox_that_just_ended_comes_from_events(

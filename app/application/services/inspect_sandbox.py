@@ -1,7 +1,7 @@
 """Use cases: look at the shells and the files of a session's sandbox, once or live.
 
-A look is no use of the sandbox: it neither starts one nor keeps one from ending. Without the sandbox, what the events
-of the session have shown is returned.
+A look is no use of the sandbox: it neither starts one nor keeps one from ending, except that reading a file once starts
+it. Without the sandbox, what the events of the session have shown is returned.
 """
 
 import json
@@ -90,20 +90,24 @@ class SandboxInspector:
         return state
 
     async def read_file(self, session_id: str, path: str, *, owner: str) -> FileText:
-        """Return a text file of the workspace; without a sandbox, as the session's events have shown it last.
+        """Return a text file of the workspace. Start the sandbox if it does not run, because only it has the files.
+
+        If it cannot be started, return the file as the session's events have shown it last.
 
         Raises:
-            NotFound: The session does not exist, or its sandbox does not run and no event shows the file.
+            NotFound: The session does not exist.
             SandboxFailure: The file does not exist or cannot be read.
-            SandboxUnavailable: The sandbox does not respond.
+            SandboxUnavailable: There is no sandbox, and no event shows the file.
         """
         session = await self.sessions.get(session_id, owner=owner)
-        found = await self.look(session_id, lambda sandbox: sandbox.file_watch(path))
-        found = found or await self.last_known.file(session, path)
-        if found is None:
-            raise NotFound("this session's sandbox is not running, and no event shows this file: it runs again with "
-                           "the next message that needs it")  # fmt: skip
-        return found
+        try:
+            sandbox = await self._sandboxes.acquire(session_id)
+            return await sandbox.file_watch(path)
+        except SandboxUnavailable:
+            found = await self.last_known.file(session, path)
+            if found is None:
+                raise
+            return found
 
     async def follow_shell(self, session_id: str, shell_id: str, *, owner: str) -> AsyncGenerator[ShellState, None]:
         """Return a stream of the states of a shell. It waits for a shell that does not exist yet.

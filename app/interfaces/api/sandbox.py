@@ -132,7 +132,7 @@ async def view_shell(request: Request, services: RequestServices, owner: Owner, 
     openapi_extra=body(FileBody),
 )
 async def view_file(request: Request, services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
-    """Return a text file of the session's workspace; without its sandbox, as a tool call has shown it last.
+    """Return a text file of the session's workspace. The sandbox is started if it is not running.
 
     With `Accept: text/event-stream`, stream it until the client leaves or the session is deleted, also if the file
     does not exist yet.
