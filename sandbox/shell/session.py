@@ -126,13 +126,17 @@ class Shell:
             self.killed = False
             note = RESTARTED if self.leader and self._bash is None else ""
             self._typed = ""
+            record = None
+            # An open bash may end at this moment, and a new one may be stopped by the user's own settings.
+            attempts = (True, False) if self._bash is None else (True, True, False)
             try:
-                record = await self._start(command, folder, with_bashrc=True)
-                if record is None:
+                for with_bashrc in attempts:
+                    record = await self._start(command, folder, with_bashrc=with_bashrc)
+                    if record is not None:
+                        break
                     # Nothing has run: this bash no longer accepts commands, so a new one is needed.
                     await self._end_bash()
                     note = RESTARTED
-                    record = await self._start(command, folder, with_bashrc=False)
             except (OSError, RuntimeError) as error:  # RuntimeError: there is no thread left
                 self.start_failed = True
                 reason = error.strerror if isinstance(error, OSError) else None
@@ -259,7 +263,8 @@ class Shell:
         self._folder = folder or self._folder
         self._output_changed.wake_all()
         self._state_changed.wake_all()
-        if await self._until(lambda: record.started or not record.running, _BEGIN_SECONDS):
+        await self._until(lambda: record.started or not record.running, _BEGIN_SECONDS)
+        if record.started:
             return record
         self.console.discard_newest()
         return None

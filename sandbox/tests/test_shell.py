@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 
 import psutil
@@ -28,6 +29,13 @@ async def test_shell_state_persists_between_commands(box):
 async def test_last_exit_code_is_visible_to_next_command(box):
     await box.run("false")
     assert (await box.run("echo $?"))["output"] == "1\n"
+
+
+async def test_command_for_a_shell_that_is_just_being_killed_runs_in_a_new_one(box):
+    for _ in range(5):
+        os.kill(int((await box.run("echo $$"))["output"]), signal.SIGKILL)
+        data = await box.run("echo ran")
+        assert (data["output"], data["returncode"]) == ("ran\n", 0)
 
 
 async def test_exec_dir_accepts_absolute_relative_tilde_and_empty(box):

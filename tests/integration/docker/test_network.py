@@ -396,10 +396,10 @@ async def test_service_in_container_joins_network_and_only_it_reaches_sandboxes(
 
 
 def rules(engine: EngineSandbox) -> list[str]:
-    """Return the firewall rules for this run's network, but none for a network of the host: other tests make some."""
+    """Return the firewall rules for this run's network, but none for single networks: the host's may change."""
     suffix = engine.bridge.removeprefix("anker-")
     lines = [line for line in engine.saved_rules().splitlines() if suffix in line and line.startswith("-A")]
-    return [line for line in lines if f"-A ANKER-F-{suffix} -d 1" not in line]
+    return [line for line in lines if f"-A ANKER-F-{suffix} -d " not in line]
 
 
 async def test_own_container_is_found_inside_it_and_not_on_the_host(engine: EngineSandbox, sandbox: Sandbox) -> None:
