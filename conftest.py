@@ -42,6 +42,7 @@ GROUPS = {
 a replica set. The groups start in this order, the longest first. The tests of any other file form a group too."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own hook, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests whose program is missing (in CI they fail instead), and assign every test to a group."""
     available: dict[str, bool] = {}

@@ -247,10 +247,20 @@ async def type_text(socket, text: str, pause: float) -> None:
         await asyncio.sleep(pause)
 
 
+async def click(socket, x: int, y: int) -> None:
+    for mask in (1, 0):
+        await socket.send(struct.pack(">BBHH", 5, mask, x, y))
+
+
 async def address_bar_opens(socket, page, address: str) -> bool:
     """Type `address` and return whether the page opens it."""
-    for _ in range(5):  # Ctrl+L passes through the page, so the first keys after it may still reach the page
+    await page.evaluate("addEventListener('keydown', event => { globalThis.handled = event.ctrlKey && event.key })")
+    for _ in range(5):
+        await page.evaluate("globalThis.handled = ''")
         await press(socket, 0xFFE3, ord("l"))
+        # Ctrl+L passes through the page. Until Chromium has handled it, further keys would reach the page, too.
+        await page.wait_for_function("handled === 'l'")
+        await page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         await type_text(socket, address, 0.005)
         await press(socket, 0xFF0D)
         with contextlib.suppress(PlaywrightError):
@@ -277,8 +287,7 @@ async def test_text_of_any_script_arrives_in_page_and_address_bar(start):
             ("textarea", 300, "".join(chr(0x4E00 + number * 7) for number in range(300)), 0),
             ("input", 700, MIXED, 0.005),
         ):
-            for mask in (1, 0):
-                await socket.send(struct.pack(">BBHH", 5, mask, 600, height))
+            await click(socket, 600, height)
             await page.wait_for_function("tag => document.activeElement.localName === tag", arg=tag)
             await page.evaluate("document.activeElement.value = ''")
             await type_text(socket, text, pause)

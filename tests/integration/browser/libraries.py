@@ -1,5 +1,6 @@
 """Editors and component libraries from npm, as pages that no one here wrote."""
 
+import fcntl
 import hashlib
 import os
 import re
@@ -28,13 +29,20 @@ def build_libraries() -> Path:
 
     Without npm, the test is skipped; in CI it fails.
     """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may build them now
+        _build()
+    return CACHE
+
+
+def _build() -> None:
     lockfile = SOURCE / "package-lock.json"
     if _is_changed("packages", lockfile.read_bytes()):
         npm = shutil.which("npm")
         if npm is None:
             assert os.environ.get("CI") != "true", "npm is not installed"
             pytest.skip("npm is not installed")
-        CACHE.mkdir(parents=True, exist_ok=True)
         for each in (lockfile, SOURCE / "package.json"):
             shutil.copy(each, CACHE)
         install = (npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
@@ -48,7 +56,6 @@ def build_libraries() -> Path:
         entries = [f"src/{each.name}" for each in sources]
         subprocess.run(("node_modules/.bin/esbuild", *entries, *BUNDLE, *DEFINED), cwd=CACHE, check=True)
         _mark_done("bundles", content)
-    return CACHE
 
 
 def _is_changed(step: str, content: bytes) -> bool:

@@ -242,6 +242,6 @@ async def test_shell_and_file_are_followed_live_and_shown_after_their_sandbox(
     address = f"/api/v1/sessions/{session}"
     answer = await service.client.http.post(f"{address}/shell", json={"session_id": "main"})
     assert answer.json()["data"]["console"] == rows
+    assert not await service.has_container(session)
     answer = await service.client.http.post(f"{address}/file", json={"file": "a.txt"})
     assert answer.json()["data"] == {"content": "two\n", "file": "/home/ubuntu/a.txt"}
-    assert not await service.has_container(session)
