@@ -28,7 +28,7 @@ _MAX_ID_DIGITS = 18
 
 
 class WireView:
-    """What clients are shown of stored events and of sessions: by default, everything as it is."""
+    """The view that clients get of stored events and of sessions: by default, everything as it is."""
 
     hides_events = False
     """Whether `shown` leaves out events. Their ids stay valid: a stream continues after any event of the session."""

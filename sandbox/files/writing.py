@@ -29,7 +29,7 @@ _COPY = 1024 * 1024
 
 @dataclass(frozen=True)
 class Written:
-    """What a write did. `count`: bytes written, or texts replaced."""
+    """The effect of a write. `count`: bytes written, or texts replaced."""
 
     count: int
     encoding: Encoding

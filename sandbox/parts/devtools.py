@@ -179,7 +179,7 @@ class DevTools:
         attachment.driver.deliver(message)
 
     def receive_oversized(self, head: bytes, tail: bytes) -> None:
-        """Answer a call whose result is too large to be kept; drop a too large event.
+        """Send an error for a call whose result is too large to be kept; drop a too large event.
 
         Args:
             head: The first bytes of the message.

@@ -70,7 +70,7 @@ class TitleBody(RequestBody):
 
 
 class PinBody(RequestBody):
-    """Whether to pin a session."""
+    """The new pin state of a session."""
 
     is_pinned: StrictBool
 
@@ -101,7 +101,7 @@ class RenamedAnswer(SuccessAnswer):
 
 
 class Pinned(Schema):
-    """Whether a session is pinned."""
+    """A session and its pin state."""
 
     session_id: str
     is_pinned: bool

@@ -84,7 +84,7 @@ SignatureQuery = Annotated[
 
 
 class SignedUrlBody(RequestBody):
-    """What a signed address shall allow. The body may be absent, and so may every field."""
+    """The rights of a signed address. The body may be absent, and so may every field."""
 
     expire_minutes: Annotated[StrictInt, Field(ge=1, le=MAX_MINUTES)] | None = Field(
         None, description=f"Minutes for which it is valid; {DEFAULT_MINUTES} when absent."
