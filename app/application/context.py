@@ -7,3 +7,6 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 session_id: ContextVar[str] = ContextVar("session_id", default="")
 """ID of the current session; empty outside a session."""
+
+principal_name: ContextVar[str] = ContextVar("principal_name", default="")
+"""Name of the principal of the current request; empty outside a request and where there is no login."""

@@ -18,16 +18,16 @@ MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 50
 """Maximum number of lines of a function, without its docstring."""
 
-MAX_APP_CODE_LINES = 20_800
+MAX_APP_CODE_LINES = 24_000
 """Maximum number of lines of code in `app/`, without docstrings, comments and blank lines."""
 
-MAX_INFRASTRUCTURE_CODE_LINES = 13_600
+MAX_INFRASTRUCTURE_CODE_LINES = 15_000
 """Maximum number of lines of code in `app/infrastructure/`."""
 
-MAX_INFRASTRUCTURE_MODULES = 112
+MAX_INFRASTRUCTURE_MODULES = 124
 """Maximum number of modules in `app/infrastructure/`."""
 
-MAX_SINGLE_IMPORTERS = 66
+MAX_SINGLE_IMPORTERS = 72
 """Maximum number of modules in `app/` and `sandbox/` that exactly one other module imports."""
 
 MAX_DUPLICATE_CLASS_NAMES = 0

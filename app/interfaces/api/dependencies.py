@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 
 from app.application.context import session_id as session_context
 from app.domain.errors import InvalidInput, NotFound
+from app.domain.models.principal import ANONYMOUS, Principal
 from app.interfaces.api.services import Services, services_of
 from app.interfaces.errors import explain
 from app.interfaces.wire import event_number
@@ -26,9 +27,18 @@ class RequestBody(BaseModel):
 M = TypeVar("M", bound=RequestBody)
 
 
-async def get_owner(_connection: HTTPConnection) -> str:
-    """Return the owner on whose behalf a request is made. There is no login yet, so all share the empty name."""
-    return ""
+PRINCIPAL_KEY = "anker.principal"
+"""Key of the scope under which authentication stores the principal of a request."""
+
+
+async def get_principal(connection: HTTPConnection) -> Principal:
+    """Return the principal on whose behalf a request is made."""
+    return connection.scope.get(PRINCIPAL_KEY, ANONYMOUS)
+
+
+async def get_owner(connection: HTTPConnection) -> str:
+    """Return the name of the request's principal, who owns what the request creates."""
+    return (await get_principal(connection)).name
 
 
 async def get_session_id(session_id: Annotated[str, Path(description="The session's id.")]) -> str:
