@@ -1,6 +1,7 @@
 """Run the service or one part of it: `python -m app [api | worker]`. `--reload` restarts it when the code changes.
 
-`python -m app check-model` probes a model instead, see `app/check_model.py`.
+`python -m app check-model` probes a model instead, see `app/check_model.py`; `backup` and `restore` copy the store, see
+`app/backup.py`.
 """
 
 import argparse
@@ -159,10 +160,14 @@ def main() -> None:
 
         logging.basicConfig(level=logging.ERROR)  # failures of single calls are in the report
         sys.exit(check_model(sys.argv[2:]))
+    if sys.argv[1:2] in (["backup"], ["restore"]):
+        from app.backup import main as backup
+
+        sys.exit(backup(sys.argv[1:]))
     parser = argparse.ArgumentParser(
         prog="anker",
         description="An agent backend with a computer for every session.",
-        epilog="`check-model` probes a model: see `check-model --help`.",
+        epilog="Other commands: check-model, backup, restore; each has --help.",
     )
     parser.add_argument(
         "role",

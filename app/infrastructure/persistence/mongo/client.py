@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import pymongo
+from bson.codec_options import CodecOptions
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, errors, monitoring
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
@@ -27,6 +30,8 @@ Document = dict[str, Any]
 
 Collection = AsyncCollection[Document]
 """A collection. Motor's collections have the same methods, so they are typed as PyMongo's."""
+
+RawCollection = AsyncCollection[RawBSONDocument]
 
 CLIENT_ERRORS = (errors.PyMongoError, BSONError)
 """Exceptions of an operation; `MongoDatabase.explain` says what they mean."""
@@ -153,6 +158,19 @@ class MongoDatabase:
     async def hello(self) -> Document:
         """Return what the server says about itself and its replica set."""
         return await self._database.command("hello")
+
+    async def collection_names(self) -> list[str]:
+        """Return the names of all collections, also of those that this program does not know."""
+        return sorted(await self._database.list_collection_names(filter={"type": "collection"}))
+
+    def raw_collection(self, name: str) -> RawCollection:
+        """Return a collection whose documents are read and written byte by byte as they are stored."""
+        options: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+        return cast("RawCollection", self._database.get_collection(name, codec_options=options))
+
+    def start_snapshot(self) -> AsyncClientSession:
+        """Return a session whose reads all see the same moment. It needs PyMongo's client."""
+        return self._client.start_session(snapshot=True)
 
     def explain(self, error: Exception) -> StoreFailure:
         """Return what an exception of `CLIENT_ERRORS` means."""

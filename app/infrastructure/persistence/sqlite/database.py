@@ -76,10 +76,14 @@ class Database:
 
 
 def _unavailable(error: sqlite3.Error) -> StoreUnavailable:
-    """Return the error for callers of the store, without paths and SQL."""
+    return StoreUnavailable(f"the store does not work now: {explain_failure(error)}")
+
+
+def explain_failure(error: sqlite3.Error) -> str:
+    """Return what failed, without paths and SQL."""
     # The low byte of an extended error code is the primary code.
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return StoreUnavailable(f"the store does not work now: {_REASONS.get(code, 'the database refused')}")
+    return _REASONS.get(code, "the database refused")
 
 
 def ordinal_of(connection: sqlite3.Connection, session_id: str) -> int:

@@ -23,7 +23,9 @@ from app.infrastructure.persistence.sqlite.writer import Writer
 
 log = logging.getLogger(__name__)
 
-_FILE = "anker.db"
+DATABASE_FILE = "anker.db"
+"""Name of the database in `DATA_DIR`."""
+
 _LOCK = "anker.lock"
 _CACHE_KIB = 16 * 2**10
 """Size of the reader's page cache in KiB: a history of some ten thousand events is in memory the second time."""
@@ -51,8 +53,8 @@ class SqliteStore:
         """
         self._dir = data_dir
         self._lock: int | None = None
-        self._database = Database(data_dir / _FILE, writable=True)
-        self._reader = Database(data_dir / _FILE, writable=False)
+        self._database = Database(data_dir / DATABASE_FILE, writable=True)
+        self._reader = Database(data_dir / DATABASE_FILE, writable=False)
         self._writer = Writer(self._database, encode, on_committed)
         self.event_log = SqliteEventLog(self._reader, self._writer)
         self.sessions = SqliteSessions(self._reader, self._writer)
@@ -70,9 +72,9 @@ class SqliteStore:
             StoreUnavailable: Another process uses the directory, a newer version of this program wrote the file, or the
                 file cannot be used.
         """
-        self._lock = await asyncio.to_thread(_lock, self._dir)
+        self._lock = await asyncio.to_thread(lock_directory, self._dir)
         try:
-            await asyncio.to_thread(_protect, self._dir / _FILE)
+            await asyncio.to_thread(_protect, self._dir / DATABASE_FILE)
             await self._database.open()
             self.installation, self.signing_key = await self._database.run(_prepare)
             await self._reader.open()
@@ -104,8 +106,12 @@ class SqliteStore:
                 self._lock = None
 
 
-def _lock(directory: Path) -> int:
-    """Lock `directory` for this process. The lock ends with the returned descriptor, however the process ends."""
+def lock_directory(directory: Path) -> int:
+    """Lock `directory` for this process. The lock ends with the returned descriptor, however the process ends.
+
+    Raises:
+        StoreUnavailable: Another process has locked it, or it cannot be used.
+    """
     try:
         _make_private_directory(directory)
         descriptor = _open_private_file(directory / _LOCK)
