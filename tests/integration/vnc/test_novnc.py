@@ -7,6 +7,7 @@ from playwright.async_api import Page
 
 from tests.fakes.scripted_openai import Call, agent_script
 from tests.integration.vnc.conftest import VncStack, kill
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -47,6 +48,21 @@ def page_of(color: str, body: str = "") -> str:
     return "data:text/html," + quote(f"<body style='margin:0;background:{color}'>{body}")
 
 
+async def click_into_page(viewer: Page, inside: Page) -> None:
+    """Click into the page and wait until it receives keys.
+
+    The address bar has the focus at first. The browser takes it from there some time after the click.
+    """
+    await inside.evaluate("window.keys = 0; addEventListener('keydown', () => { window.keys += 1 })")
+    await viewer.mouse.click(640, 500)
+
+    async def receives_keys() -> bool:
+        await viewer.keyboard.press("Shift")
+        return await inside.evaluate("window.keys > 0")
+
+    await eventually(receives_keys)
+
+
 async def wait_for_color(viewer: Page, red: int, green: int, blue: int) -> None:
     await viewer.wait_for_function(COLOR_SCRIPT, arg=[red, green, blue], timeout=30_000)
 
@@ -75,8 +91,7 @@ async def test_typed_text_arrives_in_page(stack: VncStack) -> None:
     async with stack.sandbox_page(session_id) as inside:
         await inside.goto(page_of("yellow", box))
         await wait_for_color(viewer, 255, 255, 0)
-        await viewer.mouse.click(640, 500)
-        await inside.wait_for_function("document.activeElement.tagName === 'TEXTAREA'")
+        await click_into_page(viewer, inside)
         await viewer.keyboard.type('Hello, "World" {1+1=2} ~x', delay=20)
         await viewer.keyboard.press("Backspace")
         await viewer.keyboard.press("Enter")
@@ -111,7 +126,7 @@ async def test_view_only_viewer_sees_desktop_but_its_input_is_dropped(stack: Vnc
         await inside.evaluate(PAINT, "cyan")
         await wait_for_color(watcher, 0, 255, 255)
         assert await inside.evaluate("seen") == []
-        await person.mouse.click(640, 500)
+        await click_into_page(person, inside)
         await person.keyboard.type("from the person", delay=20)
         await inside.wait_for_function("document.querySelector('textarea').value === 'from the person'")
         await inside.evaluate(PAINT, "lime")
