@@ -4,8 +4,9 @@ Chromium has one DevTools connection, `--remote-debugging-pipe`, which only this
 session of its own on it, which Chromium treats like a connection of its own. A driver does not see the id of that
 session: it is added to what the driver sends and removed from what it receives.
 
-Large messages, such as screenshots, are not parsed. Chromium writes `id` or `method` first and `sessionId` last; the
-last key before the final brace is a key of the message itself, because quotes inside a string are escaped.
+What a driver sends is parsed and encoded again, so that Chromium reads the session that was checked here. Large
+messages of Chromium, such as screenshots, are not parsed. Chromium writes `id` or `method` first and `sessionId` last;
+the last key before the final brace is a key of the message itself, because quotes inside a string are escaped.
 """
 
 import asyncio
@@ -28,9 +29,9 @@ _END_BYTES = 256
 """Number of bytes at the end of a message to search for its session."""
 _HEAD = re.compile(rb'\{"(?:id":(\d+)[,}]|method":"([\w.]+)"[,}])')
 _ATTACHED, _DETACHED = b"Target.attachedToTarget", b"Target.detachedFromTarget"
-_DOWNLOAD_FOLDER = b"Browser.setDownloadBehavior"
-_SMALL_BYTES = 16 * 1024
-"""Size of a message from which it is not looked at."""
+_DOWNLOAD_FOLDER = "Browser.setDownloadBehavior"
+_MAX_ID = 2**31 - 1
+"""Largest id that Chromium takes."""
 _INVALID_JSON, _INVALID_REQUEST, _TOO_LARGE, _NO_SESSION = -32700, -32600, -32000, -32001
 """Error codes, as Chromium uses them."""
 
@@ -119,16 +120,19 @@ class DevTools:
         abandoned = False
 
         def register(result: Json) -> None:
-            attachment.root = str(result["sessionId"])
-            self._owners[attachment.root] = attachment
-            if abandoned:
-                self.detach(attachment)
+            session = result.get("sessionId")
+            if isinstance(session, str) and self._owners.setdefault(session, attachment) is attachment:
+                attachment.root = session
+                if abandoned:
+                    self.detach(attachment)
 
         try:
             if target_id:
                 await self.call("Target.attachToTarget", register, targetId=target_id, flatten=True)
             else:
                 await self.call("Target.attachToBrowserTarget", register)
+            if not attachment.root:
+                raise DevToolsError("Chromium gave no session.")
         except BaseException:
             abandoned = True
             self.detach(attachment)
@@ -150,16 +154,19 @@ class DevTools:
         """Forward a message of a driver to Chromium. Answer it with an error if it must not reach Chromium."""
         if self._closed or not attachment.root:
             return
-        if len(message) < _SMALL_BYTES and _DOWNLOAD_FOLDER in message:
-            self._note_download_folder(message)
-        # A NUL ends a message on the pipe: what follows it would be a message outside the driver's session.
-        end = None if b"\0" in message else _SESSION_AT_END.search(message, max(0, len(message) - _END_BYTES))
-        if end is None:
-            self._send_parsed(attachment, message)
-        elif self._owners.get(end[1].decode("utf-8", "replace")) is attachment:
-            self._write(bytes(message) + b"\0")
+        call = _parse(message)
+        number = call.get("id") if call is not None else None
+        session = call.setdefault("sessionId", attachment.root) if call is not None else None
+        encoded = _encode(call) if call is not None else None
+        if call is None or encoded is None:
+            self._refuse(attachment, None, _INVALID_JSON, "JSON: the message is not a JSON object.")
+        elif type(number) is not int or abs(number) > _MAX_ID:
+            self._refuse(attachment, None, _INVALID_REQUEST, "Message must have integer 'id' property.")
+        elif not isinstance(session, str) or self._owners.get(session) is not attachment:
+            self._refuse(attachment, call, _NO_SESSION, "Session with given id not found.")
         else:
-            self._refuse(attachment, _parse(message), _NO_SESSION, "Session with given id not found.")
+            self._note_download_folder(call)
+            self._write(encoded + b"\0")
 
     def receive(self, message: bytearray) -> None:
         """Take a message of Chromium."""
@@ -168,12 +175,12 @@ class DevTools:
         if end is None or head is None:
             self._receive_parsed(message)
             return
-        session = end[1].decode()
+        session = end[1].decode("utf-8", "replace")
         attachment = self._owners.get(session)
         if attachment is None:
             return  # its driver has left
         if head[2] in (_ATTACHED, _DETACHED):
-            self._track(attachment, message, attached=head[2] == _ATTACHED)
+            self._track(attachment, _parse(message) or {})
         if session == attachment.root:
             message[end.start() :] = b"}"
         attachment.driver.deliver(message)
@@ -186,12 +193,13 @@ class DevTools:
             tail: Its last bytes.
         """
         found, end = _HEAD.match(head), _SESSION_AT_END.search(tail)
-        attachment = self._owners.get(end[1].decode()) if end is not None else None
-        if found is None or not found[1] or end is None or attachment is None:
+        session = end[1].decode("utf-8", "replace") if end is not None else ""
+        attachment = self._owners.get(session)
+        if found is None or not found[1] or attachment is None:
             log.warning("dropped an event of Chromium of more than %d bytes", MAX_MESSAGE_BYTES)
             return
         call: Json = {"id": int(found[1])}
-        if (session := end[1].decode()) != attachment.root:
+        if session != attachment.root:
             call["sessionId"] = session
         self._refuse(attachment, call, _TOO_LARGE, f"The result is larger than {MAX_MESSAGE_BYTES} bytes.")
 
@@ -235,17 +243,6 @@ class DevTools:
         message = json.dumps({"id": self._last_id, "method": method, "params": params})
         self._write(message.encode() + b"\0")
 
-    def _send_parsed(self, attachment: Attachment, message: bytes | bytearray) -> None:
-        call = _parse(message)
-        if call is None:
-            self._refuse(attachment, call, _INVALID_JSON, "JSON: the message is not a JSON object.")
-        elif not isinstance(call.get("id"), int):
-            self._refuse(attachment, call, _INVALID_REQUEST, "Message must have integer 'id' property.")
-        elif self._owners.get(str(call.setdefault("sessionId", attachment.root))) is not attachment:
-            self._refuse(attachment, call, _NO_SESSION, "Session with given id not found.")
-        else:
-            self._write(json.dumps(call).encode() + b"\0")
-
     def _refuse(self, attachment: Attachment, call: Json | None, code: int, text: str) -> None:
         answer: Json = {key: call[key] for key in ("id", "sessionId") if key in call} if call else {}
         attachment.driver.deliver(json.dumps({**answer, "error": {"code": code, "message": text}}).encode())
@@ -256,10 +253,13 @@ class DevTools:
         if found is None:
             log.warning("dropped a message of Chromium that is not JSON")
         elif "sessionId" in found:
-            session = found.pop("sessionId")
-            first = {key: found[key] for key in ("id", "method") if key in found}
-            usual = json.dumps({**first, **found, "sessionId": session}, separators=(",", ":"))
-            self.receive(bytearray(usual.encode()))
+            session = found["sessionId"]
+            attachment = self._owners.get(session) if isinstance(session, str) else None
+            if attachment is not None:
+                self._track(attachment, found)
+                if session == attachment.root:
+                    del found["sessionId"]
+                attachment.driver.deliver(_encode(found) or b"{}")
         elif "id" in found:
             self._receive_result(found)
         else:
@@ -285,18 +285,19 @@ class DevTools:
             text = error.get("message") if isinstance(error, dict) else error  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             future.set_exception(DevToolsError(str(text)))  # pyright: ignore[reportUnknownArgumentType]
 
-    def _note_download_folder(self, message: bytes | bytearray) -> None:
-        call = _parse(message) or {}
+    def _note_download_folder(self, call: Json) -> None:
         path = _params(call).get("downloadPath")
-        if call.get("method") == _DOWNLOAD_FOLDER.decode() and isinstance(path, str):
+        if call.get("method") == _DOWNLOAD_FOLDER and isinstance(path, str):
             self.on_download_folder(path)
 
-    def _track(self, attachment: Attachment, message: bytearray, *, attached: bool) -> None:
-        session = str(_params(_parse(message) or {}).get("sessionId"))
-        if attached:
-            attachment.sessions.add(session)
-            self._owners[session] = attachment
-        elif session in attachment.sessions:
+    def _track(self, attachment: Attachment, event: Json) -> None:
+        session = _params(event).get("sessionId")
+        if not isinstance(session, str):
+            return
+        if event.get("method") == _ATTACHED.decode():
+            if self._owners.setdefault(session, attachment) is attachment and session != attachment.root:
+                attachment.sessions.add(session)
+        elif event.get("method") == _DETACHED.decode() and session in attachment.sessions:
             attachment.sessions.discard(session)
             del self._owners[session]
 
@@ -308,6 +309,14 @@ def _parse(message: bytes | bytearray) -> Json | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None  # pyright: ignore[reportUnknownVariableType]
+
+
+def _encode(message: Json) -> bytes | None:
+    """Return `message` as JSON; None if it holds what Python reads but JSON has not, or is nested too deeply."""
+    try:
+        return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
 
 
 def _params(message: Json) -> Json:

@@ -324,3 +324,40 @@ async def test_real_sockets_carry_large_messages_both_ways():
     assert await asyncio.wait_for(loop.sock_recv(reads, 1), 10) == b""
     for each in (reads, writes):
         each.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(b'{"params":{},"sessionId":"%b"}', id="neither id nor method"),
+        pytest.param(b'{"id":1,"result":{},"sessionId":7}', id="session is a number"),
+        pytest.param(b'{"id":1,"result":{},"sessionId":"' + b"x" * 65 + b'"}', id="session is too long"),
+    ],
+)
+async def test_odd_message_of_chromium_changes_nothing(chromium, message):
+    recorder, sender = await chromium.driver()
+    chromium.devtools.receive(bytearray(message.replace(b"%b", sender.attachment.root.encode())))
+    sender.send(id=7, method="X.y", params={"n": 1})
+    await settle()
+    assert recorder.received[-1]["id"] == 7
+
+
+async def test_attached_event_does_not_take_the_session_of_another_driver(chromium):
+    first, sender = await chromium.driver()
+    _, other = await chromium.driver()
+    event = {"method": "Target.attachedToTarget", "params": {"sessionId": sender.attachment.root}}
+    chromium.say(event, other.attachment.root)
+    chromium.devtools.detach(other.attachment)
+    sender.send(id=7, method="X.y", params={"n": 1})
+    await settle()
+    assert first.received[-1]["result"]["echo"] == 1
+
+
+@pytest.mark.parametrize("value", [b"NaN", b"1e400", b"[" * 10_000 + b"]" * 10_000], ids=["NaN", "infinity", "deep"])
+async def test_what_is_no_json_to_chromium_is_refused(chromium, value):
+    recorder, sender = await chromium.driver()
+    before = len(chromium.calls)
+    for end in (b"}", b',"sessionId":"%b"}' % sender.attachment.root.encode()):
+        chromium.devtools.send(sender.attachment, b'{"id":1,"method":"X.y","params":{"n":%b}%b' % (value, end))
+    assert len(chromium.calls) == before
+    assert [answer["error"]["code"] for answer in recorder.received] == [-32700, -32700]
