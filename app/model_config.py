@@ -179,7 +179,11 @@ def _load_file(settings: Settings) -> ModelConfig:
     except _BadKey as error:
         line = _line_of(error.path, text)
         place = f"{path}, line {line}" if line else path
-        raise UnusableSetting(f"MODELS_CONFIG: {place}, {'.'.join(error.path)}: {error}") from None
+        raise UnusableSetting(f"MODELS_CONFIG: {place}, {_dotted(error.path)}: {error}") from None
+    except (ValueError, RecursionError):  # tomllib's, which names no line
+        raise UnusableSetting(
+            f"MODELS_CONFIG: {path}: a number is too large, or values are nested too deeply"
+        ) from None
 
 
 def _parse(document: Mapping[str, object], settings: Settings) -> ModelConfig:
@@ -273,15 +277,15 @@ def _syntax_problem(message: str, text: str) -> str:
     found = _POSITION.fullmatch(message)
     if found is None:
         return f"end of the file: {message.removesuffix(' (at end of document)')}"
-    line = text.splitlines()[int(found[2]) - 1]
-    key = ".".join(_path_in(f"{line.partition('=')[0]} = 0"))
+    line = text.split("\n")[int(found[2]) - 1]
+    key = _dotted(_path_in(f"{line.partition('=')[0]} = 0"))
     return f"line {found[2]}, {key}: {found[1]}" if key else f"line {found[2]}: {found[1]}"
 
 
 def _line_of(path: tuple[str, ...], text: str) -> int:
     """Return the number of the line in the TOML `text` that names most of `path`; 0 if none names any of it."""
     best, found, table = 0, 0, ()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.lstrip().startswith("["):
             named = table = _path_in(line)
         elif "=" in line:
@@ -294,11 +298,16 @@ def _line_of(path: tuple[str, ...], text: str) -> int:
     return found
 
 
+def _dotted(path: tuple[str, ...]) -> str:
+    """Return the name of a key on one line."""
+    return ".".join(name if name.isprintable() else ascii(name) for name in path)
+
+
 def _path_in(line: str) -> tuple[str, ...]:
     """Return the names in a table header or in a key; none if the line is a part of something longer."""
     try:
         node: object = tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return ()
     names: list[str] = []
     while isinstance(node, dict) and node:

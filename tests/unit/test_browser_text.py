@@ -74,11 +74,17 @@ def test_candidate_urls_of_valid_input(url: str, candidates: tuple[str, ...]) ->
         "file:///data/workspace/../secret",
         "file:///data/workspace%2F..%2Fsecret",
         "file:///data/workspace-other/x",
+        "file://[",
     ],
 )
 def test_candidate_urls_of_invalid_input_raises(url: str) -> None:
     with pytest.raises(BrowserFailure):
         candidate_urls(url, HOME)
+
+
+def test_candidate_url_of_a_path_with_half_a_character_is_encodable() -> None:
+    assert candidate_urls("~/\ud800", HOME) == (f"file://{HOME}/%3F",)
+    assert shown_url("file://[", HOME) == "file://["
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,10 @@ def test_unusable_value_is_one_line_with_the_line_and_the_key(
         ("[models.a]\nmodel = m\n", ", line 2, model: Invalid value"),
         ("[models.a\n", ", line 1: Expected ']' at the end of a table declaration"),
         ('[models.a]\nmodel = """m', ", end of the file: Unterminated string"),
+        pytest.param("a = " + "[" * 3_000, ": a number is too large, or values are nested too deeply", id="deep"),
+        pytest.param("a = " + "1" * 5_000, ": a number is too large, or values are nested too deeply", id="digits"),
+        ('"a\\nb" = 1', ", line 1, 'a\\nb': unknown key"),
+        ("# \u2028\nmodel = 1", ", line 2, model: unknown key"),
     ],
 )
 def test_unusable_file_is_one_line_with_the_place_and_the_reason(text: str, problem: str) -> None:

@@ -92,7 +92,10 @@ def candidate_urls(url: str, home: str) -> tuple[str, ...]:
             f"{scheme}: URLs are not opened; http, https, data and files of the workspace (~/name) are."
         )
     if scheme == "file":
-        return (_file_url(unquote(urlsplit(url).path), home),)
+        path = _path_of(url)
+        if path is None:
+            raise BrowserFailure(f"{url[:200]} is not a URL.")
+        return (_file_url(path, home),)
     if scheme in ("http", "https") and not _host(url):
         raise BrowserFailure(f"{url[:200]} is not a URL: it names no host.")
     return (url,)
@@ -118,7 +121,9 @@ def shown_url(url: str, home: str) -> str:
     """Return `url` as the model reads it: a file of the workspace as its path below `~`."""
     if not url.lower().startswith("file:"):
         return url
-    path = unquote(urlsplit(url).path)
+    path = _path_of(url)
+    if path is None:
+        return url
     shown = shown_path(path, home)
     return shown if shown != path else url
 
@@ -152,7 +157,15 @@ def _file_url(path: str, home: str) -> str:
     absolute = workspace_path(path, home)
     if absolute != home and not absolute.startswith(home.rstrip("/") + "/"):
         raise BrowserFailure("Only files of the workspace are opened: ~/name.")
-    return "file://" + quote(absolute)
+    return "file://" + quote(absolute, errors="replace")
+
+
+def _path_of(url: str) -> str | None:
+    """Return the path of a URL; None if it is not a URL."""
+    try:
+        return unquote(urlsplit(url).path)
+    except ValueError:
+        return None
 
 
 def _guess_scheme(url: str) -> tuple[str, ...]:

@@ -33,6 +33,9 @@ _REFUSED_FINISH = re.compile(
 )
 """Matches values of `finish_reason` that report a content filter."""
 
+MAX_FINISH = 100
+"""Number of characters of a `finish_reason` that are read."""
+
 _FAILED_FINISH = re.compile(
     r"error|fail|abort|time_?d?_?out|unavailable|overload|cancel|interrupt|disconnect|insufficient|malformed"
     r"|unexpected_tool|missing_thought"
@@ -263,7 +266,7 @@ class ReplyBuilder:
         # Gateways replace reasons that they do not know, and pass on the original.
         for name in ("native_finish_reason", "finish_reason"):
             if isinstance(reason := choice.get(name), str) and reason:
-                reason = re.sub(r"[\s.-]+", "_", reason).lower()
+                reason = re.sub(r"[\s.-]+", "_", clean(reason[:MAX_FINISH])).lower()
                 if _FAILED_FINISH.search(reason) and not _REFUSED_FINISH.search(reason):
                     message = choice.get("finish_message") or f"finish_reason: {reason}"
                     raise ServerFailed({"error": {"code": reason, "message": message}})

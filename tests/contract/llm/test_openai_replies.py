@@ -163,6 +163,15 @@ async def test_content_filter_finish_is_a_refusal_that_names_it(server, model, a
     assert "The file con" not in reply.content
 
 
+async def test_long_finish_reason_that_is_no_unicode_is_shortened_and_replaced(server, model, ask) -> None:
+    finish = b"content_filter\xff" + b"x" * 10_000
+    server.script = [Raw(pieces=[b'data: {"choices":[{"delta":{},"finish_reason":"%b"}]}\n\n' % finish])]
+    reply = await model.complete(ask())
+    assert reply.finish == "refused"
+    assert "content_filter\ufffdx" in reply.content
+    assert len(reply.content.encode()) < 300
+
+
 @pytest.mark.parametrize(
     "finish",
     ["network_error", "error", "insufficient_system_resource", "abort", "FinishReason.SERVER_ERROR", "timeout"],
