@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.fuzzing import DETERMINISTIC
+
 # A loaded machine must not fail an example for being slow; pytest-timeout ends what hangs. CI tries the same examples
-# every time.
-settings.register_profile("anker", deadline=None, derandomize=os.environ.get("CI") == "true")
+# every time, unless the long mode looks for new ones.
+settings.register_profile("anker", deadline=None, derandomize=DETERMINISTIC)
 settings.load_profile("anker")
 
 ROOT = Path(__file__).parent
@@ -22,6 +24,7 @@ REQUIRED_PROGRAMS = {
     "tests/integration/vnc": "docker",
     "tests/integration/browser": "chromium",
     "tests/hostile/container": "docker",
+    "tests/fuzz/container": "docker",
 }
 """The program that the tests of a folder need; `./test.sh` installs it where it can."""
 
@@ -35,6 +38,7 @@ GROUPS = {
     "tests/integration/vnc": "docker",
     "tests/contract/sandbox": "docker",
     "tests/hostile/container": "docker",
+    "tests/fuzz/container": "docker",
     "tests/chaos": "chaos",
     "tests/integration/browser": "browser",
 }
