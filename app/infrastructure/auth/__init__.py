@@ -1,0 +1,1 @@
+"""Adapters of the port `Authenticator`: one file per way to log in."""
