@@ -34,6 +34,8 @@ RUN apt-get update \
     && install --directory --owner anker --group root --mode 770 /data
 
 COPY --from=packages /opt/anker /opt/anker
+# Tells the service that only published ports are reachable, so that it may start without a login.
+RUN touch /opt/anker/anker-image
 COPY scripts/entrypoint.sh /opt/anker/bin/entrypoint
 # The sandbox program is included because, without an engine, the demo's sandboxes are processes in this container.
 COPY sandbox /opt/anker/lib/python3.11/site-packages/sandbox

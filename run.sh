@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Install what the service needs (once) and run it. Settings: environment variables or .env; see .env.example.
 # ./run.sh check-model [PROFILE] [--save] probes a model instead; ./run.sh backup FILE and ./run.sh restore FILE copy the
-# store, see docs/operations.md.
+# store; ./run.sh token NAME makes a token for API_TOKENS. See docs/operations.md.
 set -euo pipefail
 cd "$(dirname "$0")"
 . scripts/venv.sh
 . scripts/sandbox.sh
 prepare_venv requirements.txt sandbox/requirements.txt constraints.txt
 case "${1:-}" in
-check-model | backup | restore) ;;
+check-model | backup | restore | token) ;;
 *) prepare_sandbox_image ;;
 esac
 exec .venv/bin/python -m app "$@"

@@ -1,7 +1,7 @@
 """Run the service or one part of it: `python -m app [api | worker]`. `--reload` restarts it when the code changes.
 
 `python -m app check-model` probes a model instead, see `app/check_model.py`; `backup` and `restore` copy the store, see
-`app/backup.py`.
+`app/backup.py`; `token NAME` makes a token for a login.
 """
 
 import argparse
@@ -11,7 +11,9 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from socket import AF_INET, AF_INET6, create_server, socket
 from types import FrameType
 
@@ -21,6 +23,7 @@ from fastapi import FastAPI
 
 from app.bootstrap import RunningService, open_service
 from app.domain.errors import AnkerError
+from app.infrastructure.auth.tokens import new_token
 from app.infrastructure.logging import configure_logging
 from app.interfaces.http_connection import HttpConnection, TrimmingServer
 from app.interfaces.metrics import Metrics
@@ -31,6 +34,18 @@ from app.settings import Role, Settings, UnusableSetting, load_settings
 
 DRAIN_SECONDS = 3
 """Maximum time that open requests may take to end when the service shuts down, in seconds."""
+
+
+IMAGE_MARKER = Path(sys.prefix, "anker-image")
+"""A file that only the Dockerfile of the service makes. A variable could get into a `.env` by accident."""
+
+NO_LOGIN = (
+    "there is no login: whoever can connect to this service can run commands in its sandboxes and read all sessions; "
+    "set API_TOKENS, or publish the port to this machine only (docker run -p 127.0.0.1:8000:8000)"
+)
+"""Warning of a service without a login that does not listen on loopback."""
+
+log = logging.getLogger(__name__)
 
 
 class Server(TrimmingServer):
@@ -83,11 +98,12 @@ def start_message(service: RunningService, url: str, role: Role) -> list[str]:
     used = f"It uses {service.description}"
     if role == "worker":
         return [f"Anker works on runs; {url}/health, /ready and /metrics say how it is", used]
+    login = "" if service.services.auth_provider == "none" else ' -H "Authorization: Bearer $TOKEN"'
     return [
         f"Anker listens on {url} (API below /api/v1, documentation at /docs)",
         used,
-        f"""Try: S=$(curl -sX PUT {url}/api/v1/sessions | cut -d'"' -f12); """
-        f"""curl -N {url}/api/v1/sessions/$S/chat -d '{{"message":"What can this machine do?"}}'""",
+        f"""Try: S=$(curl -sX PUT{login} {url}/api/v1/sessions | cut -d'"' -f12); """
+        f"""curl -N{login} {url}/api/v1/sessions/$S/chat -d '{{"message":"What can this machine do?"}}'""",
     ]
 
 
@@ -95,8 +111,11 @@ def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
     """Run the service until SIGINT or SIGTERM."""
     _set_async_library()
     app = create_app(settings, role=role)
+    if settings.auth_mode == "none" and not settings.is_loopback:
+        log.warning(NO_LOGIN)
     config = uvicorn.Config(
         app,
+        proxy_headers=False,  # the address of a client is that of its connection, whatever a header says
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -153,8 +172,45 @@ def listen(settings: Settings, role: Role = "all") -> socket | None:
         raise UnusableSetting(f"{name}: cannot listen on {settings.host}, port {port}: {reason}") from error
 
 
+def check_exposure(settings: Settings) -> None:
+    """Check that the service has a login where others can connect to it.
+
+    A container of our image may go without one: it is reachable only at the ports that its operator publishes.
+
+    Raises:
+        UnusableSetting: It has none.
+    """
+    if settings.auth_mode != "none" or settings.is_loopback or settings.auth_none_anywhere:
+        return
+    if not (IMAGE_MARKER.exists() and _has_own_network()):
+        raise UnusableSetting(
+            f"HOST: others can connect to {settings.host}, and there is no login: set API_TOKENS (./run.sh token NAME "
+            "makes one) or another AUTH; AUTH_NONE_ANYWHERE=true starts without"
+        )
+
+
+def _has_own_network() -> bool:
+    """Return whether this container has its own network, as in `scripts/entrypoint.sh`."""
+    interfaces = [path for path in Path("/sys/class/net").iterdir() if path.name != "lo"]
+    return all((path / "iflink").read_text() != (path / "ifindex").read_text() for path in interfaces)
+
+
+def _make_token(arguments: Sequence[str]) -> None:
+    """Print a new token for the name in `arguments`, and its line for the file that `API_TOKENS` names."""
+    parser = argparse.ArgumentParser(prog="token", description="Make a token for API_TOKENS. Nothing is stored.")
+    parser.add_argument("name", help="who the token stands for")
+    try:
+        token, line = new_token(parser.parse_args(arguments).name)
+    except ValueError as error:
+        sys.exit(str(error))
+    print(f"Token, shown only now:\n{token}\nLine for the file that API_TOKENS names:\n{line}")
+
+
 def main() -> None:
     """Parse the command line and run."""
+    if sys.argv[1:2] == ["token"]:
+        _make_token(sys.argv[2:])
+        return
     if sys.argv[1:2] == ["check-model"]:
         from app.check_model import main as check_model
 
@@ -167,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="anker",
         description="An agent backend with a computer for every session.",
-        epilog="Other commands: check-model, backup, restore; each has --help.",
+        epilog="Other commands: check-model, backup, restore, token; each has --help.",
     )
     parser.add_argument(
         "role",
@@ -189,6 +245,7 @@ def main() -> None:
         if listener is None:
             asyncio.run(work(settings))
             return
+        check_exposure(settings)
     except (AnkerError, UnusableSetting) as error:
         sys.exit(str(error))
     if arguments.reload:
@@ -212,6 +269,7 @@ def serve_again(sockets: list[socket] | None = None) -> None:
     try:
         settings = load_settings()
         check_providers(settings)
+        check_exposure(settings)
     except UnusableSetting as error:
         sys.exit(str(error))
     assert sockets  # noqa: S101 - the watcher always passes its sockets

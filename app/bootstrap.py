@@ -9,7 +9,7 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
 from app.application.services.chat import ChatService
@@ -21,6 +21,7 @@ from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
+from app.domain.external.authenticator import Authenticator
 from app.domain.external.browser import Browsers
 from app.domain.external.llm import LLM, ModelCatalog
 from app.domain.external.run_queue import RunQueue
@@ -73,9 +74,21 @@ class RunningService:
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, overrides: Overrides, metrics: Metrics, *, role: Role = "all"
+    settings: Settings,
+    overrides: Overrides,
+    metrics: Metrics,
+    *,
+    role: Role = "all",
+    login: Authenticator | None = None,
 ) -> AsyncGenerator[RunningService, None]:
     """Open every part after the parts that it uses; close them in reverse order, runs before stores.
+
+    Args:
+        settings: The settings.
+        overrides: Parts that replace those which the settings choose.
+        metrics: Where everything is counted.
+        role: What this process does.
+        login: How its clients log in; closed with the rest. None for a process that serves no requests.
 
     Raises:
         StoreUnavailable: The store cannot be opened.
@@ -86,6 +99,10 @@ async def open_service(
         parts = await _open_parts(settings, overrides, metrics, stack, role=role)
         view = WIRE_VIEWS[settings.wire_compat]
         services = _services(parts, metrics, heartbeat=overrides.get("heartbeat", 15.0), view=view)
+        if login is not None:
+            stack.push_async_callback(login.close)
+            checks = {**services.checks, "login": login.check} if settings.auth_mode == "oidc" else services.checks
+            services = replace(services, auth_provider=settings.auth_mode, checks=checks)
         yield RunningService(services=services, description=parts.description)
 
 

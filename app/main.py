@@ -1,6 +1,6 @@
 """Create the application: its routes, error handlers and middleware, and the lifespan of the service."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Unpack
 
@@ -10,14 +10,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from app.bootstrap import Overrides, open_service
+from app.domain.external.authenticator import Authenticator
 from app.infrastructure.logging import configure_logging
 from app.interfaces.api import chat, config, health, models, sandbox, sessions, tickets, vnc
 from app.interfaces.api.openapi import documentation_router, install_openapi
 from app.interfaces.api.services import provide
+from app.interfaces.authentication import AuthenticationMiddleware, OnRefused
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.metrics import Metrics
 from app.interfaces.middleware import BodyLimitMiddleware, FailureMiddleware, OriginMiddleware, RequestLogMiddleware
-from app.providers import check_providers
+from app.providers import AUTHENTICATORS, check_providers
 from app.settings import Role, Settings, load_settings
 
 ROUTERS = (
@@ -73,28 +75,38 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
     check_providers(chosen)
     configure_logging(chosen.log_level)
     metrics = Metrics()
+    authenticator = AUTHENTICATORS[chosen.auth_mode].create(chosen)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        async with open_service(chosen, overrides, metrics, role=role) as service:
+        async with open_service(chosen, overrides, metrics, role=role, login=authenticator) as service:
             app.state.service = service
             provide(app, service.services)
             yield
 
     app = Application(metrics, title="Anker", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
     routers = WORKER_ROUTERS if role == "worker" else ROUTERS
-    set_up_app(app, allowed_origins=chosen.allowed_origins, routers=routers)
+    set_up_app(app, authenticator, admins=chosen.auth_admins, allowed_origins=chosen.allowed_origins, routers=routers)
     app.add_middleware(OriginMiddleware, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)
     return app
 
 
 def set_up_app(
-    app: Application, *, allowed_origins: Sequence[str] = (), routers: Sequence[APIRouter] = ROUTERS
+    app: Application,
+    authenticator: Authenticator,
+    *,
+    admins: Collection[str] = (),
+    on_refused: OnRefused = lambda reason, client: None,
+    allowed_origins: Sequence[str] = (),
+    routers: Sequence[APIRouter] = ROUTERS,
 ) -> None:
     """Add everything that answers HTTP requests to `app`; `provide` adds the services that the routes call.
 
     Args:
         app: The application.
+        authenticator: Knows who may log in.
+        admins: Names of those who may list and stop everything.
+        on_refused: Is told of refused logins; see `AuthenticationMiddleware`.
         allowed_origins: Other origins whose pages may call the service.
         routers: The routers to include.
     """
@@ -106,6 +118,8 @@ def set_up_app(
     install_openapi(app, routes)
     # Middleware that is added last handles a request first.
     app.add_middleware(BodyLimitMiddleware)
+    # Inside of CORS: a preflight has no login, and pages of allowed origins can read a refusal.
+    app.add_middleware(AuthenticationMiddleware, authenticator=authenticator, admins=admins, on_refused=on_refused)
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -13,10 +13,14 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from app.domain.external.authenticator import Authenticator
 from app.domain.external.llm import LLM, ModelCatalog, ModelObserver
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.domain.models.model_profile import ModelProfile
+from app.infrastructure.auth.none import NoLogin
+from app.infrastructure.auth.proxy import ProxyLogin
+from app.infrastructure.auth.tokens import TokenLogin
 from app.infrastructure.llm.demo import DEMO_PROFILE, DemoModel
 from app.infrastructure.llm.failures import RetryPolicy
 from app.infrastructure.llm.openai_model import OpenAIModel
@@ -73,6 +77,7 @@ Store: TypeAlias = "SqliteStore | MongoStore"
 LLMFactory = Callable[[FactoryContext], tuple[LLM | ModelCatalog, str]]
 """A factory of one model, which becomes the profile `default`, or of a catalog."""
 SearchFactory = Callable[[FactoryContext], SearchEngine]
+AuthenticatorFactory = Callable[[Settings], Authenticator]
 SandboxFactory = Callable[[FactoryContext], Awaitable[tuple[SandboxProvider, str]]]
 
 
@@ -195,6 +200,39 @@ SANDBOX_PROVIDERS: dict[str, Provider[SandboxFactory]] = {
 """Values of `SANDBOX_PROVIDER`."""
 
 
+def _token_login(settings: Settings) -> Authenticator:
+    try:
+        return TokenLogin(settings.api_tokens.get_secret_value())
+    except ValueError as error:
+        raise UnusableSetting(f"API_TOKENS: {error}") from None
+
+
+def _oidc_login(settings: Settings) -> Authenticator:
+    # Imported here because it loads the cryptography, which takes a while.
+    from app.infrastructure.auth.oidc import OidcLogin
+
+    try:
+        return OidcLogin(issuer=settings.oidc_issuer, audience=settings.oidc_audience)
+    except ValueError as error:
+        raise UnusableSetting(f"OIDC_ISSUER: {error}") from None
+
+
+def _proxy_login(settings: Settings) -> Authenticator:
+    try:
+        return ProxyLogin(header=settings.auth_proxy_header, networks=settings.auth_proxy_from)
+    except ValueError as error:
+        raise UnusableSetting(str(error)) from None
+
+
+AUTHENTICATORS: dict[str, Provider[AuthenticatorFactory]] = {
+    "none": Provider(lambda _: NoLogin()),
+    "tokens": Provider(_token_login, needs=("api_tokens",), check=_token_login),
+    "oidc": Provider(_oidc_login, needs=("oidc_issuer", "oidc_audience"), check=_oidc_login),
+    "proxy": Provider(_proxy_login, needs=("auth_proxy_header", "auth_proxy_from"), check=_proxy_login),
+}
+"""Values of `AUTH`. When it is empty, `Settings.auth_mode` chooses one of these."""
+
+
 def check_providers(settings: Settings) -> None:
     """Check that the tables hold the providers that the settings name, and that what they need is set.
 
@@ -205,14 +243,29 @@ def check_providers(settings: Settings) -> None:
         ("LLM_PROVIDER", settings.model_provider, LLM_PROVIDERS),
         ("SEARCH_PROVIDER", settings.search_provider, SEARCH_ENGINES),
         ("SANDBOX_PROVIDER", settings.sandbox_provider, SANDBOX_PROVIDERS),
+        ("AUTH", settings.auth_mode, AUTHENTICATORS),
     )
     for variable, name, table in chosen:
         if name not in table:
             raise UnusableSetting(f"{variable}: must be one of {', '.join(table)}")
         provider = table[name]
+        for needed in provider.needs:
+            if not _is_set(settings, needed):
+                raise UnusableSetting(f"{needed.upper()}: {variable}={name} needs it")
         if provider.check is not None:
             provider.check(settings)
-        for needed in provider.needs:
-            value: object = getattr(settings, needed)
-            if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
-                raise UnusableSetting(f"{needed.upper()}: {variable}={name} needs it")
+    _check_unused_logins(settings)
+
+
+def _check_unused_logins(settings: Settings) -> None:
+    """Refuse settings of another way to log in: the operator believes that they protect the service."""
+    mode = settings.auth_mode
+    unused = [name for other, provider in AUTHENTICATORS.items() if other != mode for name in provider.needs]
+    for name in (*unused, *(("auth_admins",) if mode == "none" else ())):
+        if _is_set(settings, name):
+            raise UnusableSetting(f"{name.upper()}: AUTH={mode} does not use it")
+
+
+def _is_set(settings: Settings, name: str) -> bool:
+    value: object = getattr(settings, name)
+    return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-NOT_YET = ("API_TOKENS", "MCP_CONFIG")
+NOT_YET = ("MCP_CONFIG",)
 """Settings that this version does not support yet. Setting one stops the start, so that it is not silently ignored."""
 
 ONE_PROCESS_ONLY = "SANDBOX_PROVIDER: local sandboxes belong to one process; with MONGODB_URL use docker or remote"
@@ -98,7 +98,15 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     worker_port: int | None = Field(None, ge=0, le=65535)
     """Port on which a worker serves `/health`, `/ready` and `/metrics`. None: it serves nothing."""
+    auth: str = ""
+    """How clients log in; see `auth_mode`."""
+    auth_none_anywhere: bool = False
+    auth_admins: Annotated[tuple[str, ...], NoDecode] = ()
     api_tokens: SecretStr = SecretStr("")
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    auth_proxy_header: str = ""
+    auth_proxy_from: Annotated[tuple[str, ...], NoDecode] = ()
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     wire_compat: Literal["", "2025-06-02"] = ""
     mcp_config: str = ""
@@ -109,7 +117,7 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("allowed_origins", mode="before")
+    @field_validator("allowed_origins", "auth_admins", "auth_proxy_from", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -200,6 +208,11 @@ class Settings(BaseSettings):
             return ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def auth_mode(self) -> str:
+        """How clients log in: `AUTH`, or when it is empty, `tokens` with `API_TOKENS` and `none` without."""
+        return self.auth or ("tokens" if self.api_tokens.get_secret_value() else "none")
 
     @property
     def has_google_keys(self) -> bool:

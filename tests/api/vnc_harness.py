@@ -77,8 +77,15 @@ class DesktopSandbox(MemorySandbox):
 class VncHarness:
     """An API harness behind a real server that is configured as the service's own."""
 
-    def __init__(self, *, ping_seconds: float = 20, pong_seconds: float = 60, drain_seconds: int = 3) -> None:
-        self.api = ApiHarness()
+    def __init__(
+        self,
+        *,
+        ping_seconds: float = 20,
+        pong_seconds: float = 60,
+        drain_seconds: int = 3,
+        api: ApiHarness | None = None,
+    ) -> None:
+        self.api = api or ApiHarness()
         self.drain_seconds = drain_seconds
         self.ping_seconds, self.pong_seconds = ping_seconds, pong_seconds
         self.server: uvicorn.Server | None = None

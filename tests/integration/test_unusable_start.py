@@ -54,6 +54,12 @@ async def test_used_port_is_named(tmp_path: Path) -> None:
     assert output.endswith("address already in use")
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_service_without_a_login_that_others_can_reach_is_refused(tmp_path: Path, host: str) -> None:
+    output = await output_of_failed_start(tmp_path, HOST=host)
+    assert output.startswith(f"HOST: others can connect to {host}, and there is no login: set API_TOKENS")
+
+
 @pytest.mark.parametrize("host", ["300.1.1.1", "192.0.2.1"])
 async def test_foreign_host_address_is_named(tmp_path: Path, host: str) -> None:
     assert (await output_of_failed_start(tmp_path, HOST=host)).startswith(f"HOST: cannot listen on {host}, port 0: ")

@@ -17,12 +17,14 @@ from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
+from app.domain.external.authenticator import Authenticator
 from app.domain.external.llm import ModelCatalog
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent
 from app.domain.models.model_profile import ModelProfile
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
+from app.infrastructure.auth.none import NoLogin
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed
 from app.interfaces.api.services import Services, provide
@@ -110,7 +112,14 @@ class ScriptedWorker:
 class ApiHarness:
     """The application, the fakes behind it, and a client in front of it."""
 
-    def __init__(self, *, heartbeat: float = 15.0, origins: Sequence[str] = (), wire_compat: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        heartbeat: float = 15.0,
+        origins: Sequence[str] = (),
+        wire_compat: str = "",
+        authenticator: Authenticator | None = None,
+    ) -> None:
         self.feed = MemoryFeed()
         self.store = MemoryStore(on_committed=self.feed.publish)
         self.worker = ScriptedWorker(self.store)
@@ -136,7 +145,7 @@ class ApiHarness:
         )
         self.services = self._build_services(heartbeat, WIRE_VIEWS[wire_compat])
         self.app = Application(self.metrics, title="Anker", version="1", docs_url=None, redoc_url=None)
-        set_up_app(self.app, allowed_origins=origins)
+        set_up_app(self.app, authenticator or NoLogin(), admins=("admin",), allowed_origins=origins)
         provide(self.app, self.services)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://anker")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from app.domain.errors import Unauthorized
 from app.domain.repositories.sessions import SessionRepository
 
-_SIGNATURE = re.compile(r"([0-9]{1,12})\.([01])\.([\w-]{0,200})\.([0-9a-f]{64})", re.ASCII)
+_SIGNATURE = re.compile(r"([0-9]{1,12})\.([01])\.([\w-]{0,1400})\.([0-9a-f]{64})", re.ASCII)
 """Its end, whether it is for watching only, the owner in base64, and the code over these and the session."""
 
 

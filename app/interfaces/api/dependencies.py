@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import HTTPConnection
 
 from app.application.context import session_id as session_context
-from app.domain.errors import InvalidInput, NotFound
-from app.domain.models.principal import ANONYMOUS, Principal
+from app.domain.errors import Forbidden, InvalidInput, NotFound, Unauthorized
+from app.domain.models.principal import Principal
 from app.interfaces.api.services import Services, services_of
+from app.interfaces.authentication import LOGIN_KEY, PRINCIPAL_KEY, Login
 from app.interfaces.errors import explain
 from app.interfaces.wire import event_number
 
@@ -27,18 +28,41 @@ class RequestBody(BaseModel):
 M = TypeVar("M", bound=RequestBody)
 
 
-PRINCIPAL_KEY = "anker.principal"
-"""Key of the scope under which authentication stores the principal of a request."""
-
-
 async def get_principal(connection: HTTPConnection) -> Principal:
-    """Return the principal on whose behalf a request is made."""
-    return connection.scope.get(PRINCIPAL_KEY, ANONYMOUS)
+    """Return the principal on whose behalf a request is made.
+
+    Raises:
+        Unauthorized: It has none, because it only has a ticket, which this route does not take.
+    """
+    principal: Principal | None = connection.scope.get(PRINCIPAL_KEY)
+    if principal is None:
+        raise Unauthorized("a login is needed here; a ticket or a signature does not open this")
+    return principal
 
 
 async def get_owner(connection: HTTPConnection) -> str:
     """Return the name of the request's principal, who owns what the request creates."""
     return (await get_principal(connection)).name
+
+
+async def require_admin(connection: HTTPConnection) -> None:
+    """Refuse everybody but administrators.
+
+    Raises:
+        Forbidden: The principal is none.
+    """
+    if not (await get_principal(connection)).is_admin:
+        raise Forbidden("only an administrator may do this; see AUTH_ADMINS")
+
+
+async def admit(connection: HTTPConnection, owner: str) -> None:
+    """Make `owner` the principal of a request with a ticket or a signed address.
+
+    Raises:
+        Unauthorized: The owner may not log in any more.
+    """
+    login: Login = connection.scope[LOGIN_KEY]
+    await login.admit(owner)
 
 
 async def get_session_id(session_id: Annotated[str, Path(description="The session's id.")]) -> str:
@@ -73,6 +97,7 @@ async def get_caller(connection: HTTPConnection, session_id: str, ticket: str | 
     if ticket is None:
         return Caller(owner=await get_owner(connection))
     redeemed = await services_of(connection).tickets.redeem(ticket, session_id=session_id)
+    await admit(connection, redeemed.owner)
     return Caller(owner=redeemed.owner, view_only=redeemed.view_only)
 
 

@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, Response
 
 from app.domain.errors import NotFound
 from app.interfaces.api.schemas import FailureAnswer
+from app.interfaces.authentication import OPEN_PATH
 from app.interfaces.envelope import JSON
 from app.interfaces.errors import NOTHING_HERE
 
@@ -43,6 +44,9 @@ ASSETS = frozenset({"swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.
 
 _ASSETS = "/docs/assets/"
 _TITLE = "Anker"
+_LOGIN = (
+    "A token of `API_TOKENS`, or a JWT of `OIDC_ISSUER`. Needed by every path but `/health`, unless `AUTH` is `none`."
+)
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 documentation_router = APIRouter(include_in_schema=False, default_response_class=Response)
@@ -145,14 +149,21 @@ def _with_failures(description: str, content: Document, failures: tuple[int, ...
 
 def _build(app: FastAPI, routes: Sequence[APIRoute]) -> Document:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    for path in document["paths"].values():
-        for operation in path.values():
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
             # FastAPI assumes 422 for invalid parameters; this service sends 400.
             operation["responses"].pop("422", None)
+            if path != OPEN_PATH:
+                for status, answer in failures_of((401, 503)).items():
+                    operation["responses"].setdefault(str(status), answer)
     models = {model: None for route in routes for model in _models([route.responses, route.openapi_extra])}
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     definitions: Document = schemas["$defs"]
-    document["components"] = {"schemas": dict(sorted(definitions.items()))}
+    document["components"] = {
+        "schemas": dict(sorted(definitions.items())),
+        "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "description": _LOGIN}},
+    }
+    document["security"] = [{}, {"bearer": []}]
     return document
 
 

@@ -42,6 +42,8 @@ class Services:
     gauges: Gauges
     view: WireView = WIRE_VIEWS[""]
     """What clients are shown of events and sessions."""
+    auth_provider: str = "none"
+    """How clients log in: a value of `AUTH`."""
     heartbeat: float = 15.0
     """Seconds between two comments on a stream."""
 

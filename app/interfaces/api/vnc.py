@@ -22,6 +22,7 @@ from app.interfaces.api.dependencies import (
     RequestServices,
     SessionId,
     TicketQuery,
+    admit,
     get_caller,
     get_session_id,
     read_body,
@@ -123,9 +124,10 @@ async def watch_desktop(session_id: str, ticket: TicketQuery = None, signature: 
     browser tells a page nothing about one that is not, and then closed with a code and a reason to show: 1000 the
     desktop ended the connection, 1001 or 1012 the service is shutting down, 1003 only binary frames are understood,
     1008 a viewer that may only watch sent something unknown, 1009 a message is too large, 1011 the viewer does not
-    answer, or an internal error, 4401 the ticket or the signature opens nothing (any more), 4404 no such session, 4410
-    the session was deleted or the sandbox is gone, 4502 the sandbox refused, 4503 no sandbox or desktop is available
-    now. An unknown subprotocol (400) and pages of other origins (403) are refused at once.
+    answer, or an internal error, 4401 the ticket or the signature opens nothing (any more), or the login has ended,
+    4404 no such session, 4410 the session was deleted or the sandbox is gone, 4502 the sandbox refused, 4503 no sandbox
+    or desktop is available now. An unknown subprotocol (400), pages of other origins (403) and requests with neither a
+    login nor a ticket or signature (401) are refused at once.
 
     With a ticket or a signed address that was made with `view_only`, the viewer only watches: its keyboard, pointer and
     clipboard are dropped. It must speak RFB 3.7 or 3.8. It still receives what is copied on the desktop.
@@ -226,6 +228,7 @@ async def _caller(websocket: WebSocket, session_id: str) -> Caller:
     if signature is None:
         return await get_caller(websocket, session_id, websocket.query_params.get("ticket"))
     holder = services_of(websocket).links.check(signature, session_id=session_id)
+    await admit(websocket, holder.owner)
     return Caller(owner=holder.owner, view_only=holder.view_only)
 
 
