@@ -72,7 +72,7 @@ class _Unusable(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Key:
+class _IssuerKey:
     key_id: object
     algorithms: frozenset[str]
     key: Any
@@ -103,7 +103,7 @@ class OidcLogin:
         self._audience = audience
         self._now = now
         self._http = httpx.AsyncClient(timeout=FETCH_SECONDS, headers={"Accept-Encoding": "identity"})
-        self._keys: tuple[_Key, ...] = ()
+        self._keys: tuple[_IssuerKey, ...] = ()
         self._fetched_at = self._tried_at = float("-inf")
         self._problem = "not fetched yet"
         self._fetching: asyncio.Task[None] | None = None
@@ -236,7 +236,7 @@ class OidcLogin:
         return cast("Mapping[str, object]", document)
 
 
-def _usable_keys(keys: object) -> Iterable[_Key]:
+def _usable_keys(keys: object) -> Iterable[_IssuerKey]:
     """Yield the public keys for signatures."""
     for data in cast("list[object]", keys)[:MAX_KEYS] if isinstance(keys, list) else ():
         if not isinstance(data, dict):
@@ -252,7 +252,7 @@ def _usable_keys(keys: object) -> Iterable[_Key]:
         except (jwt.PyJWTError, ValueError, TypeError):
             continue
         if getattr(key, "key_size", MIN_RSA_BITS) >= MIN_RSA_BITS or found.get("kty") != "RSA":
-            yield _Key(key_id=found.get("kid"), algorithms=algorithms, key=key)
+            yield _IssuerKey(key_id=found.get("kid"), algorithms=algorithms, key=key)
 
 
 def _check_address(address: str) -> None:
