@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from app.domain.errors import AnkerError
 from app.infrastructure.persistence.sqlite.backup import SqliteBackup
@@ -108,18 +108,11 @@ def load(settings: Settings, path: Path, *, replace: bool) -> str:
         AnkerError: The backup or the store cannot be used. A damaged backup changes nothing.
     """
     store = _store(settings, path.parent)
-    try:
-        with ZipFile(path) as archive:
-            manifest = BackupManifest.model_validate_json(archive.read(_MANIFEST))
-            _check(manifest, store, path)
-            if (damaged := archive.testzip()) is not None:
-                raise UnusableBackup(f"{path}: damaged: {damaged}")
-            installation = manifest.installation if replace else secrets.token_hex(8)
-            store.load(archive, installation)
-    except OSError as error:
-        raise UnusableBackup(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
-    except (BadZipFile, EOFError, KeyError, RuntimeError, zlib.error, ValidationError) as error:
-        raise UnusableBackup(f"{path}: not a backup, or damaged") from error
+    manifest = _verify(path)
+    _check(manifest, store, path)
+    installation = manifest.installation if replace else secrets.token_hex(8)
+    with ZipFile(path) as archive:
+        store.load(archive, installation)
     identity = "took the place of installation" if replace else "new installation"
     return f"Restored {store.place} from {path} of {manifest.created_at:%Y-%m-%d %H:%M} UTC: {identity} {installation}"
 
@@ -145,6 +138,21 @@ def _write(store: "SqliteBackup | MongoBackup", file: IO[bytes]) -> BackupManife
             created_at=created_at,
         )
         archive.writestr(_MANIFEST, manifest.model_dump_json())
+    return manifest
+
+
+def _verify(path: Path) -> BackupManifest:
+    """Compare the checksums of every member. Return the description of the backup."""
+    try:
+        with ZipFile(path) as archive:
+            manifest = BackupManifest.model_validate_json(archive.read(_MANIFEST))
+            damaged = archive.testzip()
+    except OSError as error:
+        raise UnusableBackup(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except (BadZipFile, EOFError, KeyError, RuntimeError, ValueError, zlib.error) as error:
+        raise UnusableBackup(f"{path}: not a backup, or damaged") from error
+    if damaged is not None:
+        raise UnusableBackup(f"{path}: damaged: {damaged}")
     return manifest
 
 

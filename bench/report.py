@@ -53,13 +53,13 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """Return the cells of the row."""
         met = {True: "yes", False: "NO", None: "-"}[self.met]
-        reference = f"{self.reference} {shown(self.reference_value, self.unit)}"
+        reference = f"{self.reference} {shown(self.reference_value, self.unit)}" if self.reference else ""
         return (
             self.benchmark,
             self.measurement,
             shown(self.result, self.unit),
             reference,
-            f"{self.ratio:.2f}",
+            f"{self.ratio:.2f}" if self.reference else "",
             self.target,
             met,
             "; ".join(part for part in (self.failure, self.note) if part),
