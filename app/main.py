@@ -15,7 +15,7 @@ from app.infrastructure.logging import configure_logging
 from app.interfaces.api import chat, config, health, models, sandbox, sessions, tickets, vnc
 from app.interfaces.api.openapi import documentation_router, install_openapi
 from app.interfaces.api.services import provide
-from app.interfaces.authentication import AuthenticationMiddleware, OnRefused
+from app.interfaces.authentication import RECHECK_SECONDS, AuthenticationMiddleware, OnRefused
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.metrics import Metrics
 from app.interfaces.middleware import BodyLimitMiddleware, FailureMiddleware, OriginMiddleware, RequestLogMiddleware
@@ -97,6 +97,7 @@ def set_up_app(
     *,
     admins: Collection[str] = (),
     on_refused: OnRefused = lambda reason, client: None,
+    recheck_seconds: float = RECHECK_SECONDS,
     allowed_origins: Sequence[str] = (),
     routers: Sequence[APIRouter] = ROUTERS,
 ) -> None:
@@ -107,6 +108,7 @@ def set_up_app(
         authenticator: Knows who may log in.
         admins: Names of those who may list and stop everything.
         on_refused: Is told of refused logins; see `AuthenticationMiddleware`.
+        recheck_seconds: Seconds between two checks of the login of an open stream.
         allowed_origins: Other origins whose pages may call the service.
         routers: The routers to include.
     """
@@ -119,7 +121,13 @@ def set_up_app(
     # Middleware that is added last handles a request first.
     app.add_middleware(BodyLimitMiddleware)
     # Inside of CORS: a preflight has no login, and pages of allowed origins can read a refusal.
-    app.add_middleware(AuthenticationMiddleware, authenticator=authenticator, admins=admins, on_refused=on_refused)
+    app.add_middleware(
+        AuthenticationMiddleware,
+        authenticator=authenticator,
+        admins=admins,
+        on_refused=on_refused,
+        recheck_seconds=recheck_seconds,
+    )
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -28,6 +28,7 @@ from app.infrastructure.auth.none import NoLogin
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed
 from app.interfaces.api.services import Services, provide
+from app.interfaces.authentication import RECHECK_SECONDS
 from app.interfaces.http_connection import HttpConnection
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import WIRE_VIEWS, WireView, screenshot_address
@@ -119,6 +120,7 @@ class ApiHarness:
         origins: Sequence[str] = (),
         wire_compat: str = "",
         authenticator: Authenticator | None = None,
+        recheck_seconds: float = RECHECK_SECONDS,
     ) -> None:
         self.feed = MemoryFeed()
         self.store = MemoryStore(on_committed=self.feed.publish)
@@ -145,7 +147,13 @@ class ApiHarness:
         )
         self.services = self._build_services(heartbeat, WIRE_VIEWS[wire_compat])
         self.app = Application(self.metrics, title="Anker", version="1", docs_url=None, redoc_url=None)
-        set_up_app(self.app, authenticator or NoLogin(), admins=("admin",), allowed_origins=origins)
+        set_up_app(
+            self.app,
+            authenticator or NoLogin(),
+            admins=("admin",),
+            recheck_seconds=recheck_seconds,
+            allowed_origins=origins,
+        )
         provide(self.app, self.services)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://anker")
 
