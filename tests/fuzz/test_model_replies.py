@@ -15,6 +15,7 @@ from app.domain.models.event import TERMINAL, ToolCallingEvent
 from app.domain.models.message import AssistantMessage
 from app.domain.models.model_profile import ModelProfile
 from app.domain.models.tool import OpenCall
+from app.domain.services.agents.limits import RunLimits
 from app.domain.services.tools.arguments import BadArguments
 from app.domain.services.tools.base import RunCall, ToolContext
 from app.domain.services.tools.registry import EXECUTING
@@ -23,10 +24,12 @@ from app.infrastructure.llm.openai_model import OpenAIModel
 from app.infrastructure.llm.reply import ChunkLost, ReplyBuilder, ServerFailed
 from app.infrastructure.llm.wire_text import split_json
 from app.infrastructure.persistence import codec
+from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.interfaces.wire import encode_event
 from tests.contract.llm.conftest import FakeSleep, Listener
 from tests.contract.llm.test_strict_runs import WORK, StrictSession
 from tests.fakes.scripted_openai import Answer, Raw, ScriptedOpenAI, Status
+from tests.support.agent_runs import make_worker
 from tests.support.fuzzing import examples
 
 SPECS = tuple(tool.spec for tool in EXECUTING.values())
@@ -209,11 +212,21 @@ def test_any_arguments_are_taken_or_refused_with_a_text(tool: object, arguments:
         orjson.loads(encode_event(ToolCallingEvent.of(opened), 1, 0))
 
 
-class FuzzedSession(StrictSession):
-    """A session whose model sends whatever `server.script` says; waiting between attempts takes no time."""
+class ShortSession(StrictSession):
+    """A session whose runs rest after a few model calls."""
 
-    def __init__(self, server: ScriptedOpenAI) -> None:
-        sleep = FakeSleep()
+    def _queue(self) -> InlineRunQueue:
+        worker = make_worker(
+            self.store, self.model, sandboxes=self.sandboxes, browsers=self.browsers, limits=RunLimits(max_calls=12)
+        )
+        return InlineRunQueue(worker)
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[tuple[ScriptedOpenAI, OpenAIModel]]:
+    """Yield a server and a model that calls it. To wait between two attempts takes no time."""
+    sleep = FakeSleep()
+    with ScriptedOpenAI() as server:
         model = OpenAIModel(
             api_key="k",
             base_url=server.url,
@@ -223,17 +236,8 @@ class FuzzedSession(StrictSession):
             sleep=sleep.sleep,
             timer=sleep.time,
         )
-        super().__init__(server, model)
-
-
-@pytest.fixture
-async def fuzzed() -> AsyncIterator[FuzzedSession]:
-    with ScriptedOpenAI() as server:
-        session = FuzzedSession(server)
-        await session.open()
-        yield session
-        await session.queue.close()
-        await session.model.close()
+        yield server, model
+        await model.close()
 
 
 ANSWERS = st.one_of(
@@ -249,15 +253,17 @@ ANSWERS = st.one_of(
 
 @examples(15, 1_500)
 @given(answers=st.lists(ANSWERS, min_size=1, max_size=4))
-async def test_run_with_any_replies_ends_and_its_events_are_json(
-    fuzzed: FuzzedSession, answers: list[Answer | None]
+async def test_run_with_any_replies_ends_with_json_events(
+    model: tuple[ScriptedOpenAI, OpenAIModel], answers: list[Answer | None]
 ) -> None:
     turns = itertools.cycle(answers)
-    fuzzed.server.script = lambda asked: next(turns) or WORK(asked)
-    before = len(await fuzzed.events())
-    await fuzzed.run()
-    records = await fuzzed.store.read("s", after=before, limit=10_000)
-    assert records[-1].type in TERMINAL
-    for record in records:
+    model[0].script = lambda asked: next(turns) or WORK(asked)
+    session = ShortSession(*model)
+    await session.open()
+    try:
+        assert await session.run() in TERMINAL
+    finally:
+        await session.queue.close()
+    for record in await session.store.read("s", after=0, limit=10_000):
         orjson.loads(record.data)
         assert b"something went wrong inside the service" not in record.data
