@@ -37,6 +37,12 @@ _RETRY_AFTER: Document = {
 }
 
 
+DESCRIPTION = """\
+Every failure is the envelope `FailureAnswer`. Besides the statuses of an operation, any request can be answered with
+`400` (not HTTP), `403` (a page of another origin, or a host name that is not served), `405` (with `Allow`), `408` (it
+arrived too slowly) and `431` (address and headers are larger than 64 KiB)."""
+"""Text of the document: what the server answers before a route sees the request."""
+
 OPENAPI_PATH = "/openapi.json"
 
 ASSETS = frozenset({"swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png"})
@@ -148,7 +154,7 @@ def _with_failures(description: str, content: Document, failures: tuple[int, ...
 
 
 def _build(app: FastAPI, routes: Sequence[APIRoute]) -> Document:
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
     for path, operations in document["paths"].items():
         for operation in operations.values():
             # FastAPI assumes 422 for invalid parameters; this service sends 400.
