@@ -27,6 +27,9 @@ _STORE_SCHEMES = {
 }
 
 
+SECRETS_DIR = Path("/run/secrets")
+"""Where containers get secrets: a file there is a setting, named by it, that is set nowhere else."""
+
 Role = Literal["all", "api", "worker"]
 """What a process does: serve requests and carry runs, or only one of the two."""
 
@@ -230,13 +233,15 @@ class UnusableSetting(ValueError):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Return the settings from the environment and `.env`; `overrides` replace them.
+    """Return the settings from the environment, `.env` and files in `SECRETS_DIR`; `overrides` replace them.
 
     Raises:
         UnusableSetting: A variable cannot be used. The message names the first one, and never repeats its value.
     """
     try:
-        return Settings(**overrides)  # pyright: ignore[reportArgumentType] - names are checked by pydantic
+        # A missing folder would be a warning of the library.
+        secrets = {"_secrets_dir": SECRETS_DIR} if SECRETS_DIR.is_dir() else {}
+        return Settings(**{**secrets, **overrides})  # pyright: ignore[reportArgumentType] - names are checked by pydantic
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         reason = first["msg"].removeprefix("Value error, ")
