@@ -6,10 +6,10 @@ import urllib.parse
 import pytest
 
 from app.infrastructure.llm.failures import FailureClassifier
-from app.infrastructure.llm.secret_mask import SecretMask
+from app.infrastructure.llm.secret_mask import ErrorTextMask
 
 KEY = "sk-proj-Qx7Ab/9+zZ_kL42mnTuVw"
-SECRETS = SecretMask([KEY])
+SECRETS = ErrorTextMask([KEY])
 
 ECHOES = {
     "plain": KEY,

@@ -11,7 +11,7 @@ from app.domain.errors import ContextTooLong, MalformedReply, ModelFailure
 from app.domain.external.llm import FailureKind
 from app.infrastructure.llm.addresses import hide_addresses
 from app.infrastructure.llm.failure_rules import STATUS_OF_CODE, parse_context_limit, rule_of
-from app.infrastructure.llm.secret_mask import SecretMask
+from app.infrastructure.llm.secret_mask import ErrorTextMask
 from app.infrastructure.llm.server_error import ServerError, read_body, read_report, wait_in_headers
 
 MAX_QUOTE = 300
@@ -87,7 +87,7 @@ class FailureClassifier:
 
     def __init__(self, *, base_url: str, model: str, api_key: str, profile: str = "") -> None:
         """Create the classifier. `profile`: name of the profile in `MODELS_CONFIG`; empty if there is no such file."""
-        self._secrets = SecretMask((api_key, *_secrets_in(base_url)))
+        self._secrets = ErrorTextMask((api_key, *_secrets_in(base_url)))
         self._profile = profile
         self._base_url = base_url
         self._server = "the model's server"

@@ -39,7 +39,7 @@ _TRACE = re.compile(
 """Matches the beginning of a stack trace of Python, Java, JavaScript, Go or Rust."""
 
 
-class SecretMask:
+class ErrorTextMask:
     """Masks certain secrets, whatever the case, the encoding and the separators in which they are repeated."""
 
     def __init__(self, secrets: Iterable[str]) -> None:

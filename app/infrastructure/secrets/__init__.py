@@ -1,0 +1,1 @@
+"""Masking of the service's own secrets in everything that leaves the process."""

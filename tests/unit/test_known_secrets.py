@@ -1,0 +1,130 @@
+"""The mask of the service's own secrets: every form of a value, and texts that arrive in pieces."""
+
+import base64
+import html
+import json
+import logging
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.external.secrets import masked
+from app.domain.models.event import MessageEvent, ToolCalledEvent, ToolOutcome
+from app.domain.models.run import Checkpoint
+from app.infrastructure.secrets.known_secrets import MASK, WINDOW, KnownSecrets
+
+KEY = "sk-proj-Nq7/Zt+4xW_9bLr2cVh8Yd5mKf1Js3Pg"
+PASSWORD = 'p"ss\\wörd&<1>%41'
+SECRETS = KnownSecrets({"API_KEY": KEY, "MONGODB_URL": PASSWORD})
+
+
+def _percent(text: str, digits: str = "%%%02X") -> str:
+    return "".join(digits % byte for byte in text.encode())
+
+
+FORMS = {
+    "raw": lambda text: text,
+    "upper": lambda text: text.encode().upper().decode(),
+    "base64": lambda text: base64.b64encode(text.encode()).decode().rstrip("="),
+    "base64-url": lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="),
+    "base64-after-1": lambda text: base64.b64encode(b"u" + text.encode()).decode()[2:-4],
+    "base64-after-2": lambda text: base64.b64encode(b"u:" + text.encode()).decode()[3:-4],
+    "base64-lines": lambda text: base64.encodebytes(b"x" * 41 + text.encode())[56:].decode().rstrip("=\n"),
+    "hex": lambda text: text.encode().hex(),
+    "hex-upper": lambda text: text.encode().hex().upper(),
+    "url": lambda text: quote(text, safe=""),
+    "url-lower": lambda text: _percent(text, "%%%02x"),
+    "url-all": _percent,
+    "url-twice": lambda text: quote(_percent(text)),
+    "json": lambda text: json.dumps(text)[1:-1],
+    "json-twice": lambda text: json.dumps(json.dumps(text))[3:-3],
+    "json-codes": lambda text: "".join(f"\\u{ord(char):04x}" for char in text),
+    "json-slash": lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
+    "html": lambda text: html.escape(text),
+    "html-codes": lambda text: "".join(f"&#{ord(char)};" for char in text),
+    "html-hex": lambda text: "".join(f"&#x{ord(char):X};" for char in text),
+    "wrapped": lambda text: text[:10] + "\r\n" + text[10:],
+}
+
+
+@pytest.mark.parametrize("secret", [pytest.param(KEY, id="key"), pytest.param(PASSWORD, id="password")])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_of_a_secret_is_masked(form: str, secret: str) -> None:
+    text = f"see [{FORMS[form](secret)}] there"
+    shown = SECRETS.mask(text)
+    assert MASK in shown
+    # At its ends, Base64 mixes characters of the secret with the bytes around it.
+    assert len(shown) <= len(f"see [{MASK}] there") + 4
+    assert shown.startswith("see [")
+    assert shown.endswith("] there")
+
+
+@given(st.text(), st.integers(WINDOW, len(KEY)), st.data())
+def test_part_of_a_secret_that_a_limit_left_is_masked(around: str, length: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(KEY) - length))
+    part = KEY[start : start + length]
+    assert part not in SECRETS.mask(around + part + around)
+
+
+@given(st.text(alphabet='abcdefg \n%\\u0041&;"é😀'))
+def test_text_without_a_secret_is_unchanged(text: str) -> None:
+    assert SECRETS.mask(text) == text
+
+
+PIECES = st.one_of(
+    st.text(max_size=8),
+    st.text(alphabet="%25\\u0041&#x;amp\r\nsk-pro", max_size=12),
+    st.sampled_from([form(secret) for form in FORMS.values() for secret in (KEY, PASSWORD)]),
+    st.integers(0, len(KEY) - 1).map(lambda start: KEY[start:]),
+    st.integers(1, len(KEY)).map(lambda end: KEY[:end]),
+)
+
+
+@given(st.lists(PIECES, max_size=6), st.lists(st.integers(1, 40), min_size=1, max_size=40))
+def test_pieces_are_masked_as_the_whole_text(parts: list[str], sizes: list[int]) -> None:
+    whole, shown = "".join(parts), []
+    stream = SECRETS.stream()
+    position = turn = 0
+    while position < len(whole):
+        size = sizes[turn % len(sizes)]
+        shown.append(stream.feed(whole[position : position + size]))
+        position, turn = position + size, turn + 1
+    assert "".join([*shown, stream.flush()]) == SECRETS.mask(whole)
+
+
+def test_stream_holds_back_nothing_that_no_secret_begins_with() -> None:
+    stream = SECRETS.stream()
+    assert [stream.feed(word) for word in ("Hello ", "there, ", "friend. ")] == ["Hello ", "there, ", "friend. "]
+
+
+def test_secret_added_later_is_masked_from_then_on() -> None:
+    secrets = KnownSecrets()
+    stream = secrets.stream()
+    assert secrets.mask(KEY) == KEY
+    secrets.add({"API_KEY": KEY})
+    secrets.add_passing("token-of-a-sandbox-1234")
+    assert secrets.mask(f"{KEY} token-of-a-sandbox-1234") == f"{MASK} {MASK}"
+    assert stream.feed(KEY[:9]) + stream.feed(KEY[9:]) + stream.flush() == MASK
+
+
+def test_short_secret_is_ignored_with_a_warning_without_it(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert KnownSecrets({"API_KEY": "hunter2"}).mask("hunter2") == "hunter2"
+    assert "hunter2" not in caplog.text
+    assert "API_KEY: shorter than 8 characters" in caplog.text
+
+
+def test_every_text_of_a_value_is_masked_and_an_unaffected_value_is_the_same_object() -> None:
+    event = ToolCalledEvent(
+        tool_call_id="1",
+        name="shell",
+        function="shell_exec",
+        args={"command": f"echo {KEY}", KEY: [1, None, (KEY,)]},
+        content={"console": [{"output": KEY}]},
+        result=ToolOutcome(success=True, message=KEY, data=None),
+    )
+    assert KEY not in repr(masked(event, SECRETS))
+    for clean in (MessageEvent(role="user", content="hello"), Checkpoint()):
+        assert masked(clean, SECRETS) is clean
