@@ -13,6 +13,7 @@ from typing import cast
 import orjson
 
 from app.application.context import request_id, session_id
+from app.domain.external.secrets import NoSecrets, SecretMask
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """Attributes of every log record. Any other attribute comes from `extra`."""
@@ -21,80 +22,104 @@ _SECRET_NAME = re.compile(
     r"(?i)(token|secret|passw(or)?d|api[_-]?key|authorization|cookie|credentials?|ticket|signature)$"
 )
 _SECRET_TEXT = re.compile(
-    r"""(?ix) (\bbearer\s+) [^\s"',;]+ | \b(sk-) [\w-]{6,}
-    | (\b[\w-]* (?:key|token|secret|password|ticket|signature) =) [^\s&"',;]+ | (://[^\s/:@]*:) [^\s/@]+ (?=@)"""
+    r"""(?x) ((?i:\bbearer\s+)) [^\s"',;]+
+    | \b(sk-|github_pat_|gh[pousr]_|glpat-|hf_|xox[a-z]-|A[KS]IA|AIza) [\w-]{6,} | \b(eyJ) [\w-]+ \.[\w.-]+
+    | (-----BEGIN\ [A-Z ]*PRIVATE\ KEY-----) [^-]*
+    | ((?i:\b[\w-]* (?:key|token|secret|passwo?r?d|ticket|signature) ["']? \s? [=:] \s? ["']?)) [^\s&"',;]+
+    | (://[^\s/:@]*:) [^\s/@]+ (?=@)"""
 )
-_HIDDEN = "***"
+"""Matches what looks like a secret, whoever it belongs to. The groups are what is shown of it."""
 
-_LIBRARIES = (
-    "asyncio", "docker", "h11", "hpack", "httpcore", "httpcore2", "httpx", "httpx2", "motor", "openai",
-    "playwright", "primp", "pymongo", "redis", "sse_starlette", "urllib3", "websockets",
-)  # fmt: skip
+_QUOTED = frozenset({"error", "reason", "refusal"})
+"""Extras with texts of others, such as the message of a model's server."""
+
+_TOKEN_LIKE = re.compile(r"\b(?=\w*\d)(?=\w*[A-Za-z])\w{20,}", re.ASCII)
+"""Matches long words of letters and digits, which in the text of others may be a key of a form that nobody knows."""
+
+_HIDDEN = "***"
 
 
 class JsonLines(logging.Formatter):
     """Format a record as one line of JSON: time, level, logger, message, context, extras and traceback."""
 
+    def __init__(self, mask: SecretMask | None = None) -> None:
+        """Create the formatter. `mask` knows the service's own secrets; None for none."""
+        super().__init__()
+        self._mask = mask or NoSecrets()
+
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line. Mask secrets, which are found by name and by form, also in messages and tracebacks."""
+        """Return the line. Mask the service's own secrets, and others by their names and forms."""
+        is_ours = record.name.partition(".")[0] == "app"
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "event": _masked(record.getMessage()),
+            "event": self._masked(self._message(record), is_quoted=not is_ours),
         }
         for name, bound in (("request_id", request_id.get()), ("session_id", session_id.get())):
             if bound:
                 line[name] = bound
         for name, value in vars(record).items():
             if name not in _STANDARD:
-                line[name] = _HIDDEN if _SECRET_NAME.search(name) else _clean(value)
+                line[self._masked(name)] = self._clean(name, value)
         if record.exc_info:
-            line["exception"] = _masked(self.formatException(record.exc_info))
+            line["exception"] = self._masked(self.formatException(record.exc_info), is_quoted=True)
         if record.stack_info:
-            line["stack"] = _masked(self.formatStack(record.stack_info))
+            line["stack"] = self._masked(self.formatStack(record.stack_info))
         return orjson.dumps(line, default=str).decode()
 
+    def _message(self, record: logging.LogRecord) -> str:
+        """Return the message, with the texts of exceptions in it masked as what others wrote."""
+        arguments = record.args
+        if not isinstance(arguments, tuple) or not any(isinstance(each, BaseException) for each in arguments):
+            return record.getMessage()
+        shown = (
+            self._masked(str(each), is_quoted=True) if isinstance(each, BaseException) else each for each in arguments
+        )
+        return str(record.msg) % tuple(shown)
 
-def configure_logging(level: str) -> None:
-    """Log records of `level` (a name such as `INFO`) and above to stderr.
+    def _clean(self, name: str, value: object) -> object:
+        """Return the value of an extra, with secrets masked, and with a string for what JSON cannot represent."""
+        if _SECRET_NAME.search(name):
+            return _HIDDEN
+        match value:
+            case None | bool() | float():
+                return value
+            case int():
+                return value if -(2**63) <= value < 2**63 else str(value)
+            case Mapping():
+                items = cast("Mapping[object, object]", value).items()
+                return {self._masked(str(key)): self._clean(str(key), item) for key, item in items}
+            case list() | tuple() | set() | frozenset():
+                return [self._clean(name, item) for item in cast("list[object]", value)]
+            case _:
+                return self._masked(str(value), is_quoted=name in _QUOTED)
 
-    Libraries log from WARNING on. If `level` is DEBUG, they log from INFO on, because at DEBUG some of them log whole
-    requests with headers and messages.
+    def _masked(self, text: str, *, is_quoted: bool = False) -> str:
+        """Return `text` with secrets masked and lone surrogates replaced, which cannot be written."""
+        text = self._mask.mask(text.encode("utf-8", "replace").decode())
+        text = _SECRET_TEXT.sub(lambda found: "".join(part or "" for part in found.groups()) + _HIDDEN, text)
+        return _TOKEN_LIKE.sub(_HIDDEN, text) if is_quoted else text
+
+
+def configure_logging(level: str, mask: SecretMask | None = None) -> None:
+    """Log to stderr: the service's own records of `level` (a name such as `INFO`) and above, libraries' warnings.
+
+    The level of libraries does not change: below WARNING, some of them log addresses, headers and messages.
+
+    Args:
+        level: The level.
+        mask: Knows the service's own secrets; None for none.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(mask))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
-    quiet = logging.INFO if level == "DEBUG" else logging.WARNING
-    for name in _LIBRARIES:
-        logging.getLogger(name).setLevel(quiet)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("app").setLevel(level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-        logger.setLevel(quiet)  # at INFO it logs its own start, which this service prints itself
+        logger.setLevel(logging.WARNING)  # at INFO it logs its own start, which this service prints itself
     logging.getLogger("uvicorn.access").disabled = True  # `RequestLogMiddleware` logs requests
-
-
-def _clean(value: object) -> object:
-    """Return `value` with secrets masked, and with a string for what JSON cannot represent."""
-    match value:
-        case None | bool() | float():
-            return value
-        case int():
-            return value if -(2**63) <= value < 2**63 else str(value)
-        case Mapping():
-            items = cast("Mapping[object, object]", value).items()
-            return {str(key): _HIDDEN if _SECRET_NAME.search(str(key)) else _clean(item) for key, item in items}
-        case list() | tuple() | set() | frozenset():
-            return [_clean(item) for item in cast("list[object]", value)]
-        case _:
-            return _masked(str(value))
-
-
-def _masked(text: str) -> str:
-    """Return `text` with secrets masked and lone surrogates replaced, which cannot be written."""
-    text = text.encode("utf-8", "replace").decode()
-    return _SECRET_TEXT.sub(lambda found: "".join(part or "" for part in found.groups()) + _HIDDEN, text)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from app.application.context import request_id, session_id
 from app.infrastructure.logging import JsonLines, configure_logging
+from app.infrastructure.secrets.known_secrets import KnownSecrets
 
 
 class Lines:
@@ -68,12 +70,41 @@ def test_traceback_is_part_of_the_line(lines: Lines) -> None:
         ("mongodb://anker:hunter2@db:27017/x", "mongodb://anker:***@db:27017/x"),
         ("http://127.0.0.1:8000/a@b", "http://127.0.0.1:8000/a@b"),
         ("the monkey has 3 tokens", "the monkey has 3 tokens"),
+        ("AKIAIOSFODNN7EXAMPLE ghp_0123456789 xoxb-1-2345678", "AKIA*** ghp_*** xoxb-***"),
+        ("jwt eyJhbGciOi.eyJzdWIi.c2ln end", "jwt eyJ*** end"),
+        ('{"password": "hunter2", "n": 1}', '{"password": "***", "n": 1}'),
     ],
 )
 def test_secrets_in_messages_are_masked(lines: Lines, text: str, shown: str) -> None:
     lines.log.info("%s", text, extra={"detail": {"inner": [text]}})
     assert lines.last["event"] == shown
     assert lines.last["detail"] == {"inner": [shown]}
+
+
+def test_own_secrets_are_masked_in_every_part_of_a_line() -> None:
+    lines, secret = Lines(), "Zq-own-secret-of-the-service"
+    lines.log.handlers[0].setFormatter(JsonLines(KnownSecrets({"API_KEY": secret})))
+    try:
+        raise KeyError(secret)
+    except KeyError:
+        lines.log.exception("%s", secret, extra={"file": f"/home/{secret}.txt", secret: {secret: [secret]}})
+    assert secret not in lines.text.getvalue()
+    lines.log.warning("stack", stack_info=True, extra={"encoded": b64encode(secret.encode()).decode()})
+    assert b64encode(secret.encode()).decode()[:30] not in lines.text.getvalue()
+
+
+def test_long_words_of_letters_and_digits_are_masked_in_texts_of_others(lines: Lines) -> None:
+    canary = "c4n4ry0f5omebodyE15eWith40Characters0000"
+    try:
+        raise ValueError(f"input_value='{canary}'")
+    except ValueError as error:
+        lines.log.exception("it failed: %s", error, extra={"error": str(error)})
+    logging.LoggerAdapter(lines.log).warning(canary)
+    assert canary not in lines.text.getvalue()
+    ours = logging.Logger("app.some")
+    ours.addHandler(lines.log.handlers[0])
+    ours.info("session %s", canary)
+    assert lines.last["event"] == f"session {canary}"
 
 
 def test_extras_with_secret_names_are_masked(lines: Lines) -> None:
@@ -93,10 +124,12 @@ def test_unencodable_extras_are_logged_as_one_line(lines: Lines) -> None:
 @pytest.fixture
 def restored() -> Iterator[None]:
     root = logging.getLogger()
-    before = root.handlers[:], root.level, logging.getLogger("uvicorn.access").disabled
+    app = logging.getLogger("app")
+    before = root.handlers[:], root.level, app.level, logging.getLogger("uvicorn.access").disabled
     yield
-    root.handlers[:], level, logging.getLogger("uvicorn.access").disabled = before
+    root.handlers[:], level, app_level, logging.getLogger("uvicorn.access").disabled = before
     root.setLevel(level)
+    app.setLevel(app_level)
 
 
 @pytest.mark.usefixtures("restored")
@@ -111,6 +144,8 @@ def test_libraries_log_warnings_and_uvicorn_uses_the_root_handler(capsys: pytest
     logging.getLogger("httpx").warning("slow")
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["Started", "slow"]
     configure_logging("DEBUG")
-    logging.getLogger("openai._base_client").debug("Request options: headers")
+    for library in ("openai._base_client", "httpx", "docker", "a.new.library"):
+        logging.getLogger(library).debug("Request options: headers")
+        logging.getLogger(library).info("GET https://example.com/?q=words")
     logging.getLogger("app").debug("a message")
     assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["a message"]

@@ -154,7 +154,7 @@ async def _look_forever(watch: _Watch[T], look: Look[T]) -> None:
         try:
             glance = await look(watch.latest)
         except (SandboxFailure, SandboxUnavailable, StoreUnavailable) as error:
-            log.debug("live view: %s", error)
+            log.debug("live view: nothing to see now", extra={"error": str(error)})
         if glance.view is not None and glance.view != watch.latest:
             watch.publish(glance.view)
         await asyncio.sleep(MIN_PAUSE + glance.size / CHARACTERS_PER_SECOND)
