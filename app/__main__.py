@@ -25,11 +25,12 @@ from app.bootstrap import RunningService, open_service
 from app.domain.errors import AnkerError
 from app.infrastructure.auth.tokens import new_token
 from app.infrastructure.logging import configure_logging
+from app.infrastructure.secrets.known_secrets import KnownSecrets
 from app.interfaces.http_connection import HttpConnection, TrimmingServer
 from app.interfaces.metrics import Metrics
 from app.interfaces.viewer_connection import MAX_MESSAGE, PING_SECONDS, PONG_SECONDS, ViewerConnection
 from app.main import create_app
-from app.providers import check_providers
+from app.providers import check_providers, secrets_of
 from app.settings import Role, Settings, UnusableSetting, load_settings
 
 DRAIN_SECONDS = 3
@@ -139,11 +140,13 @@ async def work(settings: Settings) -> None:
         UnusableSetting: A setting cannot be used.
     """
     _set_async_library()
-    configure_logging(settings.log_level)
+    secrets = KnownSecrets()
+    configure_logging(settings.log_level, secrets)
+    secrets.add(secrets_of(settings))
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_service(settings, {}, Metrics(), role="worker") as service:
+    async with open_service(settings, {}, Metrics(), secrets=secrets, role="worker") as service:
         print(f"Anker works on runs\nIt uses {service.description}", flush=True)
         await stop.wait()
 

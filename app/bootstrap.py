@@ -5,11 +5,11 @@
 
 import logging
 import os
-import secrets
 import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from secrets import token_hex
 from typing import TYPE_CHECKING, TypedDict
 
 from app.application.services.chat import ChatService
@@ -27,6 +27,7 @@ from app.domain.external.llm import LLM, ModelCatalog
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
+from app.domain.external.secrets import MaskedEventLog
 from app.domain.external.signals import Signals
 from app.domain.models.event import EventRecord
 from app.domain.services.agents.limits import RunLimits
@@ -38,6 +39,7 @@ from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.queue.supervisor import InlineRunQueue
+from app.infrastructure.secrets.known_secrets import KnownSecrets
 from app.infrastructure.streams.memory import LocalSignals, MemoryFeed
 from app.infrastructure.streams.polling import PollingFeed
 from app.interfaces.api.services import Services
@@ -78,6 +80,7 @@ async def open_service(
     overrides: Overrides,
     metrics: Metrics,
     *,
+    secrets: KnownSecrets,
     role: Role = "all",
     login: Authenticator | None = None,
 ) -> AsyncGenerator[RunningService, None]:
@@ -87,6 +90,7 @@ async def open_service(
         settings: The settings.
         overrides: Parts that replace those which the settings choose.
         metrics: Where everything is counted.
+        secrets: The mask of the secrets in `settings`. Those that the service makes itself are added.
         role: What this process does.
         login: How its clients log in; closed with the rest. None for a process that serves no requests.
 
@@ -96,7 +100,7 @@ async def open_service(
     """
     check_providers(settings)
     async with AsyncExitStack() as stack:
-        parts = await _open_parts(settings, overrides, metrics, stack, role=role)
+        parts = await _open_parts(settings, overrides, metrics, secrets, stack, role=role)
         view = WIRE_VIEWS[settings.wire_compat]
         services = _services(parts, metrics, heartbeat=overrides.get("heartbeat", 15.0), view=view)
         if login is not None:
@@ -107,10 +111,22 @@ async def open_service(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Events:
+    """The store of the sessions, and how their readers learn of changes."""
+
+    store: Store
+    event_log: MaskedEventLog
+    redis: "RedisConnection | None"
+    feed: MemoryFeed
+    signals: Signals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
     """The open parts that the use cases are built from."""
 
     store: Store
+    event_log: MaskedEventLog
     redis: "RedisConnection | None"
     feed: MemoryFeed
     models: ModelCatalog
@@ -121,17 +137,31 @@ class _Parts:
     description: str
 
 
-async def _open_parts(
-    settings: Settings, overrides: Overrides, metrics: Metrics, stack: AsyncExitStack, *, role: Role
-) -> _Parts:
+async def _open_events(settings: Settings, metrics: Metrics, secrets: KnownSecrets, stack: AsyncExitStack) -> _Events:
     def on_committed(session_id: str, records: Sequence[EventRecord]) -> None:
         feed.publish(session_id, records)
         metrics.count_events(records)
 
     store = await stack.enter_async_context(_store(settings, on_committed))
+    secrets.add({"the signing key": store.signing_key})
     redis = await _redis(settings, store, stack)
     feed, signals = await _feed_and_signals(store, redis, stack)
-    context = FactoryContext(settings=settings, role=role, store=store, observe=metrics.observe_model)
+    event_log = MaskedEventLog(store.event_log, secrets)
+    return _Events(store=store, event_log=event_log, redis=redis, feed=feed, signals=signals)
+
+
+async def _open_parts(
+    settings: Settings,
+    overrides: Overrides,
+    metrics: Metrics,
+    secrets: KnownSecrets,
+    stack: AsyncExitStack,
+    *,
+    role: Role,
+) -> _Parts:
+    events = await _open_events(settings, metrics, secrets, stack)
+    store, event_log, feed = events.store, events.event_log, events.feed
+    context = FactoryContext(settings=settings, role=role, store=store, secrets=secrets, observe=metrics.observe_model)
     models, model_description = _models(context, overrides)
     stack.push_async_callback(models.close)
     sandboxes, sandbox_description = await _sandboxes(context, overrides)
@@ -142,9 +172,10 @@ async def _open_parts(
     engine = overrides.get("engine") or SEARCH_ENGINES[settings.search_provider].create(context)
     stack.push_async_callback(engine.close)
     dependencies = FlowDependencies(
-        event_log=store.event_log,
+        event_log=event_log,
         feed=feed,
         models=models,
+        mask=secrets,
         tools=overrides.get("tools", EXECUTING),
         limits=_run_limits(settings),
         sandboxes=sandboxes,
@@ -152,22 +183,28 @@ async def _open_parts(
         screenshots=screenshots,
         engine=engine,
     )
-    queue = await _queue(store, PlanActWorker(dependencies), signals, role=role)
+    queue = await _queue(store, PlanActWorker(dependencies), events.signals, role=role)
     stack.push_async_callback(queue.close)
     stack.callback(feed.close)
-    stores = f"SQLite in {settings.data_dir}" if isinstance(store, SqliteStore) else "MongoDB"
-    stores += "" if redis is None else ", with Redis"
     return _Parts(
         store=store,
-        redis=redis,
+        event_log=event_log,
+        redis=events.redis,
         feed=feed,
         models=models,
         queue=queue,
         sandboxes=sandboxes,
         browsers=browsers,
         screenshots=screenshots,
-        description=f"store: {stores}; sandbox: {sandbox_description}; model: {model_description}",
+        description=secrets.mask(
+            f"store: {_stores(settings)}; sandbox: {sandbox_description}; model: {model_description}"
+        ),
     )
+
+
+def _stores(settings: Settings) -> str:
+    store = "MongoDB" if settings.mongodb_url.get_secret_value() else f"SQLite in {settings.data_dir}"
+    return f"{store}, with Redis" if settings.redis_url.get_secret_value() else store
 
 
 def _run_limits(settings: Settings) -> RunLimits:
@@ -218,7 +255,7 @@ async def _queue(store: Store, worker: PlanActWorker, signals: Signals, *, role:
             inline.resume(session_id)
         return inline
     # Unique for each process, and readable for an operator who looks into the store.
-    holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    holder = f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}"
     leased = LeasedRunQueue(worker, store.leases, signals, holder=holder, takes_runs=role != "api")
     leased.start()
     return leased
@@ -226,12 +263,13 @@ async def _queue(store: Store, worker: PlanActWorker, signals: Signals, *, role:
 
 def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireView) -> Services:
     store, feed, queue, sandboxes = parts.store, parts.feed, parts.queue, parts.sandboxes
-    streams = EventStreams(store.event_log, feed)
+    event_log, mask = parts.event_log, parts.event_log.mask
+    streams = EventStreams(event_log, feed)
     desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
     return Services(
         chat=ChatService(
             sessions=store.sessions,
-            event_log=store.event_log,
+            event_log=event_log,
             streams=streams,
             feed=feed,
             queue=queue,
@@ -239,17 +277,18 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireVi
         ),
         sessions=SessionService(
             sessions=store.sessions,
-            event_log=store.event_log,
+            event_log=event_log,
             streams=streams,
             feed=feed,
             queue=queue,
             browsers=parts.browsers,
             sandboxes=sandboxes,
             models=parts.models,
+            mask=mask,
         ),
         models=parts.models,
         inspect_sandbox=SandboxInspector(
-            sessions=store.sessions, event_log=store.event_log, sandboxes=sandboxes, feed=feed
+            sessions=store.sessions, event_log=event_log, sandboxes=sandboxes, feed=feed, mask=mask
         ),
         screenshots=parts.screenshots,
         desktop=desktop,
@@ -262,6 +301,7 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireVi
         },
         end_streams=feed.close,
         metrics=metrics,
+        mask=mask,
         gauges={
             "runs_active": lambda: queue.active,
             "streams_open": lambda: feed.subscriber_count - desktop.viewers,

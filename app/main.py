@@ -11,7 +11,9 @@ from starlette.types import Receive, Scope, Send
 
 from app.bootstrap import Overrides, open_service
 from app.domain.external.authenticator import Authenticator
+from app.domain.external.secrets import NoSecrets, SecretMask
 from app.infrastructure.logging import configure_logging
+from app.infrastructure.secrets.known_secrets import KnownSecrets
 from app.interfaces.api import chat, config, health, models, sandbox, sessions, tickets, vnc
 from app.interfaces.api.openapi import documentation_router, install_openapi
 from app.interfaces.api.services import provide
@@ -19,7 +21,7 @@ from app.interfaces.authentication import RECHECK_SECONDS, AuthenticationMiddlew
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.metrics import Metrics
 from app.interfaces.middleware import BodyLimitMiddleware, FailureMiddleware, OriginMiddleware, RequestLogMiddleware
-from app.providers import AUTHENTICATORS, check_providers
+from app.providers import AUTHENTICATORS, check_providers, secrets_of
 from app.settings import Role, Settings, load_settings
 
 ROUTERS = (
@@ -73,20 +75,29 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
     """
     chosen = settings or load_settings()
     check_providers(chosen)
-    configure_logging(chosen.log_level)
+    secrets = KnownSecrets()
+    configure_logging(chosen.log_level, secrets)
+    secrets.add(secrets_of(chosen))
     metrics = Metrics()
     authenticator = AUTHENTICATORS[chosen.auth_mode].create(chosen)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        async with open_service(chosen, overrides, metrics, role=role, login=authenticator) as service:
+        async with open_service(chosen, overrides, metrics, secrets=secrets, role=role, login=authenticator) as service:
             app.state.service = service
             provide(app, service.services)
             yield
 
     app = Application(metrics, title="Anker", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
     routers = WORKER_ROUTERS if role == "worker" else ROUTERS
-    set_up_app(app, authenticator, admins=chosen.auth_admins, allowed_origins=chosen.allowed_origins, routers=routers)
+    set_up_app(
+        app,
+        authenticator,
+        admins=chosen.auth_admins,
+        allowed_origins=chosen.allowed_origins,
+        routers=routers,
+        mask=secrets,
+    )
     app.add_middleware(OriginMiddleware, allowed=chosen.allowed_origins, loopback_only=chosen.is_loopback)
     return app
 
@@ -100,6 +111,7 @@ def set_up_app(
     recheck_seconds: float = RECHECK_SECONDS,
     allowed_origins: Sequence[str] = (),
     routers: Sequence[APIRouter] = ROUTERS,
+    mask: SecretMask | None = None,
 ) -> None:
     """Add everything that answers HTTP requests to `app`; `provide` adds the services that the routes call.
 
@@ -111,12 +123,13 @@ def set_up_app(
         recheck_seconds: Seconds between two checks of the login of an open stream.
         allowed_origins: Other origins whose pages may call the service.
         routers: The routers to include.
+        mask: Masks the service's own secrets in error messages; None to mask nothing.
     """
     app.router.redirect_slashes = False  # a redirect would be a response without the envelope
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-    install_error_handlers(app, routes)
+    install_error_handlers(app, routes, mask or NoSecrets())
     install_openapi(app, routes)
     # Middleware that is added last handles a request first.
     app.add_middleware(BodyLimitMiddleware)

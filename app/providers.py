@@ -6,10 +6,11 @@ kind is `TOOLKITS` in `app/domain/services/tools/registry.py`.
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
 
@@ -34,7 +35,8 @@ from app.infrastructure.sandbox.local.provider import LocalSandboxes, has_chromi
 from app.infrastructure.sandbox.remote import RemoteSandboxes
 from app.infrastructure.search.ddgs import DdgsSearch
 from app.infrastructure.search.google import GoogleSearch
-from app.model_config import ModelOptions, load_models
+from app.infrastructure.secrets.known_secrets import KnownSecrets
+from app.model_config import NO_KEY, ModelOptions, load_models
 from app.settings import ONE_PROCESS_ONLY, Role, Settings, UnusableSetting
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class FactoryContext:
     """What this process does."""
     store: "Store"
     """The open store."""
+    secrets: KnownSecrets
+    """Where a provider registers secrets that it makes, to be masked."""
     observe: Callable[[ModelProfile], ModelObserver]
     """Creates the observer of a model, for metrics."""
 
@@ -170,6 +174,7 @@ async def _docker_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, s
         runtime=settings.sandbox_runtime,
     )
     docker = DockerSandboxes(options, installation=store.installation, existing=store.sessions.last_event_numbers)
+    docker.on_token = context.secrets.add_passing
     await docker.start()
     return docker, f"Docker containers of {settings.sandbox_image}"
 
@@ -178,6 +183,7 @@ async def _local_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, st
     settings = context.settings
     log.warning("sandboxes are local: the model's commands run on this machine as your user, unisolated")
     local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
+    local.on_token = context.secrets.add_passing
     hide_process()
     await local.start()
     if removed := await local.sweep(await context.store.sessions.list_ids()):
@@ -231,6 +237,42 @@ AUTHENTICATORS: dict[str, Provider[AuthenticatorFactory]] = {
     "proxy": Provider(_proxy_login, needs=("auth_proxy_header", "auth_proxy_from"), check=_proxy_login),
 }
 """Values of `AUTH`. When it is empty, `Settings.auth_mode` chooses one of these."""
+
+
+def secrets_of(settings: Settings) -> Mapping[str, str]:
+    """Return the service's own secrets by the names of their settings: all `SecretStr`, and the keys of the models.
+
+    Of an address, the secrets are its password and the values of its query that are named as keys.
+    """
+    named: dict[str, str] = {}
+    for name in type(settings).model_fields:
+        value: object = getattr(settings, name)
+        if isinstance(value, SecretStr | str):
+            is_secret = isinstance(value, SecretStr)
+            text = value.get_secret_value() if is_secret else value
+            named |= _secrets_in(name.upper(), text, is_secret=is_secret)
+    if settings.model_provider == "openai":
+        for name, options in load_models(settings).models.items():
+            if (key := options.api_key.get_secret_value()) != NO_KEY:
+                named[f"the key of the model {name}"] = key
+            named |= _secrets_in(f"the address of the model {name}", options.base_url, is_secret=False)
+    return named
+
+
+def _secrets_in(name: str, text: str, *, is_secret: bool) -> dict[str, str]:
+    """Return the secrets in a setting: the whole, or parts of an address or of a list `name:token,name:token`."""
+    if "://" not in text:
+        tokens = [entry.partition(":")[2] for entry in text.split(",")] if name == "API_TOKENS" else [text]
+        found = tokens if is_secret else []
+    else:
+        parts = urlsplit(text)
+        found = [parts.password or "", *(value for key, value in parse_qsl(parts.query) if _KEY_NAME.search(key))]
+        found += [unquote(found[0])]
+    return {name if index == 0 else f"{name} ({index + 1})": value for index, value in enumerate(found)}
+
+
+_KEY_NAME = re.compile(r"(?i)key|token|secret|passw|sig|credential")
+"""Matches names of parameters whose values are secrets."""
 
 
 def check_providers(settings: Settings) -> None:

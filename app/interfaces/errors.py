@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from app.domain import errors
 from app.domain.errors import AnkerError, LimitReached, SandboxFailure, Unavailable
+from app.domain.external.secrets import SecretMask
 from app.interfaces.envelope import failure
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,11 @@ def status_of(error: AnkerError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def error_response(error: AnkerError) -> Response:
-    """Return the response that reports `error`, and log it if it is not the client's fault."""
+def error_response(error: AnkerError, mask: SecretMask | None = None) -> Response:
+    """Return the response that reports `error`, and log it if it is not the client's fault.
+
+    `mask`: masks the message; None for one that quotes nothing.
+    """
     status = status_of(error)
     headers: dict[str, str] = {}
     if isinstance(error, LimitReached | Unavailable):
@@ -80,7 +84,8 @@ def error_response(error: AnkerError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("request failed", extra={"error": str(error), "kind": type(error).__name__})
-    return failure(status, str(error) or HTTPStatus(status).phrase, headers=headers)
+    message = str(error) if mask is None else mask.mask(str(error))
+    return failure(status, message or HTTPStatus(status).phrase, headers=headers)
 
 
 def explain(problems: Iterable[Mapping[str, object]]) -> str:
@@ -90,26 +95,30 @@ def explain(problems: Iterable[Mapping[str, object]]) -> str:
     return "; ".join(lines[:_MAX_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
 
 
-def install_error_handlers(app: FastAPI, routes: Iterable[APIRoute]) -> None:
+def install_error_handlers(app: FastAPI, routes: Iterable[APIRoute], mask: SecretMask) -> None:
     """Make `app` answer every expected failure, the framework's own included, with the envelope.
 
     Args:
         app: The application.
         routes: The routes whose methods the `Allow` header of a 405 names.
+        mask: Masks the service's own secrets in messages, which may quote a request or a sandbox.
     """
     methods = [(route.path_regex, frozenset(route.methods or ())) for route in routes]
 
     async def on_framework_error(request: Request, error: Exception) -> Response:
-        return _framework_response(cast("HTTPException", error), _allowed(methods, request.url.path))
+        return _framework_response(cast("HTTPException", error), _allowed(methods, request.url.path), mask)
 
-    app.add_exception_handler(AnkerError, _on_anker_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    async def on_anker_error(_request: Request, error: Exception) -> Response:
+        return error_response(cast("AnkerError", error), mask)
+
+    async def on_invalid_request(_request: Request, error: Exception) -> Response:
+        problems = cast("Iterable[Mapping[str, object]]", cast("RequestValidationError", error).errors())
+        return failure(HTTPStatus.BAD_REQUEST, mask.mask(explain(problems)))
+
+    app.add_exception_handler(AnkerError, on_anker_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, on_framework_error)
     app.add_exception_handler(Exception, _on_unexpected_error)
-
-
-async def _on_anker_error(_request: Request, error: Exception) -> Response:
-    return error_response(cast("AnkerError", error))
 
 
 async def _on_unexpected_error(_request: Request, _error: Exception) -> Response:
@@ -117,18 +126,13 @@ async def _on_unexpected_error(_request: Request, _error: Exception) -> Response
     return failure(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL)
 
 
-async def _on_invalid_request(_request: Request, error: Exception) -> Response:
-    problems = cast("Iterable[Mapping[str, object]]", cast("RequestValidationError", error).errors())
-    return failure(HTTPStatus.BAD_REQUEST, explain(problems))
-
-
-def _framework_response(error: HTTPException, allowed: str) -> Response:
+def _framework_response(error: HTTPException, allowed: str, mask: SecretMask) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = allowed = allowed or headers.get("Allow", "")
     message = FRAMEWORK_MESSAGES.get(error.status_code, "")
     status = FRAMEWORK_STATUS.get(error.status_code, error.status_code)
-    return failure(status, message.format(allowed=allowed) or str(error.detail), headers=headers)
+    return failure(status, message.format(allowed=allowed) or mask.mask(str(error.detail)), headers=headers)
 
 
 def _allowed(methods: list[tuple[re.Pattern[str], frozenset[str]]], path: str) -> str:

@@ -20,6 +20,7 @@ from app.application.services.tickets import TicketService
 from app.domain.external.authenticator import Authenticator
 from app.domain.external.llm import ModelCatalog
 from app.domain.external.run_queue import Attempt
+from app.domain.external.secrets import NoSecrets
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent
 from app.domain.models.model_profile import ModelProfile
 from app.domain.models.run import Checkpoint
@@ -162,6 +163,7 @@ class ApiHarness:
         streams = EventStreams(store, feed)
         return Services(
             metrics=self.metrics,
+            mask=NoSecrets(),
             gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.subscriber_count},
             chat=ChatService(
                 sessions=store, event_log=store, streams=streams, feed=feed, queue=queue, models=self.models

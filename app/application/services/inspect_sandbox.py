@@ -16,6 +16,7 @@ from app.application.services.live_views import Glance, LiveViews
 from app.domain.errors import NotFound, SandboxFailure, SandboxUnavailable
 from app.domain.external.feed import Feed
 from app.domain.external.sandbox import Sandbox, SandboxProvider
+from app.domain.external.secrets import NoSecrets, SecretMask, masked
 from app.domain.models.sandbox import ConsoleRecord, FileText, ShellState
 from app.domain.models.session import Session
 from app.domain.repositories.event_log import EventLog
@@ -59,9 +60,16 @@ class SandboxInspector:
     """Read-only access to the sandbox of a session, for its owner."""
 
     def __init__(
-        self, *, sessions: SessionRepository, event_log: EventLog, sandboxes: SandboxProvider, feed: Feed
+        self,
+        *,
+        sessions: SessionRepository,
+        event_log: EventLog,
+        sandboxes: SandboxProvider,
+        feed: Feed,
+        mask: SecretMask | None = None,
     ) -> None:
         self.sessions = sessions
+        self._mask = mask or NoSecrets()
         self.last_known = LastKnown(event_log=event_log)
         self._sandboxes = sandboxes
         self._shells = LiveViews[ShellState](feed)
@@ -102,7 +110,7 @@ class SandboxInspector:
         session = await self.sessions.get(session_id, owner=owner)
         try:
             sandbox = await self._sandboxes.acquire(session_id)
-            return await sandbox.file_watch(path)
+            return masked(await sandbox.file_watch(path), self._mask)
         except SandboxUnavailable:
             found = await self.last_known.file(session, path)
             if found is None:
@@ -125,19 +133,19 @@ class SandboxInspector:
         return self._files.follow(session, path, _FileLook(self, session_id, path, owner))
 
     async def look(self, session_id: str, call: Callable[[Sandbox], Awaitable[T]]) -> T | None:
-        """Make a call on the session's sandbox. Return None if none runs."""
+        """Make a call on the session's sandbox and mask its result. Return None if none runs."""
         sandbox = await self._sandboxes.peek(session_id)
         if sandbox is None:
             return None
         try:
-            return await call(sandbox)
+            return masked(await call(sandbox), self._mask)
         except SandboxUnavailable:
             found = await self._sandboxes.find(session_id)
             if found is None:
                 return None
             if found.instance_id == sandbox.instance_id:
                 raise
-            return await call(found)
+            return masked(await call(found), self._mask)
 
 
 class _ShellLook:

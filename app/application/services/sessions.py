@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 from app.application.services.streams import RETRY_SECONDS, EventStreams
@@ -13,6 +13,7 @@ from app.domain.external.feed import Feed
 from app.domain.external.llm import ModelCatalog
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
+from app.domain.external.secrets import NoSecrets, SecretMask
 from app.domain.models.event import EventRecord
 from app.domain.models.session import Session, SessionPage
 from app.domain.repositories.event_log import EventLog
@@ -45,6 +46,7 @@ class SessionService:
     browsers: Browsers
     sandboxes: SandboxProvider
     models: ModelCatalog
+    mask: SecretMask = field(default_factory=NoSecrets)
     now: Callable[[], int] = unix_now
 
     async def create(self, *, owner: str, model: str = "", title: str = "") -> str:
@@ -61,7 +63,7 @@ class SessionService:
         if model:
             self.models.check(model)
         session_id = uuid4().hex
-        await self.sessions.create(session_id, owner=owner, at=self.now(), model=model, title=title)
+        await self.sessions.create(session_id, owner=owner, at=self.now(), model=model, title=self.mask.mask(title))
         self.feed.notify_list_changed()
         return session_id
 
@@ -72,7 +74,7 @@ class SessionService:
             NotFound: The session does not exist.
             InvalidInput: The title has no characters to show.
         """
-        title = " ".join(title.split())
+        title = self.mask.mask(" ".join(title.split()))
         if not title:
             raise InvalidInput("title: must not be blank")
         await self.sessions.get(session_id, owner=owner)

@@ -1,10 +1,15 @@
-"""Port: masks the service's own secrets in text, and in the events and messages that contain it."""
+"""Port: masks the service's own secrets in text. `masked` and `MaskedEventLog` apply it to what contains text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from hashlib import sha256
 from typing import Protocol, TypeVar, cast
 
+from app.domain.models.event import EventRecord
+from app.domain.models.message import TranscriptEntry
+from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.models.tool import Image
+from app.domain.repositories.event_log import Commit, EventLog, StoredMessage, UnreadMessage
 
 T = TypeVar("T")
 
@@ -86,3 +91,47 @@ def _masked(value: object, mask: SecretMask) -> object:
             return replace(value, **changes) if changes else value
         case _:
             return value
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedEventLog:
+    """The `EventLog` `inner`, behind `mask`. Every write of a session passes here, whoever makes it."""
+
+    inner: EventLog
+    mask: SecretMask
+
+    async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
+        """Implement `EventLog.commit`."""
+        return await self.inner.commit(session_id, masked(commit, self.mask))
+
+    async def append_user_message(
+        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+    ) -> StoredMessage:
+        """Implement `EventLog.append_user_message`."""
+        if key is not None and self.mask.mask(key) != key:
+            key = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()  # two masked keys must differ
+        return await self.inner.append_user_message(session_id, self.mask.mask(content), at=at, key=key, model=model)
+
+    async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
+        """Implement `EventLog.rename_session`."""
+        await self.inner.rename_session(session_id, self.mask.mask(title), at=at)
+
+    async def read(
+        self, session_id: str, *, after: int, limit: int, max_bytes: int | None = None
+    ) -> Sequence[EventRecord]:
+        """Implement `EventLog.read`."""
+        return await self.inner.read(session_id, after=after, limit=limit, max_bytes=max_bytes)
+
+    async def unread_messages(self, session_id: str, *, after: int) -> Sequence[UnreadMessage]:
+        """Implement `EventLog.unread_messages`."""
+        return await self.inner.unread_messages(session_id, after=after)
+
+    async def load_checkpoint(self, session_id: str) -> Checkpoint:
+        """Implement `EventLog.load_checkpoint`."""
+        return await self.inner.load_checkpoint(session_id)
+
+    async def load_transcript(
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+    ) -> Sequence[TranscriptEntry]:
+        """Implement `EventLog.load_transcript`."""
+        return await self.inner.load_transcript(session_id, transcript, after=after)

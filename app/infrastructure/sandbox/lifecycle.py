@@ -75,11 +75,15 @@ class SandboxBackend(Protocol[R]):
 class SessionSandbox(Generic[R]):
     """One session's sandbox in this process, through all its instances."""
 
-    def __init__(self, session_id: str, backend: SandboxBackend[R]) -> None:
+    def __init__(
+        self, session_id: str, backend: SandboxBackend[R], on_token: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Manage the sandbox of a session. `on_token` learns the token of each of its instances."""
         self.session_id = session_id
         self.running: R | None = None
         """The instance that was last known to run; it may have ended since."""
         self._backend = backend
+        self._on_token = on_token
         self._is_over = False
         self._start: asyncio.Task[R] | None = None
         # Held while an instance is looked up, started or ended: one at a time.
@@ -189,6 +193,8 @@ class SessionSandbox(Generic[R]):
 
     async def _replace(self, running: R | None) -> None:
         known, self.running = self.running, running
+        if running is not None and running is not known:
+            self._on_token(running.api.token)
         if known is not None and known is not running:
             await known.close()
 
@@ -235,6 +241,8 @@ class SessionSandboxProvider(ABC, Generic[R]):
         """
         self.sessions: dict[str, SessionSandbox[R]] = {}
         self.is_closed = False
+        self.on_token: Callable[[str], None] = lambda _: None
+        """Learns the token of each sandbox, to mask it. Set it before the first use."""
         self._backend = backend
         self._key = key
         self._removals: set[asyncio.Task[None]] = set()
@@ -320,7 +328,7 @@ class SessionSandboxProvider(ABC, Generic[R]):
         key = self._key(session_id)
         session = self.sessions.get(key)
         if session is None:
-            session = self.sessions[key] = SessionSandbox(session_id, self._backend)
+            session = self.sessions[key] = SessionSandbox(session_id, self._backend, self.on_token)
         return session
 
     def drop_empty_sessions(self) -> None:

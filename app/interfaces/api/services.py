@@ -15,6 +15,7 @@ from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.tickets import TicketService
 from app.domain.external.llm import ModelCatalog
+from app.domain.external.secrets import SecretMask
 from app.interfaces.metrics import Gauges, Metrics
 from app.interfaces.wire import WIRE_VIEWS, WireView
 
@@ -39,6 +40,8 @@ class Services:
     end_streams: Callable[[], None]
     """Makes every open stream end soon. Called when the server starts to shut down, possibly more than once."""
     metrics: Metrics
+    mask: SecretMask
+    """Masks the service's own secrets in what clients are told of failures."""
     gauges: Gauges
     view: WireView = WIRE_VIEWS[""]
     """What clients are shown of events and sessions."""

@@ -216,7 +216,7 @@ async def _watch(websocket: WebSocket, session_id: str) -> tuple[int | None, str
             viewer = ViewOnlyViewer(viewer)
         ending = await services_of(websocket).desktop.watch(session_id, viewer, owner=caller.owner)
     except AnkerError as error:
-        return _error_code(error), str(error)
+        return _error_code(error), services_of(websocket).mask.mask(str(error))
     except Exception:  # the root of a socket
         log.exception("a viewer failed unexpectedly")
         return INTERNAL, "internal error; the log has the details"

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from app.domain.clock import unix_now
 from app.domain.errors import StaleCheckpoint, StoreUnavailable
+from app.domain.external.secrets import NoSecrets, SecretMask
 from app.domain.models.event import Event
 from app.domain.models.message import (
     MaskRecord,
@@ -99,6 +100,7 @@ class RunCheckpointer:
         *,
         fencing_token: int | None = None,
         windows: ContextWindows | None = None,
+        mask: SecretMask | None = None,
         now: Callable[[], int] = unix_now,
     ) -> None:
         """Create a checkpointer. Call `load` before use.
@@ -108,11 +110,13 @@ class RunCheckpointer:
             event_log: The event log.
             fencing_token: See `Commit.fencing_token`.
             windows: What is known of the models' context windows; None to begin anew.
+            mask: Masks the service's own secrets in what comes from the model and from tools; None to mask nothing.
             now: Returns the current time in whole seconds since the epoch, UTC.
         """
         self.session_id = session_id
         self.checkpoint = Checkpoint()
         self.windows = windows or ContextWindows()
+        self.mask = mask or NoSecrets()
         self._event_log = event_log
         self._fencing_token = fencing_token
         self._now = now

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from app.domain.errors import ContextTooLong, ModelFailure
 from app.domain.external.llm import LLM, ModelReply, ModelRequest, ReplyListener
+from app.domain.external.secrets import masked
 from app.domain.models.message import (
     AssistantMessage,
     MaskRecord,
@@ -110,7 +111,7 @@ class BoundedConversation:
             request = await self._fit(tools, limit, listener, max_tokens=max_tokens, refusal=refusal)
             self._limits.check(self._checkpointer.checkpoint)  # A summary may have taken the last call.
             try:
-                reply = await self._model.complete(request, listener=listener)
+                reply = masked(await self._model.complete(request, listener=listener), self._checkpointer.mask)
             except ContextTooLong as error:
                 refusal = error
                 limit = self._window.reduced(request, limit, error.limit_tokens)
@@ -256,7 +257,7 @@ class BoundedConversation:
             log.warning("the model wrote no summary", extra={"error": str(error)})
         else:
             self._checkpointer.add_usage(self._model.profile.priced(reply.usage))
-            notes = reply.content.strip() if reply.finish != "refused" else ""
+            notes = self._checkpointer.mask.mask(reply.content.strip()) if reply.finish != "refused" else ""
         if len(notes) < _MIN_NOTES_CHARS or notes.startswith(("{", "<tool_call>")):
             notes = f"{compaction.facts(old)}\n{notes}"
         return self._window.clip(notes.strip(), int(budget.spare * _NOTES_SHARE))

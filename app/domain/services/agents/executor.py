@@ -3,11 +3,13 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from app.domain.errors import SandboxFailure, SandboxUnavailable, SearchFailure
 from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM, ModelReply
+from app.domain.external.secrets import masked
 from app.domain.models.event import (
     DoneEvent,
     Event,
@@ -126,12 +128,11 @@ class Executor:
             if self._checkpointer.checkpoint.plan.next_pending is not None:
                 await self._carry_out_reply(await self._exchange.request(self._specs, self._status))
                 continue
-            live = LiveText(self._feed, self._checkpointer.session_id)
-            try:
+            with closing(LiveText(self._feed, self._checkpointer.session_id, self._checkpointer.mask)) as live:
                 listener = ArgumentListener(live, COMPLETE_STEP.spec.name, "answer")
-                await self._carry_out_reply(await self._exchange.request(self._specs, listener))
-            finally:
-                live.close()
+                reply = await self._exchange.request(self._specs, listener)
+                live.finish()
+                await self._carry_out_reply(reply)
 
     async def _carry_out_reply(self, reply: ModelReply) -> None:
         if reply.tool_calls:
@@ -249,7 +250,7 @@ class Executor:
             result = ToolResult(success=False, text=f"Failed: {error}", message=str(error), content=content)
         turn.results[opened.id] = (opened.args, result)
         limit = self._window.result_chars(result.text)
-        result = await fit_result(result, limit, opened.function, self._context)
+        result = await fit_result(masked(result, self._checkpointer.mask), limit, opened.function, self._context)
         async with self._result_lock:
             checkpoint = self._checkpointer.checkpoint
             known_instance = checkpoint.sandbox_instance

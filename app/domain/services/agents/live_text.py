@@ -9,6 +9,7 @@ from pydantic_core import from_json
 
 from app.domain.external.feed import Feed
 from app.domain.external.llm import ReplyListener
+from app.domain.external.secrets import NoSecrets, SecretMask
 from app.domain.models.event import StatusDelta, TextDelta
 
 _FIRST_STEP = re.compile(r'"steps"\s*:\s*\[\s*\{')
@@ -51,24 +52,40 @@ class StatusListener:
 
 
 class LiveText(StatusListener):
-    """Publishes a growing message to the session's subscribers. Close it once the message is stored or abandoned."""
+    """Publishes a growing message to the session's subscribers. Close it once the message is stored or abandoned.
 
-    def __init__(self, feed: Feed, session_id: str) -> None:
+    What may be the beginning of a secret is held back until more text follows, or until `finish`.
+    """
+
+    def __init__(self, feed: Feed, session_id: str, mask: SecretMask | None = None) -> None:
         super().__init__(feed, session_id)
-        self._message_id = uuid4().hex
+        self._mask = mask or NoSecrets()
+        self._begin()
 
     def text(self, delta: str) -> None:
         """Implement `ReplyListener.text`."""
-        self._feed.publish_delta(self._session_id, TextDelta(self._message_id, delta))
+        self._publish(self._masked.feed(delta))
 
     def restart(self) -> None:
         """Implement `ReplyListener.restart`."""
         self._feed.end_delta(self._session_id)
-        self._message_id = uuid4().hex
+        self._begin()
+
+    def finish(self) -> None:
+        """Publish what is held back: the message is complete, and will be stored."""
+        self._publish(self._masked.flush())
 
     def close(self) -> None:
         """End the message."""
         self._feed.end_delta(self._session_id)
+
+    def _begin(self) -> None:
+        self._message_id = uuid4().hex
+        self._masked = self._mask.stream()
+
+    def _publish(self, text: str) -> None:
+        if text:
+            self._feed.publish_delta(self._session_id, TextDelta(self._message_id, text))
 
 
 class ArgumentListener:

@@ -71,13 +71,14 @@ class Planner:
             Superseded: A user message arrived before a final answer was stored.
         """
         session_id = self._checkpointer.session_id
-        live = LiveText(self._feed, session_id)
+        live = LiveText(self._feed, session_id, self._checkpointer.mask)
         listener = PlanListener(live, on_steps=lambda: self._sandboxes.warm(session_id))
         try:
             while True:
                 reply = await self._exchange.request(_TOOLS, listener)
                 plan = await self._parse(reply)
                 if plan is not None:
+                    live.finish()
                     await self._accept(plan)
                     return
                 listener.restart()
@@ -174,9 +175,10 @@ class Answerer:
             results = planning.step_results(plan)
             await checkpointer.stage("planner", UserMessage(content=planning.ANSWER.format(results=results)))
             checkpointer.checkpoint = replace(checkpointer.checkpoint, answer_requested=True)
-        live = LiveText(self._feed, checkpointer.session_id)
+        live = LiveText(self._feed, checkpointer.session_id, checkpointer.mask)
         try:
             text = await self._write(live)
+            live.finish()
             done = DoneEvent(usage=RunUsage.of(checkpointer.checkpoint.usage))
             await checkpointer.commit(
                 [MessageEvent(role="assistant", content=text), done],

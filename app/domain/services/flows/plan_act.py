@@ -24,6 +24,7 @@ from typing import assert_never
 from app.domain.errors import AnkerError, RunGivenUp, RunLimitReached, SandboxFailure, SandboxUnavailable, Superseded
 from app.domain.external.feed import Feed
 from app.domain.external.llm import ModelCatalog
+from app.domain.external.secrets import NoSecrets, SecretMask
 from app.domain.models.event import (
     DoneEvent,
     ErrorEvent,
@@ -84,6 +85,8 @@ class FlowDependencies(ToolDependencies):
     tools: Mapping[str, Tool]
     limits: RunLimits = field(default_factory=RunLimits)
     windows: ContextWindows = field(default_factory=ContextWindows)
+    mask: SecretMask = field(default_factory=NoSecrets)
+    """Masks what the model and the tools return; `event_log` masks what is stored."""
 
 
 class PlanActFlow:
@@ -94,7 +97,11 @@ class PlanActFlow:
         self._dependencies = dependencies
         self._context = ToolContext(session_id=session_id, shared=dependencies)
         self._checkpointer = RunCheckpointer(
-            session_id, dependencies.event_log, fencing_token=fencing_token, windows=dependencies.windows
+            session_id,
+            dependencies.event_log,
+            fencing_token=fencing_token,
+            windows=dependencies.windows,
+            mask=dependencies.mask,
         )
 
     async def run(self, reason: str = CRASHED, *, crashed: bool = False) -> None:
