@@ -183,7 +183,7 @@ async def _open_parts(
         screenshots=screenshots,
         engine=engine,
     )
-    queue = await _queue(store, PlanActWorker(dependencies), events.signals, role=role)
+    queue = await _queue(settings, store, PlanActWorker(dependencies), events.signals, role=role)
     stack.push_async_callback(queue.close)
     stack.callback(feed.close)
     return _Parts(
@@ -247,16 +247,17 @@ async def _feed_and_signals(
     return await stack.enter_async_context(RedisFeed(redis, last_event_numbers)), RedisSignals(redis)
 
 
-async def _queue(store: Store, worker: PlanActWorker, signals: Signals, *, role: Role) -> RunQueue:
+async def _queue(settings: Settings, store: Store, worker: PlanActWorker, signals: Signals, *, role: Role) -> RunQueue:
+    max_runs = settings.runs_per_process
     if isinstance(store, SqliteStore):
-        inline = InlineRunQueue(worker)
-        for session_id in await store.sessions.list_active():
+        inline = InlineRunQueue(worker, max_runs=max_runs)
+        for session_id, owner in (await store.sessions.list_active()).items():
             log.info("resuming an interrupted run", extra={"session_id": session_id})
-            inline.resume(session_id)
+            inline.resume(session_id, owner=owner)
         return inline
     # Unique for each process, and readable for an operator who looks into the store.
     holder = f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}"
-    leased = LeasedRunQueue(worker, store.leases, signals, holder=holder, takes_runs=role != "api")
+    leased = LeasedRunQueue(worker, store.leases, signals, holder=holder, takes_runs=role != "api", max_runs=max_runs)
     leased.start()
     return leased
 
@@ -304,6 +305,7 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireVi
         mask=mask,
         gauges={
             "runs_active": lambda: queue.active,
+            "runs_waiting": lambda: queue.waiting,
             "streams_open": lambda: feed.subscriber_count - desktop.viewers,
             "viewers_open": lambda: desktop.viewers,
         },

@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     """Maximum number of steps that a run starts until the user writes again."""
     run_token_budget: int = Field(0, ge=0)
     """Maximum number of tokens of a run until the user writes again; 0 for no limit."""
+    runs_per_process: int = Field(100, ge=1)
+    """Number of runs that one process carries at once. Others wait, and owners take turns."""
 
     search_provider: str = "auto"
     google_search_api_key: SecretStr = SecretStr("")

@@ -8,5 +8,13 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 session_id: ContextVar[str] = ContextVar("session_id", default="")
 """ID of the current session; empty outside a session."""
 
+owner: ContextVar[str] = ContextVar("owner", default="")
+"""Owner of the session of the current run; empty outside a run."""
+
 principal_name: ContextVar[str] = ContextVar("principal_name", default="")
 """Name of the principal of the current request; empty outside a request and where there is no login."""
+
+
+def current_owner() -> str:
+    """Return the owner of the sessions that the current task works for: that of its run, or of its request."""
+    return owner.get() or principal_name.get()

@@ -35,8 +35,13 @@ async def acquired(
 
 async def claimable(store: LeasingHarness, *, count: int) -> Sequence[str] | None:
     """Return the claimable sessions if there are `count` of them."""
-    found = await store.leases.list_claimable(limit=9)
+    found = await claim_order(store)
     return found if len(found) == count else None
+
+
+async def claim_order(store: LeasingHarness, *, limit: int = 99) -> list[str]:
+    """Return the ids of the claimable sessions in order."""
+    return [each.session_id for each in await store.leases.list_claimable(limit=limit)]
 
 
 async def add_user_message(store: LeasingHarness, session_id: str = "s") -> int:
@@ -44,7 +49,7 @@ async def add_user_message(store: LeasingHarness, session_id: str = "s") -> int:
 
 
 async def test_acquire_while_a_lease_is_valid_returns_none(store: LeasingHarness) -> None:
-    assert await acquired(store) == Lease(session_id="s", token=1, last_user_message=0)
+    assert await acquired(store) == Lease(session_id="s", token=1, owner="me", last_user_message=0)
     assert await store.leases.acquire("s", holder="b", seconds=LONG_SECONDS) is None
     assert await store.leases.acquire("s", holder="a", seconds=LONG_SECONDS) is None
 
@@ -75,7 +80,7 @@ async def test_lease_has_the_newest_user_message_and_the_requested_stop(store: L
     newest = await add_user_message(store)
     await store.event_log.commit("s", Commit(timestamp=1, events=[MessageEvent(role="assistant", content="x")]))
     await store.leases.request_stop("s", up_to=1)
-    assert await acquired(store) == Lease(session_id="s", token=1, last_user_message=newest, stop_up_to=1)
+    assert await acquired(store) == Lease(session_id="s", token=1, owner="me", last_user_message=newest, stop_up_to=1)
 
 
 async def test_release_returns_whether_the_session_is_active(store: LeasingHarness) -> None:
@@ -116,7 +121,7 @@ async def test_renew_extends_all_leases_of_the_holder_and_no_others(store: Leasi
 async def test_expired_lease_can_be_renewed_until_it_is_acquired(store: LeasingHarness) -> None:
     await add_user_message(store)
     lease = await acquired(store, seconds=0)
-    assert await store.leases.list_claimable(limit=9) == ["s"]
+    assert await claim_order(store) == ["s"]
     assert [each.token for each in await store.leases.renew(holder="a", seconds=0)] == [lease.token]
     await acquired(store, holder="b")
     assert list(await store.leases.renew(holder="a", seconds=LONG_SECONDS)) == []
@@ -142,7 +147,7 @@ async def test_take_over_returns_the_holder_of_a_valid_lease(store: LeasingHarne
 async def test_claimable_sessions_are_listed_longest_waiting_first(store: LeasingHarness) -> None:
     for name in ("rests", "held", "late", "early", "stops"):
         await store.sessions.create(name, owner="me", at=1)
-    for name in ("held", "late", "early"):
+    for name in ("held", "early", "late"):
         await add_user_message(store, name)
     await acquired(store, "held")
     await acquired(store, "early", seconds=0)
@@ -150,8 +155,34 @@ async def test_claimable_sessions_are_listed_longest_waiting_first(store: Leasin
     await store.leases.request_stop("stops", up_to=1)
     found = await eventually(lambda: claimable(store, count=3))
     assert found == ["stops", "early", "late"]
-    assert await store.leases.list_claimable(limit=2) == ["stops", "early"]
+    assert await claim_order(store, limit=2) == ["stops", "early"]
+    assert [each.is_stopping for each in await store.leases.list_claimable(limit=2)] == [True, False]
     assert list(await store.leases.list_claimable(limit=0)) == []
+
+
+async def test_claimable_session_of_the_owner_with_fewest_leases_comes_first(store: LeasingHarness) -> None:
+    for number in range(6):
+        await store.sessions.create(f"many {number}", owner="many", at=1)
+        await add_user_message(store, f"many {number}")
+    for owner in ("few", "one"):
+        for number in range(2):
+            await store.sessions.create(f"{owner} {number}", owner=owner, at=1)
+            await add_user_message(store, f"{owner} {number}")
+    for name in ("many 0", "many 1", "one 0"):
+        await acquired(store, name)
+    expected = ["few 0", "few 1", "one 1", "many 2", "many 3", "many 4", "many 5"]
+    assert await claim_order(store) == expected
+    assert await claim_order(store, limit=2) == expected[:2]
+    assert (await store.leases.list_claimable(limit=1))[0].owner == "few"
+
+
+async def test_released_session_with_work_waits_behind_those_that_waited_before(store: LeasingHarness) -> None:
+    await add_user_message(store)
+    lease = await acquired(store)
+    await store.sessions.create("t", owner="me", at=1)
+    await add_user_message(store, "t")
+    assert await store.leases.release(lease)
+    assert await claim_order(store) == ["t", "s"]
 
 
 async def test_largest_requested_stop_counts_until_it_is_cleared(store: LeasingHarness) -> None:

@@ -369,7 +369,7 @@ async def test_running_sessions_of_version_2_are_found_after_the_migration(mongo
         await database.sessions.create_index("status", name="active")
         await database.metadata.update_one({"_id": "version"}, {"$set": {"value": 2}})
         await mongo.open()
-        assert await mongo.sessions.list_active() == ["s"]
+        assert list(await mongo.sessions.list_active()) == ["s"]
         assert "active" not in await database.sessions.index_information()
         assert (await database.metadata.find_one({"_id": "version"}))["value"] == VERSION
 
@@ -428,7 +428,7 @@ async def test_lease_that_expired_during_an_outage_can_be_renewed_before_others_
     lease = await mongo.leases.acquire("s", holder="a", seconds=0)
     assert lease is not None
     async with second_process(mongo) as other:
-        assert await other.leases.list_claimable(limit=1) == ["s"]
+        assert [each.session_id for each in await other.leases.list_claimable(limit=1)] == ["s"]
         other.store._availability.mark_lost()
         assert await other.sessions.check() is not None
         await eventually(lambda: is_available(other))

@@ -78,7 +78,7 @@ async def test_leases_fence_commits(store: MongoHarness) -> None:
     (renewed,) = await store.leases.renew(holder="b", seconds=60)
     assert renewed.stop_up_to == 1
     assert await store.leases.release(renewed) is False
-    assert list(await store.leases.list_claimable(limit=9)) == ["s"]
+    assert [each.session_id for each in await store.leases.list_claimable(limit=9)] == ["s"]
 
 
 async def test_screenshots_are_stored(store: MongoHarness) -> None:

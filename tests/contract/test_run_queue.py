@@ -104,9 +104,9 @@ async def wait_until_idle(queue: AnyQueue) -> None:
 
 
 async def test_wake_starts_a_run_and_a_second_wake_interrupts_it(queue: AnyQueue, worker: RecordingWorker) -> None:
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
-    await queue.wake("s", up_to=2)
+    await queue.wake("s", up_to=2, owner="me")
     await worker.started.acquire()
     worker.released.release()
     await wait_until_idle(queue)
@@ -117,9 +117,9 @@ async def test_wake_starts_a_run_and_a_second_wake_interrupts_it(queue: AnyQueue
 async def test_hundred_concurrent_wakes_never_run_two_attempts_at_once(
     queue: AnyQueue, worker: RecordingWorker
 ) -> None:
-    await asyncio.gather(*(queue.wake("s", up_to=300) for _ in range(100)))
+    await asyncio.gather(*(queue.wake("s", up_to=300, owner="me") for _ in range(100)))
     await worker.started.acquire()
-    await asyncio.gather(*(queue.wake("s", up_to=400) for _ in range(100)))
+    await asyncio.gather(*(queue.wake("s", up_to=400, owner="me") for _ in range(100)))
     for _ in range(10):
         worker.released.release()
     await wait_until_idle(queue)
@@ -129,7 +129,7 @@ async def test_hundred_concurrent_wakes_never_run_two_attempts_at_once(
 
 async def test_sessions_run_concurrently(queue: RunQueue, worker: RecordingWorker) -> None:
     for session_id in "abc":
-        await queue.wake(session_id, up_to=1)
+        await queue.wake(session_id, up_to=1, owner="me")
     for _ in "abc":
         await worker.started.acquire()
     assert worker.running == 3
@@ -138,7 +138,7 @@ async def test_sessions_run_concurrently(queue: RunQueue, worker: RecordingWorke
 async def test_stop_run_cancels_the_attempt_and_returns_once_the_run_is_finished(
     queue: AnyQueue, worker: RecordingWorker
 ) -> None:
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
     await queue.stop_run("s", up_to=7)
     assert worker.log == ["attempt", "cancelled", "stop 7"]
@@ -151,7 +151,7 @@ async def test_stop_run_without_an_attempt_finishes_the_run(queue: RunQueue, wor
 
 
 async def test_message_after_the_stop_request_starts_another_attempt(queue: RunQueue, worker: RecordingWorker) -> None:
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
     worker.stop_errors.append(Superseded("newer message"))
     await queue.stop_run("s", up_to=1)
@@ -160,7 +160,7 @@ async def test_message_after_the_stop_request_starts_another_attempt(queue: RunQ
 
 
 async def test_concurrent_stops_all_return(queue: RunQueue, worker: RecordingWorker) -> None:
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
     async with asyncio.timeout(WAIT_SECONDS):
         await asyncio.gather(*(queue.stop_run("s", up_to=number) for number in range(20)))
@@ -170,7 +170,7 @@ async def test_concurrent_stops_all_return(queue: RunQueue, worker: RecordingWor
 async def test_stop_that_cannot_be_stored_raises_and_the_run_continues(
     queue: RunQueue, worker: RecordingWorker
 ) -> None:
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
     worker.stop_errors.append(StoreUnavailable("full"))
     with pytest.raises(StoreUnavailable):
@@ -179,7 +179,7 @@ async def test_stop_that_cannot_be_stored_raises_and_the_run_continues(
 
 
 async def test_cancel_run_ends_the_attempt_without_finishing_the_run(queue: RunQueue, worker: RecordingWorker) -> None:
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
     await queue.cancel_run("s")
     assert worker.log[:2] == ["attempt", "cancelled"]
@@ -190,7 +190,7 @@ async def test_cancel_run_ends_the_attempt_without_finishing_the_run(queue: RunQ
 async def test_superseded_attempt_is_followed_by_another(queue: AnyQueue, worker: RecordingWorker) -> None:
     worker.attempt_errors.append(Superseded("newer message"))
     worker.released.release()
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await wait_until_idle(queue)
     assert worker.reasons == [CRASHED, INTERRUPTED]
 
@@ -201,7 +201,7 @@ async def test_attempts_are_repeated_until_the_store_is_available(
     monkeypatch.setattr(supervisor, "_RETRY_SECONDS", (0.0, 0.0))
     worker.attempt_errors.extend(StoreUnavailable("away") for _ in range(5))
     worker.released.release()
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await wait_until_idle(queue)
     assert worker.log == ["attempt"] * 6 + ["ended"]
 
@@ -211,7 +211,7 @@ async def test_stop_run_does_not_wait_for_the_pause_between_attempts(
 ) -> None:
     monkeypatch.setattr(supervisor, "_RETRY_SECONDS", (600.0,))
     worker.attempt_errors.append(StoreUnavailable("away"))
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
     async with asyncio.timeout(WAIT_SECONDS):
         await queue.stop_run("s", up_to=1)
@@ -228,11 +228,11 @@ async def test_message_after_an_unexpected_error_does_not_wait_for_the_pause(
     queue: AnyQueue, worker: RecordingWorker
 ) -> None:
     worker.attempt_errors.append(RuntimeError("bug"))
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
     worker.released.release()
     async with asyncio.timeout(supervisor.FAULT_PAUSE_SECONDS / 2):
-        await queue.wake("s", up_to=2)
+        await queue.wake("s", up_to=2, owner="me")
         await wait_until_idle(queue)
     assert worker.log == ["attempt", "attempt", "ended"]
 
@@ -244,9 +244,9 @@ async def test_unexpected_error_while_killing_open_calls_blocks_neither_messages
         raise RuntimeError("bug")
 
     worker.kill_open_calls = fail_unexpectedly  # type: ignore[method-assign]
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
-    await queue.wake("s", up_to=2)
+    await queue.wake("s", up_to=2, owner="me")
     await worker.started.acquire()
     await queue.stop_run("s", up_to=2)
     assert worker.log == ["attempt", "cancelled", "attempt", "cancelled", "stop 2"]
@@ -257,11 +257,11 @@ async def test_close_cancels_every_run_and_later_wakes_start_none(
 ) -> None:
     queue = make_queue(worker)
     for session_id in "ab":
-        await queue.wake(session_id, up_to=1)
+        await queue.wake(session_id, up_to=1, owner="me")
         await worker.started.acquire()
     await queue.close()
     assert worker.running == 0
-    await queue.wake("a", up_to=2)
+    await queue.wake("a", up_to=2, owner="me")
     assert worker.running == 0
 
 
@@ -278,7 +278,7 @@ async def test_stop_run_preempted_by_close_raises(worker: RecordingWorker, make_
             await asyncio.Event().wait()  # Until `close` cancels it once more.
 
     worker.work = end_slowly  # type: ignore[method-assign]
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     await worker.started.acquire()
     stopping = asyncio.create_task(queue.stop_run("s", up_to=1))
     await cancelled.wait()

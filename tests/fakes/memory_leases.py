@@ -1,11 +1,12 @@
 """The `LeaseRepository` of a `MemoryStore`."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.domain.errors import NotFound
-from app.domain.repositories.leases import Lease
+from app.domain.repositories.leases import ClaimableSession, Lease
 from tests.fakes.memory_store import MemoryStore
 
 
@@ -50,6 +51,7 @@ class MemoryLeases:
         if stored is None or stored.token != lease.token or not self._store.exists(lease.session_id):
             return False
         stored.holder, stored.valid_until = "", 0.0
+        self._store.note_waiting(lease.session_id)
         return lease.session_id in await self._store.list_active()
 
     async def take_over(self, session_id: str, *, holder: str, seconds: float) -> str | None:
@@ -58,14 +60,20 @@ class MemoryLeases:
         self._grant(session_id, stored, holder, seconds)
         return before or None
 
-    async def list_claimable(self, *, limit: int) -> Sequence[str]:
-        active = set(await self._store.list_active())
-        found: list[tuple[float, str]] = []
-        for session_id in await self._store.list_ids():
-            stored = self._find(session_id)
-            if (stored.stop_up_to is not None or session_id in active) and not self._is_valid(stored):
-                found.append((stored.valid_until, session_id))
-        return [session_id for _, session_id in sorted(found)][:limit]
+    async def list_claimable(self, *, limit: int) -> Sequence[ClaimableSession]:
+        active = await self._store.list_active()
+        ranks = Counter(owner for session_id, owner in active.items() if self._is_valid(self._find(session_id)))
+        found: list[tuple[int, int, ClaimableSession]] = []
+        for session_id in sorted(await self._store.list_ids(), key=self._waiting_since):
+            stored, owner = self._find(session_id), self._store.owner(session_id)
+            if self._is_valid(stored) or (stored.stop_up_to is None and session_id not in active):
+                continue
+            is_stopping = stored.stop_up_to is not None
+            if not is_stopping:
+                ranks[owner] += 1
+            rank = 0 if is_stopping else ranks[owner]
+            found.append((rank, self._waiting_since(session_id), ClaimableSession(session_id, owner, is_stopping)))
+        return [session for _, _, session in sorted(found)][:limit]
 
     async def request_stop(self, session_id: str, *, up_to: int) -> None:
         stored = self._find(session_id)
@@ -86,6 +94,9 @@ class MemoryLeases:
             raise NotFound("no such session")
         return self._leases.setdefault(session_id, _StoredLease())
 
+    def _waiting_since(self, session_id: str) -> int:
+        return self._store.waiting_since.get(session_id, 0)
+
     def _is_valid(self, stored: _StoredLease) -> bool:
         return bool(stored.holder) and stored.valid_until > self._clock()
 
@@ -98,6 +109,7 @@ class MemoryLeases:
         return Lease(
             session_id=session_id,
             token=stored.token,
+            owner=self._store.owner(session_id),
             last_user_message=self._store.last_user_message(session_id),
             stop_up_to=stored.stop_up_to,
             previous_holder_lost=previous_holder_lost,

@@ -61,6 +61,8 @@ class MemoryStore:
         self.trouble: str | None = None
         self.fences: dict[str, int] = {}
         """Token of the newest lease, by session."""
+        self.waiting_since: dict[str, int] = {}
+        """When a session began to wait for a holder, by session; each time is a number that counts up."""
 
     async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
         check_timestamp(commit.timestamp)
@@ -88,6 +90,7 @@ class MemoryStore:
         if key is not None and well_formed(key) in stored.message_keys:
             return StoredMessage(number=stored.message_keys[well_formed(key)], is_new=False)
         records = self._append(stored, (MessageEvent(role="user", content=content),), at)
+        self.note_waiting(session_id)
         if not stored.session.title:
             stored.session = replace(stored.session, title=well_formed(title_of(content)))
         if model is not None:
@@ -162,9 +165,16 @@ class MemoryStore:
         found.sort(key=lambda each: (each.last_activity, each.ordinal), reverse=True)
         return page_of(found[: limit + 1], limit)
 
-    async def list_active(self) -> Sequence[str]:
+    async def list_active(self) -> Mapping[str, str]:
         self.check_trouble()
-        return [each.session.id for each in self._sessions.values() if each.session.status == "running"]
+        sessions = (each.session for each in self._sessions.values())
+        return {session.id: session.owner for session in sessions if session.status == "running"}
+
+    def note_waiting(self, session_id: str) -> None:
+        self.waiting_since[session_id] = max(self.waiting_since.values(), default=0) + 1
+
+    def owner(self, session_id: str) -> str:
+        return self._find(session_id).session.owner
 
     async def list_ids(self) -> Sequence[str]:
         self.check_trouble()

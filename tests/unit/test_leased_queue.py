@@ -139,7 +139,7 @@ class QueueCluster:
     async def send_message(self, queue: LeasedRunQueue) -> int:
         """Store a message and wake its run through `queue`. Return the message's number."""
         number = await self.store_message()
-        await queue.wake("s", up_to=number)
+        await queue.wake("s", up_to=number, owner="me")
         return number
 
     async def store_message(self) -> int:
@@ -207,7 +207,7 @@ async def test_message_to_an_api_process_is_carried_out_by_a_worker(cluster: Que
 async def test_hundred_wakes_in_five_processes_are_one_attempt(cluster: QueueCluster) -> None:
     processes = [cluster.add_process(f"worker-{number}") for number in range(5)]
     number = await cluster.store_message()
-    await asyncio.gather(*(queue.wake("s", up_to=number) for queue, _ in processes for _ in range(20)))
+    await asyncio.gather(*(queue.wake("s", up_to=number, owner="me") for queue, _ in processes for _ in range(20)))
     await eventually(cluster.runs)
     cluster.gate.set()
     await eventually(lambda: "done" in cluster.events())
@@ -345,7 +345,7 @@ async def test_run_continues_after_a_deletion_that_failed(cluster: QueueCluster)
     queue, worker = cluster.add_process("worker")
     await cluster.start_run(queue)
     await queue.cancel_run("s")
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="me")
     cluster.now += TIMES.duration + 1
     await eventually(cluster.runs)
     assert len(worker.attempts) == 2

@@ -80,7 +80,7 @@ async def test_stop_counts_replies_that_no_commit_had_stored(store: MemoryStore)
         raise AssertionError
 
     queue = InlineRunQueue(make_worker(store, ScriptedLLM([creates_plan("a"), says("a"), says("b"), hang])))
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="")
     await asked_again.wait()
     await queue.stop_run("s", up_to=(await store.get("s", owner="")).last_event_number)
     assert await ending(store) == ("done", 3, 3)
@@ -93,10 +93,10 @@ async def test_interrupt_continues_the_count(store: MemoryStore) -> None:
     replies = [creates_plan("a"), says("a"), runs_command("hang"), creates_plan(message="Hello.")]
     model = ScriptedLLM(replies)
     queue = InlineRunQueue(make_worker(store, model, sandboxes=sandboxes))
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="")
     await eventually(lambda: len(model.requests) == 3)
     await store.append_user_message("s", "second", at=1, key=None)
-    await queue.wake("s", up_to=2)
+    await queue.wake("s", up_to=2, owner="")
     await eventually(lambda: not queue.active)
     assert await ending(store) == ("done", 4, 4)
     await queue.close()
@@ -109,7 +109,7 @@ async def test_message_during_the_last_call_loses_no_usage(store: MemoryStore) -
 
     replies = [creates_plan("a"), completes_step(), answer, creates_plan(message="Hello.")]
     queue = InlineRunQueue(make_worker(store, ScriptedLLM(replies)))
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="")
     await eventually(lambda: not queue.active)
     assert await ending(store) == ("done", 4, 4)
     await queue.close()
@@ -143,7 +143,7 @@ async def test_stop_after_an_unconfirmed_commit_counts_its_replies_once() -> Non
     await store.create("s", owner="", at=1)
     await store.append_user_message("s", "first", at=1, key=None)
     queue = InlineRunQueue(make_worker(store, ScriptedLLM([creates_plan("a"), completes_step(), says("Done.")])))
-    await queue.wake("s", up_to=1)
+    await queue.wake("s", up_to=1, owner="")
     await eventually(lambda: store.commits == 1)
     while True:
         try:

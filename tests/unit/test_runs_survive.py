@@ -154,7 +154,7 @@ class CrashableService:
         await self.queue.close()
         self.start()
         for session_id in await self.store.list_active():
-            self.queue.resume(session_id)
+            self.queue.resume(session_id, owner="")
 
     async def send_message(self) -> None:
         self.messages_sent += 1

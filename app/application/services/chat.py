@@ -87,7 +87,7 @@ class ChatService:
         after = stored.number if request.after is None else request.after
         stream_range = _StreamRange(after=after, skip=stored.number, ends_after=stored.number)
         if stored.is_new:
-            await self.queue.wake(session_id, up_to=stored.number)
+            await self.queue.wake(session_id, up_to=stored.number, owner=owner)
             return self._stream(session_id, stream_range)
         # The message was sent before. Its run may be over, and the client may already have the terminal event.
         session = await self.sessions.get(session_id, owner=owner)

@@ -20,6 +20,7 @@ class PlanActWorker:
     async def work(self, session_id: str, attempt: Attempt) -> None:
         """Implement `RunWorker.work`. Errors that the queue does not handle end the run with an `error` event."""
         context.session_id.set(session_id)
+        context.owner.set(attempt.owner)
         flow = self._flow(session_id, attempt.fencing_token)
         try:
             await flow.run(attempt.reason, crashed=attempt.crashed)

@@ -183,7 +183,7 @@ class SessionService:
         try:
             await self.sessions.delete(session_id, owner=owner)
         except StoreUnavailable:
-            await self.queue.wake(session_id, up_to=session.last_event_number)
+            await self.queue.wake(session_id, up_to=session.last_event_number, owner=owner)
             raise
         # A message stored between the two steps above may have started the run again. From now on none can.
         await self.queue.cancel_run(session_id)

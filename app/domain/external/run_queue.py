@@ -9,11 +9,20 @@ class RunQueue(Protocol):
 
     @property
     def active(self) -> int:
-        """Number of runs in this process."""
+        """Number of runs in this process, without those that wait for their turn."""
         ...
 
-    async def wake(self, session_id: str, *, up_to: int) -> None:
-        """Start the session's run, or interrupt it, because messages up to event number `up_to` are stored."""
+    @property
+    def waiting(self) -> int:
+        """Number of runs that wait for their turn, as far as this process knows."""
+        ...
+
+    async def wake(self, session_id: str, *, up_to: int, owner: str) -> None:
+        """Start the session's run, or interrupt it, because messages up to event number `up_to` are stored.
+
+        A process carries a limited number of runs. Others wait, and the next turn goes to the owner with the fewest
+        runs, then to the run that waits longest. Stop and deletion of a waiting run take effect at once.
+        """
         ...
 
     async def stop_run(self, session_id: str, *, up_to: int) -> None:
@@ -39,6 +48,8 @@ class Attempt:
 
     reason: str
     """Why the previous attempt ended early, as text for the model and the log."""
+    owner: str = ""
+    """Owner of the session."""
     crashed: bool = False
     """Whether the previous attempt ended because its process died."""
     fencing_token: int | None = None

@@ -1,8 +1,8 @@
 """Storage port: leases, which decide who may carry a session's run, whatever queue brings the work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,12 +16,25 @@ class Lease:
     session_id: str
     token: int
     """Fencing token; higher than the token of every earlier lease of the session."""
+    owner: str
+    """Owner of the session."""
     last_user_message: int
     """Event number of the newest user message; 0 when there is none."""
     stop_up_to: int | None = None
     """Event number of the newest user message whose run the user asked to stop; None when nobody asked."""
     previous_holder_lost: bool = False
     """Whether the previous lease was not released: its holder died, or lost its connection to the store."""
+    waited: float = field(default=0.0, compare=False)
+    """Seconds for which the session had work and no holder when it was acquired."""
+
+
+class ClaimableSession(NamedTuple):
+    """A session with work that no process carries."""
+
+    session_id: str
+    owner: str
+    is_stopping: bool
+    """Whether its run is to stop, which takes a moment. Otherwise the run is to start or to continue."""
 
 
 class LeaseRepository(Protocol):
@@ -64,10 +77,12 @@ class LeaseRepository(Protocol):
         """
         ...
 
-    async def list_claimable(self, *, limit: int) -> Sequence[str]:
-        """Return ids of sessions with work and without a valid lease, longest waiting first.
+    async def list_claimable(self, *, limit: int) -> Sequence[ClaimableSession]:
+        """Return sessions with work and without a valid lease, in the order in which they should be leased.
 
-        A session has work if it is `running`, or if a stop was requested and not cleared.
+        A session has work if it is `running`, or if a stop was requested and not cleared. The latter come first. Of
+        the others, those of the owners with the fewest leased sessions come first, each counting as leased for the
+        next one of its owner; then those that wait longest.
         """
         ...
 

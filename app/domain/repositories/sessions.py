@@ -46,8 +46,11 @@ class SessionRepository(Protocol):
         """
         ...
 
-    async def list_active(self) -> Sequence[str]:
-        """Return the ids of all sessions with status `running`: each has a run, or needs one."""
+    async def list_active(self) -> Mapping[str, str]:
+        """Return the owners of all sessions with status `running`, by session id, in the order of their creation.
+
+        Each has a run, or needs one.
+        """
         ...
 
     async def list_ids(self) -> Sequence[str]:

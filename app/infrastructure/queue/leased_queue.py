@@ -4,6 +4,9 @@
                                                                                  │
     every second, each worker looks for active sessions without a holder ────────┘
 
+A worker carries a limited number of runs. The others wait in the store, without a lease, and each worker that has room
+takes the next ones in the fair order of `LeaseRepository.list_claimable`.
+
 A signal is only a hint. New messages and stop requests are also in the store, where the holder of a lease reads them
 with every renewal. A lost signal costs one or two seconds; an unavailable broker costs nothing else.
 """
@@ -20,8 +23,12 @@ from app.domain.external.run_queue import RunWorker
 from app.domain.external.signals import Signal, Signals
 from app.domain.repositories.leases import LeaseRepository
 from app.infrastructure.queue.leases import HeldLeases, LeaseTimes
+from app.infrastructure.queue.supervisor import MAX_RUNS, OnStart
 
 log = logging.getLogger(__name__)
+
+_MAX_LISTED = 256
+"""Maximum number of waiting sessions that a worker lists at once, and therefore counts."""
 
 _MAX_TAKEN_PER_SCAN = 16
 """Maximum number of sessions that a worker takes at once. It leaves the others to workers that look next."""
@@ -31,6 +38,9 @@ _RENEW_RETRY_SECONDS = 0.2
 
 Short, so that leases that expired meanwhile are renewed before other workers may take them.
 """
+
+_MIN_SCAN_SECONDS = 0.05
+"""Minimum seconds between two searches for waiting runs."""
 
 _DELAY_PER_RUN_SECONDS = 0.001
 """Seconds, for each run that a worker has, by which it delays its reaction to a signal: the least busy is first."""
@@ -48,6 +58,8 @@ class LeasedRunQueue:
         holder: str,
         takes_runs: bool,
         times: LeaseTimes | None = None,
+        max_runs: int = MAX_RUNS,
+        on_start: OnStart = lambda waited: None,
     ) -> None:
         """Create the queue of one process. Call `start` before use.
 
@@ -58,6 +70,8 @@ class LeasedRunQueue:
             holder: A name for this process that no other process ever has.
             takes_runs: False for a process that requests runs but only carries them in order to stop them.
             times: The times of the leases.
+            max_runs: Number of runs at once, see `RunSupervisor`.
+            on_start: See `OnStart`.
         """
         self._worker = worker
         self._leases = leases
@@ -66,8 +80,16 @@ class LeasedRunQueue:
         self._takes_runs = takes_runs
         self._times = times or LeaseTimes()
         self._held = HeldLeases(
-            worker, leases, signals, holder=holder, takes_runs=takes_runs, duration=self._times.duration
+            worker,
+            leases,
+            signals,
+            holder=holder,
+            takes_runs=takes_runs,
+            duration=self._times.duration,
+            max_runs=max_runs,
+            on_start=on_start,
         )
+        self._scan_soon = self._held.has_freed_slot
         self._settled_events: set[tuple[str, asyncio.Event]] = set()
         self._background: list[asyncio.Task[None]] = []
 
@@ -75,6 +97,11 @@ class LeasedRunQueue:
     def active(self) -> int:
         """Implement `RunQueue.active`."""
         return self._held.active
+
+    @property
+    def waiting(self) -> int:
+        """Implement `RunQueue.waiting`. Runs that wait in the store are counted up to `_MAX_LISTED`."""
+        return self._held.waiting
 
     def start(self) -> None:
         """Start to renew leases, to listen to signals, and to look for runs without a holder."""
@@ -88,18 +115,22 @@ class LeasedRunQueue:
         self._background.append(asyncio.create_task(renewing, name="lease renewal"))
         if self._takes_runs:
             scanning = self._repeat(
-                self._take_waiting_runs, self._times.scan_interval, "runs without a holder could not be listed"
+                self._take_waiting_runs,
+                self._times.scan_interval,
+                "runs without a holder could not be listed",
+                hurry=self._scan_soon,
             )
             self._background.append(asyncio.create_task(scanning, name="run scan"))
 
-    async def wake(self, session_id: str, *, up_to: int) -> None:
+    async def wake(self, session_id: str, *, up_to: int, owner: str) -> None:
         """Implement `RunQueue.wake`. Never fails: the message is stored, so a worker will find it."""
         if self._held.notify(session_id, last_user_message=up_to):
             return
-        if self._held.has_room:
+        if self._held.may_start(owner):
             with suppress(NotFound, StoreUnavailable):
                 if await self._held.try_start(session_id):
                     return
+        self._scan_soon.set()
         self._signals.send(Signal(kind="wake", session_id=session_id, up_to=up_to))
 
     async def stop_run(self, session_id: str, *, up_to: int) -> None:
@@ -149,7 +180,7 @@ class LeasedRunQueue:
         session_id = signal.session_id
         match signal.kind:
             case "wake":
-                if not self._held.notify(session_id, last_user_message=signal.up_to) and self._held.has_room:
+                if not self._held.notify(session_id, last_user_message=signal.up_to):
                     self._held.start_task(self._start_soon(session_id))
             case "stop":
                 self._held.notify(session_id, stop_up_to=signal.up_to)
@@ -162,6 +193,9 @@ class LeasedRunQueue:
 
     async def _start_soon(self, session_id: str) -> None:
         await asyncio.sleep(_DELAY_PER_RUN_SECONDS * self.active)
+        if not self._held.may_start(None):
+            self._scan_soon.set()
+            return
         with suppress(NotFound, StoreUnavailable):
             await self._held.try_start(session_id)
 
@@ -182,15 +216,20 @@ class LeasedRunQueue:
             self._settled_events.remove(entry)
 
     async def _take_waiting_runs(self) -> None:
-        """Take sessions that have work but no holder."""
-        if not self._held.has_room:
-            return
-        session_ids = list(await self._leases.list_claimable(limit=_MAX_TAKEN_PER_SCAN))
-        random.shuffle(session_ids)
-        for session_id in session_ids:
+        """Take sessions that have work but no holder, in the order of their turns, as far as there is room."""
+        claimable = await self._leases.list_claimable(limit=_MAX_LISTED)
+        self._held.waiting = len(claimable)
+        tried = 0
+        for session_id, owner, is_stopping in claimable:
+            if tried == _MAX_TAKEN_PER_SCAN:
+                break
+            if not (is_stopping or self._held.has_room(owner)):
+                continue
+            tried += 1
             with suppress(NotFound):
-                if self._held.has_room and await self._held.try_start(session_id):
+                if await self._held.try_start(session_id):
                     log.info("took a run without a holder", extra={"session_id": session_id})
+        self._held.waiting = len(claimable) - tried
 
     async def _repeat(
         self,
@@ -199,11 +238,14 @@ class LeasedRunQueue:
         warning: str,
         *,
         interval_while_away: float = math.inf,
+        hurry: asyncio.Event | None = None,
     ) -> None:
         """Call `action` for ever, about every `interval` seconds. The jitter keeps processes apart.
 
         While the store is unavailable, call it at least every `interval_while_away` seconds, and log `warning` once.
+        Once `hurry` is set, call it soon.
         """
+        hurry = hurry or asyncio.Event()
         away = False
         while True:
             try:
@@ -216,4 +258,8 @@ class LeasedRunQueue:
             except Exception:  # Root of the task: an unexpected error must not end it.
                 log.exception(warning)
             pause = min(interval, interval_while_away) if away else interval
-            await asyncio.sleep(pause * random.uniform(0.75, 1.0))  # noqa: S311
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause * random.uniform(0.75, 1.0)):  # noqa: S311
+                    await hurry.wait()
+                    await asyncio.sleep(_MIN_SCAN_SECONDS)
+            hurry.clear()

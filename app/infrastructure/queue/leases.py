@@ -10,14 +10,11 @@ from app.domain.errors import LeaseLost, NotFound, StoreUnavailable
 from app.domain.external.run_queue import RunWorker
 from app.domain.external.signals import Signal, Signals
 from app.domain.repositories.leases import Lease, LeaseRepository
-from app.infrastructure.queue.supervisor import FAULT_PAUSE_SECONDS, RunOutcome, RunSupervisor
+from app.infrastructure.queue.supervisor import FAULT_PAUSE_SECONDS, MAX_RUNS, OnStart, RunOutcome, RunSupervisor
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-MAX_RUNS = 256
-"""Maximum number of runs in one process. Further runs wait for another worker, or for one of these to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +58,8 @@ class HeldLeases:
         holder: str,
         takes_runs: bool,
         duration: float,
+        max_runs: int = MAX_RUNS,
+        on_start: OnStart = lambda waited: None,
     ) -> None:
         """Create an empty set of leases.
 
@@ -71,6 +70,8 @@ class HeldLeases:
             holder: The name of this process in the store.
             takes_runs: False for a process that leases a session only to stop its run.
             duration: How long a lease lasts unless it is renewed, in seconds.
+            max_runs: Number of runs at once, see `RunSupervisor`.
+            on_start: See `OnStart`.
         """
         self._worker = worker
         self._leases = leases
@@ -78,7 +79,13 @@ class HeldLeases:
         self._holder = holder
         self._takes_runs = takes_runs
         self._duration = duration
-        self._supervisor = RunSupervisor(worker, on_end=self._on_run_end)
+        self._supervisor = RunSupervisor(worker, max_runs=max_runs, on_start=on_start, on_end=self._on_run_end)
+        self.waiting = 0
+        """Number of runs that no process carries, at the last look."""
+        self.has_freed_slot = asyncio.Event()
+        """Set when a run ends while others wait."""
+        self._starting = 0
+        """Number of leases being acquired for runs."""
         self._held: dict[str, _HeldLease] = {}
         self._unreleased: list[Lease] = []
         """Leases that could not be released because the store was unavailable."""
@@ -89,13 +96,18 @@ class HeldLeases:
 
     @property
     def active(self) -> int:
-        """Number of runs in this process."""
+        """Number of runs in this process that do not wait for a slot."""
         return self._supervisor.active
 
-    @property
-    def has_room(self) -> bool:
-        """Whether this process may take another run."""
-        return self._takes_runs and not self._closing and self._supervisor.active < MAX_RUNS
+    def has_room(self, owner: str | None) -> bool:
+        """Return whether this process may take another run of `owner`; None: of an owner that is not known."""
+        slots = self._supervisor.slots
+        return self._takes_runs and not self._closing and slots.has_room(owner, reserved=self._starting + slots.waiting)
+
+    def may_start(self, owner: str | None) -> bool:
+        """Return whether a run of `owner`, see `has_room`, may start before all that wait."""
+        has_others = owner is None or self._supervisor.slots.held_by(owner) > 0
+        return self.has_room(owner) and not (self.waiting and has_others)
 
     def notify(self, session_id: str, *, last_user_message: int = 0, stop_up_to: int | None = None) -> bool:
         """Pass new requests to the session's run; known ones have no effect. Return whether the lease is held here.
@@ -124,7 +136,10 @@ class HeldLeases:
             NotFound: The session does not exist.
             StoreUnavailable: The session is not leased, as far as is known.
         """
-        return await asyncio.shield(self.start_task(self._acquire_and_start(session_id, None))) is not None
+        self._starting += 1
+        task = self.start_task(self._acquire_and_start(session_id, None))
+        task.add_done_callback(self._end_start)
+        return await asyncio.shield(task) is not None
 
     async def try_stop(self, session_id: str, *, up_to: int) -> bool:
         """Stop the run if it is in this process or in none. Return False if it is in another process.
@@ -202,11 +217,18 @@ class HeldLeases:
             return None
         requested = [number for number in (stop_up_to, lease.stop_up_to) if number is not None]
         if not requested:
-            self._supervisor.start(session_id, fencing_token=lease.token, crashed=lease.previous_holder_lost)
+            self._supervisor.start(
+                session_id,
+                owner=lease.owner,
+                waited=lease.waited,
+                fencing_token=lease.token,
+                crashed=lease.previous_holder_lost,
+            )
             return _completed()
         stopped = self._supervisor.request_stop(
             session_id,
             up_to=max(requested),
+            owner=lease.owner,
             fencing_token=lease.token,
             crashed=lease.previous_holder_lost,
             only_stop=not self._takes_runs,
@@ -215,7 +237,12 @@ class HeldLeases:
             self._confirm_after(held, stopped, max(requested))
         return stopped
 
+    def _end_start(self, _: asyncio.Task[Any]) -> None:
+        self._starting -= 1
+
     def _on_run_end(self, session_id: str, outcome: RunOutcome) -> None:
+        if self.waiting:
+            self.has_freed_slot.set()
         held = self._held.pop(session_id, None)
         if outcome == "lost":
             self.start_task(self._worker.release(session_id))
@@ -232,7 +259,7 @@ class HeldLeases:
         try:
             if not await self._leases.release(held.lease):
                 return
-            if self.has_room and await self._acquire_and_start(session_id, None) is not None:
+            if self.may_start(held.lease.owner) and await self._acquire_and_start(session_id, None) is not None:
                 return
         except StoreUnavailable:
             self._unreleased.append(held.lease)

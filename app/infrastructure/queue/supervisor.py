@@ -1,6 +1,7 @@
 """The supervisor of the runs in this process: one task for each run makes attempts and handles requests.
 
-`InlineRunQueue` is the run queue of a process that owns its store: all runs are in this process.
+A run waits for a slot before its first attempt, and keeps it until it ends. `InlineRunQueue` is the run queue of a
+process that owns its store: all runs are in this process.
 """
 
 import asyncio
@@ -12,16 +13,23 @@ from typing import Literal
 from app.domain.errors import AnkerError, LeaseLost, NotFound, StoreUnavailable, Superseded
 from app.domain.external.run_queue import Attempt, RunWorker
 from app.domain.services.flows.plan_act import CRASHED, INTERRUPTED, STOPPED, STORE_AWAY
+from app.infrastructure.fair_slots import FairSlots
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = (0.2, 0.5, 1, 2)
 """Pauses in seconds between attempts while the store is unavailable. The last one repeats."""
 
+MAX_RUNS = 100
+"""Default number of runs that a process carries at once."""
+
 FAULT_PAUSE_SECONDS = 2.0
 """Pause in seconds after an attempt that failed with an unexpected error."""
 
 _NOT_STOPPED = "the run could not be stopped"
+
+OnStart = Callable[[float], None]
+"""Called when a run gets its slot, with the seconds that it waited since its message was stored."""
 
 RunOutcome = Literal["done", "lost", "failed"]
 """How the task of a run ended: nothing is left to do, another worker has the run, or an unexpected error."""
@@ -31,6 +39,9 @@ RunOutcome = Literal["done", "lost", "failed"]
 class _SupervisedRun:
     """A run of this process and the requests that have arrived since its current attempt started."""
 
+    owner: str
+    since: float
+    """Time of the event loop's clock since which the run waits for a slot."""
     fencing_token: int | None
     crashed: bool
     """Whether the process that carried the run before has died, and no attempt has counted the crash yet."""
@@ -40,6 +51,8 @@ class _SupervisedRun:
     """Whether to end after a stop, even if newer user messages are stored."""
     task: "asyncio.Task[None] | None" = None
     attempt: "asyncio.Task[None] | None" = None
+    """The current attempt, or the current wait for a slot or for the store."""
+    has_slot: bool = False
     cancelled: bool = False
     lost: bool = False
     """Whether another worker has the run."""
@@ -71,37 +84,57 @@ class RunSupervisor:
     """Carries out the runs of this process. The queue decides which runs to start."""
 
     def __init__(
-        self, worker: RunWorker, *, on_end: Callable[[str, RunOutcome], None] = lambda session_id, outcome: None
+        self,
+        worker: RunWorker,
+        *,
+        max_runs: int = MAX_RUNS,
+        on_start: OnStart = lambda waited: None,
+        on_end: Callable[[str, RunOutcome], None] = lambda session_id, outcome: None,
     ) -> None:
         """Create a supervisor without runs.
 
         Args:
             worker: Makes the attempts.
+            max_runs: Number of runs at once. An owner's first run may exceed it, so that it waits for no other owner.
+            on_start: See `OnStart`.
             on_end: Called with the session ID when a run's task has ended and may be started again.
         """
         self._worker = worker
+        self._on_start = on_start
         self._on_end = on_end
+        self.slots = FairSlots(max_runs, spare=max_runs)
         self._runs: dict[str, _SupervisedRun] = {}
         self._closing = False
 
     @property
     def active(self) -> int:
-        """Number of runs in this process."""
-        return len(self._runs)
+        """Number of runs in this process that do not wait for a slot."""
+        return len(self._runs) - self.slots.waiting
 
     def has_run(self, session_id: str) -> bool:
         """Return whether the session's run is in this process."""
         return session_id in self._runs
 
-    def start(self, session_id: str, *, fencing_token: int | None = None, crashed: bool = False) -> None:
-        """Start the session's run, which must not be in this process yet.
+    def start(
+        self,
+        session_id: str,
+        *,
+        owner: str,
+        waited: float = 0.0,
+        fencing_token: int | None = None,
+        crashed: bool = False,
+    ) -> None:
+        """Start the session's run, which must not be in this process yet, once it has a slot.
 
         Args:
             session_id: The session.
+            owner: Owner of the session.
+            waited: Seconds that the run has waited in the store.
             fencing_token: Token of the lease under which the run writes.
             crashed: Whether the process that carried the run before has died.
         """
-        self._start(session_id, _SupervisedRun(fencing_token, crashed, woken=True, only_stop=False))
+        since = asyncio.get_running_loop().time() - waited
+        self._start(session_id, _SupervisedRun(owner, since, fencing_token, crashed, woken=True, only_stop=False))
 
     def wake(self, session_id: str) -> bool:
         """Interrupt the session's run, so that it reads new user messages. Return whether it is in this process."""
@@ -116,6 +149,7 @@ class RunSupervisor:
         session_id: str,
         *,
         up_to: int,
+        owner: str = "",
         fencing_token: int | None = None,
         crashed: bool = False,
         only_stop: bool = False,
@@ -128,13 +162,15 @@ class RunSupervisor:
         Args:
             session_id: The session.
             up_to: Number of the newest event when the user asked to stop.
+            owner: See `start`.
             fencing_token: See `start`.
             crashed: See `start`.
             only_stop: Leave newer user messages to another process.
         """
         run = self._runs.get(session_id)
         if run is None:
-            run = _SupervisedRun(fencing_token, crashed, woken=False, only_stop=only_stop)
+            since = asyncio.get_running_loop().time()
+            run = _SupervisedRun(owner, since, fencing_token, crashed, woken=False, only_stop=only_stop)
             self._start(session_id, run)
         return run.request_stop(up_to)
 
@@ -154,6 +190,8 @@ class RunSupervisor:
 
     def _start(self, session_id: str, run: _SupervisedRun) -> None:
         self._runs[session_id] = run
+        if run.woken:
+            self._note_slot(run, taken=self.slots.try_take(run.owner))
         run.task = asyncio.create_task(self._supervise(session_id, run), name=f"run {session_id}")
 
     async def _supervise(self, session_id: str, run: _SupervisedRun) -> None:
@@ -167,6 +205,8 @@ class RunSupervisor:
         finally:
             if self._runs.get(session_id) is run:
                 del self._runs[session_id]
+            if run.has_slot:
+                self.slots.give_back(run.owner)
             _resolve(run.stop_waiters, self._why_not_stopped(run, outcome))
             self._on_end(session_id, outcome)
 
@@ -187,13 +227,23 @@ class RunSupervisor:
                 continue
             if run.only_stop or not run.woken:
                 return
+            if not run.has_slot:
+                # A request interrupts the wait; the run keeps its turn.
+                error = await self._interruptible(run, self.slots.take(run.owner, since=run.since))
+                self._note_slot(run, taken=error is None)
+                continue
             run.woken = False
-            attempt = Attempt(reason=reason, crashed=run.crashed, fencing_token=run.fencing_token)
+            attempt = Attempt(reason=reason, owner=run.owner, crashed=run.crashed, fencing_token=run.fencing_token)
             error = await self._interruptible(run, self._worker.work(session_id, attempt))
             failures = failures + 1 if isinstance(error, StoreUnavailable) else 0
             # An attempt that did not reach the store has not counted the crash before it.
             run.crashed = run.crashed and isinstance(error, StoreUnavailable)
             reason = await self._after_attempt(session_id, run, error, failures)
+
+    def _note_slot(self, run: _SupervisedRun, *, taken: bool) -> None:
+        run.has_slot = taken
+        if taken:
+            self._on_start(asyncio.get_running_loop().time() - run.since)
 
     async def _interruptible(self, run: _SupervisedRun, work: Coroutine[None, None, None]) -> BaseException | None:
         """Await `work` until it ends or a request interrupts it. Return its error, if any."""
@@ -267,8 +317,9 @@ class RunSupervisor:
 class InlineRunQueue:
     """A `RunQueue` without leases. At start, the caller resumes every session whose status is `running`."""
 
-    def __init__(self, worker: RunWorker) -> None:
-        self._supervisor = RunSupervisor(worker)
+    def __init__(self, worker: RunWorker, *, max_runs: int = MAX_RUNS, on_start: OnStart = lambda waited: None) -> None:
+        """Create a queue without runs; see `RunSupervisor`."""
+        self._supervisor = RunSupervisor(worker, max_runs=max_runs, on_start=on_start)
         self._closing = False
 
     @property
@@ -276,14 +327,19 @@ class InlineRunQueue:
         """Implement `RunQueue.active`."""
         return self._supervisor.active
 
-    def resume(self, session_id: str) -> None:
-        """Continue a run whose process died."""
-        self._supervisor.start(session_id, crashed=True)
+    @property
+    def waiting(self) -> int:
+        """Implement `RunQueue.waiting`."""
+        return self._supervisor.slots.waiting
 
-    async def wake(self, session_id: str, *, up_to: int) -> None:
+    def resume(self, session_id: str, *, owner: str) -> None:
+        """Continue a run whose process died."""
+        self._supervisor.start(session_id, owner=owner, crashed=True)
+
+    async def wake(self, session_id: str, *, up_to: int, owner: str) -> None:
         """Implement `RunQueue.wake`."""
         if not self._closing and not self._supervisor.wake(session_id):
-            self._supervisor.start(session_id)
+            self._supervisor.start(session_id, owner=owner)
 
     async def stop_run(self, session_id: str, *, up_to: int) -> None:
         """Implement `RunQueue.stop_run`."""

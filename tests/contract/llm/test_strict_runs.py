@@ -52,7 +52,7 @@ class StrictSession:
 
     async def send(self, message: str = "Do it.") -> None:
         stored = await self.store.append_user_message("s", message, at=1, key=None)
-        await self.queue.wake("s", up_to=stored.number)
+        await self.queue.wake("s", up_to=stored.number, owner="")
 
     async def events(self) -> list[str]:
         return [record.type for record in await self.store.read("s", after=0, limit=10_000)]

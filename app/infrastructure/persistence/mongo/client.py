@@ -211,6 +211,15 @@ async def insert_missing(collection: Collection, documents: Sequence[Document]) 
     return True
 
 
+async def aggregate(collection: Collection, pipeline: Sequence[Document]) -> list[Document]:
+    """Return all results of an aggregation."""
+    # Motor's method returns a cursor; PyMongo's returns a coroutine of one.
+    cursor: Any = collection.aggregate(pipeline)
+    if inspect.isawaitable(cursor):
+        cursor = await cursor
+    return await cursor.to_list(None)
+
+
 def _reason(code: int | None) -> str:
     return NO_SERVER.reason if code in _NO_PRIMARY_CODES else _REASONS.get(code or 0, "the database refused")
 

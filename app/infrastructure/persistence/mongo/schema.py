@@ -5,8 +5,9 @@
                   `delivered`, `unread`; `planner_messages`, `executor_messages`: lengths of the transcripts;
                   `prompt_tokens`, `cached_tokens`, `completion_tokens`, `reasoning_tokens`, `calls`, `cost`: usage;
                   `model`: model profile; `given_title`: title by the user; `is_pinned`; `checkpoint`, its `revision`;
-                  `lease`: `{holder, until, token}`; `stop_up_to` while a stop is requested; `version`: number of
-                  updates; `tail`: rows of the last update
+                  `lease`: `{holder, until, token}`; `waiting_since`: time of the newest user message, or of the
+                  last release of the lease; `stop_up_to` while a stop is requested; `version`: number of updates;
+                  `tail`: rows of the last update
     events        `_id`: event key (see `codec.py`); `type`, `speaker`, `data`: the encoded event
     transcripts   `_id`: transcript key; `data`: the encoded message
     message_keys  `_id`: `{s: ordinal, k: idempotency key}`; `number`: number of the message
@@ -16,8 +17,8 @@
     metadata      `_id`, `value`: version of this schema, id and signing key of the installation
     counters      `_id`, `value`: newest ordinal
 
-Sessions of earlier programs lack `model`, `given_title`, `is_pinned` and `reasoning_tokens`. There is no `cost` without
-a price.
+Sessions of earlier programs lack `model`, `given_title`, `is_pinned`, `reasoning_tokens` and `waiting_since`. There is
+no `cost` without a price.
 `session_writer.py` explains how a write gets into these collections.
 """
 
@@ -46,7 +47,12 @@ _PREPARE_SECONDS = 20.0
 _SESSION_INDEXES = [
     IndexModel("ordinal", name="ordinal", unique=True),
     IndexModel([("owner", 1), ("last_activity", -1), ("ordinal", -1)], name="listed"),
-    IndexModel(["status", "lease.until"], name="running", partialFilterExpression={"status": "running"}),
+    # It holds all fields that a search for work needs, so that the search reads no session.
+    IndexModel(
+        ["status", "owner", "waiting_since", "ordinal", "lease.holder", "lease.until", "_id"],
+        name="claimable",
+        partialFilterExpression={"status": "running"},
+    ),
     IndexModel("stop_up_to", name="stopping", partialFilterExpression={"stop_up_to": {"$exists": True}}),
     IndexModel("lease.holder", name="held", partialFilterExpression={"lease.holder": {"$gt": ""}}),
 ]
@@ -82,6 +88,7 @@ async def prepare(database: MongoDatabase) -> tuple[str, str]:
             )
         # By default a server waits until every member has built an index: for ever while one member is away.
         await database.sessions.create_indexes(_SESSION_INDEXES, commitQuorum="majority")
+        await _drop_index(database, "running")  # The index of earlier programs in place of `claimable`.
         await database.events.create_indexes(_EVENT_INDEXES, commitQuorum="majority")
         await database.tickets.create_indexes(_TICKET_INDEXES, commitQuorum="majority")
         installation = await _metadata(database, "installation", secrets.token_hex(8))
@@ -91,13 +98,17 @@ async def prepare(database: MongoDatabase) -> tuple[str, str]:
 async def _migrate(database: MongoDatabase) -> int:
     """Bring a database of the previous version to `VERSION`, which is returned. It may be repeated by anybody."""
     await database.sessions.update_many({"status": "active"}, {"$set": {"status": "running"}})
+    await _drop_index(database, "active")
+    await database.metadata.update_one({"_id": "version"}, {"$set": {"value": VERSION}})
+    return VERSION
+
+
+async def _drop_index(database: MongoDatabase, name: str) -> None:
     try:
-        await database.sessions.drop_index("active")
+        await database.sessions.drop_index(name)
     except OperationFailure as error:
         if error.code != _INDEX_NOT_FOUND:
             raise
-    await database.metadata.update_one({"_id": "version"}, {"$set": {"value": VERSION}})
-    return VERSION
 
 
 async def _metadata(database: MongoDatabase, name: str, default: object) -> object:

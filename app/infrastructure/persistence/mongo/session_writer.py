@@ -184,6 +184,8 @@ def _change(update: SessionUpdate, tail: Document) -> Document:
     if tail:
         fields["tail"] = tail
     change: Document = {"$inc": {"version": 1, **update.increments}}
+    if update.fields.get("status") == "running":
+        change["$currentDate"] = {"waiting_since": True}
     return {**change, "$set": fields} if fields else change
 
 

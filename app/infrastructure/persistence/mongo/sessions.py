@@ -67,10 +67,10 @@ class MongoSessions(MongoRepository):
         )
         return session_summary.page_of([_session(row) for row in rows], limit)
 
-    async def list_active(self) -> Sequence[str]:
+    async def list_active(self) -> Mapping[str, str]:
         """Implement `SessionRepository.list_active`."""
-        rows = await self._find(self._database.sessions, {"status": "running"}, ("ordinal",))
-        return [row["_id"] for row in sorted(rows, key=lambda row: row["ordinal"])]
+        rows = await self._find(self._database.sessions, {"status": "running"}, ("ordinal", "owner"))
+        return {row["_id"]: row["owner"] for row in sorted(rows, key=lambda row: row["ordinal"])}
 
     async def list_ids(self) -> Sequence[str]:
         """Implement `SessionRepository.list_ids`."""

@@ -147,10 +147,9 @@ class SqliteSessions(_Repository):
             rows = await self._rows(_NEXT_PAGE, owner, *session_summary.decode_cursor(cursor), limit + 1)
         return session_summary.page_of([_listed(row) for row in rows], limit)
 
-    async def list_active(self) -> Sequence[str]:
+    async def list_active(self) -> Mapping[str, str]:
         """Implement `SessionRepository.list_active`."""
-        rows = await self._rows("SELECT id FROM sessions WHERE status = 'running' ORDER BY ordinal")
-        return [row[0] for row in rows]
+        return dict(await self._rows("SELECT id, owner FROM sessions WHERE status = 'running' ORDER BY ordinal"))
 
     async def list_ids(self) -> Sequence[str]:
         """Implement `SessionRepository.list_ids`."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from app.domain.errors import SandboxUnavailable
+from app.infrastructure.fair_slots import FairSlots
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
 from app.infrastructure.sandbox.client.running_sandbox import RESPONSE_SECONDS, RunningSandbox
 from app.infrastructure.sandbox.docker.container_spec import (
@@ -93,7 +94,7 @@ class SandboxContainers:
         self.engine = engine
         self.names = names
         self.firewall = firewall
-        self.start_limit = asyncio.Semaphore(STARTS_AT_ONCE)
+        self.start_slots = FairSlots(STARTS_AT_ONCE)
         """Held while a container starts, which costs seconds of CPU. Waiting for it has no timeout."""
         self._spec = spec
         self._network = spec.options.network

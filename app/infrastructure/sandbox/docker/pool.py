@@ -91,7 +91,7 @@ class SandboxPool:
 
     async def _create(self) -> RunningContainer:
         await self._containers.firewall.ensure()
-        async with self._containers.start_limit:
+        async with self._containers.start_slots.slot(""):
             name = self._containers.names.new_name("pool")
             try:
                 await self._containers.create_pooled(name, self.maker)

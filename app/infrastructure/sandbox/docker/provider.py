@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
+from app.application import context
 from app.domain.errors import SandboxUnavailable
 from app.infrastructure.sandbox.docker.container_spec import ContainerSpec, DockerOptions, ObjectNames
 from app.infrastructure.sandbox.docker.containers import RunningContainer, SandboxContainers
@@ -124,7 +125,7 @@ class DockerBackend:
         return None
 
     async def _create(self, session_id: str) -> RunningContainer:
-        async with self._containers.start_limit:
+        async with self._containers.start_slots.slot(context.current_owner()):
             for _ in range(CREATE_ATTEMPTS):
                 found = await self._containers.find(session_id)
                 try:

@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from app.application import context
 from app.domain.errors import SandboxFailure, SandboxUnavailable
+from app.infrastructure.fair_slots import FairSlots
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
 from app.infrastructure.sandbox.client.running_sandbox import RunningSandbox
 from app.infrastructure.sandbox.client.shell_ids import encode_scope
@@ -79,7 +81,7 @@ class LocalBackend:
         self.marks = ProcessMarks(root)
         self._environment = environment
         self._exec_seconds = exec_seconds
-        self._start_slots = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._start_slots = FairSlots(STARTS_AT_ONCE)
 
     async def is_alive(self, known: LocalSandbox) -> bool:
         """Return whether the process runs."""
@@ -108,7 +110,7 @@ class LocalBackend:
             running.touch()
             return running
         folder = self.folders.of(session_id)
-        async with self._start_slots:
+        async with self._start_slots.slot(context.current_owner()):
             try:
                 await asyncio.to_thread(folder.make)
             except OSError as error:
