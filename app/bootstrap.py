@@ -16,6 +16,8 @@ from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
 from app.application.services.inspect_sandbox import SandboxInspector
+from app.application.services.limits import LimitService
+from app.application.services.rates import RateService
 from app.application.services.run_worker import PlanActWorker
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
@@ -23,6 +25,7 @@ from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
 from app.domain.external.authenticator import Authenticator
 from app.domain.external.browser import Browsers
+from app.domain.external.limits import RateCounter, StreamCounts
 from app.domain.external.llm import LLM, ModelCatalog
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
@@ -30,11 +33,13 @@ from app.domain.external.search import SearchEngine
 from app.domain.external.secrets import MaskedEventLog
 from app.domain.external.signals import Signals
 from app.domain.models.event import EventRecord
+from app.domain.models.limits import OwnerLimits, RateLimits
 from app.domain.services.agents.limits import RunLimits
 from app.domain.services.flows.plan_act import FlowDependencies
 from app.domain.services.tools.base import Tool
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
+from app.infrastructure.limits.memory import MemoryRateCounter
 from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
@@ -134,6 +139,8 @@ class _Parts:
     sandboxes: SandboxProvider
     browsers: Browsers
     screenshots: ScreenshotService
+    limits: LimitService
+    rates: RateService
     description: str
 
 
@@ -161,6 +168,7 @@ async def _open_parts(
 ) -> _Parts:
     events = await _open_events(settings, metrics, secrets, stack)
     store, event_log, feed = events.store, events.event_log, events.feed
+    limits, rates = await _limits(settings, events, stack)
     context = FactoryContext(settings=settings, role=role, store=store, secrets=secrets, observe=metrics.observe_model)
     models, model_description = _models(context, overrides)
     stack.push_async_callback(models.close)
@@ -196,6 +204,8 @@ async def _open_parts(
         sandboxes=sandboxes,
         browsers=browsers,
         screenshots=screenshots,
+        limits=limits,
+        rates=rates,
         description=secrets.mask(
             f"store: {_stores(settings)}; sandbox: {sandbox_description}; model: {model_description}"
         ),
@@ -209,7 +219,10 @@ def _stores(settings: Settings) -> str:
 
 def _run_limits(settings: Settings) -> RunLimits:
     return RunLimits(
-        max_calls=settings.run_max_calls, max_steps=settings.run_max_steps, token_budget=settings.run_token_budget
+        max_calls=settings.run_max_calls,
+        max_steps=settings.run_max_steps,
+        token_budget=settings.run_token_budget,
+        tokens_per_day=settings.limit_tokens_per_day,
     )
 
 
@@ -232,6 +245,30 @@ async def _redis(settings: Settings, store: Store, stack: AsyncExitStack) -> "Re
         return await stack.enter_async_context(RedisConnection(url, prefix=f"anker:{store.installation}"))
     except ValueError as error:
         raise UnusableSetting(f"REDIS_URL: {error}") from None
+
+
+async def _limits(settings: Settings, events: "_Events", stack: AsyncExitStack) -> tuple[LimitService, RateService]:
+    counter: RateCounter = MemoryRateCounter()
+    others: StreamCounts | None = None
+    if (redis := events.redis) is not None:
+        from app.infrastructure.limits.redis import AnnouncedStreams, SharedRateCounter
+
+        counter = await stack.enter_async_context(SharedRateCounter(redis))
+        others = await stack.enter_async_context(AnnouncedStreams(redis))
+    limits = OwnerLimits(
+        sessions=settings.limit_sessions,
+        runs=settings.limit_runs,
+        streams=settings.limit_streams,
+        tokens_per_day=settings.limit_tokens_per_day,
+    )
+    rates = RateLimits(
+        requests_per_second=settings.limit_requests_per_second,
+        login_failures_per_minute=settings.limit_login_failures_per_minute,
+        upload_bytes_per_day=settings.limit_upload_bytes_per_day,
+    )
+    sessions, event_log = events.store.sessions, events.event_log
+    service = LimitService(limits=limits, sessions=sessions, event_log=event_log, others=others)
+    return service, RateService(rates, counter)
 
 
 async def _feed_and_signals(
@@ -275,6 +312,7 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireVi
             feed=feed,
             queue=queue,
             models=parts.models,
+            limits=parts.limits,
         ),
         sessions=SessionService(
             sessions=store.sessions,
@@ -286,8 +324,11 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireVi
             sandboxes=sandboxes,
             models=parts.models,
             mask=mask,
+            limits=parts.limits,
         ),
         models=parts.models,
+        limits=parts.limits,
+        rates=parts.rates,
         inspect_sandbox=SandboxInspector(
             sessions=store.sessions, event_log=event_log, sandboxes=sandboxes, feed=feed, mask=mask
         ),

@@ -19,6 +19,7 @@ from app.interfaces.api.openapi import documentation_router, install_openapi
 from app.interfaces.api.services import provide
 from app.interfaces.authentication import RECHECK_SECONDS, AuthenticationMiddleware, OnRefused
 from app.interfaces.errors import install_error_handlers
+from app.interfaces.limits import LoginLimitMiddleware, RequestLimitMiddleware
 from app.interfaces.metrics import Metrics
 from app.interfaces.middleware import BodyLimitMiddleware, FailureMiddleware, OriginMiddleware, RequestLogMiddleware
 from app.providers import AUTHENTICATORS, check_providers, secrets_of
@@ -133,6 +134,7 @@ def set_up_app(
     install_openapi(app, routes)
     # Middleware that is added last handles a request first.
     app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(RequestLimitMiddleware)
     # Inside of CORS: a preflight has no login, and pages of allowed origins can read a refusal.
     app.add_middleware(
         AuthenticationMiddleware,
@@ -141,6 +143,7 @@ def set_up_app(
         on_refused=on_refused,
         recheck_seconds=recheck_seconds,
     )
+    app.add_middleware(LoginLimitMiddleware)
     if allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -75,6 +75,16 @@ class Settings(BaseSettings):
     runs_per_process: int = Field(100, ge=1)
     """Number of runs that one process carries at once. Others wait, and owners take turns."""
 
+    # Limits of each owner; 0 for no limit.
+    limit_requests_per_second: int = Field(200, ge=0)
+    limit_login_failures_per_minute: int = Field(60, ge=0)
+    """Failed logins of each client address."""
+    limit_sessions: int = Field(10_000, ge=0)
+    limit_runs: int = Field(200, ge=0)
+    limit_streams: int = Field(1_000, ge=0)
+    limit_upload_bytes_per_day: int = Field(10 * 2**30, ge=0)
+    limit_tokens_per_day: int = Field(0, ge=0)
+
     search_provider: str = "auto"
     google_search_api_key: SecretStr = SecretStr("")
     google_search_engine_id: str = ""
@@ -161,6 +171,13 @@ class Settings(BaseSettings):
     def _database(cls, value: str) -> str:
         if not _DATABASE_NAME.fullmatch(value):
             raise ValueError("must be at most 38 letters, digits, hyphens or underscores")
+        return value
+
+    @field_validator("limit_upload_bytes_per_day")
+    @classmethod
+    def _takes_a_body(cls, value: int) -> int:
+        if 0 < value < 2**20:
+            raise ValueError("must be 0 or at least 1048576, the largest body of one request")
         return value
 
     @field_validator("sandbox_memory")

@@ -9,7 +9,7 @@
     │   ├── Superseded            a newer user message is stored; the run must read it
     │   └── LeaseLost             another worker has the session's run
     ├── TooLarge                  a size limit is exceeded
-    ├── LimitReached              too many at once; carries `retry_after`
+    ├── LimitReached              a limit of the owner or of a session; carries `retry_after`
     ├── Unavailable               a dependency cannot be used now; carries `retry_after`
     │   ├── StoreUnavailable
     │   │   └── StaleCheckpoint   a write that seemed to have failed had succeeded
@@ -21,7 +21,7 @@
     │   ├── ContextTooLong        the request exceeds the model's context window
     │   └── MalformedReply        the server says that the model wrote an invalid tool call
     ├── RunGivenUp                too many processes died during a run
-    └── RunLimitReached           the run has used what one user message grants
+    └── RunLimitReached           the run has used what one user message, or a day, grants
 
 Messages are written for the user or the model. They contain no stack traces, server paths or secrets. Adapters
 translate their vendor's exceptions into these classes; only `interfaces/errors.py` maps them to HTTP status codes.
@@ -72,7 +72,14 @@ class _Retryable(AnkerError):
 
 
 class LimitReached(_Retryable):
-    """There are too many requests or resources at once."""
+    """A limit of the owner, of a client or of a session is reached. The message names the limit.
+
+    `limit` is the name of the limit in the metric of refusals.
+    """
+
+    def __init__(self, message: str, *, limit: str, retry_after: int = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
 
 
 class Unavailable(_Retryable):
@@ -143,7 +150,12 @@ class RunGivenUp(AnkerError):
 
 
 class RunLimitReached(AnkerError):
-    """The run has used what one user message grants. The message names the limit."""
+    """The run has used what one user message grants, or its owner what a day grants. The message names the limit."""
+
+    def __init__(self, limit: str, *, is_daily: bool = False) -> None:
+        super().__init__(limit)
+        self.is_daily = is_daily
+        """Whether the limit is one of the owner and of a day, and another message today would not help."""
 
 
 class SearchFailure(AnkerError):

@@ -18,6 +18,13 @@ POLICY_VIOLATION = 1008
 """WebSocket close code for a client that is not allowed to do what it does."""
 
 
+UNLIMITED_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""Paths of the operator's own tools, which go on working while an owner is over a limit."""
+
+PRIVATE = 4000
+"""Failures that have an HTTP status elsewhere close a WebSocket with 4000 plus that status."""
+
+
 def success(data: object) -> Response:
     """Return a successful response with `data`, which orjson must be able to encode."""
     return success_json(orjson.dumps(data))

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from app.domain import errors
 from app.domain.errors import AnkerError, LimitReached, SandboxFailure, Unavailable
 from app.domain.external.secrets import SecretMask
+from app.interfaces.api.services import services_of
 from app.interfaces.envelope import failure
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,9 @@ def install_error_handlers(app: FastAPI, routes: Iterable[APIRoute], mask: Secre
     async def on_framework_error(request: Request, error: Exception) -> Response:
         return _framework_response(cast("HTTPException", error), _allowed(methods, request.url.path), mask)
 
-    async def on_anker_error(_request: Request, error: Exception) -> Response:
+    async def on_anker_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, LimitReached):
+            services_of(request).metrics.count_refusal(error.limit)
         return error_response(cast("AnkerError", error), mask)
 
     async def on_invalid_request(_request: Request, error: Exception) -> Response:

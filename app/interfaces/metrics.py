@@ -63,6 +63,8 @@ class Metrics:
         """Number of requests by method, route and status. A route has parameter names, so there are few of them."""
         self.milliseconds: Counter[str] = Counter()
         """Total time of the requests in milliseconds, streams included, by route."""
+        self.refusals: Counter[str] = Counter()
+        """Number of requests that were refused because of a limit, by its name."""
         self.events: Counter[str] = Counter()
         """Number of stored events by type."""
         self.models: dict[str, ModelMetrics] = {}
@@ -76,6 +78,10 @@ class Metrics:
         """Count a request that ended."""
         self.requests[method, route, status] += 1
         self.milliseconds[route] += round(milliseconds)
+
+    def count_refusal(self, limit: str) -> None:
+        """Count a request that was refused because of a limit."""
+        self.refusals[limit] += 1
 
     def count_events(self, records: Sequence[EventRecord]) -> None:
         """Count stored events."""
@@ -103,6 +109,10 @@ class Metrics:
         for route, milliseconds in self.milliseconds.items():
             seconds.add_metric([route], milliseconds / 1000)
         yield seconds
+        refusals = CounterMetricFamily("anker_limit_refusals", "Requests refused with 429.", labels=["limit"])
+        for limit, count in self.refusals.items():
+            refusals.add_metric([limit], count)
+        yield refusals
         events = CounterMetricFamily("anker_events", "Events that were stored.", labels=["type"])
         for kind, count in self.events.items():
             events.add_metric([kind], count)

@@ -229,7 +229,8 @@ async def test_cors_allows_only_named_origins() -> None:
 
 def test_every_error_class_has_a_status() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AnkerError)]
-    assert {kind.__name__: status_of(kind("x")) for kind in kinds} == {
+    made = {kind: kind("x", limit="") if kind is errors.LimitReached else kind("x") for kind in kinds}
+    assert {kind.__name__: status_of(error) for kind, error in made.items()} == {
         "AnkerError": 500,
         "InvalidInput": 400,
         "Unauthorized": 401,

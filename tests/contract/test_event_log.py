@@ -352,3 +352,42 @@ async def test_read_with_maximum_bytes_ends_with_the_event_that_reaches_them(sto
     assert await numbers(size) == [2]
     assert await numbers(size + 1) == [2, 3]
     assert await numbers(100 * size) == [2, 3, 4]
+
+
+async def use(store: Harness, tokens: int, *, day: int, session_id: str = "s") -> None:
+    usage = Usage(prompt_tokens=tokens - 1, completion_tokens=1, calls=1)
+    await store.event_log.commit(session_id, Commit(timestamp=day * 86_400 + 5, usage=usage))
+
+
+async def test_tokens_of_owner_are_those_of_all_sessions_on_the_newest_day(store: Harness) -> None:
+    await store.sessions.create("t", owner="me", at=1)
+    await store.sessions.create("other", owner="other", at=1)
+    assert await store.event_log.tokens_of_owner("s", day=10) == 0
+    await use(store, 100, day=10)
+    await use(store, 20, day=10, session_id="t")
+    await use(store, 3, day=10, session_id="other")
+    assert await store.event_log.tokens_of_owner("s", day=10) == 120
+    assert await store.event_log.tokens_of_owner("other", day=10) == 3
+    assert await store.event_log.tokens_of_owner("s", day=11) == 0
+    await use(store, 7, day=11)
+    assert await store.event_log.tokens_of_owner("t", day=11) == 7
+    await use(store, 1, day=10)  # a commit that was retried over midnight
+    assert await store.event_log.tokens_of_owner("s", day=11) == 8
+
+
+async def test_tokens_of_owner_outlive_the_session_and_a_restart(store: Harness) -> None:
+    await store.sessions.create("t", owner="me", at=1)
+    await use(store, 100, day=10, session_id="t")
+    await store.sessions.delete("t", owner="me")
+    await store.close()
+    await store.open()
+    assert await store.event_log.tokens_of_owner("s", day=10) == 100
+
+
+async def test_find_message_returns_the_number_of_the_message_with_the_key(store: Harness) -> None:
+    await store.event_log.append_user_message("s", "a", at=1, key="first")
+    await store.event_log.append_user_message("s", "b", at=1, key="second")
+    found = [await store.event_log.find_message("s", key) for key in ("first", "second", "third")]
+    assert found == [1, 2, None]
+    await store.sessions.create("t", owner="me", at=1)
+    assert await store.event_log.find_message("t", "first") is None

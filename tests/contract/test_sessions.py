@@ -261,3 +261,17 @@ async def test_pin_is_kept_and_belongs_to_the_owner(store: Harness) -> None:
     assert session.is_pinned
     await store.sessions.set_pinned("s", owner="me", is_pinned=False)
     assert not (await store.sessions.get("s", owner="me")).is_pinned
+
+
+async def test_count_returns_the_sessions_of_the_owner_up_to_the_limit(store: Harness) -> None:
+    await store.sessions.create("t", owner="me", at=1)
+    await store.sessions.create("u", owner="other", at=1)
+    await store.event_log.append_user_message("t", "go", at=1, key=None)
+    await store.event_log.append_user_message("u", "go", at=1, key=None)
+    counts = [await store.sessions.count(owner=owner, up_to=10) for owner in ("me", "other", "nobody")]
+    assert counts == [2, 1, 0]
+    assert await store.sessions.count(owner="me", up_to=1) == 1
+    assert await store.sessions.count(owner="me", up_to=10, running_only=True) == 1
+    await store.sessions.delete("t", owner="me")
+    assert await store.sessions.count(owner="me", up_to=10) == 1
+    assert await store.sessions.count(owner="me", up_to=10, running_only=True) == 0

@@ -7,6 +7,7 @@ import orjson
 
 from app.domain.errors import Conflict, LeaseLost, NotFound, StoreUnavailable, Superseded
 from app.domain.models.event import Event, EventRecord, MessageEvent, TitleEvent
+from app.domain.models.limits import day_of
 from app.domain.models.message import TranscriptEntry, Usage
 from app.domain.models.run import Checkpoint, TranscriptName
 from app.domain.models.session import Session, SessionPage, changes_of, title_of
@@ -63,6 +64,8 @@ class MemoryStore:
         """Token of the newest lease, by session."""
         self.waiting_since: dict[str, int] = {}
         """When a session began to wait for a holder, by session; each time is a number that counts up."""
+        self._daily_tokens: dict[str, tuple[int, int]] = {}
+        """Newest day of a commit, and the tokens of all runs on it, by owner."""
 
     async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
         check_timestamp(commit.timestamp)
@@ -78,6 +81,8 @@ class MemoryStore:
             stored.transcripts[transcript].append(message)
         stored.checkpoint = commit.checkpoint or stored.checkpoint
         stored.session = replace(stored.session, usage=stored.session.usage + (commit.usage or Usage()))
+        if commit.usage is not None:
+            self._count_tokens(stored.session.owner, day_of(commit.timestamp), commit.usage.total_tokens)
         if records:
             self._on_committed(session_id, records)
         return records
@@ -99,6 +104,13 @@ class MemoryStore:
             stored.message_keys[well_formed(key)] = records[0].number
         self._on_committed(session_id, records)
         return StoredMessage(number=records[0].number, is_new=True)
+
+    async def find_message(self, session_id: str, key: str) -> int | None:
+        return self._find(session_id).message_keys.get(well_formed(key))
+
+    async def tokens_of_owner(self, session_id: str, *, day: int) -> int:
+        newest, tokens = self._daily_tokens.get(self._find(session_id).session.owner, (0, 0))
+        return tokens if newest >= day else 0
 
     async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
         check_timestamp(at)
@@ -164,6 +176,11 @@ class MemoryStore:
         ]
         found.sort(key=lambda each: (each.last_activity, each.ordinal), reverse=True)
         return page_of(found[: limit + 1], limit)
+
+    async def count(self, *, owner: str, up_to: int, running_only: bool = False) -> int:
+        self.check_trouble()
+        sessions = [each.session for each in self._sessions.values() if each.session.owner == owner]
+        return min(up_to, sum(each.status == "running" or not running_only for each in sessions))
 
     async def list_active(self) -> Mapping[str, str]:
         self.check_trouble()
@@ -235,6 +252,10 @@ class MemoryStore:
                 stored.session, latest_message=preview(changes.latest_message), latest_message_at=timestamp
             )
         return records
+
+    def _count_tokens(self, owner: str, day: int, tokens: int) -> None:
+        newest, before = self._daily_tokens.get(owner, (day, 0))
+        self._daily_tokens[owner] = (day, tokens) if newest < day else (newest, before + tokens)
 
     def _find(self, session_id: str) -> _StoredSession:
         self.check_trouble()

@@ -1,6 +1,7 @@
 """The API over fakes: the real routes and use cases, in-memory stores, and a worker that follows a script."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
 from app.application.services.inspect_sandbox import SandboxInspector
+from app.application.services.limits import LimitService
+from app.application.services.rates import RateService
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
@@ -22,10 +25,12 @@ from app.domain.external.llm import ModelCatalog
 from app.domain.external.run_queue import Attempt
 from app.domain.external.secrets import NoSecrets
 from app.domain.models.event import DoneEvent, Event, MessageEvent, TitleEvent
+from app.domain.models.limits import OwnerLimits, RateLimits
 from app.domain.models.model_profile import ModelProfile
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
 from app.infrastructure.auth.none import NoLogin
+from app.infrastructure.limits.memory import MemoryRateCounter
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed
 from app.interfaces.api.services import Services, provide
@@ -122,6 +127,8 @@ class ApiHarness:
         wire_compat: str = "",
         authenticator: Authenticator | None = None,
         recheck_seconds: float = RECHECK_SECONDS,
+        limits: OwnerLimits | None = None,
+        rates: RateLimits | None = None,
     ) -> None:
         self.feed = MemoryFeed()
         self.store = MemoryStore(on_committed=self.feed.publish)
@@ -146,6 +153,13 @@ class ApiHarness:
             },
             default="main",
         )
+        self.limits = LimitService(
+            limits=limits or OwnerLimits(),
+            sessions=self.store,
+            event_log=self.store,
+            now=lambda: int(self.now),
+        )
+        self.rates = RateService(rates or RateLimits(), MemoryRateCounter(), now=lambda: time.time())
         self.services = self._build_services(heartbeat, WIRE_VIEWS[wire_compat])
         self.app = Application(self.metrics, title="Anker", version="1", docs_url=None, redoc_url=None)
         set_up_app(
@@ -166,7 +180,13 @@ class ApiHarness:
             mask=NoSecrets(),
             gauges={"runs_active": lambda: queue.active, "streams_open": lambda: feed.subscriber_count},
             chat=ChatService(
-                sessions=store, event_log=store, streams=streams, feed=feed, queue=queue, models=self.models
+                sessions=store,
+                event_log=store,
+                streams=streams,
+                feed=feed,
+                queue=queue,
+                models=self.models,
+                limits=self.limits,
             ),
             sessions=SessionService(
                 sessions=store,
@@ -177,8 +197,11 @@ class ApiHarness:
                 browsers=MemoryBrowsers(),
                 sandboxes=sandboxes,
                 models=self.models,
+                limits=self.limits,
             ),
             models=self.models,
+            limits=self.limits,
+            rates=self.rates,
             inspect_sandbox=SandboxInspector(sessions=store, event_log=store, sandboxes=sandboxes, feed=feed),
             screenshots=self.screenshots,
             desktop=DesktopService(sessions=store, sandboxes=sandboxes, feed=feed),

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.application.services.chat import ChatRequest, ChatService
+from app.application.services.limits import LimitService
 from app.application.services.sessions import SessionService
 from app.application.services.streams import EventStreams
 from app.domain.errors import StoreUnavailable
 from app.domain.external.llm import ModelCatalog, ModelReply, ModelRequest
+from app.domain.models.limits import OwnerLimits
 from app.domain.models.message import AssistantMessage, Message, ToolMessage, Transcript, UserMessage
 from app.domain.models.model_profile import ModelProfile
 from app.domain.repositories.event_log import Commit
@@ -118,6 +120,7 @@ class CrashableService:
         self.queue = InlineRunQueue(worker)
         streams = EventStreams(self.store, self.feed)
         models = ModelCatalog(models={"default": self.model}, default="default")
+        limits = LimitService(limits=OwnerLimits(), sessions=self.store, event_log=self.store)
         self.sessions = SessionService(
             sessions=self.store,
             event_log=self.store,
@@ -127,9 +130,16 @@ class CrashableService:
             browsers=MemoryBrowsers(),
             sandboxes=self.sandboxes,
             models=models,
+            limits=limits,
         )
         self.chat = ChatService(
-            sessions=self.store, event_log=self.store, streams=streams, feed=self.feed, queue=self.queue, models=models
+            sessions=self.store,
+            event_log=self.store,
+            streams=streams,
+            feed=self.feed,
+            queue=self.queue,
+            models=models,
+            limits=limits,
         )
 
     async def reply(self, request: RecordedRequest) -> ModelReply:

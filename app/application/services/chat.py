@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
+from app.application.services.limits import LimitService
 from app.application.services.sessions import check_position
 from app.application.services.streams import EventStreams, StreamItem
 from app.domain.clock import unix_now
@@ -61,6 +62,7 @@ class ChatService:
     feed: Feed
     queue: RunQueue
     models: ModelCatalog
+    limits: LimitService
     now: Callable[[], int] = unix_now
 
     async def chat(self, session_id: str, request: ChatRequest, *, owner: str) -> AsyncGenerator[StreamItem, None]:
@@ -71,6 +73,7 @@ class ChatService:
         Raises:
             NotFound: The session does not exist.
             InvalidInput: The session has no event number `after`, or there is no such model profile.
+            LimitReached: A limit of the owner forbids another run. The message is not stored.
             StoreUnavailable: The message is not stored.
         """
         session = await self.sessions.get(session_id, owner=owner)
@@ -81,9 +84,10 @@ class ChatService:
         if not request.message.strip():
             return self._stream(session_id, _range_of_current_run(session, request.after or 0))
         at = self.now() if request.timestamp is None else request.timestamp
-        stored = await self.event_log.append_user_message(
-            session_id, request.message, at=at, key=request.key, model=request.model or None
-        )
+        async with self.limits.new_message(session, request.key):
+            stored = await self.event_log.append_user_message(
+                session_id, request.message, at=at, key=request.key, model=request.model or None
+            )
         after = stored.number if request.after is None else request.after
         stream_range = _StreamRange(after=after, skip=stored.number, ends_after=stored.number)
         if stored.is_new:

@@ -103,7 +103,9 @@ class LiveViews(Generic[T]):
         """
         key = (session.id, name)
         if key not in self._watches and sum(other == session.id for other, _ in self._watches) >= MAX_VIEWS:
-            raise LimitReached(f"this session has {MAX_VIEWS} live views, the most there may be: close one")
+            raise LimitReached(
+                f"this session has {MAX_VIEWS} live views, the most there may be: close one", limit="views"
+            )
         return self._states(key, session, look)
 
     async def _states(self, key: tuple[str, str], session: Session, look: Look[T]) -> AsyncGenerator[T, None]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from app.application.services.limits import LimitService
 from app.application.services.streams import RETRY_SECONDS, EventStreams
 from app.domain.clock import unix_now
 from app.domain.errors import InvalidInput, StoreUnavailable
@@ -46,6 +47,7 @@ class SessionService:
     browsers: Browsers
     sandboxes: SandboxProvider
     models: ModelCatalog
+    limits: LimitService
     mask: SecretMask = field(default_factory=NoSecrets)
     now: Callable[[], int] = unix_now
 
@@ -59,11 +61,14 @@ class SessionService:
 
         Raises:
             InvalidInput: There is no such model profile.
+            LimitReached: The owner has too many sessions.
         """
         if model:
             self.models.check(model)
         session_id = uuid4().hex
-        await self.sessions.create(session_id, owner=owner, at=self.now(), model=model, title=self.mask.mask(title))
+        async with self.limits.new_session(owner):
+            title = self.mask.mask(title)
+            await self.sessions.create(session_id, owner=owner, at=self.now(), model=model, title=title)
         self.feed.notify_list_changed()
         return session_id
 

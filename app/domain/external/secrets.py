@@ -108,9 +108,16 @@ class MaskedEventLog:
         self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
     ) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
-        if key is not None and self.mask.mask(key) != key:
-            key = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()  # two masked keys must differ
+        key = None if key is None else self._masked_key(key)
         return await self.inner.append_user_message(session_id, self.mask.mask(content), at=at, key=key, model=model)
+
+    async def find_message(self, session_id: str, key: str) -> int | None:
+        """Implement `EventLog.find_message`."""
+        return await self.inner.find_message(session_id, self._masked_key(key))
+
+    async def tokens_of_owner(self, session_id: str, *, day: int) -> int:
+        """Implement `EventLog.tokens_of_owner`."""
+        return await self.inner.tokens_of_owner(session_id, day=day)
 
     async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
         """Implement `EventLog.rename_session`."""
@@ -135,3 +142,8 @@ class MaskedEventLog:
     ) -> Sequence[TranscriptEntry]:
         """Implement `EventLog.load_transcript`."""
         return await self.inner.load_transcript(session_id, transcript, after=after)
+
+    def _masked_key(self, key: str) -> str:
+        if self.mask.mask(key) == key:
+            return key
+        return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()  # two masked keys must differ

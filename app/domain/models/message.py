@@ -151,6 +151,11 @@ class Usage:
     cost: float | None = None
     """Cost in the currency of the profile's prices; None if no call had a price."""
 
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of prompts and replies together."""
+        return self.prompt_tokens + self.completion_tokens
+
     def __add__(self, other: "Usage") -> "Usage":
         costs = [cost for cost in (self.cost, other.cost) if cost is not None]
         return Usage(

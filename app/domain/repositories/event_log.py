@@ -110,6 +110,22 @@ class EventLog(Protocol):
         """
         ...
 
+    async def find_message(self, session_id: str, key: str) -> int | None:
+        """Return the event number of the user message that was stored with an idempotency key, or None."""
+        ...
+
+    async def tokens_of_owner(self, session_id: str, *, day: int) -> int:
+        """Return how many tokens all runs of the session's owner have used since the beginning of a day.
+
+        Commits count on the day of their timestamp, also those of sessions that were deleted since. After a crash of
+        the process or an outage of the store, the newest commit may be missing.
+
+        Args:
+            session_id: A session of the owner.
+            day: Number of days since the epoch, UTC. Earlier days than that of the newest commit are not known.
+        """
+        ...
+
     async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
         """Store the title that the user gives the session, with a `title` event. The agent then names it no more.
 

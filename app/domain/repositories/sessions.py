@@ -46,6 +46,10 @@ class SessionRepository(Protocol):
         """
         ...
 
+    async def count(self, *, owner: str, up_to: int, running_only: bool = False) -> int:
+        """Return the number of the owner's sessions, of all or of those with status `running`; at most `up_to`."""
+        ...
+
     async def list_active(self) -> Mapping[str, str]:
         """Return the owners of all sessions with status `running`, by session id, in the order of their creation.
 

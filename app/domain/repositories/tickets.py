@@ -51,4 +51,4 @@ class TicketRepository(Protocol):
 def too_many_tickets(seconds: float) -> LimitReached:
     """Return the error for a session with too many tickets; the first of them expires in `seconds`."""
     reason = f"{MAX_TICKETS} tickets of this session wait to be used; use those, or let them expire"
-    return LimitReached(reason, retry_after=max(1, ceil(seconds)))
+    return LimitReached(reason, limit="tickets", retry_after=max(1, ceil(seconds)))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import LeaseLost, Superseded, TooLarge
 from app.domain.models.event import Event, EventRecord, MessageEvent, TitleEvent
+from app.domain.models.limits import day_of
 from app.domain.models.run import TranscriptName
 from app.domain.models.session import changes_of, title_of
 from app.domain.repositories.event_log import Commit, StoredMessage
@@ -129,6 +130,8 @@ class SessionUpdate:
         """New values of the session's fields."""
         self.increments: dict[str, float] = {}
         """Numbers to add to the session's counters."""
+        self.daily_tokens: dict[int, int] = {}
+        """Tokens to count for the owner, by day since the epoch."""
         self.checkpoint: bytes | None = None
         self.is_fenced = False
         """Whether a write holds only while the lease of `cursor.fencing_token` is the newest."""
@@ -173,6 +176,8 @@ class SessionUpdate:
             self.cursor = replace(self.cursor, revision=commit.checkpoint.revision)
         if commit.usage is not None:
             self._increment(asdict(commit.usage))
+            day = day_of(commit.timestamp)
+            self.daily_tokens[day] = self.daily_tokens.get(day, 0) + commit.usage.total_tokens
         self.is_fenced = self.is_fenced or commit.fencing_token is not None
         return records
 

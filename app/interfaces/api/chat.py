@@ -11,6 +11,7 @@ from app.application.services.chat import ChatRequest
 from app.domain.errors import TooLarge
 from app.interfaces.api.dependencies import (
     AfterQuery,
+    HoldStream,
     IdempotencyKey,
     LastEventId,
     Owner,
@@ -78,6 +79,7 @@ async def chat(
     services: RequestServices,
     owner: Owner,
     session_id: SessionId,
+    hold_stream: HoldStream,
     last_event_id: LastEventId = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -89,6 +91,7 @@ async def chat(
     message = sent.message or ""
     if len(message) > MAX_MESSAGE:
         raise TooLarge(f"message: longer than {MAX_MESSAGE} characters")
+    hold_stream(owner)
     items = await services.chat.chat(
         session_id,
         ChatRequest(
@@ -113,6 +116,7 @@ async def follow_events(
     request: Request,
     services: RequestServices,
     session_id: SessionId,
+    hold_stream: HoldStream,
     last_event_id: LastEventId = None,
     after: AfterQuery = None,
     ticket: TicketQuery = None,
@@ -124,6 +128,7 @@ async def follow_events(
     """
     number = parse_event_id(last_event_id or after) or 0
     caller = await get_caller(request, session_id, ticket)
+    hold_stream(caller.owner)
     items = await services.chat.follow(session_id, after=number, owner=caller.owner)
     encode = partial(event_frames, view=services.view)
     return EventStream(items, encode, heartbeat=services.heartbeat, end_streams=services.end_streams)

@@ -1,6 +1,8 @@
 """What routes read from a request: the caller, the session, the last event, and the body."""
 
 import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -60,9 +62,11 @@ async def admit(connection: HTTPConnection, owner: str) -> None:
 
     Raises:
         Unauthorized: The owner may not log in any more.
+        LimitReached: The owner sends too many requests.
     """
     login: Login = connection.scope[LOGIN_KEY]
     await login.admit(owner)
+    await services_of(connection).rates.check_request(owner)
 
 
 async def get_session_id(session_id: Annotated[str, Path(description="The session's id.")]) -> str:
@@ -131,6 +135,18 @@ async def _get_services(request: Request) -> Services:
 
 
 RequestServices = Annotated[Services, Depends(_get_services)]
+
+
+async def get_stream_holder(services: RequestServices) -> AsyncGenerator[Callable[[str], None], None]:
+    """Yield a function that counts the request as an open stream of an owner, until its response has ended.
+
+    Call it before the request changes anything: it raises `LimitReached`.
+    """
+    with ExitStack() as stack:
+        yield lambda owner: stack.enter_context(services.limits.stream(owner))
+
+
+HoldStream = Annotated[Callable[[str], None], Depends(get_stream_holder)]
 Owner = Annotated[str, Depends(get_owner)]
 SessionId = Annotated[str, Depends(get_session_id)]
 LastEventId = Annotated[

@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, Response
 from app.domain.errors import NotFound
 from app.interfaces.api.schemas import FailureAnswer
 from app.interfaces.authentication import OPEN_PATH
-from app.interfaces.envelope import JSON
+from app.interfaces.envelope import JSON, UNLIMITED_PATHS
 from app.interfaces.errors import NOTHING_HERE
 
 Document = dict[str, Any]
@@ -155,6 +155,7 @@ def _with_failures(description: str, content: Document, failures: tuple[int, ...
 
 def _build(app: FastAPI, routes: Sequence[APIRoute]) -> Document:
     document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+    over_limit = failures_of((429,))[429]
     for path, operations in document["paths"].items():
         for operation in operations.values():
             # FastAPI assumes 422 for invalid parameters; this service sends 400.
@@ -162,6 +163,8 @@ def _build(app: FastAPI, routes: Sequence[APIRoute]) -> Document:
             if path != OPEN_PATH:
                 for status, answer in failures_of((401, 503)).items():
                     operation["responses"].setdefault(str(status), answer)
+            if path not in UNLIMITED_PATHS:
+                operation["responses"].setdefault("429", over_limit)
     models = {model: None for route in routes for model in _models([route.responses, route.openapi_extra])}
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     definitions: Document = schemas["$defs"]

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
 from app.domain.models.sandbox import FileText, ShellState
-from app.interfaces.api.dependencies import Owner, RequestBody, RequestServices, SessionId, read_body
+from app.interfaces.api.dependencies import HoldStream, Owner, RequestBody, RequestServices, SessionId, read_body
 from app.interfaces.api.openapi import EVENT_STREAM, answers, api_router, binary, body
 from app.interfaces.api.schemas import Schema, SuccessAnswer
 from app.interfaces.api.services import Services
@@ -113,7 +113,9 @@ data: {"content":"# Notes\\n","file":"/home/ubuntu/notes.md"}
     responses=answers(ShellAnswer, *_FAILURES, frame=ShellFrame, example=_SHELL_EXAMPLE),
     openapi_extra=body(ShellBody),
 )
-async def view_shell(request: Request, services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
+async def view_shell(
+    request: Request, services: RequestServices, owner: Owner, session_id: SessionId, hold_stream: HoldStream
+) -> Response:
     """Return the console of one of the session's shells; after the end of its sandbox, the last one that was shown.
 
     With `Accept: text/event-stream`, stream it until the client leaves or the session is deleted, also if the shell
@@ -121,6 +123,7 @@ async def view_shell(request: Request, services: RequestServices, owner: Owner, 
     """
     wanted = await read_body(request, ShellBody)
     if _accepts_stream(request):
+        hold_stream(owner)
         states = await services.inspect_sandbox.follow_shell(session_id, wanted.session_id, owner=owner)
         return _stream(services, states, lambda state: [state_frame("shell", _shell_data(state))])
     return success(_shell_data(await services.inspect_sandbox.view_shell(session_id, wanted.session_id, owner=owner)))
@@ -131,7 +134,9 @@ async def view_shell(request: Request, services: RequestServices, owner: Owner, 
     responses=answers(FileAnswer, *_FAILURES, frame=FileFrame, example=_FILE_EXAMPLE),
     openapi_extra=body(FileBody),
 )
-async def view_file(request: Request, services: RequestServices, owner: Owner, session_id: SessionId) -> Response:
+async def view_file(
+    request: Request, services: RequestServices, owner: Owner, session_id: SessionId, hold_stream: HoldStream
+) -> Response:
     """Return a text file of the session's workspace. The sandbox is started if it is not running.
 
     With `Accept: text/event-stream`, stream it until the client leaves or the session is deleted, also if the file
@@ -139,6 +144,7 @@ async def view_file(request: Request, services: RequestServices, owner: Owner, s
     """
     wanted = await read_body(request, FileBody)
     if _accepts_stream(request):
+        hold_stream(owner)
         states = await services.inspect_sandbox.follow_file(session_id, wanted.file, owner=owner)
         return _stream(services, states, lambda state: [state_frame("file", _file_data(state))])
     return success(_file_data(await services.inspect_sandbox.read_file(session_id, wanted.file, owner=owner)))

@@ -11,6 +11,8 @@ from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
 from app.application.services.inspect_sandbox import SandboxInspector
+from app.application.services.limits import LimitService
+from app.application.services.rates import RateService
 from app.application.services.screenshots import ScreenshotService
 from app.application.services.sessions import SessionService
 from app.application.services.tickets import TicketService
@@ -35,6 +37,8 @@ class Services:
     tickets: TicketService
     links: DesktopLinks
     models: ModelCatalog
+    limits: LimitService
+    rates: RateService
     checks: Mapping[str, Check]
     """Checks that `/ready` runs, by the name of the dependency."""
     end_streams: Callable[[], None]

@@ -16,6 +16,7 @@ from app.domain.models.event import EventRecord, SessionStatus
 from app.domain.models.session import Session, SessionPage
 from app.interfaces.api.dependencies import (
     AfterQuery,
+    HoldStream,
     Owner,
     RequestBody,
     RequestServices,
@@ -194,8 +195,11 @@ async def list_sessions(
 
 
 @router.post("", responses=streams(SessionsFrame, 400, 503, example=_EXAMPLE))
-async def watch_sessions(services: RequestServices, owner: Owner, limit: PageSize = DEFAULT_PAGE) -> Response:
+async def watch_sessions(
+    services: RequestServices, owner: Owner, hold_stream: HoldStream, limit: PageSize = DEFAULT_PAGE
+) -> Response:
     """Stream the first page of your sessions: at once, and again whenever something in it changes."""
+    hold_stream(owner)
     return EventStream(
         services.sessions.watch(owner=owner, limit=limit),
         lambda page: _page_frames(page, services),

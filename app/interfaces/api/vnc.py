@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
 from app.application.services.desktop import Viewer, ViewingEnd
-from app.domain.errors import AnkerError, Forbidden, InvalidInput, TooLarge
+from app.domain.errors import AnkerError, Forbidden, InvalidInput, LimitReached, TooLarge
 from app.interfaces.api.dependencies import (
     Caller,
     Owner,
@@ -30,8 +30,9 @@ from app.interfaces.api.dependencies import (
 from app.interfaces.api.openapi import Document, answers, api_router, body, failures_of
 from app.interfaces.api.schemas import Schema, SuccessAnswer
 from app.interfaces.api.services import services_of
-from app.interfaces.envelope import POLICY_VIOLATION, failure, refuse, success
+from app.interfaces.envelope import POLICY_VIOLATION, PRIVATE, failure, refuse, success
 from app.interfaces.errors import NOTHING_HERE, status_of
+from app.interfaces.limits import refuse_over_limit
 from app.interfaces.view_only import ViewOnlyViewer
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,6 @@ MAX_REASON = 123
 """Maximum length of a close reason, in bytes of UTF-8; the protocol allows no more."""
 
 NORMAL, GOING_AWAY, UNSUPPORTED, TOO_BIG, INTERNAL = 1000, 1001, 1003, 1009, 1011
-
-PRIVATE = 4000
-"""Failures that have an HTTP status elsewhere close the WebSocket with 4000 plus that status."""
 
 GONE = PRIVATE + HTTPStatus.GONE
 
@@ -127,7 +125,7 @@ async def watch_desktop(session_id: str, ticket: TicketQuery = None, signature: 
     answer, or an internal error, 4401 the ticket or the signature opens nothing (any more), or the login has ended,
     4404 no such session, 4410 the session was deleted or the sandbox is gone, 4502 the sandbox refused, 4503 no sandbox
     or desktop is available now. An unknown subprotocol (400), pages of other origins (403) and requests with neither a
-    login nor a ticket or signature (401) are refused at once.
+    login nor a ticket or signature (401) are refused at once, and so are too many viewers (429).
 
     With a ticket or a signed address that was made with `view_only`, the viewer only watches: its keyboard, pointer and
     clipboard are dropped. It must speak RFB 3.7 or 3.8. It still receives what is copied on the desktop.
@@ -165,9 +163,21 @@ async def view(websocket: WebSocket, session_id: str) -> None:
         refusal = failure(HTTPStatus.BAD_REQUEST, f"the only subprotocol here is `{SUBPROTOCOL}`")
         await refuse(refusal, websocket.scope, websocket.receive, websocket.send)
         return
-    await websocket.accept(SUBPROTOCOL if offered else None)
     started = time.monotonic()
-    code, reason = await _watch(websocket, session_id)
+    services = services_of(websocket)
+    with ExitStack() as stack:
+        caller: Caller | AnkerError
+        try:
+            await get_session_id(session_id)
+            caller = await _caller(websocket, session_id)
+            stack.enter_context(services.limits.stream(caller.owner))
+        except LimitReached as error:
+            await refuse_over_limit(error, services, websocket.scope, websocket.receive, websocket.send)
+            return
+        except AnkerError as error:
+            caller = error
+        await websocket.accept(SUBPROTOCOL if offered else None)
+        code, reason = await _watch(websocket, session_id, caller)
     seconds = round(time.monotonic() - started, 1)
     log.info("a viewer of the desktop ended", extra={"code": code or 0, "reason": reason, "seconds": seconds})
     if code is not None:
@@ -206,11 +216,14 @@ class _SocketViewer:
         return True
 
 
-async def _watch(websocket: WebSocket, session_id: str) -> tuple[int | None, str]:
-    """Serve the viewer. Return the code and the reason to close with; no code if the viewer has left."""
+async def _watch(websocket: WebSocket, session_id: str, caller: Caller | AnkerError) -> tuple[int | None, str]:
+    """Serve the viewer, unless it may not watch. Return the code and the reason to close with.
+
+    There is no code if the viewer has left.
+    """
     try:
-        await get_session_id(session_id)
-        caller = await _caller(websocket, session_id)
+        if isinstance(caller, AnkerError):
+            raise caller
         viewer: Viewer = _SocketViewer(websocket)
         if caller.view_only:
             viewer = ViewOnlyViewer(viewer)

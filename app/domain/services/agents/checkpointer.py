@@ -11,6 +11,7 @@ from app.domain.clock import unix_now
 from app.domain.errors import StaleCheckpoint, StoreUnavailable
 from app.domain.external.secrets import NoSecrets, SecretMask
 from app.domain.models.event import Event
+from app.domain.models.limits import day_of
 from app.domain.models.message import (
     MaskRecord,
     Message,
@@ -173,6 +174,13 @@ class RunCheckpointer:
     async def unread_messages(self) -> Sequence[UnreadMessage]:
         """Return the user messages that the agent has not read."""
         return await self._event_log.unread_messages(self.session_id, after=self.checkpoint.last_read_message)
+
+    async def tokens_today(self) -> int:
+        """Return how many tokens all runs of the session's owner have used today; 0 if the store is unavailable."""
+        stored = 0
+        with suppress(StoreUnavailable):  # The next commit waits for the store, and the next call asks again.
+            stored = await self._event_log.tokens_of_owner(self.session_id, day=day_of(self._now()))
+        return stored + self._usage.total_tokens
 
     async def stage(self, name: TranscriptName, *messages: Message) -> None:
         """Append messages to a transcript. They are stored with the next commit."""

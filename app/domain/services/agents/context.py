@@ -107,9 +107,9 @@ class BoundedConversation:
         limit = self._window.tokens
         refusal: ContextTooLong | None = None
         for _ in range(MAX_REFUSALS):
-            self._limits.check(self._checkpointer.checkpoint)
+            await self._check_limits()
             request = await self._fit(tools, limit, listener, max_tokens=max_tokens, refusal=refusal)
-            self._limits.check(self._checkpointer.checkpoint)  # A summary may have taken the last call.
+            await self._check_limits()  # A summary may have taken the last call.
             try:
                 reply = masked(await self._model.complete(request, listener=listener), self._checkpointer.mask)
             except ContextTooLong as error:
@@ -123,6 +123,10 @@ class BoundedConversation:
             self._window.learn(request, reply.usage, limit, None if refusal is None else refusal.limit_tokens)
             return reply
         raise ContextTooLong(f"the conversation is too long for the model even after it was shortened: {refusal}")
+
+    async def _check_limits(self) -> None:
+        tokens_today = await self._checkpointer.tokens_today() if self._limits.tokens_per_day else 0
+        self._limits.check(self._checkpointer.checkpoint, tokens_today=tokens_today)
 
     async def _fit(
         self,

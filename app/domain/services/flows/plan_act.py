@@ -126,7 +126,7 @@ class PlanActFlow:
             try:
                 await self._run_phases()
             except RunLimitReached as reached:
-                await self._rest(str(reached))
+                await self._rest(reached)
         except Superseded:
             await checkpointer.store_usage()
             raise
@@ -200,7 +200,7 @@ class PlanActFlow:
                 case _ as never:
                     assert_never(never)
 
-    async def _rest(self, limit: str) -> None:
+    async def _rest(self, limit: RunLimitReached) -> None:
         """Wait for the user because the run has reached `limit`. The checkpoint keeps what is left to do."""
         checkpointer = self._checkpointer
         text = rest_message(limit, checkpointer.checkpoint)

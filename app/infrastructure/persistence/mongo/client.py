@@ -142,6 +142,7 @@ class MongoDatabase:
         self.message_keys: Collection = self._database["message_keys"]
         self.screenshots: Collection = self._database["screenshots"]
         self.tickets: Collection = self._database["tickets"]
+        self.daily_tokens: Collection = self._database["daily_tokens"]
         self.deletions: Collection = self._database["deletions"]
         self.metadata: Collection = self._database["metadata"]
         self.counters: Collection = self._database["counters"]

@@ -48,6 +48,20 @@ class MongoEventLog(MongoRepository):
         """Implement `EventLog.rename_session`."""
         await self._queue.rename(codec.well_formed(session_id), RenameRequest(title, at))
 
+    async def find_message(self, session_id: str, key: str) -> int | None:
+        """Implement `EventLog.find_message`."""
+        session = await self._find_session(session_id, ("ordinal", "tail.keys"))
+        row_id: Document = {"s": session["ordinal"], "k": codec.well_formed(key)}
+        rows = await self._find(self._database.message_keys, {"_id": row_id})
+        newest = [row for row in session["tail"].get("keys", ()) if row["_id"] == row_id]
+        return next((int(row["number"]) for row in (*rows, *newest)), None)
+
+    async def tokens_of_owner(self, session_id: str, *, day: int) -> int:
+        """Implement `EventLog.tokens_of_owner`."""
+        session = await self._find_session(session_id, ("owner",))
+        rows = await self._find(self._database.daily_tokens, {"_id": session["owner"], "day": {"$gte": day}})
+        return int(rows[0]["tokens"]) if rows else 0
+
     async def read(
         self, session_id: str, *, after: int, limit: int, max_bytes: int | None = None
     ) -> Sequence[EventRecord]:

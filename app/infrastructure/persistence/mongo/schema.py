@@ -13,6 +13,7 @@
     message_keys  `_id`: `{s: ordinal, k: idempotency key}`; `number`: number of the message
     screenshots   `_id`: `{s: ordinal, k: id}`; `data`: the JPEG
     tickets       `_id`: digest; `session`: ordinal; `owner`, `view_only`, `expires_at`
+    daily_tokens  `_id`: owner; `day`: newest day of a commit, in days since the epoch; `tokens`: of all runs on it
     deletions     `_id`: ordinal of a deleted session; `at`: time of the deletion
     metadata      `_id`, `value`: version of this schema, id and signing key of the installation
     counters      `_id`, `value`: newest ordinal
@@ -40,17 +41,20 @@ _INDEX_NOT_FOUND = 27
 MESSAGES_INDEX = "messages"
 """Name of the index over those events that are messages, which are few."""
 
+LISTED_INDEX, CLAIMABLE_INDEX = "listed", "claimable"
+"""Names of the indexes with which the sessions of an owner are found: all of them, and those with a run."""
+
 _PREPARE_SECONDS = 20.0
 """Maximum seconds for creating the missing collections and indexes."""
 
 # Most indexes are partial, so that a search for work does not scan idle sessions.
 _SESSION_INDEXES = [
     IndexModel("ordinal", name="ordinal", unique=True),
-    IndexModel([("owner", 1), ("last_activity", -1), ("ordinal", -1)], name="listed"),
+    IndexModel([("owner", 1), ("last_activity", -1), ("ordinal", -1)], name=LISTED_INDEX),
     # It holds all fields that a search for work needs, so that the search reads no session.
     IndexModel(
         ["status", "owner", "waiting_since", "ordinal", "lease.holder", "lease.until", "_id"],
-        name="claimable",
+        name=CLAIMABLE_INDEX,
         partialFilterExpression={"status": "running"},
     ),
     IndexModel("stop_up_to", name="stopping", partialFilterExpression={"stop_up_to": {"$exists": True}}),

@@ -44,7 +44,7 @@ _CONFLICT_SECONDS = 5.0
 _MAX_PAUSE_SECONDS = 0.02
 """Maximum seconds to wait before a batch is repeated."""
 
-_KNOWN_FIELDS = (*CURSOR_FIELDS, "lease.token", "version", "tail")
+_KNOWN_FIELDS = (*CURSOR_FIELDS, "owner", "lease.token", "version", "tail")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class KnownSession:
     """A process's knowledge of a session's document: enough to write to it without reading it again."""
 
     cursor: SessionCursor
+    owner: str
     version: int
     """Number of updates of the document."""
     tail: Document | None
@@ -99,6 +100,7 @@ class SessionCommitter:
                 return WrittenBatch(outcomes, ()), session
             stored = await self._store(session_id, session, update)
             if stored is not None:
+                await self._count_tokens(stored.owner, update)
                 return WrittenBatch(outcomes, update.committed), stored
             if time.monotonic() > deadline:
                 raise store_unavailable("too many processes write to this session at once")
@@ -139,7 +141,7 @@ class SessionCommitter:
         if found is None:
             raise NotFound("no such session")
         cursor = SessionCursor(*(found[name] for name in CURSOR_FIELDS), fencing_token=found["lease"]["token"])
-        return KnownSession(cursor, found["version"], found["tail"])
+        return KnownSession(cursor, found["owner"], found["version"], found["tail"])
 
     async def _find_keys(self, cursor: SessionCursor, requests: Sequence[WriteRequest]) -> dict[str, int]:
         """Return the stored idempotency keys among those of `requests`, with the numbers of their messages."""
@@ -163,7 +165,16 @@ class SessionCommitter:
         result = await self._availability.write(lambda: self._database.sessions.update_one(condition, change))
         if not result.matched_count:
             return None
-        return KnownSession(update.cursor, session.version + 1, tail or session.tail)
+        return KnownSession(update.cursor, session.owner, session.version + 1, tail or session.tail)
+
+    async def _count_tokens(self, owner: str, update: SessionUpdate) -> None:
+        """Count the tokens of an update that is stored. If the store is lost at this moment, they are not counted."""
+        tokens_of = self._database.daily_tokens
+        for day, tokens in update.daily_tokens.items():
+            total: Document = {"$cond": [{"$lt": ["$day", day]}, tokens, {"$add": ["$tokens", tokens]}]}
+            change: list[Document] = [{"$set": {"tokens": total, "day": {"$max": ["$day", day]}}}]
+            with suppress(StoreUnavailable):
+                await self._availability.write(lambda c=change: tokens_of.update_one({"_id": owner}, c, upsert=True))
 
 
 def _apply(update: SessionUpdate, requests: Sequence[WriteRequest]) -> list[Outcome]:

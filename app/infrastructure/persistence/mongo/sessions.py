@@ -10,7 +10,7 @@ from app.infrastructure.persistence.mongo.availability import StoreAvailability,
 from app.infrastructure.persistence.mongo.client import Document, MongoDatabase, insert_missing
 from app.infrastructure.persistence.mongo.deletion import SessionDeleter
 from app.infrastructure.persistence.mongo.repositories import MongoRepository
-from app.infrastructure.persistence.mongo.schema import MESSAGES_INDEX
+from app.infrastructure.persistence.mongo.schema import CLAIMABLE_INDEX, LISTED_INDEX, MESSAGES_INDEX
 from app.infrastructure.persistence.mongo.write_queue import SessionWriteQueue
 
 _DELIVERY_FIELDS = (
@@ -66,6 +66,16 @@ class MongoSessions(MongoRepository):
             self._database.sessions, query, session_summary.LISTED_FIELDS, sort=order, limit=max(limit, 0) + 1
         )
         return session_summary.page_of([_session(row) for row in rows], limit)
+
+    async def count(self, *, owner: str, up_to: int, running_only: bool = False) -> int:
+        """Implement `SessionRepository.count`."""
+        query: Document = {"owner": well_formed(owner)}
+        index = LISTED_INDEX
+        if running_only:
+            query["status"] = "running"
+            index = CLAIMABLE_INDEX
+        sessions = self._database.sessions
+        return await self._availability.read(lambda: sessions.count_documents(query, limit=up_to, hint=index))
 
     async def list_active(self) -> Mapping[str, str]:
         """Implement `SessionRepository.list_active`."""

@@ -204,7 +204,18 @@ _V9 = (
     "ALTER TABLE sessions ADD COLUMN is_pinned INTEGER NOT NULL DEFAULT 0",
 )
 
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9)
+# The running sessions of an owner. The tokens that all runs of an owner used on the newest day of a commit, in
+# days since the epoch, UTC.
+_V10 = (
+    "CREATE INDEX sessions_running_by_owner ON sessions (owner) WHERE status = 'running'",
+    """CREATE TABLE daily_tokens (
+        owner TEXT PRIMARY KEY,
+        day INTEGER NOT NULL,
+        tokens INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+)
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9, _V10)
 """Statements that lead from schema version i to i + 1. `PRAGMA user_version` is the version of a file.
 
 A migration that was released never changes.

@@ -37,6 +37,13 @@ _LAST_EVENTS = "SELECT id, last_event FROM sessions WHERE id IN (SELECT value FR
 _CHECKPOINT = """
 SELECT data, model, given_title, title FROM sessions LEFT JOIN checkpoints ON session = ordinal WHERE id = ?
 """
+_MESSAGE_OF_KEY = """
+SELECT message_keys.number FROM message_keys JOIN sessions ON sessions.ordinal = message_keys.session
+WHERE sessions.id = ? AND message_keys.key = ?
+"""
+_TOKENS = "SELECT tokens FROM daily_tokens WHERE owner = (SELECT owner FROM sessions WHERE id = ?) AND day >= ?"
+_COUNT = "SELECT count(*) FROM (SELECT 1 FROM sessions WHERE owner = ? LIMIT ?)"
+_COUNT_RUNNING = "SELECT count(*) FROM (SELECT 1 FROM sessions WHERE owner = ? AND status = 'running' LIMIT ?)"
 _SCREENSHOT = """
 SELECT screenshots.data FROM screenshots JOIN sessions ON sessions.ordinal = screenshots.session
 WHERE sessions.id = ? AND screenshots.id = ?
@@ -67,6 +74,16 @@ class SqliteEventLog(_Repository):
         """Implement `EventLog.append_user_message`."""
         request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key), model)
         return await self._writer.write(lambda transaction: transaction.append_user_message(session_id, request))
+
+    async def find_message(self, session_id: str, key: str) -> int | None:
+        """Implement `EventLog.find_message`."""
+        rows = await self._rows(_MESSAGE_OF_KEY, session_id, codec.well_formed(key))
+        return int(rows[0][0]) if rows else None
+
+    async def tokens_of_owner(self, session_id: str, *, day: int) -> int:
+        """Implement `EventLog.tokens_of_owner`."""
+        rows = await self._rows(_TOKENS, session_id, day)
+        return int(rows[0][0]) if rows else 0
 
     async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
         """Implement `EventLog.rename_session`."""
@@ -146,6 +163,11 @@ class SqliteSessions(_Repository):
         else:
             rows = await self._rows(_NEXT_PAGE, owner, *session_summary.decode_cursor(cursor), limit + 1)
         return session_summary.page_of([_listed(row) for row in rows], limit)
+
+    async def count(self, *, owner: str, up_to: int, running_only: bool = False) -> int:
+        """Implement `SessionRepository.count`."""
+        rows = await self._rows(_COUNT_RUNNING if running_only else _COUNT, owner, up_to)
+        return int(rows[0][0])
 
     async def list_active(self) -> Mapping[str, str]:
         """Implement `SessionRepository.list_active`."""

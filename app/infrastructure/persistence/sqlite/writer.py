@@ -51,6 +51,12 @@ _PUT_CHECKPOINT = """
 INSERT INTO checkpoints (session, data, revision) VALUES (?, ?, ?)
 ON CONFLICT DO UPDATE SET data = excluded.data, revision = excluded.revision
 """
+_COUNT_TOKENS = """
+INSERT INTO daily_tokens (owner, day, tokens) SELECT owner, ?, ? FROM sessions WHERE ordinal = ?
+ON CONFLICT DO UPDATE SET
+    day = max(day, excluded.day),
+    tokens = CASE WHEN day < excluded.day THEN excluded.tokens ELSE tokens + excluded.tokens END
+"""
 _REDEEM_TICKET = """
 DELETE FROM tickets
 WHERE digest = ? AND session = (SELECT ordinal FROM sessions WHERE id = ?) AND expires_at > ?
@@ -229,6 +235,7 @@ class Transaction:
         if changes:
             values = (*update.fields.values(), *update.increments.values(), ordinal)
             execute(f"UPDATE sessions SET {', '.join(changes)} WHERE ordinal = ?", values)  # noqa: S608
+        executemany(_COUNT_TOKENS, [(day, tokens, ordinal) for day, tokens in update.daily_tokens.items()])
         self._cursors[session_id] = update.cursor
 
     def _delete_some(self, table: str, key: str, condition: str, values: tuple[int, ...], limit: int) -> bool:

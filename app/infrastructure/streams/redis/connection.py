@@ -90,8 +90,13 @@ class RedisConnection:
         """Whether Redis can be used, as far as is known."""
         return self._connected.is_set()
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options for a pool of further connections to this Redis."""
+        return {**parse_url(self._url), **_POOL_OPTIONS}
+
     def name(self, name: str) -> bytes:
-        """Return the name of a channel in Redis."""
+        """Return the name of a channel or the prefix of keys in Redis."""
         return f"{self._prefix}:{name}".encode()
 
     async def __aenter__(self) -> Self:
@@ -100,7 +105,7 @@ class RedisConnection:
         Raises:
             ValueError: The URL is not a valid address of a Redis.
         """
-        self._redis = _create_client(self._url)
+        self._redis = _create_client(lambda: self.options)
         self._tasks = [
             asyncio.create_task(self._keep_connected("publisher", self.publisher.run)),
             asyncio.create_task(self._keep_connected("subscriber", self.subscriber.run)),
@@ -249,10 +254,9 @@ class Subscriber:
                 pass
 
 
-def _create_client(url: str) -> Redis:
+def _create_client(read_options: Callable[[], dict[str, Any]]) -> Redis:
     try:
-        options: dict[str, Any] = {**parse_url(url), **_POOL_OPTIONS}
-        pool = ConnectionPool(**options)
+        pool = ConnectionPool(**read_options())
         pool.make_connection()  # Validates the options; does not connect.
     except (ValueError, TypeError, RedisError):
         raise ValueError("not the address of a Redis") from None  # The original error may contain the address.

@@ -1,0 +1,1 @@
+"""Counters for limits: in memory, and shared over Redis."""

@@ -1,0 +1,133 @@
+"""ASGI middleware that limits requests: of each owner, and of client addresses with failed logins."""
+
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.domain.errors import LimitReached
+from app.domain.models.principal import Principal
+from app.interfaces.api.services import Services, services_of
+from app.interfaces.authentication import OPEN_PATH, PRINCIPAL_KEY
+from app.interfaces.envelope import PRIVATE, UNLIMITED_PATHS, refuse
+from app.interfaces.errors import error_response
+
+_CREDENTIAL_PARAMETERS = (b"ticket=", b"signature=")
+
+
+class RequestLimitMiddleware:
+    """Limit the requests and the uploaded bytes of each owner. Authentication must come before it.
+
+    Who makes a request with a ticket is known only once its route has checked that, and counts it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it with 429."""
+        if scope["type"] not in ("http", "websocket") or scope["path"] in UNLIMITED_PATHS:
+            await self._app(scope, receive, send)
+            return
+        principal: Principal | None = scope.get(PRINCIPAL_KEY)
+        if principal is None:
+            await self._app(scope, receive, send)
+            return
+        services = services_of(HTTPConnection(scope))
+        headers = Headers(scope=scope)
+        if principal.name:
+            services.rates.remember_accepted(_credential(scope))
+        try:
+            await services.rates.check_request(principal.name)
+            await services.rates.check_upload(principal.name, _declared_length(headers))
+        except LimitReached as error:
+            await refuse_over_limit(error, services, scope, receive, send)
+            return
+        if "transfer-encoding" in headers:
+            receive = _counted(receive, services, principal.name)
+        await self._app(scope, receive, send)
+
+
+class LoginLimitMiddleware:
+    """Limit the failed logins of each client address: responses of 401. It must come before authentication.
+
+    A request without a credential guesses nothing. It does not count, or a page that a proxy serves to people who are
+    not logged in would block that proxy.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it with 429."""
+        if scope["type"] not in ("http", "websocket") or scope["path"] == OPEN_PATH:
+            await self._app(scope, receive, send)
+            return
+        credential = _credential(scope)
+        if not credential:
+            await self._app(scope, receive, send)
+            return
+        services = services_of(HTTPConnection(scope))
+        address = scope["client"][0] if scope.get("client") else ""
+        refused: LimitReached | None = None
+
+        async def send_unless_blocked(message: Message) -> None:
+            nonlocal refused
+            if refused is not None:
+                return  # This is the rest of the replaced response.
+            if _is_login_failure(message):
+                try:
+                    await services.rates.count_failure(address)
+                except LimitReached as error:
+                    if message["type"] != "websocket.close":
+                        refused = error
+                        await refuse_over_limit(error, services, scope, receive, send)
+                        return
+            await send(message)
+
+        try:
+            services.rates.check_address(address, credential)
+        except LimitReached as error:
+            await refuse_over_limit(error, services, scope, receive, send)
+            return
+        await self._app(scope, receive, send_unless_blocked)
+
+
+async def refuse_over_limit(
+    error: LimitReached, services: Services, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Refuse a request or the handshake of a WebSocket with 429, and count the refusal."""
+    services.metrics.count_refusal(error.limit)
+    await refuse(error_response(error), scope, receive, send)
+
+
+def _counted(receive: Receive, services: Services, owner: str) -> Receive:
+    """Return a `receive` that counts the parts of a body whose length is not declared."""
+
+    async def receive_and_count() -> Message:
+        message = await receive()
+        if message["type"] == "http.request":
+            await services.rates.check_upload(owner, len(message.get("body", b"")))
+        return message
+
+    return receive_and_count
+
+
+def _is_login_failure(message: Message) -> bool:
+    status = message.get("code") if message["type"] == "websocket.close" else message.get("status")
+    return status in (HTTPStatus.UNAUTHORIZED, PRIVATE + HTTPStatus.UNAUTHORIZED)
+
+
+def _credential(scope: Scope) -> bytes:
+    """Return the `Authorization` header, or else a query with a ticket or a signature; empty if there is neither."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return value
+    query: bytes = scope["query_string"]
+    return query if any(parameter in query for parameter in _CREDENTIAL_PARAMETERS) else b""
+
+
+def _declared_length(headers: Headers) -> int:
+    length = headers.get("content-length", "")
+    return int(length[:18]) if length.isdigit() else 0
