@@ -117,13 +117,15 @@ async def open_service(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Events:
-    """The store of the sessions, and how their readers learn of changes."""
+    """The store of the sessions, how their readers learn of changes, and the limits of their owners."""
 
     store: Store
     event_log: MaskedEventLog
     redis: "RedisConnection | None"
     feed: MemoryFeed
     signals: Signals
+    limits: LimitService
+    rates: RateService
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +156,10 @@ async def _open_events(settings: Settings, metrics: Metrics, secrets: KnownSecre
     redis = await _redis(settings, store, stack)
     feed, signals = await _feed_and_signals(store, redis, stack)
     event_log = MaskedEventLog(store.event_log, secrets)
-    return _Events(store=store, event_log=event_log, redis=redis, feed=feed, signals=signals)
+    limits, rates = await _limits(settings, store, event_log, redis, stack)
+    return _Events(
+        store=store, event_log=event_log, redis=redis, feed=feed, signals=signals, limits=limits, rates=rates
+    )
 
 
 async def _open_parts(
@@ -168,7 +173,6 @@ async def _open_parts(
 ) -> _Parts:
     events = await _open_events(settings, metrics, secrets, stack)
     store, event_log, feed = events.store, events.event_log, events.feed
-    limits, rates = await _limits(settings, events, stack)
     context = FactoryContext(settings=settings, role=role, store=store, secrets=secrets, observe=metrics.observe_model)
     models, model_description = _models(context, overrides)
     stack.push_async_callback(models.close)
@@ -204,17 +208,16 @@ async def _open_parts(
         sandboxes=sandboxes,
         browsers=browsers,
         screenshots=screenshots,
-        limits=limits,
-        rates=rates,
-        description=secrets.mask(
-            f"store: {_stores(settings)}; sandbox: {sandbox_description}; model: {model_description}"
-        ),
+        limits=events.limits,
+        rates=events.rates,
+        description=secrets.mask(_describe(settings, sandbox_description, model_description)),
     )
 
 
-def _stores(settings: Settings) -> str:
+def _describe(settings: Settings, sandbox: str, model: str) -> str:
     store = "MongoDB" if settings.mongodb_url.get_secret_value() else f"SQLite in {settings.data_dir}"
-    return f"{store}, with Redis" if settings.redis_url.get_secret_value() else store
+    redis = ", with Redis" if settings.redis_url.get_secret_value() else ""
+    return f"store: {store}{redis}; sandbox: {sandbox}; model: {model}"
 
 
 def _run_limits(settings: Settings) -> RunLimits:
@@ -247,10 +250,16 @@ async def _redis(settings: Settings, store: Store, stack: AsyncExitStack) -> "Re
         raise UnusableSetting(f"REDIS_URL: {error}") from None
 
 
-async def _limits(settings: Settings, events: "_Events", stack: AsyncExitStack) -> tuple[LimitService, RateService]:
+async def _limits(
+    settings: Settings,
+    store: Store,
+    event_log: MaskedEventLog,
+    redis: "RedisConnection | None",
+    stack: AsyncExitStack,
+) -> tuple[LimitService, RateService]:
     counter: RateCounter = MemoryRateCounter()
     others: StreamCounts | None = None
-    if (redis := events.redis) is not None:
+    if redis is not None:
         from app.infrastructure.limits.redis import AnnouncedStreams, SharedRateCounter
 
         counter = await stack.enter_async_context(SharedRateCounter(redis))
@@ -266,8 +275,7 @@ async def _limits(settings: Settings, events: "_Events", stack: AsyncExitStack) 
         login_failures_per_minute=settings.limit_login_failures_per_minute,
         upload_bytes_per_day=settings.limit_upload_bytes_per_day,
     )
-    sessions, event_log = events.store.sessions, events.event_log
-    service = LimitService(limits=limits, sessions=sessions, event_log=event_log, others=others)
+    service = LimitService(limits=limits, sessions=store.sessions, event_log=event_log, others=others)
     return service, RateService(rates, counter)
 
 
@@ -299,33 +307,41 @@ async def _queue(settings: Settings, store: Store, worker: PlanActWorker, signal
     return leased
 
 
+def _conversation(parts: _Parts) -> tuple[ChatService, SessionService]:
+    store, event_log, feed, queue = parts.store, parts.event_log, parts.feed, parts.queue
+    streams = EventStreams(event_log, feed)
+    chat = ChatService(
+        sessions=store.sessions,
+        event_log=event_log,
+        streams=streams,
+        feed=feed,
+        queue=queue,
+        models=parts.models,
+        limits=parts.limits,
+    )
+    sessions = SessionService(
+        sessions=store.sessions,
+        event_log=event_log,
+        streams=streams,
+        feed=feed,
+        queue=queue,
+        browsers=parts.browsers,
+        sandboxes=parts.sandboxes,
+        models=parts.models,
+        mask=event_log.mask,
+        limits=parts.limits,
+    )
+    return chat, sessions
+
+
 def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireView) -> Services:
     store, feed, queue, sandboxes = parts.store, parts.feed, parts.queue, parts.sandboxes
     event_log, mask = parts.event_log, parts.event_log.mask
-    streams = EventStreams(event_log, feed)
+    chat, sessions = _conversation(parts)
     desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
     return Services(
-        chat=ChatService(
-            sessions=store.sessions,
-            event_log=event_log,
-            streams=streams,
-            feed=feed,
-            queue=queue,
-            models=parts.models,
-            limits=parts.limits,
-        ),
-        sessions=SessionService(
-            sessions=store.sessions,
-            event_log=event_log,
-            streams=streams,
-            feed=feed,
-            queue=queue,
-            browsers=parts.browsers,
-            sandboxes=sandboxes,
-            models=parts.models,
-            mask=mask,
-            limits=parts.limits,
-        ),
+        chat=chat,
+        sessions=sessions,
         models=parts.models,
         limits=parts.limits,
         rates=parts.rates,
