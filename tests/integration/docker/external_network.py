@@ -67,10 +67,11 @@ def external_network() -> Iterator[ExternalNetwork]:
     """Create the network and its servers; remove them at the end."""
     if os.geteuid() != 0:
         pytest.skip("needs root to make network namespaces")
-    number = secrets.randbelow(16)
+    # Other test runs on this machine have such networks too. Each has a route of its own to the same address.
+    number, metric = secrets.randbelow(256), str(1 + secrets.randbelow(10**6))
     name = f"anker-{secrets.token_hex(3)}"
     outer, inner = f"{name}o"[:15], f"{name}i"[:15]
-    public = [f"6.213.0.{128 + 8 * number + n}" for n in (1, 2, 3)]
+    public = [f"6.213.{number}.{128 + n}" for n in (1, 2, 3)]
     private = [f"10.213.{number}.{n}" for n in (1, 2)]
     lan = [f"6.214.{number}.{n}" for n in (1, 2)]
     inside = ["netns", "exec", name, "ip"]
@@ -86,8 +87,8 @@ def external_network() -> Iterator[ExternalNetwork]:
             _ip(*inside, "link", "set", device, "up")
         _ip(*inside, "route", "add", "default", "via", private[0])
         for address in public[1:]:
-            _ip("route", "replace", f"{address}/32", "via", private[1])
-        _ip("route", "replace", f"{METADATA}/32", "dev", outer)
+            _ip("route", "add", f"{address}/32", "via", private[1], "metric", metric)
+        _ip("route", "add", f"{METADATA}/32", "dev", outer, "metric", metric)
         server = subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True
         )
