@@ -64,7 +64,7 @@ def find(place: ResolvedPath, glob: str) -> Found:
             parts = (*folder, name)
             if any(pattern.matches(parts, is_folder=is_folder) for pattern in patterns):
                 found.files.append(os.path.join(place.absolute, *parts) + ("/" if is_folder else ""))
-            if is_folder:
+            if is_folder and place.allows(os.path.join(place.real, *parts)):
                 folders.append(parts)
             if len(found.files) > MAX_FILES or time.monotonic() > deadline:
                 found.files, found.truncated = found.files[:MAX_FILES], True

@@ -53,11 +53,26 @@ class ResolvedPath:
         given: The path as the caller wrote it, for error texts: the caller may not know where the sandbox keeps files.
         absolute: The absolute path.
         real: The absolute path with all symlinks resolved.
+        allows: Returns whether the settings allow an absolute path without symlinks.
     """
 
     given: str
     absolute: str
     real: str
+    allows: Callable[[str], bool] = lambda _: True
+
+    def check(self, fd: int) -> None:
+        """Refuse a file that was opened by this path if a symlink has led elsewhere since the path was resolved.
+
+        Raises:
+            Failure: 400 if the file is not allowed.
+        """
+        try:
+            real = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            return  # a system without /proc has no files of this process to protect
+        if not self.allows(real):
+            raise not_allowed(self.given)
 
 
 class PathResolver:
@@ -123,8 +138,8 @@ class PathResolver:
         shown = self.absolute(path)
         real = os.path.realpath(shown)
         if not self._allowed(real):
-            raise Failure(400, f"not allowed: {path} is outside the folders of this sandbox; work in ~")
-        return ResolvedPath(path, shown, real)
+            raise not_allowed(path)
+        return ResolvedPath(path, shown, real, self._allowed)
 
     def _allowed(self, real: str) -> bool:
         for folder, is_open in self._rules:
@@ -166,6 +181,11 @@ class PathResolver:
         # `link/..` is the parent of the link's target, so the file system resolves `..`.
         whole = os.path.join(self._home, path)
         return os.path.realpath(whole) if ".." in whole.split("/") else os.path.normpath(whole)
+
+
+def not_allowed(path: str) -> Failure:
+    """Return the `Failure` for a path that the settings close."""
+    return Failure(400, f"not allowed: {path} is outside the folders of this sandbox; work in ~")
 
 
 def os_failure(error: OSError, path: str) -> Failure:

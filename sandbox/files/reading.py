@@ -70,7 +70,12 @@ def open_regular(place: ResolvedPath) -> tuple[int, os.stat_result]:
     """
     # Does not wait for the other end of a pipe. The open file is checked, so it cannot be swapped.
     fd = os.open(place.real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    found = os.fstat(fd)
+    try:
+        place.check(fd)
+        found = os.fstat(fd)
+    except BaseException:
+        os.close(fd)
+        raise
     if stat.S_ISREG(found.st_mode):
         return fd, found
     os.close(fd)

@@ -1,5 +1,6 @@
 """Search in files, bounded in time and size."""
 
+import math
 import os
 import re
 import time
@@ -65,16 +66,27 @@ def _compile(pattern: str) -> tuple["regex.Pattern[str]", bool]:
 
     if len(pattern) > _MAX_PATTERN:
         raise Failure(400, "the regex is too long")
+    bare = _ESCAPE.sub("", pattern)
+    if _RECURSION.search(bare):
+        raise Failure(400, "the regex calls itself or a group of it, which is not supported")
+    if math.prod(min(int(count[:7]), _MAX_REPEATS + 1) or 1 for count in _COUNT.findall(bare)) > _MAX_REPEATS:
+        raise Failure(400, f"the counts of the regex multiply to more than {_MAX_REPEATS} repeats")
     try:
         compiled = regex.compile(pattern)
         within_lines = _keep_within_lines(pattern)
         if within_lines is None:
             return compiled, True
         return regex.compile(within_lines, regex.MULTILINE), False
-    except (regex.error, OverflowError, RecursionError) as error:
+    except (regex.error, OverflowError, RecursionError, MemoryError) as error:
         raise Failure(400, f"not a valid regex: {error}") from error
 
 
+_MAX_REPEATS = 100_000
+"""Maximum product of the counts `{n}` of a pattern: to compile it takes 300 bytes for each of the repeats."""
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+_COUNT = re.compile(r"\{(\d+)")
+_RECURSION = re.compile(r"\(\?(?:R|[+-]?\d|&|P>)")
+"""Finds calls of groups, which take memory without end and do not heed the timeout."""
 _PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[A-Za-z-]*|\{[A-Za-z]|.", re.DOTALL)
 _WITHIN_LINES = {"\\s": r"[^\S\n]", "\\W": r"[^\w\n]", "\\D": r"[^\d\n]", "\\A": "^", "\\Z": "$", "\\z": "$"}
 _MAY_SPAN_LINES = re.compile(r"\\[nrxuUNpP0RXKGL]|\(\?[imux-]*[smx]|\{[A-Za-z]|[\x00-\x1f]")
@@ -118,6 +130,8 @@ def _search_blocks(blocks: Iterable[str], compiled: "regex.Pattern[str]", found:
                 found.lines.append(_shown(block[start:end], at - start))
                 number, counted = found.numbers[-1], start
             number += block.count("\n", counted) + 1
+    except MemoryError as error:
+        raise Failure(400, f"the regex takes too much memory near line {number}") from error
     except TimeoutError as error:
         if time.monotonic() - began > MAX_SECONDS / 2:
             reason = f"the regex did not finish within {MAX_SECONDS:g} s near line {number}"

@@ -10,6 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.files.paths import PathResolver
+from sandbox.files.reading import Selection, read
+from sandbox.settings import Settings
+from sandbox.web import Failure
+
 
 async def test_written_file_is_read_by_absolute_path(box):
     data = await box.file("write", file="a/b/notes.txt", content="one\ntwo\nthree")
@@ -501,3 +506,52 @@ async def test_view_of_large_file_is_part_around_call(box):
 
 async def test_view_of_file_that_is_no_text_is_null(box):
     assert (await box.file("write", file="f", content="%PDF-\0\1\2", view=True))["view"] is None
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [
+        "(?R)",
+        "(a|(?R))*",
+        "(?<a>x)(?&a)",
+        "(x)(?1)",
+        "(?#\\)(?R)",
+        "(?:x{9999}){9999}",
+        "x{9}" * 9,
+        "x{" + "9" * 5_000 + "}",
+    ],
+    ids=["whole", "nested", "named", "numbered", "comment", "counts", "many counts", "long count"],
+)
+async def test_search_that_could_fill_the_memory_is_refused(box, regex):
+    (box.home / "a.txt").write_text("xxxx\n")
+    message = await box.file("search", 400, file="a.txt", regex=regex)
+    assert "regex" in message
+
+
+@pytest.mark.parametrize(
+    "regex", [r"\(?R", r"^\d{4}-\d{2}-\d{2}$", "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "x{0}"]
+)
+async def test_search_with_usual_counts_is_accepted(box, regex):
+    (box.home / "a.txt").write_text("xxxx\n")
+    await box.file("search", file="a.txt", regex=regex)
+
+
+async def test_link_that_changes_after_a_path_was_resolved_does_not_lead_to_a_closed_folder(box, tmp_path):
+    (tmp_path / "closed").mkdir()
+    for folder in (box.home / "open", tmp_path / "closed"):
+        folder.mkdir(exist_ok=True)
+        (folder / "a.txt").write_text("secret")
+    settings = Settings(token="t", home=box.home, closed=(tmp_path / "closed",))
+    place = PathResolver(settings).resolve("open/a.txt")
+    (box.home / "open").rename(box.home / "moved")
+    (box.home / "open").symlink_to(tmp_path / "closed")
+    with pytest.raises(Failure, match="not allowed"):
+        read(place, Selection())
+
+
+async def test_find_does_not_enter_a_closed_folder(make_box, tmp_path):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "secret.txt").write_text("x")
+    box = await make_box(closed=(tmp_path / "closed",))
+    found = await box.file("find", path=str(tmp_path), glob="*.txt")
+    assert found["files"] == []
