@@ -58,7 +58,7 @@ class JsonLines(logging.Formatter):
         }
         for name, bound in (("request_id", request_id.get()), ("session_id", session_id.get())):
             if bound:
-                line[name] = bound
+                line[name] = self._masked(bound)
         for name, value in vars(record).items():
             if name not in _STANDARD:
                 line[self._masked(name)] = self._clean(name, value)
