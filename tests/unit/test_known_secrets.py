@@ -1,8 +1,5 @@
 """The mask of the service's own secrets: every form of a value, and texts that arrive in pieces."""
 
-import base64
-import html
-import json
 import logging
 from urllib.parse import quote
 
@@ -13,40 +10,14 @@ from hypothesis import strategies as st
 from app.domain.external.secrets import masked
 from app.domain.models.event import MessageEvent, ToolCalledEvent, ToolOutcome
 from app.domain.models.run import Checkpoint
+from app.infrastructure.auth.tokens import new_token
 from app.infrastructure.secrets.known_secrets import MASK, WINDOW, KnownSecrets
+from tests.support.canaries import FORMS
 
 KEY = "sk-proj-Nq7/Zt+4xW_9bLr2cVh8Yd5mKf1Js3Pg"
 PASSWORD = 'p"ss\\wörd&<1>%41'
+TOKEN = f"anker_{KEY[-20:]}{KEY[:23]}".replace("/", "_").replace("+", "-")
 SECRETS = KnownSecrets({"API_KEY": KEY, "MONGODB_URL": PASSWORD})
-
-
-def _percent(text: str, digits: str = "%%%02X") -> str:
-    return "".join(digits % byte for byte in text.encode())
-
-
-FORMS = {
-    "raw": lambda text: text,
-    "upper": lambda text: text.encode().upper().decode(),
-    "base64": lambda text: base64.b64encode(text.encode()).decode().rstrip("="),
-    "base64-url": lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="),
-    "base64-after-1": lambda text: base64.b64encode(b"u" + text.encode()).decode()[2:-4],
-    "base64-after-2": lambda text: base64.b64encode(b"u:" + text.encode()).decode()[3:-4],
-    "base64-lines": lambda text: base64.encodebytes(b"x" * 41 + text.encode())[56:].decode().rstrip("=\n"),
-    "hex": lambda text: text.encode().hex(),
-    "hex-upper": lambda text: text.encode().hex().upper(),
-    "url": lambda text: quote(text, safe=""),
-    "url-lower": lambda text: _percent(text, "%%%02x"),
-    "url-all": _percent,
-    "url-twice": lambda text: quote(_percent(text)),
-    "json": lambda text: json.dumps(text)[1:-1],
-    "json-twice": lambda text: json.dumps(json.dumps(text))[3:-3],
-    "json-codes": lambda text: "".join(f"\\u{ord(char):04x}" for char in text),
-    "json-slash": lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
-    "html": lambda text: html.escape(text),
-    "html-codes": lambda text: "".join(f"&#{ord(char)};" for char in text),
-    "html-hex": lambda text: "".join(f"&#x{ord(char):X};" for char in text),
-    "wrapped": lambda text: text[:10] + "\r\n" + text[10:],
-}
 
 
 @pytest.mark.parametrize("secret", [pytest.param(KEY, id="key"), pytest.param(PASSWORD, id="password")])
@@ -77,6 +48,7 @@ PIECES = st.one_of(
     st.text(max_size=8),
     st.text(alphabet="%25\\u0041&#x;amp\r\nsk-pro", max_size=12),
     st.sampled_from([form(secret) for form in FORMS.values() for secret in (KEY, PASSWORD)]),
+    st.integers(0, len(TOKEN)).map(lambda end: TOKEN[:end]),
     st.integers(0, len(KEY) - 1).map(lambda start: KEY[start:]),
     st.integers(1, len(KEY)).map(lambda end: KEY[:end]),
 )
@@ -97,6 +69,11 @@ def test_pieces_are_masked_as_the_whole_text(parts: list[str], sizes: list[int])
 def test_stream_holds_back_nothing_that_no_secret_begins_with() -> None:
     stream = SECRETS.stream()
     assert [stream.feed(word) for word in ("Hello ", "there, ", "friend. ")] == ["Hello ", "there, ", "friend. "]
+
+
+def test_login_token_of_which_only_the_hash_is_known_is_masked() -> None:
+    token, _ = new_token("ann")
+    assert KnownSecrets().mask(f"Bearer {token}, {quote(token)}") == f"Bearer {MASK}, {MASK}"
 
 
 def test_secret_added_later_is_masked_from_then_on() -> None:

@@ -37,6 +37,10 @@ class SecretMask(Protocol):
         """Return a new stream, for one text."""
         ...
 
+    def may_be_in(self, value: object) -> bool:
+        """Return whether a text in `value` may contain a secret. This is much faster than to mask each text."""
+        ...
+
 
 class NoSecrets:
     """A `SecretMask`, and its stream, that knows no secrets."""
@@ -48,6 +52,10 @@ class NoSecrets:
     def stream(self) -> MaskedStream:
         """Return a stream that changes nothing."""
         return self
+
+    def may_be_in(self, value: object) -> bool:
+        """Return False."""
+        return False
 
     def feed(self, piece: str) -> str:
         """Return `piece` unchanged."""
@@ -63,7 +71,7 @@ def masked(value: T, mask: SecretMask) -> T:
 
     Return the same object if there is nothing to mask. Pictures are left alone: they are no text.
     """
-    return cast("T", _masked(value, mask))
+    return cast("T", _masked(value, mask)) if mask.may_be_in(value) else value
 
 
 def _masked(value: object, mask: SecretMask) -> object:

@@ -12,7 +12,9 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import cast
 
+import orjson
 from ahocorasick_rs import BytesAhoCorasick
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ WINDOW = 16
 
 MAX_PASSING = 512
 """Maximum number of passing secrets. The oldest ones are forgotten."""
+
+MAX_JSON_LEVELS = 3
+"""Number of times that JSON may contain JSON with a secret that contains quotes or backslashes."""
 
 Range = tuple[int, int]
 """Position of the first byte, and of the byte after the last one."""
@@ -49,6 +54,12 @@ _OPEN_ESCAPE = re.compile(
     rb"(?:%(?:25)*[0-9a-f]?|\\+(?:u[0-9a-f]{0,3}|x[0-9a-f]?)?|&(?:amp;)*(?:\#x?[0-9a-f]{0,9}|[a-z]{0,4}))\Z"
 )
 """Matches the end of a text that the following text may complete to an escaped character, or to a longer one."""
+
+_TOKEN = re.compile(rb"anker_[\w-]{43}")
+"""Matches the tokens that `./run.sh token` makes: of these, the service knows only hashes."""
+
+_OPEN_TOKEN = re.compile(rb"a(?:n(?:k(?:e(?:r(?:_[\w-]{0,42})?)?)?)?)?\Z")
+"""Matches the beginning of such a token at the end of a text."""
 
 _NAMES = {b"amp": b"&", b"quot": b'"', b"apos": b"'", b"lt": b"<", b"gt": b">"}
 
@@ -87,6 +98,14 @@ class KnownSecrets:
         """Implement `SecretMask.stream`."""
         return KnownSecretsStream(self)
 
+    def may_be_in(self, value: object) -> bool:
+        """Implement `SecretMask.may_be_in`: encode the value as JSON, which is one text to search."""
+        try:
+            data = orjson.dumps(value, default=_json_value, option=orjson.OPT_NON_STR_KEYS)
+        except TypeError:
+            return True  # lone surrogates, huge numbers or deep nesting
+        return bool(self._search(_plain(data.lower().replace(b"\\n", b""))))  # escaped line ends, which are many
+
     def find(self, data: bytes) -> list[Range]:
         """Return where secrets are in the UTF-8 text `data`, in order, without overlaps."""
         lower = data.lower()
@@ -118,10 +137,13 @@ class KnownSecrets:
         return position
 
     def _search(self, text: bytes) -> list[Range]:
-        return [*self._lasting.search(text), *self._passing.search(text)]
+        tokens = [found.span() for found in _TOKEN.finditer(text)] if b"anker_" in text else []
+        return [*self._lasting.search(text), *self._passing.search(text), *tokens]
 
     def _open_tail(self, text: bytes) -> int:
-        return min(self._lasting.open_tail(text), self._passing.open_tail(text))
+        token = _OPEN_TOKEN.search(text)
+        ends = (self._lasting.open_tail(text), self._passing.open_tail(text))
+        return min(*ends, len(text) if token is None else token.start())
 
 
 class KnownSecretsStream:
@@ -226,8 +248,10 @@ def replace_ranges(data: bytes, ranges: Iterable[Range]) -> bytes:
 def _forms(secret: str) -> Iterator[tuple[str, int]]:
     """Yield the forms of a secret that escapes alone do not make, and the size of the windows of each."""
     data = secret.encode("utf-8", "surrogatepass")
-    in_json = json.dumps(secret, ensure_ascii=False)[1:-1]
-    for text in {secret, in_json, json.dumps(in_json, ensure_ascii=False)[1:-1]}:
+    escaped = [secret]
+    for _ in range(MAX_JSON_LEVELS):
+        escaped.append(json.dumps(escaped[-1], ensure_ascii=False)[1:-1])
+    for text in dict.fromkeys(escaped):
         yield text, WINDOW
     yield data.hex(), 2 * WINDOW
     for core in _base64_cores(data):
@@ -285,6 +309,10 @@ def _decoded(text: bytes) -> bytes:
 
 def _character(code: int) -> bytes:
     return chr(code).encode("utf-8", "surrogatepass") if code < 0x110000 else b""
+
+
+def _json_value(value: object) -> object:
+    return dict(cast("Mapping[object, object]", value)) if isinstance(value, Mapping) else str(value)
 
 
 def _merged(ranges: list[Range]) -> list[Range]:
