@@ -64,7 +64,7 @@ class MemoryStore:
         """Token of the newest lease, by session."""
         self.waiting_since: dict[str, int] = {}
         """When a session began to wait for a holder, by session; each time is a number that counts up."""
-        self._daily_tokens: dict[str, tuple[int, int]] = {}
+        self.daily_tokens: dict[str, tuple[int, int]] = {}
         """Newest day of a commit, and the tokens of all runs on it, by owner."""
 
     async def commit(self, session_id: str, commit: Commit) -> Sequence[EventRecord]:
@@ -109,7 +109,7 @@ class MemoryStore:
         return self._find(session_id).message_keys.get(well_formed(key))
 
     async def tokens_of_owner(self, session_id: str, *, day: int) -> int:
-        newest, tokens = self._daily_tokens.get(self._find(session_id).session.owner, (0, 0))
+        newest, tokens = self.daily_tokens.get(self._find(session_id).session.owner, (0, 0))
         return tokens if newest >= day else 0
 
     async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
@@ -254,8 +254,8 @@ class MemoryStore:
         return records
 
     def _count_tokens(self, owner: str, day: int, tokens: int) -> None:
-        newest, before = self._daily_tokens.get(owner, (day, 0))
-        self._daily_tokens[owner] = (day, tokens) if newest < day else (newest, before + tokens)
+        newest, before = self.daily_tokens.get(owner, (day, 0))
+        self.daily_tokens[owner] = (day, tokens) if newest < day else (newest, before + tokens)
 
     def _find(self, session_id: str) -> _StoredSession:
         self.check_trouble()

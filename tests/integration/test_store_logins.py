@@ -26,7 +26,7 @@ PASSWORD = "p@ss:w/o?r#d%41&+ü"
 """A password with every character that has a meaning in a URL."""
 
 ROOT = "root-of-the-test"
-RIGHTS = "&anker:* +ping +publish +subscribe +unsubscribe"
+RIGHTS = "~anker:* &anker:* +ping +publish +subscribe +unsubscribe +evalsha +script|load +incrby +expire +get +ttl"
 """Rights of the Redis user according to docs/operations.md."""
 
 START_SECONDS = 60

@@ -1,5 +1,7 @@
 """A run rests at a limit with a message, and the next message of the user grants the same again."""
 
+from dataclasses import replace
+
 import pytest
 
 from app.domain.external.llm import ModelReply
@@ -125,3 +127,22 @@ async def test_limits_hold_across_crashes() -> None:
     for _ in range(3):
         await session.work()
     assert len(session.model.requests) == 6
+
+
+async def test_run_rests_at_the_tokens_of_the_day_and_goes_on_the_next_day() -> None:
+    usage = Usage(prompt_tokens=90, completion_tokens=10, calls=1)
+    model = lambda request: replace(works_on(request), usage=usage)  # noqa: E731
+    session = await ScriptedSession(model, limits=RunLimits(tokens_per_day=300)).send("build it")
+    assert len(session.model.requests) == 3
+    *_, (kind, message), (last, _) = await session.events()
+    assert (kind, last) == ("message", "wait")
+    for part in ("300 tokens a day (LIMIT_TOKENS_PER_DAY)", "after 00:00 UTC", "Not finished:\n- one"):
+        assert part in message["content"]
+    await session.send("go on")
+    assert len(session.model.requests) == 3
+    day, tokens = session.store.daily_tokens[""]
+    session.store.daily_tokens[""] = (day - 1, tokens)  # a night passes
+    await session.send("go on")
+    assert len(session.model.requests) == 6
+    assert session.model.requests[3].kind == "executing"
+    await session.check(ended=False)
