@@ -158,7 +158,8 @@ class RedisConnection:
             self._connected_roles.discard(role)
             self._connected.clear()
             if not self._failure:
-                log.warning("Redis is unavailable (%s); until it is back, readers poll the store", reason)
+                text = "until it is back, readers poll the store, and each process counts limits for itself"
+                log.warning("Redis is unavailable (%s); %s", reason, text)
             self._failure = reason
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
