@@ -263,6 +263,37 @@ async def test_pin_is_kept_and_belongs_to_the_owner(store: Harness) -> None:
     assert not (await store.sessions.get("s", owner="me")).is_pinned
 
 
+async def test_page_all_returns_the_sessions_of_all_owners_newest_first(store: Harness) -> None:
+    for number in range(4):
+        await store.sessions.create(f"x{number}", owner=f"owner {number % 2}", at=100 - number)
+    await store.event_log.append_user_message("s", "activity does not change the order", at=500, key=None)
+    found: list[tuple[str, str]] = []
+    cursor: str | None = None
+    while True:
+        page = await store.sessions.page_all(limit=2, cursor=cursor)
+        found.extend((session.id, session.owner) for session in page.sessions)
+        if (cursor := page.next_cursor) is None:
+            break
+    assert found == [("x3", "owner 1"), ("x2", "owner 0"), ("x1", "owner 1"), ("x0", "owner 0"), ("s", "me")]
+    with pytest.raises(InvalidInput):
+        await store.sessions.page_all(limit=2, cursor="x")
+
+
+async def test_get_any_returns_a_session_whoever_owns_it(store: Harness) -> None:
+    assert await store.sessions.get_any("s") == await store.sessions.get("s", owner="me")
+    with pytest.raises(NotFound):
+        await store.sessions.get_any("nobody")
+
+
+async def test_assign_unowned_changes_only_sessions_without_an_owner(store: Harness) -> None:
+    await store.sessions.create("old", owner="", at=1)
+    assert await store.sessions.assign_unowned("you") == 1
+    assert await store.sessions.assign_unowned("other") == 0
+    assert await listed(store, owner="you") == ["old"]
+    assert await listed(store) == ["s"]
+    assert await listed(store, owner="") == []
+
+
 async def test_count_returns_the_sessions_of_the_owner_up_to_the_limit(store: Harness) -> None:
     await store.sessions.create("t", owner="me", at=1)
     await store.sessions.create("u", owner="other", at=1)

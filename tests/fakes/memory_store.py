@@ -166,6 +166,26 @@ class MemoryStore:
     async def get(self, session_id: str, *, owner: str) -> Session:
         return self._owned(session_id, owner).session
 
+    async def get_any(self, session_id: str) -> Session:
+        return self._find(session_id).session
+
+    async def page_all(self, *, limit: int, cursor: str | None) -> SessionPage:
+        self.check_trouble()
+        before = None if cursor is None else decode_cursor(cursor)[1]
+        found = [
+            ListedSession(each.session, each.last_activity, each.ordinal)
+            for each in reversed(self._sessions.values())
+            if before is None or each.ordinal < before
+        ]
+        return page_of(found[: limit + 1], limit)
+
+    async def assign_unowned(self, owner: str) -> int:
+        self.check_trouble()
+        unowned = [each for each in self._sessions.values() if not each.session.owner]
+        for each in unowned:
+            each.session = replace(each.session, owner=owner)
+        return len(unowned)
+
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
         self.check_trouble()
         before = None if cursor is None else decode_cursor(cursor)

@@ -33,6 +33,10 @@ class SessionRepository(Protocol):
         """Return one session."""
         ...
 
+    async def get_any(self, session_id: str) -> Session:
+        """Return one session, whoever owns it."""
+        ...
+
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
         """Return one page of the owner's sessions, latest activity first.
 
@@ -44,6 +48,18 @@ class SessionRepository(Protocol):
         Raises:
             InvalidInput: `cursor` does not come from an earlier page.
         """
+        ...
+
+    async def page_all(self, *, limit: int, cursor: str | None) -> SessionPage:
+        """Return one page of the sessions of all owners, the newest by creation first.
+
+        Raises:
+            InvalidInput: `cursor` does not come from an earlier page.
+        """
+        ...
+
+    async def assign_unowned(self, owner: str) -> int:
+        """Give all sessions whose owner is empty to `owner`. Return how many there were."""
         ...
 
     async def count(self, *, owner: str, up_to: int, running_only: bool = False) -> int:

@@ -21,6 +21,9 @@ LISTED_FIELDS = (
 )
 """Stored fields of a session that `listed_session` needs."""
 
+FIRST_CURSOR = f"0-{10**18 - 1}"
+"""A cursor before the newest session, for pages that are ordered by ordinal alone."""
+
 _CURSOR = re.compile(r"([0-9]{1,18})-([0-9]{1,18})", re.ASCII)
 _MAX_TIMESTAMP = 10**12
 """Largest timestamp in seconds: some 30,000 years, and small enough for every database."""

@@ -53,6 +53,10 @@ class MongoSessions(MongoRepository):
             await self._find_session(session_id, session_summary.LISTED_FIELDS, owner=well_formed(owner))
         ).session
 
+    async def get_any(self, session_id: str) -> Session:
+        """Implement `SessionRepository.get_any`."""
+        return _session(await self._find_session(session_id, session_summary.LISTED_FIELDS)).session
+
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
         """Implement `SessionRepository.page`."""
         query: Document = {"owner": well_formed(owner)}
@@ -66,6 +70,24 @@ class MongoSessions(MongoRepository):
             self._database.sessions, query, session_summary.LISTED_FIELDS, sort=order, limit=max(limit, 0) + 1
         )
         return session_summary.page_of([_session(row) for row in rows], limit)
+
+    async def page_all(self, *, limit: int, cursor: str | None) -> SessionPage:
+        """Implement `SessionRepository.page_all`."""
+        _, before = session_summary.decode_cursor(cursor or session_summary.FIRST_CURSOR)
+        rows = await self._find(
+            self._database.sessions,
+            {"ordinal": {"$lt": before}},
+            session_summary.LISTED_FIELDS,
+            sort=[("ordinal", -1)],
+            limit=max(limit, 0) + 1,
+        )
+        return session_summary.page_of([_session(row) for row in rows], limit)
+
+    async def assign_unowned(self, owner: str) -> int:
+        """Implement `SessionRepository.assign_unowned`."""
+        change: Document = {"$set": {"owner": well_formed(owner)}}
+        result = await self._availability.write(lambda: self._database.sessions.update_many({"owner": ""}, change))
+        return result.modified_count
 
     async def count(self, *, owner: str, up_to: int, running_only: bool = False) -> int:
         """Implement `SessionRepository.count`."""

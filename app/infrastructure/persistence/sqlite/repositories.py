@@ -33,6 +33,7 @@ _FIRST_PAGE = f"{_LISTED} WHERE owner = ? ORDER BY last_activity DESC, ordinal D
 _NEXT_PAGE = (
     f"{_LISTED} WHERE owner = ? AND (last_activity, ordinal) < (?, ?) ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
 )
+_ALL_PAGE = f"{_LISTED} WHERE ordinal < ? ORDER BY ordinal DESC LIMIT ?"
 _LAST_EVENTS = "SELECT id, last_event FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
 _CHECKPOINT = """
 SELECT data, model, given_title, title FROM sessions LEFT JOIN checkpoints ON session = ordinal WHERE id = ?
@@ -155,6 +156,13 @@ class SqliteSessions(_Repository):
             raise NotFound("no such session")
         return _listed(rows[0]).session
 
+    async def get_any(self, session_id: str) -> Session:
+        """Implement `SessionRepository.get_any`."""
+        rows = await self._rows(f"{_LISTED} WHERE id = ?", session_id)
+        if not rows:
+            raise NotFound("no such session")
+        return _listed(rows[0]).session
+
     async def page(self, *, owner: str, limit: int, cursor: str | None) -> SessionPage:
         """Implement `SessionRepository.page`."""
         # One session more than the limit tells whether there is a next page.
@@ -163,6 +171,16 @@ class SqliteSessions(_Repository):
         else:
             rows = await self._rows(_NEXT_PAGE, owner, *session_summary.decode_cursor(cursor), limit + 1)
         return session_summary.page_of([_listed(row) for row in rows], limit)
+
+    async def page_all(self, *, limit: int, cursor: str | None) -> SessionPage:
+        """Implement `SessionRepository.page_all`."""
+        _, before = session_summary.decode_cursor(cursor or session_summary.FIRST_CURSOR)
+        rows = await self._rows(_ALL_PAGE, before, limit + 1)
+        return session_summary.page_of([_listed(row) for row in rows], limit)
+
+    async def assign_unowned(self, owner: str) -> int:
+        """Implement `SessionRepository.assign_unowned`."""
+        return await self._writer.write(lambda transaction: transaction.assign_unowned(owner))
 
     async def count(self, *, owner: str, up_to: int, running_only: bool = False) -> int:
         """Implement `SessionRepository.count`."""

@@ -116,6 +116,10 @@ class Transaction:
         if not self._connection.execute(update, (is_pinned, session_id, owner)).rowcount:
             raise NotFound("no such session")
 
+    def assign_unowned(self, owner: str) -> int:
+        """Implement `SessionRepository.assign_unowned`."""
+        return self._connection.execute("UPDATE sessions SET owner = ? WHERE owner = ''", (owner,)).rowcount
+
     def create_session(self, session_id: str, owner: str, timestamp: int, *, model: str, title: str) -> None:
         """Implement `SessionRepository.create`."""
         check_timestamp(timestamp)
