@@ -14,7 +14,7 @@ from app.domain.external.authenticator import Authenticator
 from app.domain.external.secrets import NoSecrets, SecretMask
 from app.infrastructure.logging import configure_logging
 from app.infrastructure.secrets.known_secrets import KnownSecrets
-from app.interfaces.api import chat, config, health, models, sandbox, sessions, tickets, vnc
+from app.interfaces.api import admin, chat, config, health, models, sandbox, sessions, tickets, vnc
 from app.interfaces.api.openapi import documentation_router, install_openapi
 from app.interfaces.api.services import provide
 from app.interfaces.authentication import RECHECK_SECONDS, AuthenticationMiddleware, OnRefused
@@ -28,6 +28,7 @@ from app.settings import Role, Settings, load_settings
 ROUTERS = (
     sessions.router,
     chat.router,
+    admin.router,
     models.router,
     config.router,
     sandbox.router,

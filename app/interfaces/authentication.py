@@ -31,6 +31,12 @@ OPEN_PATH = "/health"
 RECHECK_SECONDS = 30.0
 """Seconds between two checks of the login of an open stream or WebSocket."""
 
+MAX_TICKET_STREAM_SECONDS = 8 * 3600.0
+"""Maximum age of a stream that a ticket or a signed address of somebody opened, in seconds.
+
+Whether its owner may still log in, only an issuer or a proxy knows, which see no more of it.
+"""
+
 LOGIN_ENDED = 4401
 """WebSocket close code for a login that ended meanwhile; also used for tickets that open nothing."""
 
@@ -67,6 +73,7 @@ class Login:
         client = scope.get("client")
         self._credentials = Credentials(headers=scope["headers"], peer=client[0] if client else "")
         self._owner: str | None = None
+        self._admitted_at = 0.0
 
     @property
     def peer(self) -> str:
@@ -89,7 +96,7 @@ class Login:
         Raises:
             Unauthorized: The owner may not log in any more.
         """
-        self._owner = owner
+        self._owner, self._admitted_at = owner, time.monotonic()
         if not await self._authenticator.is_known(owner):
             raise Unauthorized("the owner of this ticket or address has no login any more")
         self._set_principal(Principal(name=owner))
@@ -98,7 +105,8 @@ class Login:
         """Return whether the credentials are invalid by now. If that cannot be checked, they are not."""
         try:
             if self._owner is not None:
-                return not await self._authenticator.is_known(self._owner)
+                is_old = time.monotonic() - self._admitted_at > MAX_TICKET_STREAM_SECONDS
+                return (is_old and bool(self._owner)) or not await self._authenticator.is_known(self._owner)
             await self._authenticator.authenticate(self._credentials)
         except Unauthorized:
             return True

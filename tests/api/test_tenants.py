@@ -77,6 +77,10 @@ ROUTES: Mapping[tuple[str, str], Case] = {
     ("POST", API + "/{session_id}/shell"): Case(Reach.SESSION, {"session_id": "main"}),
     ("POST", API + "/{session_id}/file"): Case(Reach.SESSION, {"file": "notes.md"}),
     ("GET", API + "/{session_id}/pictures/{picture_id}"): Case(Reach.SESSION),
+    ("GET", "/api/v1/admin/sessions"): Case(Reach.ADMIN),
+    ("POST", "/api/v1/admin/sessions/assign"): Case(Reach.ADMIN, {"owner": "carol"}),
+    ("POST", "/api/v1/admin/sessions/{session_id}/stop"): Case(Reach.ADMIN),
+    ("POST", "/api/v1/admin/stop"): Case(Reach.ADMIN),
     ("GET", API + "/{session_id}/vnc"): Case(Reach.SHARED, own_status=426),
     ("POST", API + "/{session_id}/vnc/signed-url"): Case(Reach.SESSION, {}),
     ("POST", "/api/v1/tickets"): Case(Reach.SESSION, {"session_id": "{id}"}),
@@ -207,8 +211,8 @@ async def test_session_of_another_tenant_looks_like_one_that_never_existed(tenan
                 continue
             if case is None or case.reach not in (Reach.OWN, Reach.SHARED, Reach.OPEN):
                 assert seen(theirs, tenants.session_id) == seen(ghost, GHOST), (method, path)
-            if case is not None and case.reach is Reach.SESSION:
-                assert theirs.status_code == 404, (method, path)
+            if case is not None and case.reach in (Reach.SESSION, Reach.ADMIN):
+                assert theirs.status_code == (404 if case.reach is Reach.SESSION else 403), (method, path)
     history = (await tenants.http.get(f"{API}/{tenants.session_id}", headers=login("alice"))).json()["data"]
     assert (history["title"], history["is_pinned"], history["status"]) == ("A title", False, "completed")
     assert len(history["events"]) == 4
@@ -218,9 +222,8 @@ async def test_owner_reaches_every_route(tenants: Tenants) -> None:
     """Check that the calls of `ROUTES` are valid, so that the 404 of the other tenant means what it should."""
     # The deletion comes last.
     for (method, path), case in sorted(ROUTES.items(), key=lambda item: item[0][0] == "DELETE"):
-        if case.reach is Reach.ADMIN:
-            continue
-        response = await tenants.call(method, path, login("alice"), body=case.body)
+        caller = login("admin" if case.reach is Reach.ADMIN else "alice")
+        response = await tenants.call(method, path, caller, body=case.body)
         # The fake's sandbox has neither the shell nor the file.
         expected = (404,) if path.endswith(("/shell", "/file")) else (case.own_status,)
         assert response.status_code in expected, (method, path, response.status_code)
@@ -239,6 +242,22 @@ async def test_lists_show_only_own_sessions(tenants: Tenants) -> None:
         new = (await tenants.http.put(API, headers=login("bob"))).json()["data"]["session_id"]
         second = await anext(frames)
         assert {session["session_id"] for session in second.data["sessions"]} == {own, new}
+
+
+async def test_administrator_does_not_read_the_sessions_of_others(tenants: Tenants) -> None:
+    for method, path in SESSION_CALLS:
+        response = await tenants.call(method, path, login("admin"), body=ROUTES[method, path].body)
+        assert response.status_code == 404, (method, path)
+    listed = await tenants.http.get("/api/v1/admin/sessions", headers=login("admin"))
+    [row] = listed.json()["data"]["sessions"]
+    assert (row["session_id"], row["owner"], row["status"]) == (tenants.session_id, "alice", "completed")
+    assert "secret" not in listed.text
+    assert "A title" not in listed.text
+
+
+async def test_ticket_of_an_administrator_gives_no_rights_of_one(tenants: Tenants) -> None:
+    answer = await tenants.http.get("/api/v1/admin/sessions", params={"ticket": "x"}, headers=login("bob"))
+    assert answer.status_code == 403
 
 
 @pytest.mark.parametrize("headers", NOBODY.values(), ids=list(NOBODY))

@@ -7,6 +7,7 @@ from typing import cast
 from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
+from app.application.services.admin import AdminService
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
@@ -53,6 +54,11 @@ class Services:
     """How clients log in: a value of `AUTH`."""
     heartbeat: float = 15.0
     """Seconds between two comments on a stream."""
+
+    @property
+    def admin(self) -> AdminService:
+        """The use cases of administrators, on the sessions of others."""
+        return AdminService(service=self.sessions)
 
 
 def provide(app: FastAPI, services: Services) -> None:
