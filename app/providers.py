@@ -19,9 +19,8 @@ from app.domain.external.llm import LLM, ModelCatalog, ModelObserver
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.domain.models.model_profile import ModelProfile
-from app.infrastructure.auth.none import NoLogin
 from app.infrastructure.auth.proxy import ProxyLogin
-from app.infrastructure.auth.tokens import TokenLogin
+from app.infrastructure.auth.tokens import NoLogin, TokenLogin
 from app.infrastructure.llm.demo import DEMO_PROFILE, DemoModel
 from app.infrastructure.llm.failures import RetryPolicy
 from app.infrastructure.llm.openai_model import OpenAIModel

@@ -30,7 +30,7 @@ async def start_run(harness: ApiHarness, name: str) -> str:
     """Create a session of `name` with a run that waits at the gate of the worker."""
     session_id = (await harness.client.put(API, headers=login(name))).json()["data"]["session_id"]
     await harness.store.append_user_message(session_id, "work", at=1, key=None)
-    await harness.queue.wake(session_id, up_to=1)
+    await harness.queue.wake(session_id, up_to=1, owner=name)
     await harness.worker.waiting.wait()
     harness.worker.waiting.clear()
     return session_id

@@ -29,7 +29,7 @@ from app.domain.models.limits import OwnerLimits, RateLimits
 from app.domain.models.model_profile import ModelProfile
 from app.domain.models.run import Checkpoint
 from app.domain.repositories.event_log import Commit
-from app.infrastructure.auth.none import NoLogin
+from app.infrastructure.auth.tokens import NoLogin
 from app.infrastructure.limits.memory import MemoryRateCounter
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed

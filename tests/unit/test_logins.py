@@ -8,9 +8,8 @@ import pytest
 
 from app.domain.errors import Unauthorized
 from app.domain.external.authenticator import Credentials
-from app.infrastructure.auth.none import NoLogin
 from app.infrastructure.auth.proxy import ProxyLogin
-from app.infrastructure.auth.tokens import MAX_FILE_BYTES, RELOAD_SECONDS, TokenLogin, new_token
+from app.infrastructure.auth.tokens import MAX_FILE_BYTES, RELOAD_SECONDS, NoLogin, TokenLogin, new_token
 
 ALICE, BOB = "alice-token-0123456789", "bob-token-0123456789"
 

@@ -1,4 +1,4 @@
-"""Logins by tokens that the operator hands out, from a setting or from a file with their hashes.
+"""Logins by tokens that the operator hands out, from a setting or from a file with their hashes; and no login at all.
 
 A token is found by its SHA-256 in a table. Neither that nor the comparison within the table tells an attacker anything
 by its duration: it depends on the digest, and nobody can choose a token whose digest begins as wanted. A slow password
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from app.domain.errors import Unauthorized
 from app.domain.external.authenticator import Credentials
+from app.domain.models.principal import ANONYMOUS
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,25 @@ def new_token(name: str) -> tuple[str, str]:
     _check_name(name)
     token = f"anker_{secrets.token_urlsafe(32)}"
     return token, f"{name}:{_digest(token)}"
+
+
+class NoLogin:
+    """Implements `Authenticator` for a service without a login: everyone who can reach it is the same principal."""
+
+    async def authenticate(self, credentials: Credentials) -> str:
+        """Implement `Authenticator.authenticate`."""
+        return ANONYMOUS.name
+
+    async def is_known(self, name: str) -> bool:
+        """Implement `Authenticator.is_known`. Tickets from a time with logins open nothing."""
+        return name == ANONYMOUS.name
+
+    async def check(self) -> str | None:
+        """Implement `Authenticator.check`."""
+        return None
+
+    async def close(self) -> None:
+        """Implement `Authenticator.close`."""
 
 
 class TokenLogin:

@@ -7,7 +7,6 @@ from typing import cast
 from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
-from app.application.services.admin import AdminService
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
@@ -15,7 +14,7 @@ from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.limits import LimitService
 from app.application.services.rates import RateService
 from app.application.services.screenshots import ScreenshotService
-from app.application.services.sessions import SessionService
+from app.application.services.sessions import AdminService, SessionService
 from app.application.services.tickets import TicketService
 from app.domain.external.llm import ModelCatalog
 from app.domain.external.secrets import SecretMask
