@@ -73,7 +73,7 @@ class SqliteBackup:
         """
         lock = lock_directory(self._dir)
         try:
-            if found := [each.name for each in self._dir.glob(f"{DATABASE_FILE}*")]:
+            if found := sorted(each.name for each in self._dir.glob(f"{DATABASE_FILE}*")):
                 raise StoreUnavailable(f"DATA_DIR: {self._dir} contains {found[0]}: restore into another directory")
             try:
                 self._write(archive, installation)
