@@ -11,6 +11,7 @@ from app.domain.external.secrets import masked
 from app.domain.models.event import MessageEvent, ToolCalledEvent, ToolOutcome
 from app.domain.models.run import Checkpoint
 from app.infrastructure.auth.tokens import new_token
+from app.infrastructure.logging import JsonLines
 from app.infrastructure.secrets.known_secrets import MASK, WINDOW, KnownSecrets
 from tests.support.canaries import FORMS
 
@@ -90,7 +91,7 @@ def test_short_secret_is_ignored_with_a_warning_without_it(caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         assert KnownSecrets({"API_KEY": "hunter2"}).mask("hunter2") == "hunter2"
     assert "hunter2" not in caplog.text
-    assert "API_KEY: shorter than 8 characters" in caplog.text
+    assert "API_KEY is shorter than 8 characters" in JsonLines().format(caplog.records[0])
 
 
 def test_every_text_of_a_value_is_masked_and_an_unaffected_value_is_the_same_object() -> None:
