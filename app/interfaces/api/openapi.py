@@ -160,6 +160,7 @@ def _build(app: FastAPI, routes: Sequence[APIRoute]) -> Document:
         for operation in operations.values():
             # FastAPI assumes 422 for invalid parameters; this service sends 400.
             operation["responses"].pop("422", None)
+            operation["responses"].setdefault("403", failures_of((403,))[403])  # a page of another origin
             if path != OPEN_PATH:
                 for status, answer in failures_of((401, 503)).items():
                     operation["responses"].setdefault(str(status), answer)
