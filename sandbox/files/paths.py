@@ -34,6 +34,7 @@ _KNOWN_ERRORS: dict[int, tuple[int, str]] = {
 _HINT = "write an absolute path, or one that begins with ~/"
 _UNUSUAL = re.compile(r"""[\\$"'`\x00-\x1f\x7f]|^\s|\s$|^[A-Za-z][\w+.-]*:|(?:^|/)~""")
 """Finds what may make a path mean something else than the file of exactly that name."""
+_PROCESS_FOLDER = re.compile(r"/proc/(\d+)(?:/|$)")
 _VARIABLE = re.compile(r"\$(?:\{.*\}|\(.*|[A-Z_][A-Z0-9_]*)|`.*`", re.DOTALL)
 _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^\s|\s$"), "the path begins or ends with white space"),
@@ -84,8 +85,7 @@ class PathResolver:
         self._agent = settings.agent
         closed = [str(root) for root in settings.closed]
         if self._agent.foreign:
-            # A thread that acts as the agent still belongs to this process, whose files the agent must not reach.
-            closed += [f"/proc/{os.getpid()}", *((str(settings.state_dir),) if settings.state_dir else ())]
+            closed += [str(settings.state_dir)] if settings.state_dir else []
         self._rules = [(str(root), True) for root in settings.roots] + [(root, False) for root in closed]
         # The innermost folder decides. Of two rules for one folder, the rule that closes it decides.
         self._rules.sort(key=lambda rule: (-len(rule[0]), rule[1]))
@@ -142,6 +142,11 @@ class PathResolver:
         return ResolvedPath(path, shown, real, self._allowed)
 
     def _allowed(self, real: str) -> bool:
+        # A thread that acts as the agent still belongs to this process, whose files the agent must not reach. Each
+        # thread has a folder of its own, which /proc does not list.
+        thread = _PROCESS_FOLDER.match(real)
+        if thread and self._agent.foreign and os.path.exists(f"/proc/self/task/{thread[1]}"):
+            return False
         for folder, is_open in self._rules:
             if real == folder or real.startswith(f"{folder.rstrip('/')}/"):
                 return is_open

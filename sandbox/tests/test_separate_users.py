@@ -96,6 +96,15 @@ async def test_file_calls_do_not_reach_the_program(apart, place, path):
     assert "not allowed" in await apart.file("find", 400, path=os.path.dirname(path), glob="*")
 
 
+async def test_file_calls_do_not_reach_threads_of_the_program(apart):
+    await apart.run("true")
+    threads = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
+    assert threads
+    for thread in threads:
+        assert "not allowed" in await apart.file("read", 400, file=f"/proc/{thread}/maps")
+        assert "not allowed" in await apart.file("find", 400, path=f"/proc/{thread}", glob="*")
+
+
 async def test_state_of_shells_cannot_be_listed_or_changed_by_agent(apart, place):
     await apart.run("true")
     (run,) = (place / "state").iterdir()
