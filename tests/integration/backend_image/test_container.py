@@ -16,7 +16,7 @@ MB = 1_000_000
 
 async def test_image_is_small_compiled_and_has_no_build_tools(image: str) -> None:
     found, base = await inspect(image), await inspect("debian:bookworm-slim")
-    assert found["Size"] - base["Size"] < 340 * MB
+    assert found["Size"] - base["Size"] < 360 * MB
     inside = """
         for tool in pip gcc make git npm curl docker; do ! command -v $tool || exit 1; done
         test -z "$(find / -xdev -name .env -o -xdev -path '/opt/anker/*' -name tests)"
@@ -148,6 +148,19 @@ async def test_on_host_network_service_listens_on_loopback(runner: BackendRunner
 
     await eventually(has_started_or_ended, interval=0.05)
     assert "Anker listens on http://127.0.0.1:" in await backend.logs()
+
+
+async def test_on_host_network_other_machines_need_a_login(runner: BackendRunner) -> None:
+    settings = {**LOCAL, "HOST": "0.0.0.0", "PORT": "0"}
+    backend = await runner.run("--network", "host", publish=False, settings=settings)
+    assert await docker("wait", backend.name) == "1"
+    assert (await backend.logs()).startswith("HOST: others can connect to 0.0.0.0, and there is no login")
+
+
+async def test_container_without_a_login_starts_with_one_warning(runner: BackendRunner) -> None:
+    backend = await runner.run(settings=LOCAL)
+    await (await backend.wait_until_ready()).close()
+    assert (await backend.logs()).count("there is no login: whoever can connect") == 1
 
 
 @pytest.mark.parametrize("setting", [{"MONGODB_URL": "mongodb://x"}, {"PORT": "no"}])
