@@ -78,7 +78,9 @@ class KnownSecrets:
         """Mask the values of `secrets` too. Log a warning with the name of one that is too short."""
         for name, value in secrets.items():
             if 0 < len(value) < MIN_SECRET:
-                log.warning("%s is shorter than %d characters, so it is not masked in events and logs", name, MIN_SECRET)
+                log.warning(
+                    "%s is shorter than %d characters, so it is not masked in events and logs", name, MIN_SECRET
+                )
         self._values.update(value for value in secrets.values() if len(value) >= MIN_SECRET)
         self._lasting = _Needles(each for value in self._values for each in _needles(value, whole=False))
 
