@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, TypedDict
 
+from app.application.observed_model import ObservedModel
+from app.application.process_monitor import monitor_process
+from app.application.run_monitor import RunMonitor
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
@@ -48,9 +51,10 @@ from app.infrastructure.secrets.known_secrets import KnownSecrets
 from app.infrastructure.streams.memory import LocalSignals, MemoryFeed
 from app.infrastructure.streams.polling import PollingFeed
 from app.interfaces.api.services import Services
-from app.interfaces.metrics import Metrics
+from app.interfaces.metrics import Gauges, Metrics
 from app.interfaces.wire import WIRE_VIEWS, WireView, encode_event, screenshot_address
 from app.model_config import planner_of
+from app.observability import describe, open_monitor
 from app.providers import LLM_PROVIDERS, SANDBOX_PROVIDERS, SEARCH_ENGINES, FactoryContext, Store, check_providers
 from app.settings import Role, Settings, UnusableSetting
 
@@ -105,13 +109,14 @@ async def open_service(
     """
     check_providers(settings)
     async with AsyncExitStack() as stack:
-        parts = await _open_parts(settings, overrides, metrics, secrets, stack, role=role)
+        parts = await _open_parts(settings, overrides, metrics, secrets, stack, role)
         view = WIRE_VIEWS[settings.wire_compat]
         services = _services(parts, metrics, heartbeat=overrides.get("heartbeat", 15.0), view=view)
         if login is not None:
             stack.push_async_callback(login.close)
             checks = {**services.checks, "login": login.check} if settings.auth_mode == "oidc" else services.checks
             services = replace(services, auth_provider=settings.auth_mode, checks=checks)
+        await stack.enter_async_context(monitor_process(metrics.process, services.checks))
         yield RunningService(services=services, description=parts.description)
 
 
@@ -143,6 +148,7 @@ class _Parts:
     screenshots: ScreenshotService
     limits: LimitService
     rates: RateService
+    monitor: RunMonitor
     description: str
 
 
@@ -163,17 +169,15 @@ async def _open_events(settings: Settings, metrics: Metrics, secrets: KnownSecre
 
 
 async def _open_parts(
-    settings: Settings,
-    overrides: Overrides,
-    metrics: Metrics,
-    secrets: KnownSecrets,
-    stack: AsyncExitStack,
-    *,
-    role: Role,
+    settings: Settings, overrides: Overrides, metrics: Metrics, secrets: KnownSecrets, stack: AsyncExitStack, role: Role
 ) -> _Parts:
     events = await _open_events(settings, metrics, secrets, stack)
     store, event_log, feed = events.store, events.event_log, events.feed
-    context = FactoryContext(settings=settings, role=role, store=store, secrets=secrets, observe=metrics.observe_model)
+    tools = overrides.get("tools", EXECUTING)
+    monitor = open_monitor(settings, metrics, secrets, tools, stack, role=role)
+    context = FactoryContext(
+        settings=settings, role=role, store=store, secrets=secrets, observe=metrics.observe_model, monitor=monitor
+    )
     models, model_description = _models(context, overrides)
     stack.push_async_callback(models.close)
     sandboxes, sandbox_description = await _sandboxes(context, overrides)
@@ -188,14 +192,15 @@ async def _open_parts(
         feed=feed,
         models=models,
         mask=secrets,
-        tools=overrides.get("tools", EXECUTING),
+        tools=tools,
         limits=_run_limits(settings),
         sandboxes=sandboxes,
         browsers=browsers,
         screenshots=screenshots,
         engine=engine,
+        observer=monitor,
     )
-    queue = await _queue(settings, store, PlanActWorker(dependencies), events.signals, role=role)
+    queue = await _queue(settings, store, PlanActWorker(dependencies, monitor), events.signals, role=role)
     stack.push_async_callback(queue.close)
     stack.callback(feed.close)
     return _Parts(
@@ -208,16 +213,11 @@ async def _open_parts(
         sandboxes=sandboxes,
         browsers=browsers,
         screenshots=screenshots,
+        monitor=monitor,
         limits=events.limits,
         rates=events.rates,
-        description=secrets.mask(_describe(settings, sandbox_description, model_description)),
+        description=secrets.mask(describe(settings, sandbox_description, model_description)),
     )
-
-
-def _describe(settings: Settings, sandbox: str, model: str) -> str:
-    store = "MongoDB" if settings.mongodb_url.get_secret_value() else f"SQLite in {settings.data_dir}"
-    redis = ", with Redis" if settings.redis_url.get_secret_value() else ""
-    return f"store: {store}{redis}; sandbox: {sandbox}; model: {model}"
 
 
 def _run_limits(settings: Settings) -> RunLimits:
@@ -318,6 +318,7 @@ def _conversation(parts: _Parts) -> tuple[ChatService, SessionService]:
         queue=queue,
         models=parts.models,
         limits=parts.limits,
+        monitor=parts.monitor,
     )
     sessions = SessionService(
         sessions=store.sessions,
@@ -335,7 +336,7 @@ def _conversation(parts: _Parts) -> tuple[ChatService, SessionService]:
 
 
 def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireView) -> Services:
-    store, feed, queue, sandboxes = parts.store, parts.feed, parts.queue, parts.sandboxes
+    store, feed, sandboxes = parts.store, parts.feed, parts.sandboxes
     event_log, mask = parts.event_log, parts.event_log.mask
     chat, sessions = _conversation(parts)
     desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
@@ -360,21 +361,27 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireVi
         end_streams=feed.close,
         metrics=metrics,
         mask=mask,
-        gauges={
-            "runs_active": lambda: queue.active,
-            "runs_waiting": lambda: queue.waiting,
-            "streams_open": lambda: feed.subscriber_count - desktop.viewers,
-            "viewers_open": lambda: desktop.viewers,
-        },
+        gauges=_gauges(parts, desktop),
+        tracer=parts.monitor.tracer,
         heartbeat=heartbeat,
         view=view,
     )
 
 
+def _gauges(parts: _Parts, desktop: DesktopService) -> Gauges:
+    return {
+        "runs_active": lambda: parts.queue.active,
+        "runs_waiting": lambda: parts.queue.waiting,
+        "streams_open": lambda: parts.feed.subscriber_count - desktop.viewers,
+        "viewers_open": lambda: desktop.viewers,
+        "sandboxes": parts.sandboxes.counts,
+    }
+
+
 def _models(context: FactoryContext, overrides: Overrides) -> tuple[ModelCatalog, str]:
     settings = context.settings
     if (given := overrides.get("model")) is not None:
-        return ModelCatalog(models={"default": given}, default="default"), "given"
+        return ModelCatalog(models={"default": ObservedModel(given, context.monitor)}, default="default"), "given"
     made, description = LLM_PROVIDERS[settings.model_provider].create(context)
     if isinstance(made, ModelCatalog):
         return made, description

@@ -12,16 +12,18 @@ from starlette.types import Receive, Scope, Send
 from app.bootstrap import Overrides, open_service
 from app.domain.external.authenticator import Authenticator
 from app.domain.external.secrets import NoSecrets, SecretMask
+from app.domain.external.telemetry import NO_TRACER, Tracer
 from app.infrastructure.logging import configure_logging
 from app.infrastructure.secrets.known_secrets import KnownSecrets
 from app.interfaces.api import admin, chat, config, health, models, sandbox, sessions, tickets, vnc
 from app.interfaces.api.openapi import documentation_router, install_openapi
-from app.interfaces.api.services import provide
+from app.interfaces.api.services import Services, provide
 from app.interfaces.authentication import RECHECK_SECONDS, AuthenticationMiddleware, OnRefused
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.limits import LoginLimitMiddleware, RequestLimitMiddleware
 from app.interfaces.metrics import Metrics
 from app.interfaces.middleware import BodyLimitMiddleware, FailureMiddleware, OriginMiddleware, RequestLogMiddleware
+from app.observability import VERSION
 from app.providers import AUTHENTICATORS, check_providers, secrets_of
 from app.settings import Role, Settings, load_settings
 
@@ -57,11 +59,17 @@ class Application(FastAPI):
             options: Passed to FastAPI.
         """
         super().__init__(**options)
-        self._outermost = RequestLogMiddleware(FailureMiddleware(super().__call__), metrics=metrics)
+        self._outermost = RequestLogMiddleware(
+            FailureMiddleware(super().__call__), metrics=metrics, tracer=self._tracer
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request, as the ASGI specification says."""
         await self._outermost(scope, receive, send)
+
+    def _tracer(self) -> Tracer:
+        services: Services | None = getattr(self.state, "services", None)  # set when the service is open
+        return NO_TRACER if services is None else services.tracer
 
 
 def create_app(settings: Settings | None = None, *, role: Role = "all", **overrides: Unpack[Overrides]) -> FastAPI:
@@ -90,7 +98,7 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
             provide(app, service.services)
             yield
 
-    app = Application(metrics, title="Anker", version="0.1.0", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = Application(metrics, title="Anker", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     routers = WORKER_ROUTERS if role == "worker" else ROUTERS
     set_up_app(
         app,

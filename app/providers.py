@@ -14,6 +14,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
 
+from app.application.observed_model import ObservedModel
+from app.application.run_monitor import RunMonitor
 from app.domain.external.authenticator import Authenticator
 from app.domain.external.llm import LLM, ModelCatalog, ModelObserver
 from app.domain.external.sandbox import SandboxProvider
@@ -57,6 +59,8 @@ class FactoryContext:
     """Where a provider registers secrets that it makes, to be masked."""
     observe: Callable[[ModelProfile], ModelObserver]
     """Creates the observer of a model, for metrics."""
+    monitor: RunMonitor
+    """Counts and traces model calls and sandboxes."""
 
 
 F = TypeVar("F")
@@ -96,7 +100,11 @@ def _openai_models(context: FactoryContext) -> tuple[ModelCatalog, str]:
     description = f"{default.profile.model} at {urlsplit(default.base_url).hostname}"
     if settings.models_config:
         description = f"{config.default}, {description} (models of {settings.models_config}: {', '.join(models)})"
-    return ModelCatalog(models=models, default=config.default, planner=config.planner), description
+    observed = {
+        name: ObservedModel(model, context.monitor, address=config.models[name].base_url)
+        for name, model in models.items()
+    }
+    return ModelCatalog(models=observed, default=config.default, planner=config.planner), description
 
 
 def _openai_model(options: ModelOptions, context: FactoryContext) -> OpenAIModel:
@@ -114,8 +122,8 @@ def _openai_model(options: ModelOptions, context: FactoryContext) -> OpenAIModel
     )
 
 
-def _demo_model(context: FactoryContext) -> tuple[DemoModel, str]:
-    model = DemoModel(observer=context.observe(DEMO_PROFILE))
+def _demo_model(context: FactoryContext) -> tuple[LLM, str]:
+    model = ObservedModel(DemoModel(observer=context.observe(DEMO_PROFILE)), context.monitor)
     return model, "the demo, scripted and offline (set API_KEY for a real one)"
 
 
@@ -172,7 +180,12 @@ async def _docker_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, s
         sudo=settings.sandbox_sudo,
         runtime=settings.sandbox_runtime,
     )
-    docker = DockerSandboxes(options, installation=store.installation, existing=store.sessions.last_event_numbers)
+    docker = DockerSandboxes(
+        options,
+        installation=store.installation,
+        existing=store.sessions.last_event_numbers,
+        observer=context.monitor,
+    )
     docker.on_token = context.secrets.add_passing
     await docker.start()
     return docker, f"Docker containers of {settings.sandbox_image}"
@@ -181,7 +194,7 @@ async def _docker_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, s
 async def _local_sandboxes(context: FactoryContext) -> tuple[SandboxProvider, str]:
     settings = context.settings
     log.warning("sandboxes are local: the model's commands run on this machine as your user, unisolated")
-    local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes)
+    local = LocalSandboxes(settings.data_dir, ttl_minutes=settings.sandbox_ttl_minutes, observer=context.monitor)
     local.on_token = context.secrets.add_passing
     hide_process()
     await local.start()

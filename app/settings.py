@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = ()
     wire_compat: Literal["", "2025-06-02"] = ""
     mcp_config: str = ""
+    otel_exporter_otlp_endpoint: str = ""
+    """Address of an OpenTelemetry collector that takes traces over HTTP; empty for none."""
+    otel_instrumentation_genai_capture_message_content: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
 
     @field_validator("log_level", mode="before")
@@ -137,7 +140,7 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("api_base", "sandbox_address")
+    @field_validator("api_base", "sandbox_address", "otel_exporter_otlp_endpoint")
     @classmethod
     def _http(cls, value: str) -> str:
         return http_address(value) if value else value

@@ -2,6 +2,8 @@
 
 from contextvars import ContextVar
 
+from app.domain.external.telemetry import NO_SPAN, Span
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """ID of the current HTTP request; empty outside a request. A run inherits the ID of the request that started it."""
 
@@ -13,6 +15,10 @@ owner: ContextVar[str] = ContextVar("owner", default="")
 
 principal_name: ContextVar[str] = ContextVar("principal_name", default="")
 """Name of the principal of the current request; empty outside a request and where there is no login."""
+
+
+span: ContextVar[Span] = ContextVar("span", default=NO_SPAN)
+"""The traced operation that the current code is a part of."""
 
 
 def current_owner() -> str:

@@ -12,7 +12,7 @@ from typing import cast
 
 import orjson
 
-from app.application.context import request_id, session_id
+from app.application.context import request_id, session_id, span
 from app.domain.external.secrets import NoSecrets, SecretMask
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -56,7 +56,11 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "event": self._masked(self._message(record), is_quoted=not is_ours),
         }
-        for name, bound in (("request_id", request_id.get()), ("session_id", session_id.get())):
+        for name, bound in (
+            ("request_id", request_id.get()),
+            ("session_id", session_id.get()),
+            ("trace_id", span.get().trace_id),
+        ):
             if bound:
                 line[name] = self._masked(bound)
         for name, value in vars(record).items():

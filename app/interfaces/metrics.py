@@ -1,10 +1,12 @@
 """Metrics of one process, as `/metrics` reports them to Prometheus."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, get_args
 
+from app.application.process_monitor import ProcessMetrics
+from app.application.run_monitor import Histogram, RunMetrics
 from app.domain.external.llm import FailureKind
 from app.domain.models.event import EventRecord
 from app.domain.models.message import Usage
@@ -13,8 +15,8 @@ from app.domain.models.model_profile import ModelProfile
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-Gauges = Mapping[str, Callable[[], int]]
-"""Functions that return the present value of a gauge, by its name without the prefix `anker_`."""
+Gauges = Mapping[str, Callable[[], float | Mapping[str, int]]]
+"""Functions that return the value of a gauge, or its values by state, by its name without the prefix `anker_`."""
 
 FIRST_TOKEN_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Upper bounds of the histogram of times to the first token, in seconds."""
@@ -27,12 +29,10 @@ class ModelMetrics:
         self._profile = profile
         self.usage = Usage()
         """Sum over all replies."""
-        self.failures: Counter[FailureKind] = Counter()
-        """Number of failed attempts by kind."""
-        self.first_tokens: Counter[float] = Counter()
-        """Number of replies by the bound of `FIRST_TOKEN_SECONDS` that their first token came within."""
-        self.first_token_seconds = 0.0
-        """Sum of the times to the first token."""
+        self.failures: Counter[FailureKind] = Counter(dict.fromkeys(get_args(FailureKind), 0))
+        """Number of failed attempts by kind. All are reported from the start: the first failure must raise an alert."""
+        self.first_tokens = Histogram(FIRST_TOKEN_SECONDS)
+        """Times to the first token of each reply, in seconds."""
 
     def failed(self, kind: FailureKind) -> None:
         """Implement `ModelObserver.failed`."""
@@ -40,19 +40,11 @@ class ModelMetrics:
 
     def first_token(self, seconds: float) -> None:
         """Implement `ModelObserver.first_token`."""
-        self.first_tokens[next((bound for bound in FIRST_TOKEN_SECONDS if seconds <= bound), math.inf)] += 1
-        self.first_token_seconds += seconds
+        self.first_tokens.observe(seconds)
 
     def replied(self, usage: Usage) -> None:
         """Implement `ModelObserver.replied`."""
         self.usage += self._profile.priced(usage)
-
-    def buckets(self) -> Iterator[tuple[str, float]]:
-        """Yield the bounds of the histogram with the number of replies up to each."""
-        count = 0
-        for bound in (*FIRST_TOKEN_SECONDS, math.inf):
-            count += self.first_tokens[bound]
-            yield ("+Inf" if bound == math.inf else str(bound)), count
 
 
 class Metrics:
@@ -69,6 +61,10 @@ class Metrics:
         """Number of stored events by type."""
         self.models: dict[str, ModelMetrics] = {}
         """Counters of each model, by the name of its profile."""
+        self.runs = RunMetrics()
+        self.process = ProcessMetrics()
+        self.build: Mapping[str, str] = {}
+        """What runs here: labels of `anker_build_info`."""
 
     def observe_model(self, profile: ModelProfile) -> ModelMetrics:
         """Return the counters of a model."""
@@ -118,18 +114,27 @@ class Metrics:
             events.add_metric([kind], count)
         yield events
         yield from _model_families(self.models)
+        yield from _run_families(self.runs)
+        yield from _process_families(self.process)
+        build = GaugeMetricFamily("anker_build_info", "What runs in this process.", labels=list(self.build))
+        build.add_metric(list(self.build.values()), 1)
+        yield build
         for name, read in gauges.items():
-            yield GaugeMetricFamily(f"anker_{name}", f"{name.replace('_', ' ').capitalize()} now.", value=read())
+            value, text = read(), f"{name.replace('_', ' ').capitalize()} now."
+            by_state = isinstance(value, Mapping)
+            gauge = GaugeMetricFamily(f"anker_{name}", text, labels=["state"] if by_state else [])
+            for state, number in value.items() if by_state else [("", value)]:
+                gauge.add_metric([state] if by_state else [], number)
+            yield gauge
 
 
 def _model_families(models: Mapping[str, ModelMetrics]) -> Iterator["Metric"]:
-    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+    from prometheus_client.core import CounterMetricFamily
 
     calls = CounterMetricFamily("anker_model_calls", "Replies of models.", labels=["profile"])
     tokens = CounterMetricFamily("anker_model_tokens", "Tokens of models.", labels=["profile", "kind"])
     cost = CounterMetricFamily("anker_model_cost", "Cost in the currency of the prices.", labels=["profile"])
     failures = CounterMetricFamily("anker_model_errors", "Failed attempts at model calls.", labels=["profile", "kind"])
-    first = HistogramMetricFamily("anker_model_first_token_seconds", "Time to the first token.", labels=["profile"])
     for name, model in models.items():
         usage = model.usage
         calls.add_metric([name], usage.calls)
@@ -144,8 +149,66 @@ def _model_families(models: Mapping[str, ModelMetrics]) -> Iterator["Metric"]:
             cost.add_metric([name], usage.cost)
         for kind, count in model.failures.items():
             failures.add_metric([name, kind], count)
-        first.add_metric([name], buckets=list(model.buckets()), sum_value=model.first_token_seconds)
-    yield from (calls, tokens, cost, failures, first)
+    yield from (calls, tokens, cost, failures)
+    first = {name: model.first_tokens for name, model in models.items()}
+    yield _histograms("anker_model_first_token_seconds", "Time to the first token.", "profile", first)
+
+
+def _run_families(runs: RunMetrics) -> Iterator["Metric"]:
+    yield _counters("anker_runs", "Attempts at runs that ended, by how.", ["outcome"], runs.runs.items())
+    for name, text, histogram in (
+        ("queue_wait", "Time from storing a message until a run reads it.", runs.queue_wait),
+        ("first_event", "Time from a message until its stream sends the first event.", runs.first_event),
+        ("first_text", "Time from a message until its stream sends the first text.", runs.first_text),
+        ("store_commit", "Time until a commit of a run is stored, retries included.", runs.commits),
+        ("sandbox_start", "Time until a sandbox is ready.", runs.sandbox_starts),
+    ):
+        yield _histograms(f"anker_{name}_seconds", text, "", {"": histogram})
+    text = "Time of model calls, retries included."
+    yield _histograms("anker_model_call_seconds", text, "profile", runs.model_calls)
+    text = "Tool calls that ended, by how."
+    yield _counters("anker_tool_calls", text, ["function", "outcome"], runs.tool_calls.items())
+    yield _histograms("anker_tool_call_seconds", "Time of tool calls.", "toolkit", runs.tool_times)
+    text = "Sandboxes that could not be started."
+    yield _counters("anker_sandbox_start_failures", text, [], [((), runs.failed_starts)])
+    yield _counters(
+        "anker_sandboxes_reaped", "Sandboxes removed because nobody needs them.", ["reason"], runs.reaped.items()
+    )
+
+
+def _process_families(process: ProcessMetrics) -> Iterator["Metric"]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    text = "Time by which the event loop was late."
+    yield _histograms("anker_event_loop_lag_seconds", text, "", {"": process.lag})
+    text = "Whether a dependency could be used at its last check."
+    up = GaugeMetricFamily("anker_dependency_up", text, labels=["dependency"])
+    for name, is_up in process.is_up.items():
+        up.add_metric([name], is_up)
+    yield up
+
+
+def _counters(
+    name: str, text: str, labels: Sequence[str], counts: Iterable[tuple[str | tuple[str, ...], int]]
+) -> "Metric":
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in counts:
+        family.add_metric([values] if isinstance(values, str) else values, count)
+    return family
+
+
+def _histograms(name: str, text: str, label: str, histograms: Mapping[str, Histogram]) -> "Metric":
+    """Return a histogram, or with a `label` the histograms by its values."""
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(name, text, labels=[label] if label else [])
+    for value, histogram in histograms.items():
+        bounds = [*map(str, histogram.bounds), "+Inf"]
+        buckets = list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
+        family.add_metric([value] if label else [], buckets=buckets, sum_value=histogram.sum)
+    return family
 
 
 class _MetricCollector:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from http import HTTPMethod, HTTPStatus
 from ipaddress import ip_address
 from secrets import token_hex
@@ -15,7 +15,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.application.context import request_id
+from app.application.context import span as current_span
 from app.domain.errors import TooLarge, Unavailable
+from app.domain.external.telemetry import NO_SPAN, Span, Tracer
 from app.interfaces.envelope import failure, refuse
 from app.interfaces.errors import INTERNAL, error_response
 from app.interfaces.metrics import Metrics
@@ -38,7 +40,11 @@ DRAIN_SECONDS = 10.0
 HEAD_KEY = "anker.head"
 """Key of the scope that marks a GET which the client sent as HEAD."""
 
+UNTRACED = frozenset(("/health", "/ready", "/metrics"))
+"""Paths that are asked for all the time, without being part of anything."""
+
 _METHODS = frozenset(HTTPMethod)
+_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -49,12 +55,13 @@ _HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/?#@\[\]\\
 class RequestLogMiddleware:
     """Outermost: log each request, and add the headers that every response has.
 
-    A stream is logged when it ends.
+    A stream is logged when it ends. With a tracer, each request is a span too.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Callable[[], Tracer]) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Bind the request's id, pass the request on, then log and count it."""
@@ -77,6 +84,8 @@ class RequestLogMiddleware:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         started = time.perf_counter()
         token = request_id.set(name)
+        span = self._start_span(scope)
+        span_token = current_span.set(span)
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
@@ -84,7 +93,33 @@ class RequestLogMiddleware:
             milliseconds = round((time.perf_counter() - started) * 1000, 1)
             self._metrics.count_request(method, route, status, milliseconds)
             log.info("request", extra={"method": method, "route": route, "status": status, "ms": milliseconds})
+            _end_span(span, method, route, status)
+            current_span.reset(span_token)
             request_id.reset(token)
+
+    def _start_span(self, scope: Scope) -> Span:
+        """Start the span of a request. The path is left out, because it may hold secrets; the route is known later."""
+        if scope["path"] in UNTRACED:
+            return NO_SPAN
+        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        parents = [value for name, value in scope["headers"] if name == b"traceparent"]
+        is_valid = len(parents) == 1 and _TRACEPARENT.fullmatch(parents[0])
+        return self._tracer().start(
+            method,
+            "server",
+            {"http.request.method": method, "url.scheme": scope["scheme"]},
+            parent=parents[0].decode() if is_valid else "",
+        )
+
+
+def _end_span(span: Span, method: str, route: str, status: int) -> None:
+    """End the span of a request. A status of 0 means that the client left before there was a response."""
+    if route != "-":
+        span.rename(f"{method} {route}")
+        span.set({"http.route": route})
+    if status:
+        span.set({"http.response.status_code": status})
+    span.end(str(status) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "")
 
 
 def _guard_page(headers: list[tuple[bytes, bytes]]) -> None:

@@ -397,6 +397,9 @@ class MemorySandboxProvider:
         if sandbox := self.sandboxes.pop(session_id, None):
             await sandbox.kill_all()
 
+    def counts(self):
+        return {"running": 0}
+
     async def check(self) -> str | None:
         return str(self.refusal) if self.refusal else None
 

@@ -29,6 +29,7 @@ class _StoredSession:
     session: Session
     last_activity: int
     given_title: str = ""
+    origin: str = ""
     delivered: int = 0
     events: list[tuple[Event, EventRecord]] = field(default_factory=list)
     transcripts: dict[TranscriptName, list[TranscriptEntry]] = field(
@@ -88,7 +89,14 @@ class MemoryStore:
         return records
 
     async def append_user_message(
-        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+        self,
+        session_id: str,
+        content: str,
+        *,
+        at: int,
+        key: str | None,
+        model: str | None = None,
+        origin: str = "",
     ) -> StoredMessage:
         check_timestamp(at)
         stored = self._find(session_id)
@@ -100,6 +108,7 @@ class MemoryStore:
             stored.session = replace(stored.session, title=well_formed(title_of(content)))
         if model is not None:
             stored.session = replace(stored.session, model=model)
+        stored.origin = origin
         if key is not None:
             stored.message_keys[well_formed(key)] = records[0].number
         self._on_committed(session_id, records)
@@ -134,7 +143,13 @@ class MemoryStore:
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
         stored = self._find(session_id)
         session = stored.session
-        return replace(stored.checkpoint, model=session.model, given_title=stored.given_title, title=session.title)
+        return replace(
+            stored.checkpoint,
+            model=session.model,
+            given_title=stored.given_title,
+            title=session.title,
+            origin=stored.origin,
+        )
 
     async def load_transcript(
         self, session_id: str, transcript: TranscriptName, *, after: int = 0

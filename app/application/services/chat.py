@@ -2,8 +2,10 @@
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 
+from app.application.run_monitor import RunMetrics, RunMonitor
 from app.application.services.limits import LimitService
 from app.application.services.sessions import check_position
 from app.application.services.streams import EventStreams, StreamItem
@@ -12,7 +14,7 @@ from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.external.feed import Feed
 from app.domain.external.llm import ModelCatalog
 from app.domain.external.run_queue import RunQueue
-from app.domain.models.event import TERMINAL, EventRecord
+from app.domain.models.event import TERMINAL, EventRecord, TextDelta
 from app.domain.models.session import Session
 from app.domain.repositories.event_log import EventLog
 from app.domain.repositories.sessions import SessionRepository
@@ -52,6 +54,26 @@ class _StreamRange:
     """Number of the last event to deliver. Set if nothing runs that could store a terminal event."""
 
 
+class _StreamTimer:
+    """Measures when a stream sends the first event and the first text that a message leads to."""
+
+    def __init__(self, metrics: RunMetrics, started: float, message: int) -> None:
+        """Begin. `started`: time of the request; `message`: event number of the message."""
+        self._metrics = metrics
+        self._started = started
+        self._message = message
+        self._has_event = self._has_text = False
+
+    def see(self, item: StreamItem) -> None:
+        """Measure `item`, which is about to be sent, if it is a first one."""
+        if not self._has_text and isinstance(item, TextDelta):
+            self._has_text = True
+            self._metrics.first_text.observe(perf_counter() - self._started)
+        elif not self._has_event and isinstance(item, Sequence) and item and item[-1].number > self._message:
+            self._has_event = True
+            self._metrics.first_event.observe(perf_counter() - self._started)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatService:
     """Send messages to a session and stream its events."""
@@ -63,6 +85,7 @@ class ChatService:
     queue: RunQueue
     models: ModelCatalog
     limits: LimitService
+    monitor: RunMonitor = field(default_factory=lambda: RunMonitor(RunMetrics()))
     now: Callable[[], int] = unix_now
 
     async def chat(self, session_id: str, request: ChatRequest, *, owner: str) -> AsyncGenerator[StreamItem, None]:
@@ -76,6 +99,7 @@ class ChatService:
             LimitReached: A limit of the owner forbids another run. The message is not stored.
             StoreUnavailable: The message is not stored.
         """
+        started = perf_counter()
         session = await self.sessions.get(session_id, owner=owner)
         check_position(session, request.after)
         await self._mark_known(session, request.after)
@@ -86,13 +110,19 @@ class ChatService:
         at = self.now() if request.timestamp is None else request.timestamp
         async with self.limits.new_message(session, request.key):
             stored = await self.event_log.append_user_message(
-                session_id, request.message, at=at, key=request.key, model=request.model or None
+                session_id,
+                request.message,
+                at=at,
+                key=request.key,
+                model=request.model or None,
+                origin=self.monitor.origin(),
             )
         after = stored.number if request.after is None else request.after
         stream_range = _StreamRange(after=after, skip=stored.number, ends_after=stored.number)
         if stored.is_new:
             await self.queue.wake(session_id, up_to=stored.number, owner=owner)
-            return self._stream(session_id, stream_range)
+            timer = _StreamTimer(self.monitor.metrics, started, stored.number)
+            return self._stream(session_id, stream_range, timer)
         # The message was sent before. Its run may be over, and the client may already have the terminal event.
         session = await self.sessions.get(session_id, owner=owner)
         if session.status != "running":
@@ -111,7 +141,9 @@ class ChatService:
         await self._mark_known(session, after)
         return self._follow_and_mark(session_id, after)
 
-    async def _stream(self, session_id: str, stream_range: _StreamRange) -> AsyncGenerator[StreamItem, None]:
+    async def _stream(
+        self, session_id: str, stream_range: _StreamRange, timer: _StreamTimer | None = None
+    ) -> AsyncGenerator[StreamItem, None]:
         source = (
             self._follow_and_mark(session_id, stream_range.after)
             if stream_range.ends_at is None
@@ -120,6 +152,8 @@ class ChatService:
         newest_message = 0
         async with aclosing(source) as items:
             async for item in items:
+                if timer is not None:
+                    timer.see(item)
                 if not isinstance(item, Sequence):
                     yield item
                     continue

@@ -1,9 +1,10 @@
 """The run worker: carries out attempts at runs and turns every failure into an error that the user can read."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.application import context
+from app.application.run_monitor import RunMetrics, RunMonitor
 from app.domain.errors import LeaseLost, ModelFailure, NotFound, RunGivenUp, StoreUnavailable, Superseded
 from app.domain.external.run_queue import Attempt
 from app.domain.services.flows.plan_act import FlowDependencies, PlanActFlow
@@ -16,11 +17,16 @@ class PlanActWorker:
     """The `RunWorker` that carries out runs with `PlanActFlow`."""
 
     dependencies: FlowDependencies
+    monitor: RunMonitor = field(default_factory=lambda: RunMonitor(RunMetrics()))
 
     async def work(self, session_id: str, attempt: Attempt) -> None:
         """Implement `RunWorker.work`. Errors that the queue does not handle end the run with an `error` event."""
         context.session_id.set(session_id)
         context.owner.set(attempt.owner)
+        with self.monitor.attempt(session_id, crashed=attempt.crashed):
+            await self._work(session_id, attempt)
+
+    async def _work(self, session_id: str, attempt: Attempt) -> None:
         flow = self._flow(session_id, attempt.fencing_token)
         try:
             await flow.run(attempt.reason, crashed=attempt.crashed)

@@ -63,6 +63,8 @@ class ModelReply:
     provider_fields: ProviderFields | None = None
     finish: FinishReason = "stop"
     usage: Usage = Usage()
+    model: str = ""
+    """Name of the model as its server reports it; empty if it does not, or no plain name."""
 
 
 class ReplyListener(Protocol):

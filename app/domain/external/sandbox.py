@@ -191,6 +191,10 @@ class SandboxProvider(Protocol):
         """End the session's sandbox and delete everything in it, the workspace included. Idempotent."""
         ...
 
+    def counts(self) -> Mapping[str, int]:
+        """Return the number of sandboxes that this process uses, by state."""
+        ...
+
     async def check(self) -> str | None:
         """Return why no sandbox can be started now; None if one can."""
         ...

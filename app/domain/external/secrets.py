@@ -113,11 +113,20 @@ class MaskedEventLog:
         return await self.inner.commit(session_id, masked(commit, self.mask))
 
     async def append_user_message(
-        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+        self,
+        session_id: str,
+        content: str,
+        *,
+        at: int,
+        key: str | None,
+        model: str | None = None,
+        origin: str = "",
     ) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
         key = None if key is None else self._masked_key(key)
-        return await self.inner.append_user_message(session_id, self.mask.mask(content), at=at, key=key, model=model)
+        return await self.inner.append_user_message(
+            session_id, self.mask.mask(content), at=at, key=key, model=model, origin=origin
+        )
 
     async def find_message(self, session_id: str, key: str) -> int | None:
         """Implement `EventLog.find_message`."""

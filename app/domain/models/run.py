@@ -53,6 +53,8 @@ class Checkpoint:
     """Title of the session, whoever gave it; empty before the first message. The store sets it, as `model`."""
     has_title_event: bool = False
     """Whether the agent has stored a `title` event in this session."""
+    origin: str = ""
+    """Where the newest user message came from, for metrics and traces. The store sets it, as `model`."""
 
     transcript_starts: Mapping[TranscriptName, int] = field(default_factory=dict[TranscriptName, int])
     """Number of stored entries before the newest summary of each transcript, set by `RunCheckpointer`; 0 if absent."""
@@ -72,4 +74,5 @@ class Checkpoint:
             given_title=self.given_title,
             title=self.title,
             has_title_event=self.has_title_event,
+            origin=self.origin,
         )

@@ -97,7 +97,14 @@ class EventLog(Protocol):
         ...
 
     async def append_user_message(
-        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+        self,
+        session_id: str,
+        content: str,
+        *,
+        at: int,
+        key: str | None,
+        model: str | None = None,
+        origin: str = "",
     ) -> StoredMessage:
         """Store a user message. A session without a title gets one from its words.
 
@@ -107,6 +114,7 @@ class EventLog(Protocol):
             at: Time of the message, in whole seconds since the epoch, UTC.
             key: Idempotency key. A repeated key stores nothing; the result names the message stored before.
             model: Name of the model profile that the session uses from this message on; None to leave it as it is.
+            origin: Where the message came from, for metrics and traces: see `Checkpoint.origin`.
         """
         ...
 

@@ -28,6 +28,7 @@ MIN_REPETITION = 20
 MAX_TORN_BYTES = 1024 * 1024
 """Maximum size of an object that is cut over several events, in bytes."""
 
+_MODEL_NAME = re.compile(r"[\w.:/@+-]{1,100}")
 _REFUSED_FINISH = re.compile(
     r"filter|sensitive|safety|recitation|blocklist|blocked|prohibited|spii|refus|guardrail|moderation|polic|toxic"
 )
@@ -105,6 +106,7 @@ class ReplyBuilder:
         self._calls = CallAssembler(frozenset(tool.name for tool in tools))
         self._fields = FieldCollector()
         self._usage = Usage(calls=1)
+        self._model = ""
         self._has_pieces = False
         self._torn = b""
         self._has_noise = False
@@ -155,6 +157,8 @@ class ReplyBuilder:
             raise ServerFailed(value)
         if usage := as_object(value.get("usage")):
             self._usage = _parse_usage(usage)
+        if isinstance(model := value.get("model"), str) and _MODEL_NAME.fullmatch(model):
+            self._model = model
         choices = value.get("choices")
         if isinstance(choices, list):
             for position, item in enumerate(cast("list[object]", choices)):
@@ -168,7 +172,7 @@ class ReplyBuilder:
         if refusal or _REFUSED_FINISH.search(self.finish_reason):
             # Calls that a content filter cut off must not run, and half a text is no reason.
             reason = refusal or f"the content filter of its server stopped the reply ({self.finish_reason})"
-            return ModelReply(content=reason, finish="refused", usage=self._usage)
+            return ModelReply(content=reason, finish="refused", usage=self._usage, model=self._model)
         partial = self._calls.finished()
         calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in partial]
         text = read_text(_without_repetition(self._text) + self._joiner.rest, self._tools)
@@ -190,6 +194,7 @@ class ReplyBuilder:
             provider_fields=self._provider_fields(partial),
             finish=finish,
             usage=self._usage,
+            model=self._model,
         )
 
     def _calls_in_reasoning(self) -> ReadText | None:

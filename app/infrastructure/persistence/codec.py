@@ -78,10 +78,10 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     return _dumps(checkpoint)
 
 
-def decode_checkpoint(row: bytes | None, *, model: str, given_title: str, title: str) -> Checkpoint:
+def decode_checkpoint(row: bytes | None, *, model: str, given_title: str, title: str, origin: str) -> Checkpoint:
     """Return the checkpoint that `encode_checkpoint` encoded, or a new one for None, with what the session chose."""
     checkpoint = Checkpoint() if row is None else _CHECKPOINT.validate_json(row)
-    return replace(checkpoint, model=model, given_title=given_title, title=title)
+    return replace(checkpoint, model=model, given_title=given_title, title=title, origin=origin)
 
 
 def _dumps(value: TranscriptEntry | Checkpoint) -> bytes:

@@ -35,6 +35,8 @@ class ReceiveRequest:
     """Idempotency key, well formed."""
     model: str | None = None
     """Model profile that the session uses from now on; None to leave it as it is."""
+    origin: str = ""
+    """See `Checkpoint.origin`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ class SessionUpdate:
             self._move(title=codec.well_formed(title))
         if request.model is not None:
             self.fields["model"] = request.model
+        self.fields["origin"] = request.origin
         number = records[0].number
         if key is not None:
             self.message_keys[key] = self.new_keys[key] = number

@@ -94,6 +94,10 @@ class UnavailableSandboxes:
     async def destroy(self, session_id: str) -> None:
         """Do nothing."""
 
+    def counts(self) -> Mapping[str, int]:
+        """Return nothing: this provider starts no sandboxes."""
+        return {}
+
     async def check(self) -> str | None:
         """Return the reason."""
         return self._reason

@@ -7,10 +7,11 @@ each session, and starts and ends sandbox instances through the `SandboxBackend`
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, Protocol, Self, TypeVar
 
 from app.domain.errors import SandboxUnavailable
+from app.domain.external.telemetry import NO_SANDBOX_OBSERVER, SandboxObserver
 from app.infrastructure.sandbox.client.api_client import SandboxUnreachable
 from app.infrastructure.sandbox.client.http_sandbox import HttpSandbox, SandboxInstance
 from app.infrastructure.sandbox.client.running_sandbox import RunningSandbox
@@ -76,10 +77,15 @@ class SessionSandbox(Generic[R]):
     """One session's sandbox in this process, through all its instances."""
 
     def __init__(
-        self, session_id: str, backend: SandboxBackend[R], on_token: Callable[[str], None] = lambda _: None
+        self,
+        session_id: str,
+        backend: SandboxBackend[R],
+        observer: SandboxObserver,
+        on_token: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Manage the sandbox of a session. `on_token` learns the token of each of its instances."""
         self.session_id = session_id
+        self._observer = observer
         self.running: R | None = None
         """The instance that was last known to run; it may have ended since."""
         self._backend = backend
@@ -92,12 +98,13 @@ class SessionSandbox(Generic[R]):
     @property
     def is_empty(self) -> bool:
         """Whether no instance is known and nothing is in progress: then this object may be dropped."""
-        return self.running is None and not self._lock.locked() and not self._is_starting
+        return self.running is None and not self._lock.locked() and not self.is_starting
 
     def start(self) -> asyncio.Task[R]:
         """Return the task of the start in progress, or of a new one. Callers share it and must not cancel it."""
         if self._start is None or self._start.done():
-            self._start = asyncio.create_task(self._start_instance(), name=f"sandbox start {self.session_id}")
+            start = self._observer.start_sandbox(self.session_id, self._start_instance)
+            self._start = asyncio.create_task(start, name=f"sandbox start {self.session_id}")
             self._start.add_done_callback(self._log_failure)
         return self._start
 
@@ -173,7 +180,8 @@ class SessionSandbox(Generic[R]):
             await self._backend.destroy(self.session_id)
 
     @property
-    def _is_starting(self) -> bool:
+    def is_starting(self) -> bool:
+        """Whether a start is in progress."""
         return self._start is not None and not self._start.done()
 
     async def _start_instance(self) -> R:
@@ -183,7 +191,7 @@ class SessionSandbox(Generic[R]):
             return running
 
     async def _cancel_start(self) -> None:
-        if self._start is not None and self._is_starting:
+        if self._start is not None and self.is_starting:
             self._start.cancel()
             await asyncio.wait({self._start})
 
@@ -232,13 +240,21 @@ class SessionSandbox(Generic[R]):
 class SessionSandboxProvider(ABC, Generic[R]):
     """Base of a `SandboxProvider` that runs one sandbox for each session."""
 
-    def __init__(self, backend: SandboxBackend[R], *, key: Callable[[str], str] = str) -> None:
+    def __init__(
+        self,
+        backend: SandboxBackend[R],
+        *,
+        key: Callable[[str], str] = str,
+        observer: SandboxObserver = NO_SANDBOX_OBSERVER,
+    ) -> None:
         """Initialize without any sandbox.
 
         Args:
             backend: Starts and ends the instances.
             key: Returns the key of a session id in `sessions`.
+            observer: Is told of starts.
         """
+        self._observer = observer
         self.sessions: dict[str, SessionSandbox[R]] = {}
         self.is_closed = False
         self.on_token: Callable[[str], None] = lambda _: None
@@ -270,6 +286,14 @@ class SessionSandboxProvider(ABC, Generic[R]):
     def start_reaper(self, interval_seconds: float) -> None:
         """Call `reap` now and every `interval_seconds`, in the background, until `close`."""
         self._reaper = asyncio.create_task(self._reap_forever(interval_seconds), name="sandbox reaper")
+
+    def counts(self) -> Mapping[str, int]:
+        """Implement `SandboxProvider.counts`."""
+        sessions = self.sessions.values()
+        return {
+            "running": sum(session.running is not None for session in sessions),
+            "starting": sum(session.is_starting for session in sessions),
+        }
 
     def warm(self, session_id: str) -> None:
         """Start the session's sandbox in the background; a failure is logged and raised by `acquire`."""
@@ -328,7 +352,8 @@ class SessionSandboxProvider(ABC, Generic[R]):
         key = self._key(session_id)
         session = self.sessions.get(key)
         if session is None:
-            session = self.sessions[key] = SessionSandbox(session_id, self._backend, self.on_token)
+            session = SessionSandbox(session_id, self._backend, self._observer, self.on_token)
+            self.sessions[key] = session
         return session
 
     def drop_empty_sessions(self) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import zlib
+from collections.abc import Mapping
 
 import httpx
 
@@ -66,6 +67,10 @@ class RemoteSandboxes:
             await self._sandbox(session_id).kill_all()
         except (SandboxUnavailable, SandboxFailure) as error:
             log.warning("the shells of session %s could not be killed: %s", session_id, error)
+
+    def counts(self) -> Mapping[str, int]:
+        """Return nothing: this provider starts no sandboxes."""
+        return {}
 
     async def check(self) -> str | None:
         """Return why the sandbox cannot be used now; None if it can."""

@@ -6,15 +6,12 @@ from typing import Literal
 from pydantic import Field
 from starlette.responses import Response
 
+from app.application.process_monitor import reason_of
 from app.domain.errors import Unavailable
 from app.interfaces.api.dependencies import RequestServices
 from app.interfaces.api.openapi import answers, api_router, text
 from app.interfaces.api.schemas import Schema, SuccessAnswer
-from app.interfaces.api.services import Check
 from app.interfaces.envelope import success
-
-CHECK_SECONDS = 5.0
-"""Maximum time of the check of one dependency, in seconds."""
 
 router = api_router("health")
 
@@ -47,7 +44,7 @@ async def health() -> Response:
 async def ready(services: RequestServices) -> Response:
     """Return the state of each configured dependency. When one is down, return 503 with all states in `msg`."""
     names = tuple(services.checks)
-    reasons = await asyncio.gather(*(_reason(services.checks[name]) for name in names))
+    reasons = await asyncio.gather(*(reason_of(services.checks[name]) for name in names))
     states = {name: reason or "ok" for name, reason in zip(names, reasons, strict=True)}
     if any(reasons):
         raise Unavailable("; ".join(f"{name}: {state}" for name, state in states.items()))
@@ -59,11 +56,3 @@ async def metrics(services: RequestServices) -> Response:
     """Return counters and gauges of this process for Prometheus."""
     content, media_type = services.metrics.render(services.gauges)
     return Response(content, media_type=media_type)
-
-
-async def _reason(check: Check) -> str | None:
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            return await check()
-    except TimeoutError:
-        return f"no answer within {CHECK_SECONDS:g} s"

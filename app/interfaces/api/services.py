@@ -1,12 +1,13 @@
 """The services that routes call."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
+from app.application.process_monitor import Check
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
@@ -18,11 +19,9 @@ from app.application.services.sessions import AdminService, SessionService
 from app.application.services.tickets import TicketService
 from app.domain.external.llm import ModelCatalog
 from app.domain.external.secrets import SecretMask
+from app.domain.external.telemetry import NO_TRACER, Tracer
 from app.interfaces.metrics import Gauges, Metrics
 from app.interfaces.wire import WIRE_VIEWS, WireView
-
-Check = Callable[[], Awaitable[str | None]]
-"""Checks one dependency: returns None if it can be used now, else the reason why not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +46,8 @@ class Services:
     mask: SecretMask
     """Masks the service's own secrets in what clients are told of failures."""
     gauges: Gauges
+    tracer: Tracer = NO_TRACER
+    """Records requests as spans."""
     view: WireView = WIRE_VIEWS[""]
     """What clients are shown of events and sessions."""
     auth_provider: str = "none"

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -10,6 +11,7 @@ from uuid import uuid4
 from app.domain.clock import unix_now
 from app.domain.errors import StaleCheckpoint, StoreUnavailable
 from app.domain.external.secrets import NoSecrets, SecretMask
+from app.domain.external.telemetry import NO_RUN_OBSERVER, RunObserver
 from app.domain.models.event import Event
 from app.domain.models.limits import day_of
 from app.domain.models.message import (
@@ -37,8 +39,11 @@ _SYSTEM_PROMPTS: dict[TranscriptName, str] = {"planner": planning.SYSTEM, "execu
 class PendingCommit:
     """A commit that is being written. It is retried until the store accepts it, so it needs `expected_revision`."""
 
-    def __init__(self, event_log: EventLog, session_id: str, commit: Commit) -> None:
+    def __init__(
+        self, event_log: EventLog, session_id: str, commit: Commit, observer: RunObserver = NO_RUN_OBSERVER
+    ) -> None:
         self._event_log = event_log
+        self._observer = observer
         self._session_id = session_id
         self._commit = commit
         self._last_attempt = asyncio.Event()
@@ -69,10 +74,11 @@ class PendingCommit:
         self._last_attempt.set()
 
     async def _write(self) -> None:
-        warned = False
+        warned, started = False, time.perf_counter()
         while True:
             try:
                 await self._event_log.commit(self._session_id, self._commit)
+                self._observer.stored(self._commit.events, time.perf_counter() - started)
                 return
             except StaleCheckpoint:
                 raise
@@ -103,6 +109,7 @@ class RunCheckpointer:
         windows: ContextWindows | None = None,
         mask: SecretMask | None = None,
         now: Callable[[], int] = unix_now,
+        observer: RunObserver = NO_RUN_OBSERVER,
     ) -> None:
         """Create a checkpointer. Call `load` before use.
 
@@ -113,6 +120,7 @@ class RunCheckpointer:
             windows: What is known of the models' context windows; None to begin anew.
             mask: Masks the service's own secrets in what comes from the model and from tools; None to mask nothing.
             now: Returns the current time in whole seconds since the epoch, UTC.
+            observer: Is told of every commit that is stored.
         """
         self.session_id = session_id
         self.checkpoint = Checkpoint()
@@ -121,6 +129,7 @@ class RunCheckpointer:
         self._event_log = event_log
         self._fencing_token = fencing_token
         self._now = now
+        self._observer = observer
         self._transcripts: dict[TranscriptName, Transcript] = {}
         self._lengths: dict[TranscriptName, int] = {}
         """Number of entries of each loaded transcript in the event log, with the staged ones."""
@@ -278,7 +287,7 @@ class RunCheckpointer:
         )
         self._staged.clear()
         self._usage, self._unconfirmed = Usage(), self._usage
-        pending = PendingCommit(self._event_log, self.session_id, commit)
+        pending = PendingCommit(self._event_log, self.session_id, commit, self._observer)
         if self._no_retries:
             pending.stop_retrying()
         return pending

@@ -244,7 +244,7 @@ class Executor:
     async def _run_call(self, opened: OpenCall, bound: RunCall, turn: _Turn) -> None:
         """Run one call. Its result is committed in the background, while the model is asked for its next turn."""
         try:
-            result = await bound.run()
+            result = await self._context.shared.observer.run_tool(opened, bound.run)
         except (SandboxFailure, SandboxUnavailable, SearchFailure) as error:
             content = self._tools[opened.function].content_without_result(opened.args, str(error))
             result = ToolResult(success=False, text=f"Failed: {error}", message=str(error), content=content)

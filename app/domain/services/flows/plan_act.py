@@ -102,6 +102,7 @@ class PlanActFlow:
             fencing_token=fencing_token,
             windows=dependencies.windows,
             mask=dependencies.mask,
+            observer=dependencies.observer,
         )
 
     async def run(self, reason: str = CRASHED, *, crashed: bool = False) -> None:
@@ -185,16 +186,15 @@ class PlanActFlow:
         planner, executor = models.planner_of(name), models.executor_of(name)
         self._context.vision = sees = executor.profile.vision
         tools = {name: tool for name, tool in dependencies.tools.items() if sees or not tool.needs_vision}
+        feed, limits = dependencies.feed, dependencies.limits
         while True:
             match checkpointer.checkpoint.phase:
                 case "planning":
-                    sandboxes = dependencies.sandboxes
-                    await Planner(checkpointer, planner, dependencies.feed, sandboxes, dependencies.limits).run()
+                    await Planner(checkpointer, planner, feed, dependencies.sandboxes, limits).run()
                 case "executing":
-                    feed, limits = dependencies.feed, dependencies.limits
                     await Executor(checkpointer, executor, feed, tools, self._context, limits).run()
                 case "answering":
-                    await Answerer(checkpointer, planner, dependencies.feed, dependencies.limits).run()
+                    await Answerer(checkpointer, planner, feed, limits).run()
                 case "idle" | "waiting":
                     return
                 case _ as never:
@@ -262,8 +262,7 @@ class PlanActFlow:
 
     async def _count_crash(self) -> None:
         """Store that a process died during this run, so that a run that kills every process does not go on for ever."""
-        checkpointer = self._checkpointer
-        checkpoint = checkpointer.checkpoint
+        checkpointer, checkpoint = self._checkpointer, self._checkpointer.checkpoint
         if checkpoint.phase in ("idle", "waiting") and not await checkpointer.unread_messages():
             return
         if checkpoint.crash_count >= MAX_CRASHES:
@@ -297,6 +296,7 @@ class PlanActFlow:
             events = await self._close_open_calls(reason)
             if events:
                 await checkpointer.commit(events, checkpoint=replace(checkpointer.checkpoint, open_calls=()))
+        self._dependencies.observer.prepared(checkpointer.checkpoint, new_message=bool(unread))
 
     async def _read_unread(self, up_to: int | None = None) -> list[UnreadMessage]:
         """Return the unread user messages up to event number `up_to`.

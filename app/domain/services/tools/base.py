@@ -18,6 +18,7 @@ from app.domain.external.browser import Browser, Browsers
 from app.domain.external.sandbox import Sandbox, SandboxProvider
 from app.domain.external.screenshots import Screenshots
 from app.domain.external.search import SearchEngine
+from app.domain.external.telemetry import NO_RUN_OBSERVER, RunObserver
 from app.domain.models.tool import JsonObject, ToolkitName, ToolResult, ToolSpec
 from app.domain.services.tools.arguments import parse_arguments
 from app.domain.services.tools.schema import json_schema
@@ -53,6 +54,7 @@ class ToolDependencies:
     browsers: Browsers
     screenshots: Screenshots
     engine: SearchEngine
+    observer: RunObserver = NO_RUN_OBSERVER
 
 
 @dataclass(slots=True, kw_only=True)

@@ -38,10 +38,17 @@ class MongoEventLog(MongoRepository):
         return await self._queue.commit(codec.well_formed(session_id), commit)
 
     async def append_user_message(
-        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+        self,
+        session_id: str,
+        content: str,
+        *,
+        at: int,
+        key: str | None,
+        model: str | None = None,
+        origin: str = "",
     ) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
-        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key), model)
+        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key), model, origin)
         return await self._queue.receive(codec.well_formed(session_id), request)
 
     async def rename_session(self, session_id: str, title: str, *, at: int) -> None:
@@ -93,7 +100,7 @@ class MongoEventLog(MongoRepository):
 
     async def load_checkpoint(self, session_id: str) -> Checkpoint:
         """Implement `EventLog.load_checkpoint`."""
-        names = ("model", "given_title", "title")
+        names = ("model", "given_title", "title", "origin")
         session = await self._find_session(session_id, ("checkpoint", *names))
         choices = {name: session.get(name, "") for name in names}
         return codec.decode_checkpoint(session["checkpoint"], **choices)

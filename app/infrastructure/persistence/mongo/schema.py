@@ -4,10 +4,10 @@
                   `latest_message_at`, `created_at`, `last_activity`; `last_event`, `last_user_message`: event numbers;
                   `delivered`, `unread`; `planner_messages`, `executor_messages`: lengths of the transcripts;
                   `prompt_tokens`, `cached_tokens`, `completion_tokens`, `reasoning_tokens`, `calls`, `cost`: usage;
-                  `model`: model profile; `given_title`: title by the user; `is_pinned`; `checkpoint`, its `revision`;
-                  `lease`: `{holder, until, token}`; `waiting_since`: time of the newest user message, or of the
-                  last release of the lease; `stop_up_to` while a stop is requested; `version`: number of updates;
-                  `tail`: rows of the last update
+                  `model`: model profile; `given_title`: title by the user; `is_pinned`; `origin` of the newest user
+                  message, for traces; `checkpoint`, its `revision`; `lease`: `{holder, until, token}`;
+                  `waiting_since`: time of the newest user message, or of the last release of the lease; `stop_up_to`
+                  while a stop is requested; `version`: number of updates; `tail`: rows of the last update
     events        `_id`: event key (see `codec.py`); `type`, `speaker`, `data`: the encoded event
     transcripts   `_id`: transcript key; `data`: the encoded message
     message_keys  `_id`: `{s: ordinal, k: idempotency key}`; `number`: number of the message
@@ -18,8 +18,8 @@
     metadata      `_id`, `value`: version of this schema, id and signing key of the installation
     counters      `_id`, `value`: newest ordinal
 
-Sessions of earlier programs lack `model`, `given_title`, `is_pinned`, `reasoning_tokens` and `waiting_since`. There is
-no `cost` without a price.
+Sessions of earlier programs lack `model`, `given_title`, `is_pinned`, `reasoning_tokens`, `waiting_since` and
+`origin`. There is no `cost` without a price.
 `session_writer.py` explains how a write gets into these collections.
 """
 

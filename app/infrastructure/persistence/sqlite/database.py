@@ -215,7 +215,10 @@ _V10 = (
     ) STRICT, WITHOUT ROWID""",
 )
 
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9, _V10)
+# Where the newest user message came from, for metrics and traces.
+_V11 = ("ALTER TABLE sessions ADD COLUMN origin TEXT NOT NULL DEFAULT ''",)
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9, _V10, _V11)
 """Statements that lead from schema version i to i + 1. `PRAGMA user_version` is the version of a file.
 
 A migration that was released never changes.

@@ -36,7 +36,7 @@ _NEXT_PAGE = (
 _ALL_PAGE = f"{_LISTED} WHERE ordinal < ? ORDER BY ordinal DESC LIMIT ?"
 _LAST_EVENTS = "SELECT id, last_event FROM sessions WHERE id IN (SELECT value FROM json_each(?))"
 _CHECKPOINT = """
-SELECT data, model, given_title, title FROM sessions LEFT JOIN checkpoints ON session = ordinal WHERE id = ?
+SELECT data, model, given_title, title, origin FROM sessions LEFT JOIN checkpoints ON session = ordinal WHERE id = ?
 """
 _MESSAGE_OF_KEY = """
 SELECT message_keys.number FROM message_keys JOIN sessions ON sessions.ordinal = message_keys.session
@@ -70,10 +70,17 @@ class SqliteEventLog(_Repository):
         return await self._writer.write(lambda transaction: transaction.commit(session_id, commit))
 
     async def append_user_message(
-        self, session_id: str, content: str, *, at: int, key: str | None, model: str | None = None
+        self,
+        session_id: str,
+        content: str,
+        *,
+        at: int,
+        key: str | None,
+        model: str | None = None,
+        origin: str = "",
     ) -> StoredMessage:
         """Implement `EventLog.append_user_message`."""
-        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key), model)
+        request = ReceiveRequest(content, at, None if key is None else codec.well_formed(key), model, origin)
         return await self._writer.write(lambda transaction: transaction.append_user_message(session_id, request))
 
     async def find_message(self, session_id: str, key: str) -> int | None:
@@ -117,8 +124,8 @@ class SqliteEventLog(_Repository):
         rows = await self._rows(_CHECKPOINT, session_id)
         if not rows:
             raise NotFound("no such session")
-        data, model, given_title, title = rows[0]
-        return codec.decode_checkpoint(data, model=model, given_title=given_title, title=title)
+        data, model, given_title, title, origin = rows[0]
+        return codec.decode_checkpoint(data, model=model, given_title=given_title, title=title, origin=origin)
 
     async def load_transcript(
         self, session_id: str, transcript: TranscriptName, *, after: int = 0

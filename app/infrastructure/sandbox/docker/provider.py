@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from app.application import context
 from app.domain.errors import SandboxUnavailable
+from app.domain.external.telemetry import NO_SANDBOX_OBSERVER, SandboxObserver
 from app.infrastructure.sandbox.docker.container_spec import ContainerSpec, DockerOptions, ObjectNames
 from app.infrastructure.sandbox.docker.containers import RunningContainer, SandboxContainers
 from app.infrastructure.sandbox.docker.engine import IMAGE_MISSING, DockerEngine, ObjectConflict, ObjectNotFound
@@ -170,6 +171,7 @@ class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
         existing: ExistingSessions,
         environment: Mapping[str, str] | None = None,
         reap_seconds: float = REAP_SECONDS,
+        observer: SandboxObserver = NO_SANDBOX_OBSERVER,
     ) -> None:
         """Create the provider without contacting the engine.
 
@@ -179,6 +181,7 @@ class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
             existing: Returns those of the given session ids that exist, or raises an `AnkerError`.
             environment: The variables that say where the engine is (`DOCKER_HOST`); those of this process when None.
             reap_seconds: Time between two rounds of the reaper.
+            observer: Is told of starts and removals.
 
         Raises:
             ValueError: `options.memory` is not a size.
@@ -189,11 +192,13 @@ class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
         containers = SandboxContainers(engine, names, spec, firewall)
         self.firewall = firewall
         self.pool = SandboxPool(containers, size=options.pool_size)
-        super().__init__(DockerBackend(containers, self.pool), key=names.of_session)
+        super().__init__(DockerBackend(containers, self.pool), key=names.of_session, observer=observer)
         self._image = options.image
         self._engine = engine
         ttl_seconds = options.ttl_minutes * 60
-        self._docker_reaper = Reaper(containers, self.pool, self.sessions, existing, ttl_seconds=ttl_seconds)
+        self._docker_reaper = Reaper(
+            containers, self.pool, self.sessions, existing, ttl_seconds=ttl_seconds, observer=observer
+        )
         self._reap_seconds = reap_seconds
         self._reap_lock = asyncio.Lock()
 
@@ -226,6 +231,10 @@ class DockerSandboxes(SessionSandboxProvider[RunningContainer]):
             await self._docker_reaper.run_round()
             self.drop_empty_sessions()
             await self.pool.maintain()
+
+    def counts(self) -> Mapping[str, int]:
+        """Implement `SandboxProvider.counts`."""
+        return {**super().counts(), "pooled": len(self.pool.ready_ids)}
 
     async def check(self) -> str | None:
         """Return why no sandbox could be started now, or None."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from app.domain.errors import AnkerError, SandboxUnavailable
+from app.domain.external.telemetry import SandboxObserver
 from app.infrastructure.sandbox.docker.container_spec import (
     MAKER_LABEL,
     ROLE_LABEL,
@@ -62,6 +63,7 @@ class Reaper:
         existing: ExistingSessions,
         *,
         ttl_seconds: float,
+        observer: SandboxObserver,
     ) -> None:
         """Prepare the first round.
 
@@ -71,7 +73,9 @@ class Reaper:
             sessions: The provider's sessions by the name of their container.
             existing: Tells which sessions exist; may raise an `AnkerError`.
             ttl_seconds: Idle time after which a sandbox is stopped.
+            observer: Is told of removals.
         """
+        self._observer = observer
         self._containers = containers
         self._engine = containers.engine
         self._names = containers.names
@@ -122,6 +126,7 @@ class Reaper:
             log.info("removing the sandbox %s: its session does not exist any more", container.name)
             session = self._sessions.get(container.name)
             await (session.destroy() if session else self._engine.remove_container(container.id))
+            self._observer.reaped("no_session")
         elif container.running:
             await self._stop_if_idle(container)
         elif container.ended or (container.state == "created" and not _is_young(container.created)):
@@ -139,6 +144,7 @@ class Reaper:
         if not young:
             log.info("removing the pooled sandbox %s: the process that created it is gone", container.name)
             await self._containers.destroy_pooled(container.name)
+            self._observer.reaped("pool")
 
     async def _stop_if_idle(self, container: EngineContainer) -> None:
         async def is_idle() -> bool:
@@ -151,6 +157,7 @@ class Reaper:
             await self._containers.stop(container.id)
         elif not await session.stop_if_idle(container.id, is_idle):
             return
+        self._observer.reaped("idle")
         log.info("stopped the idle sandbox %s, its files stay", container.name)
 
     async def _remove_ended(self, container: EngineContainer) -> None:
@@ -160,6 +167,7 @@ class Reaper:
                 return  # a new one is being created in its place
             await session.forget(container.id)
         await self._engine.remove_container(container.id)
+        self._observer.reaped("ended")
         # It may have ended because the engine was restarted.
         self._firewall.invalidate()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from app.application import context
 from app.domain.errors import SandboxFailure, SandboxUnavailable
+from app.domain.external.telemetry import NO_SANDBOX_OBSERVER, SandboxObserver
 from app.infrastructure.fair_slots import FairSlots
 from app.infrastructure.sandbox.client.api_client import SandboxApiClient
 from app.infrastructure.sandbox.client.running_sandbox import RunningSandbox
@@ -170,6 +171,7 @@ class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
         environment: Mapping[str, str] | None = None,
         exec_seconds: float = 10.0,
         reap_seconds: float = REAP_SECONDS,
+        observer: SandboxObserver = NO_SANDBOX_OBSERVER,
     ) -> None:
         """Initialize the provider; `start` it, or use it as a context manager.
 
@@ -179,10 +181,11 @@ class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
             environment: The environment that sandboxes take some variables from; None: this process's.
             exec_seconds: The sandboxes' SANDBOX_EXEC_SECONDS.
             reap_seconds: Interval in seconds between two searches for idle sandboxes.
+            observer: Is told of starts and removals.
         """
         environment = os.environ if environment is None else environment
         backend = LocalBackend(data_dir.absolute() / "sandboxes", environment=environment, exec_seconds=exec_seconds)
-        super().__init__(backend, key=encode_scope)
+        super().__init__(backend, key=encode_scope, observer=observer)
         self._folders = backend.folders
         self._marks = backend.marks
         self._ttl_seconds = ttl_minutes * 60
@@ -252,7 +255,11 @@ class LocalSandboxes(SessionSandboxProvider[LocalSandbox]):
                 return False  # replaced while waiting for the lock
             return not running.process.is_running or await running.is_idle(self._ttl_seconds)
 
-        return await is_over() and await session.stop_if_idle(running.instance_id, is_over)
+        reason = "idle" if running.process.is_running else "ended"
+        stopped = await is_over() and await session.stop_if_idle(running.instance_id, is_over)
+        if stopped:
+            self._observer.reaped(reason)
+        return stopped
 
 
 def has_chromium() -> bool:

@@ -1,0 +1,31 @@
+"""The files in `deploy/` that Prometheus and Grafana read."""
+
+import json
+
+import promql_parser
+import pytest
+
+from tests.integration.telemetry.deploy_files import expressions, rules
+from tests.support.service import ROOT
+
+
+@pytest.mark.parametrize(("name", "expression"), list(expressions()), ids=lambda value: value[:40])
+def test_expression_is_valid_promql(name: str, expression: str) -> None:
+    assert promql_parser.parse(expression)
+
+
+def test_every_alert_has_a_severity_a_summary_and_a_section_in_the_runbook() -> None:
+    names = [rule["alert"] for rule in rules()]
+    assert len(set(names)) == len(names)
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook_url"] == f"docs/alerts.md#{rule['alert'].lower()}"
+
+
+def test_dashboard_has_distinct_panels_with_a_data_source_to_choose() -> None:
+    dashboard = json.loads((ROOT / "deploy/grafana/anker.json").read_text())
+    assert [each["type"] for each in dashboard["templating"]["list"]] == ["datasource"]
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
