@@ -1,7 +1,7 @@
 """Run the service or one part of it: `python -m app [api | worker]`. `--reload` restarts it when the code changes.
 
 `python -m app check-model` probes a model instead, see `app/check_model.py`; `backup` and `restore` copy the store, see
-`app/backup.py`; `token NAME` makes a token for a login.
+`app/backup.py`; `token NAME` makes a token for a login; `verify-audit` checks the audit log, see `app/verify_audit.py`.
 """
 
 import argparse
@@ -223,10 +223,15 @@ def main() -> None:
         from app.backup import main as backup
 
         sys.exit(backup(sys.argv[1:]))
+    if sys.argv[1:2] == ["verify-audit"]:
+        from app.verify_audit import main as verify_audit
+
+        logging.basicConfig(level=logging.ERROR)
+        sys.exit(verify_audit(sys.argv[2:]))
     parser = argparse.ArgumentParser(
         prog="anker",
         description="An agent backend with a computer for every session.",
-        epilog="Other commands: check-model, backup, restore, token; each has --help.",
+        epilog="Other commands: check-model, backup, restore, token, verify-audit; each has --help.",
     )
     parser.add_argument(
         "role",

@@ -5,6 +5,7 @@
 
 import logging
 import os
+import platform
 import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, TypedDict
 from app.application.observed_model import ObservedModel
 from app.application.process_monitor import monitor_process
 from app.application.run_monitor import RunMonitor
+from app.application.services.audit import AuditTrail
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
+from app.application.services.export import ExportService
 from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.limits import LimitService
 from app.application.services.rates import RateService
@@ -28,7 +31,6 @@ from app.application.services.streams import EventStreams
 from app.application.services.tickets import TicketService
 from app.domain.external.authenticator import Authenticator
 from app.domain.external.browser import Browsers
-from app.domain.external.limits import RateCounter, StreamCounts
 from app.domain.external.llm import LLM, ModelCatalog
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
@@ -36,14 +38,11 @@ from app.domain.external.search import SearchEngine
 from app.domain.external.secrets import MaskedEventLog
 from app.domain.external.signals import Signals
 from app.domain.models.event import EventRecord
-from app.domain.models.limits import OwnerLimits, RateLimits
 from app.domain.services.agents.limits import RunLimits
 from app.domain.services.flows.plan_act import FlowDependencies
 from app.domain.services.tools.base import Tool
 from app.domain.services.tools.registry import EXECUTING
 from app.infrastructure.browser.browsers import PlaywrightBrowsers
-from app.infrastructure.limits.memory import MemoryRateCounter
-from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.queue.supervisor import InlineRunQueue
@@ -52,10 +51,20 @@ from app.infrastructure.streams.memory import LocalSignals, MemoryFeed
 from app.infrastructure.streams.polling import PollingFeed
 from app.interfaces.api.services import Services
 from app.interfaces.metrics import Gauges, Metrics
-from app.interfaces.wire import WIRE_VIEWS, WireView, encode_event, screenshot_address
+from app.interfaces.wire import WIRE_VIEWS, WireView, screenshot_address
 from app.model_config import planner_of
-from app.observability import describe, open_monitor
-from app.providers import LLM_PROVIDERS, SANDBOX_PROVIDERS, SEARCH_ENGINES, FactoryContext, Store, check_providers
+from app.observability import VERSION, describe, open_monitor
+from app.providers import (
+    LLM_PROVIDERS,
+    SANDBOX_PROVIDERS,
+    SEARCH_ENGINES,
+    FactoryContext,
+    Store,
+    check_providers,
+    choose_store,
+    open_limits,
+    open_redis,
+)
 from app.settings import Role, Settings, UnusableSetting
 
 if TYPE_CHECKING:
@@ -111,7 +120,7 @@ async def open_service(
     async with AsyncExitStack() as stack:
         parts = await _open_parts(settings, overrides, metrics, secrets, stack, role)
         view = WIRE_VIEWS[settings.wire_compat]
-        services = _services(parts, metrics, heartbeat=overrides.get("heartbeat", 15.0), view=view)
+        services = _services(parts, settings, metrics, heartbeat=overrides.get("heartbeat", 15.0), view=view)
         if login is not None:
             stack.push_async_callback(login.close)
             checks = {**services.checks, "login": login.check} if settings.auth_mode == "oidc" else services.checks
@@ -125,6 +134,7 @@ class _Events:
     """The store of the sessions, how their readers learn of changes, and the limits of their owners."""
 
     store: Store
+    audit: AuditTrail
     event_log: MaskedEventLog
     redis: "RedisConnection | None"
     feed: MemoryFeed
@@ -138,6 +148,7 @@ class _Parts:
     """The open parts that the use cases are built from."""
 
     store: Store
+    audit: AuditTrail
     event_log: MaskedEventLog
     redis: "RedisConnection | None"
     feed: MemoryFeed
@@ -157,14 +168,22 @@ async def _open_events(settings: Settings, metrics: Metrics, secrets: KnownSecre
         feed.publish(session_id, records)
         metrics.count_events(records)
 
-    store = await stack.enter_async_context(_store(settings, on_committed))
+    store = await stack.enter_async_context(choose_store(settings, on_committed))
+    audit = await stack.enter_async_context(AuditTrail(store.audit))
     secrets.add({"the signing key": store.signing_key})
-    redis = await _redis(settings, store, stack)
+    redis = await open_redis(settings, store, stack)
     feed, signals = await _feed_and_signals(store, redis, stack)
     event_log = MaskedEventLog(store.event_log, secrets)
-    limits, rates = await _limits(settings, store, event_log, redis, stack)
+    limits, rates = await open_limits(settings, store, event_log, redis, stack)
     return _Events(
-        store=store, event_log=event_log, redis=redis, feed=feed, signals=signals, limits=limits, rates=rates
+        store=store,
+        audit=audit,
+        event_log=event_log,
+        redis=redis,
+        feed=feed,
+        signals=signals,
+        limits=limits,
+        rates=rates,
     )
 
 
@@ -180,8 +199,7 @@ async def _open_parts(
     )
     models, model_description = _models(context, overrides)
     stack.push_async_callback(models.close)
-    sandboxes, sandbox_description = await _sandboxes(context, overrides)
-    stack.push_async_callback(sandboxes.close)
+    sandboxes, sandbox_description = await _sandboxes(context, overrides, stack)
     browsers = overrides.get("browsers") or PlaywrightBrowsers(sandboxes)
     stack.push_async_callback(browsers.close)
     screenshots = ScreenshotService(sessions=store.sessions, screenshots=store.screenshots, address=screenshot_address)
@@ -205,6 +223,7 @@ async def _open_parts(
     stack.callback(feed.close)
     return _Parts(
         store=store,
+        audit=events.audit,
         event_log=event_log,
         redis=events.redis,
         feed=feed,
@@ -227,56 +246,6 @@ def _run_limits(settings: Settings) -> RunLimits:
         token_budget=settings.run_token_budget,
         tokens_per_day=settings.limit_tokens_per_day,
     )
-
-
-def _store(settings: Settings, on_committed: OnCommitted) -> Store:
-    if url := settings.mongodb_url.get_secret_value():
-        # Imported here: MongoDB's clients take 0.2 s to load, which a start without them should not pay.
-        from app.infrastructure.persistence.mongo.store import MongoStore
-
-        return MongoStore(url, settings.mongodb_database, encode=encode_event, on_committed=on_committed)
-    return SqliteStore(settings.data_dir, encode=encode_event, on_committed=on_committed)
-
-
-async def _redis(settings: Settings, store: Store, stack: AsyncExitStack) -> "RedisConnection | None":
-    if not (url := settings.redis_url.get_secret_value()):
-        return None
-    # Imported here because it loads redis-py, which takes a while.
-    from app.infrastructure.streams.redis.connection import RedisConnection
-
-    try:
-        return await stack.enter_async_context(RedisConnection(url, prefix=f"anker:{store.installation}"))
-    except ValueError as error:
-        raise UnusableSetting(f"REDIS_URL: {error}") from None
-
-
-async def _limits(
-    settings: Settings,
-    store: Store,
-    event_log: MaskedEventLog,
-    redis: "RedisConnection | None",
-    stack: AsyncExitStack,
-) -> tuple[LimitService, RateService]:
-    counter: RateCounter = MemoryRateCounter()
-    others: StreamCounts | None = None
-    if redis is not None:
-        from app.infrastructure.limits.redis import AnnouncedStreams, SharedRateCounter
-
-        counter = await stack.enter_async_context(SharedRateCounter(redis))
-        others = await stack.enter_async_context(AnnouncedStreams(redis))
-    limits = OwnerLimits(
-        sessions=settings.limit_sessions,
-        runs=settings.limit_runs,
-        streams=settings.limit_streams,
-        tokens_per_day=settings.limit_tokens_per_day,
-    )
-    rates = RateLimits(
-        requests_per_second=settings.limit_requests_per_second,
-        login_failures_per_minute=settings.limit_login_failures_per_minute,
-        upload_bytes_per_day=settings.limit_upload_bytes_per_day,
-    )
-    service = LimitService(limits=limits, sessions=store.sessions, event_log=event_log, others=others)
-    return service, RateService(rates, counter)
 
 
 async def _feed_and_signals(
@@ -307,9 +276,8 @@ async def _queue(settings: Settings, store: Store, worker: PlanActWorker, signal
     return leased
 
 
-def _conversation(parts: _Parts) -> tuple[ChatService, SessionService]:
+def _conversation(parts: _Parts, streams: EventStreams) -> tuple[ChatService, SessionService]:
     store, event_log, feed, queue = parts.store, parts.event_log, parts.feed, parts.queue
-    streams = EventStreams(event_log, feed)
     chat = ChatService(
         sessions=store.sessions,
         event_log=event_log,
@@ -319,6 +287,7 @@ def _conversation(parts: _Parts) -> tuple[ChatService, SessionService]:
         models=parts.models,
         limits=parts.limits,
         monitor=parts.monitor,
+        audit=parts.audit,
     )
     sessions = SessionService(
         sessions=store.sessions,
@@ -331,15 +300,17 @@ def _conversation(parts: _Parts) -> tuple[ChatService, SessionService]:
         models=parts.models,
         mask=event_log.mask,
         limits=parts.limits,
+        audit=parts.audit,
     )
     return chat, sessions
 
 
-def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireView) -> Services:
-    store, feed, sandboxes = parts.store, parts.feed, parts.sandboxes
+def _services(parts: _Parts, settings: Settings, metrics: Metrics, *, heartbeat: float, view: WireView) -> Services:
+    store, feed, sandboxes, audit = parts.store, parts.feed, parts.sandboxes, parts.audit
     event_log, mask = parts.event_log, parts.event_log.mask
-    chat, sessions = _conversation(parts)
-    desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed)
+    streams = EventStreams(event_log, feed)
+    chat, sessions = _conversation(parts, streams)
+    desktop = DesktopService(sessions=store.sessions, sandboxes=sandboxes, feed=feed, audit=audit)
     return Services(
         chat=chat,
         sessions=sessions,
@@ -347,12 +318,14 @@ def _services(parts: _Parts, metrics: Metrics, *, heartbeat: float, view: WireVi
         limits=parts.limits,
         rates=parts.rates,
         inspect_sandbox=SandboxInspector(
-            sessions=store.sessions, event_log=event_log, sandboxes=sandboxes, feed=feed, mask=mask
+            sessions=store.sessions, event_log=event_log, sandboxes=sandboxes, feed=feed, audit=audit, mask=mask
         ),
         screenshots=parts.screenshots,
         desktop=desktop,
-        tickets=TicketService(sessions=store.sessions, tickets=store.tickets),
-        links=DesktopLinks(sessions=store.sessions, key=store.signing_key.encode()),
+        tickets=TicketService(sessions=store.sessions, tickets=store.tickets, audit=audit),
+        links=DesktopLinks(sessions=store.sessions, key=store.signing_key.encode(), audit=audit),
+        audit=audit,
+        export=_export(parts, settings, streams),
         checks={
             "store": store.sessions.check,
             **({} if parts.redis is None else {"redis": parts.redis.check}),
@@ -378,6 +351,26 @@ def _gauges(parts: _Parts, desktop: DesktopService) -> Gauges:
     }
 
 
+def _export(parts: _Parts, settings: Settings, streams: EventStreams) -> ExportService:
+    store = parts.store
+    return ExportService(
+        sessions=store.sessions,
+        event_log=parts.event_log,
+        streams=streams,
+        screenshots=store.screenshots,
+        sandboxes=parts.sandboxes,
+        audit_log=store.audit,
+        audit=parts.audit,
+        versions={
+            "anker": VERSION,
+            "python": platform.python_version(),
+            "store": store.schema,
+            "sandbox_image": settings.sandbox_image,
+        },
+        max_bytes=settings.export_max_bytes,
+    )
+
+
 def _models(context: FactoryContext, overrides: Overrides) -> tuple[ModelCatalog, str]:
     settings = context.settings
     if (given := overrides.get("model")) is not None:
@@ -391,7 +384,11 @@ def _models(context: FactoryContext, overrides: Overrides) -> tuple[ModelCatalog
     return ModelCatalog(models=models, default="default", planner=planner_of(settings, models)), description
 
 
-async def _sandboxes(context: FactoryContext, overrides: Overrides) -> tuple[SandboxProvider, str]:
-    if (given := overrides.get("sandboxes")) is not None:
-        return given, "given"
-    return await SANDBOX_PROVIDERS[context.settings.sandbox_provider].create(context)
+async def _sandboxes(
+    context: FactoryContext, overrides: Overrides, stack: AsyncExitStack
+) -> tuple[SandboxProvider, str]:
+    sandboxes, description = overrides.get("sandboxes"), "given"
+    if sandboxes is None:
+        sandboxes, description = await SANDBOX_PROVIDERS[context.settings.sandbox_provider].create(context)
+    stack.push_async_callback(sandboxes.close)
+    return sandboxes, description

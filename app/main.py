@@ -15,9 +15,9 @@ from app.domain.external.secrets import NoSecrets, SecretMask
 from app.domain.external.telemetry import NO_TRACER, Tracer
 from app.infrastructure.logging import configure_logging
 from app.infrastructure.secrets.known_secrets import KnownSecrets
-from app.interfaces.api import admin, chat, config, health, models, sandbox, sessions, tickets, vnc
+from app.interfaces.api import admin, chat, config, export, health, models, sandbox, sessions, tickets, vnc
 from app.interfaces.api.openapi import documentation_router, install_openapi
-from app.interfaces.api.services import Services, provide
+from app.interfaces.api.services import Services, provide, services_in
 from app.interfaces.authentication import RECHECK_SECONDS, AuthenticationMiddleware, OnRefused
 from app.interfaces.errors import install_error_handlers
 from app.interfaces.limits import LoginLimitMiddleware, RequestLimitMiddleware
@@ -31,6 +31,7 @@ ROUTERS = (
     sessions.router,
     chat.router,
     admin.router,
+    export.router,
     models.router,
     config.router,
     sandbox.router,
@@ -104,6 +105,7 @@ def create_app(settings: Settings | None = None, *, role: Role = "all", **overri
         app,
         authenticator,
         admins=chosen.auth_admins,
+        on_refused=lambda _reason, client: services_in(app).audit.count_refused_login(client),
         allowed_origins=chosen.allowed_origins,
         routers=routers,
         mask=secrets,

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -16,16 +17,23 @@ from pydantic import SecretStr
 
 from app.application.observed_model import ObservedModel
 from app.application.run_monitor import RunMonitor
+from app.application.services.limits import LimitService
+from app.application.services.rates import RateService
 from app.domain.external.authenticator import Authenticator
+from app.domain.external.limits import RateCounter, StreamCounts
 from app.domain.external.llm import LLM, ModelCatalog, ModelObserver
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
+from app.domain.external.secrets import MaskedEventLog
+from app.domain.models.limits import OwnerLimits, RateLimits
 from app.domain.models.model_profile import ModelProfile
 from app.infrastructure.auth.proxy import ProxyLogin
 from app.infrastructure.auth.tokens import NoLogin, TokenLogin
+from app.infrastructure.limits.memory import MemoryRateCounter
 from app.infrastructure.llm.demo import DEMO_PROFILE, DemoModel
 from app.infrastructure.llm.failures import RetryPolicy
 from app.infrastructure.llm.openai_model import OpenAIModel
+from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.sandbox.auto import REAL_MODEL_UNISOLATED, UnavailableSandboxes, choose_provider
 from app.infrastructure.sandbox.docker.container_spec import DockerOptions
@@ -37,11 +45,13 @@ from app.infrastructure.sandbox.remote import RemoteSandboxes
 from app.infrastructure.search.ddgs import DdgsSearch
 from app.infrastructure.search.google import GoogleSearch
 from app.infrastructure.secrets.known_secrets import KnownSecrets
+from app.interfaces.wire import encode_event
 from app.model_config import NO_KEY, ModelOptions, load_models
 from app.settings import ONE_PROCESS_ONLY, Role, Settings, UnusableSetting
 
 if TYPE_CHECKING:
     from app.infrastructure.persistence.mongo.store import MongoStore
+    from app.infrastructure.streams.redis.connection import RedisConnection
 
 log = logging.getLogger(__name__)
 
@@ -323,3 +333,64 @@ def _check_unused_logins(settings: Settings) -> None:
 def _is_set(settings: Settings, name: str) -> bool:
     value: object = getattr(settings, name)
     return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
+
+
+def choose_store(settings: Settings, on_committed: OnCommitted = lambda _session_id, _records: None) -> Store:
+    """Return the store that the settings choose, which is not open yet. Call it inside a running event loop.
+
+    Raises:
+        StoreUnavailable: `MONGODB_URL` or `MONGODB_DATABASE` is invalid.
+    """
+    if url := settings.mongodb_url.get_secret_value():
+        # Imported here: MongoDB's clients take 0.2 s to load, which a start without them should not pay.
+        from app.infrastructure.persistence.mongo.store import MongoStore
+
+        return MongoStore(url, settings.mongodb_database, encode=encode_event, on_committed=on_committed)
+    return SqliteStore(settings.data_dir, encode=encode_event, on_committed=on_committed)
+
+
+async def open_redis(settings: Settings, store: Store, stack: AsyncExitStack) -> "RedisConnection | None":
+    """Return the connection to Redis, which `stack` closes; None without `REDIS_URL`.
+
+    Raises:
+        UnusableSetting: `REDIS_URL` is invalid.
+    """
+    if not (url := settings.redis_url.get_secret_value()):
+        return None
+    # Imported here because it loads redis-py, which takes a while.
+    from app.infrastructure.streams.redis.connection import RedisConnection
+
+    try:
+        return await stack.enter_async_context(RedisConnection(url, prefix=f"anker:{store.installation}"))
+    except ValueError as error:
+        raise UnusableSetting(f"REDIS_URL: {error}") from None
+
+
+async def open_limits(
+    settings: Settings,
+    store: Store,
+    event_log: MaskedEventLog,
+    redis: "RedisConnection | None",
+    stack: AsyncExitStack,
+) -> tuple[LimitService, RateService]:
+    """Return the limits of the owners, which all processes with the same Redis share. `stack` closes them."""
+    counter: RateCounter = MemoryRateCounter()
+    others: StreamCounts | None = None
+    if redis is not None:
+        from app.infrastructure.limits.redis import AnnouncedStreams, SharedRateCounter
+
+        counter = await stack.enter_async_context(SharedRateCounter(redis))
+        others = await stack.enter_async_context(AnnouncedStreams(redis))
+    limits = OwnerLimits(
+        sessions=settings.limit_sessions,
+        runs=settings.limit_runs,
+        streams=settings.limit_streams,
+        tokens_per_day=settings.limit_tokens_per_day,
+    )
+    rates = RateLimits(
+        requests_per_second=settings.limit_requests_per_second,
+        login_failures_per_minute=settings.limit_login_failures_per_minute,
+        upload_bytes_per_day=settings.limit_upload_bytes_per_day,
+    )
+    service = LimitService(limits=limits, sessions=store.sessions, event_log=event_log, others=others)
+    return service, RateService(rates, counter)

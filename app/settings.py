@@ -109,6 +109,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr = SecretStr("")
     data_dir: Path = Path("./data")
 
+    export_max_bytes: int = Field(10 * 2**30, ge=0)
+    """Maximum number of bytes of a workspace in an export."""
+
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     worker_port: int | None = Field(None, ge=0, le=65535)

@@ -44,7 +44,7 @@ CLOSE_SECONDS = 2.0
 """Maximum time that a client may take to read the end of its stream, in seconds."""
 
 MAX_REPORTS = 20
-"""Maximum number of refused logins that are reported in `REPORT_SECONDS`; more are only counted."""
+"""Maximum number of refused logins that are logged in `REPORT_SECONDS`; more are only counted."""
 
 REPORT_SECONDS = 10.0
 """Length of a period for `MAX_REPORTS`, in seconds."""
@@ -54,7 +54,7 @@ OnRefused = Callable[[str, str], None]
 
 _SESSION = r"/api/v1/sessions/[^/]+"
 _OPENED_BY_QUERY = (
-    ("http", re.compile(f"{_SESSION}/events"), frozenset({"ticket"})),
+    ("http", re.compile(f"{_SESSION}/(?:events|export)"), frozenset({"ticket"})),
     ("websocket", re.compile(f"{_SESSION}/vnc"), frozenset({"ticket", "signature"})),
 )
 """What a browser opens without a header: type, path, and parameters of which one is the credential.
@@ -140,7 +140,7 @@ class AuthenticationMiddleware:
             app: The application that it protects.
             authenticator: Knows who may log in.
             admins: Names of those who may list and stop everything.
-            on_refused: Is told of refused logins, at most `MAX_REPORTS` in `REPORT_SECONDS`.
+            on_refused: Is told of every refused login.
             recheck_seconds: Seconds between two checks of an open stream.
         """
         self._app = app
@@ -204,7 +204,7 @@ class AuthenticationMiddleware:
 
 
 class _Refusals:
-    """Reports refused logins, a limited number of them, so that a flood fills no log."""
+    """Reports refused logins, and logs a limited number of them, so that a flood fills no log."""
 
     def __init__(self, on_refused: OnRefused) -> None:
         self._on_refused = on_refused
@@ -219,7 +219,7 @@ class _Refusals:
         self._count += 1
         if self._count <= MAX_REPORTS:
             log.warning("login refused", extra={"reason": reason, "client": client})
-            self._on_refused(reason, client)
+        self._on_refused(reason, client)
 
 
 def _is_opened_by_query(scope: Scope) -> bool:

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.application.context import request_id
+from app.application.context import client_address, request_id
 from app.application.context import span as current_span
 from app.domain.errors import TooLarge, Unavailable
 from app.domain.external.telemetry import NO_SPAN, Span, Tracer
@@ -65,6 +65,7 @@ class RequestLogMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Bind the request's id, pass the request on, then log and count it."""
+        client_address.set((scope.get("client") or ("",))[0])
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

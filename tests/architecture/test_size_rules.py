@@ -18,7 +18,7 @@ MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 50
 """Maximum number of lines of a function, without its docstring."""
 
-MAX_APP_CODE_LINES = 24_000
+MAX_APP_CODE_LINES = 25_000
 """Maximum number of lines of code in `app/`, without docstrings, comments and blank lines."""
 
 MAX_INFRASTRUCTURE_CODE_LINES = 15_000
@@ -136,9 +136,7 @@ def test_env_example_lists_every_setting_with_its_default() -> None:
 def test_only_the_composition_root_and_the_entry_points_read_settings() -> None:
     allowed = {
         *("settings.py", "model_config.py", "providers.py", "bootstrap.py", "main.py", "__main__.py"),
-        "observability.py",
-        "check_model.py",
-        "backup.py",
+        *("observability.py", "check_model.py", "backup.py", "verify_audit.py"),
     }
     for path in modules_in("app"):
         if path.parent == ROOT / "app" and path.name in allowed:

@@ -11,6 +11,7 @@ import pytest
 
 from app.domain.external.screenshots import ScreenshotRepository
 from app.domain.models.event import EventRecord
+from app.domain.repositories.audit import AuditLog
 from app.domain.repositories.event_log import EventLog
 from app.domain.repositories.leases import LeaseRepository
 from app.domain.repositories.sessions import SessionRepository
@@ -19,6 +20,7 @@ from app.infrastructure.persistence.mongo.client import ClientName
 from app.infrastructure.persistence.mongo.store import MongoStore
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.interfaces.wire import encode_event
+from tests.fakes.memory_audit import MemoryAuditLog
 from tests.fakes.memory_leases import MemoryLeases
 from tests.fakes.memory_store import MemoryScreenshots, MemoryStore
 from tests.fakes.memory_tickets import MemoryTickets
@@ -37,6 +39,7 @@ class _Harness:
     sessions: SessionRepository
     screenshots: ScreenshotRepository
     tickets: TicketRepository
+    audit: AuditLog
 
     def __init__(self) -> None:
         self.committed: list[tuple[str, Sequence[EventRecord]]] = []
@@ -60,6 +63,7 @@ class MemoryHarness(_Harness):
         self.event_log = self.sessions = store
         self.screenshots = MemoryScreenshots(store)
         self.tickets = MemoryTickets(store)
+        self.audit = MemoryAuditLog(store)
         self.leases: LeaseRepository = MemoryLeases(store)
 
 
@@ -74,7 +78,7 @@ class SqliteHarness(_Harness):
         self.store = SqliteStore(self._data_dir, encode=encode_event, on_committed=self.on_committed)
         await self.store.open()
         self.event_log, self.sessions = self.store.event_log, self.store.sessions
-        self.screenshots, self.tickets = self.store.screenshots, self.store.tickets
+        self.screenshots, self.tickets, self.audit = self.store.screenshots, self.store.tickets, self.store.audit
 
     async def close(self) -> None:
         await self.store.close()
@@ -97,7 +101,7 @@ class MongoHarness(_Harness):
         )
         await self.store.open()
         self.event_log, self.sessions = self.store.event_log, self.store.sessions
-        self.screenshots, self.tickets = self.store.screenshots, self.store.tickets
+        self.screenshots, self.tickets, self.audit = self.store.screenshots, self.store.tickets, self.store.audit
         self.leases = self.store.leases
 
     async def close(self) -> None:

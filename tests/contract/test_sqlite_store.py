@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from app.application.services.audit import AuditTrail
 from app.application.services.tickets import TicketService
 from app.domain.errors import StoreUnavailable
 from app.domain.models.event import MessageEvent, WaitEvent
@@ -372,7 +373,8 @@ async def test_expired_tickets_are_deleted_and_secrets_are_never_stored(
     sqlite: SqliteHarness,
 ) -> None:
     now = [100.0]
-    service = TicketService(sessions=sqlite.sessions, tickets=sqlite.tickets, now=lambda: now[0])
+    audit = AuditTrail(sqlite.store.audit)
+    service = TicketService(sessions=sqlite.sessions, tickets=sqlite.tickets, audit=audit, now=lambda: now[0])
     issued = [await service.issue("s", owner="me", view_only=False) for _ in range(50)]
     dump = await sqlite.store._reader.run(lambda c: "\n".join(str(row) for row in c.execute("SELECT * FROM tickets")))
     assert dump.count("\n") == 49

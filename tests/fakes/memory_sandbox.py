@@ -5,7 +5,7 @@ import fnmatch
 import itertools
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +17,8 @@ from app.domain.models.sandbox import (
     FileImage,
     FileMatches,
     FileText,
+    FolderEntry,
+    FolderListing,
     FoundFiles,
     PartStatus,
     ShellState,
@@ -114,6 +116,8 @@ class MemorySandbox:
         self.desktops: list[MemoryDesktop] = []
         self.calls: list[Call] = []
         self.files: dict[str, str] = {}
+        self.listed: dict[str, list[FolderEntry]] = {}
+        """What a folder seems to contain, by its absolute path; otherwise what `files` says."""
         self.images: dict[str, FileImage] = {}
         """Pictures by their absolute path."""
         self.replies: dict[str, Reply] = {}
@@ -292,6 +296,20 @@ class MemorySandbox:
             path=_absolute(path),
             files=tuple(name for name in found if fnmatch.fnmatch(posixpath.basename(name), glob)),
         )
+
+    async def file_list(self, path: str) -> FolderListing:
+        self._record("file_list", path=path)
+        folder = f"{_absolute(path)}/"
+        inside = {each.removeprefix(folder): text for each, text in self.files.items() if each.startswith(folder)}
+        entries = {
+            name: FolderEntry(name=name, kind="directory" if rest else "file", size=len(text.encode()), modified=0)
+            for name, rest, text in ((*each.partition("/")[::2], text) for each, text in inside.items())
+        }
+        return FolderListing(entries=tuple(self.listed.get(_absolute(path), entries.values())))
+
+    async def file_download(self, file: str) -> AsyncGenerator[bytes, None]:
+        self._record("file_download", file=file)
+        yield self._content(file).encode()
 
     async def file_image(self, file: str, *, max_side: int) -> FileImage:
         self._record("file_image", file=file, max_side=max_side)

@@ -152,9 +152,9 @@ class MemoryStore:
         )
 
     async def load_transcript(
-        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0, limit: int | None = None
     ) -> Sequence[TranscriptEntry]:
-        return self._find(session_id).transcripts[transcript][after:]
+        return self._find(session_id).transcripts[transcript][after:][:limit]
 
     async def create(self, session_id: str, *, owner: str, at: int, model: str = "", title: str = "") -> None:
         check_timestamp(at)
@@ -319,3 +319,6 @@ class MemoryScreenshots:
         if screenshot_id not in screenshots:
             raise NotFound("no such screenshot in this session")
         return screenshots[screenshot_id]
+
+    async def list_ids(self, session_id: str) -> Sequence[str]:
+        return list(self._store.screenshots_of(session_id))

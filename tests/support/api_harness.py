@@ -10,9 +10,11 @@ from typing import Any
 import httpx
 import uvicorn
 
+from app.application.services.audit import AuditTrail
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
+from app.application.services.export import ExportService
 from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.limits import LimitService
 from app.application.services.rates import RateService
@@ -39,6 +41,7 @@ from app.interfaces.http_connection import HttpConnection
 from app.interfaces.metrics import Metrics
 from app.interfaces.wire import WIRE_VIEWS, WireView, screenshot_address
 from app.main import Application, set_up_app
+from tests.fakes.memory_audit import MemoryAuditLog
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryScreenshots, MemoryStore
@@ -142,6 +145,8 @@ class ApiHarness:
         self.now = COMMIT_TIME + 0.75
         """What the clock of the ticket service shows."""
         self.tickets = MemoryTickets(self.store)
+        self.audit_log = MemoryAuditLog(self.store)
+        self.audit = AuditTrail(self.audit_log)
         self.metrics = Metrics()
         self.models = ModelCatalog(
             models={
@@ -187,6 +192,7 @@ class ApiHarness:
                 queue=queue,
                 models=self.models,
                 limits=self.limits,
+                audit=self.audit,
             ),
             sessions=SessionService(
                 sessions=store,
@@ -198,15 +204,30 @@ class ApiHarness:
                 sandboxes=sandboxes,
                 models=self.models,
                 limits=self.limits,
+                audit=self.audit,
             ),
             models=self.models,
             limits=self.limits,
             rates=self.rates,
-            inspect_sandbox=SandboxInspector(sessions=store, event_log=store, sandboxes=sandboxes, feed=feed),
+            inspect_sandbox=SandboxInspector(
+                sessions=store, event_log=store, sandboxes=sandboxes, feed=feed, audit=self.audit
+            ),
             screenshots=self.screenshots,
-            desktop=DesktopService(sessions=store, sandboxes=sandboxes, feed=feed),
-            tickets=TicketService(sessions=store, tickets=self.tickets, now=lambda: self.now),
-            links=DesktopLinks(sessions=store, key=b"key", now=lambda: self.now),
+            desktop=DesktopService(sessions=store, sandboxes=sandboxes, feed=feed, audit=self.audit),
+            tickets=TicketService(sessions=store, tickets=self.tickets, now=lambda: self.now, audit=self.audit),
+            links=DesktopLinks(sessions=store, key=b"key", now=lambda: self.now, audit=self.audit),
+            audit=self.audit,
+            export=ExportService(
+                sessions=store,
+                event_log=store,
+                streams=streams,
+                screenshots=MemoryScreenshots(store),
+                sandboxes=sandboxes,
+                audit_log=self.audit_log,
+                audit=self.audit,
+                versions={"anker": "1"},
+                max_bytes=1000,
+            ),
             checks={"store": store.check, "sandbox": sandboxes.check},
             end_streams=feed.close,
             heartbeat=heartbeat,
@@ -215,6 +236,7 @@ class ApiHarness:
 
     async def close(self) -> None:
         await self.queue.close()
+        await self.audit.close()
         await self.client.aclose()
         self.feed.close()
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.application.services.audit import AuditTrail
 from app.application.services.chat import ChatRequest, ChatService
 from app.application.services.limits import LimitService
 from app.application.services.sessions import SessionService
@@ -28,6 +29,7 @@ from app.infrastructure.llm.request_encoder import Dialect, RequestEncoder
 from app.infrastructure.queue import supervisor
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import MemoryFeed
+from tests.fakes.memory_audit import MemoryAuditLog
 from tests.fakes.memory_browser import MemoryBrowsers
 from tests.fakes.memory_sandbox import MemorySandboxProvider
 from tests.fakes.memory_store import MemoryStore
@@ -121,6 +123,7 @@ class CrashableService:
         streams = EventStreams(self.store, self.feed)
         models = ModelCatalog(models={"default": self.model}, default="default")
         limits = LimitService(limits=OwnerLimits(), sessions=self.store, event_log=self.store)
+        audit = AuditTrail(MemoryAuditLog(self.store))
         self.sessions = SessionService(
             sessions=self.store,
             event_log=self.store,
@@ -131,6 +134,7 @@ class CrashableService:
             sandboxes=self.sandboxes,
             models=models,
             limits=limits,
+            audit=audit,
         )
         self.chat = ChatService(
             sessions=self.store,
@@ -140,6 +144,7 @@ class CrashableService:
             queue=self.queue,
             models=models,
             limits=limits,
+            audit=audit,
         )
 
     async def reply(self, request: RecordedRequest) -> ModelReply:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from app.application.run_monitor import RunMetrics, RunMonitor
+from app.application.services.audit import AuditTrail, hash_text
 from app.application.services.limits import LimitService
 from app.application.services.sessions import check_position
 from app.application.services.streams import EventStreams, StreamItem
@@ -14,9 +15,10 @@ from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.external.feed import Feed
 from app.domain.external.llm import ModelCatalog
 from app.domain.external.run_queue import RunQueue
+from app.domain.models.audit import Detail
 from app.domain.models.event import TERMINAL, EventRecord, TextDelta
 from app.domain.models.session import Session
-from app.domain.repositories.event_log import EventLog
+from app.domain.repositories.event_log import EventLog, StoredMessage
 from app.domain.repositories.sessions import SessionRepository
 
 
@@ -85,6 +87,7 @@ class ChatService:
     queue: RunQueue
     models: ModelCatalog
     limits: LimitService
+    audit: AuditTrail
     monitor: RunMonitor = field(default_factory=lambda: RunMonitor(RunMetrics()))
     now: Callable[[], int] = unix_now
 
@@ -107,16 +110,8 @@ class ChatService:
             self.models.check(request.model)
         if not request.message.strip():
             return self._stream(session_id, _range_of_current_run(session, request.after or 0))
-        at = self.now() if request.timestamp is None else request.timestamp
         async with self.limits.new_message(session, request.key):
-            stored = await self.event_log.append_user_message(
-                session_id,
-                request.message,
-                at=at,
-                key=request.key,
-                model=request.model or None,
-                origin=self.monitor.origin(),
-            )
+            stored = await self._store(session, request, owner)
         after = stored.number if request.after is None else request.after
         stream_range = _StreamRange(after=after, skip=stored.number, ends_after=stored.number)
         if stored.is_new:
@@ -128,6 +123,26 @@ class ChatService:
         if session.status != "running":
             stream_range = replace(stream_range, ends_at=session.last_event_number)
         return self._stream(session_id, stream_range)
+
+    async def _store(self, session: Session, request: ChatRequest, owner: str) -> StoredMessage:
+        at = self.now() if request.timestamp is None else request.timestamp
+        details: dict[str, Detail] = {
+            "length": len(request.message),
+            "message_sha256": hash_text(request.message),
+            "model": request.model,
+            "follows_event": session.last_event_number,
+        }
+        if request.key is not None:
+            details["key_sha256"] = hash_text(request.key)  # records with the same key are one message
+        async with self.audit.recording("message.send", owner=owner, session_id=session.id, **details):
+            return await self.event_log.append_user_message(
+                session.id,
+                request.message,
+                at=at,
+                key=request.key,
+                model=request.model or None,
+                origin=self.monitor.origin(),
+            )
 
     async def follow(self, session_id: str, *, after: int, owner: str) -> AsyncGenerator[StreamItem, None]:
         """Return the stream of all events after number `after`. It ends when the session is deleted.

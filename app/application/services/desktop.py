@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from enum import Enum
 from typing import Any, Protocol, TypeVar
 
-from app.domain.errors import NotFound, SandboxUnavailable, TooLarge
+from app.application.services.audit import AuditTrail
+from app.domain.errors import NotFound, SandboxUnavailable, StoreUnavailable, TooLarge
 from app.domain.external.feed import Feed, Subscription
 from app.domain.external.sandbox import Desktop, SandboxProvider
 from app.domain.repositories.sessions import SessionRepository
@@ -49,10 +50,13 @@ class ViewingEnd(Enum):
 class DesktopService:
     """Connect viewers to desktops. Each viewer has its own connection, so that viewers do not wait for each other."""
 
-    def __init__(self, *, sessions: SessionRepository, sandboxes: SandboxProvider, feed: Feed) -> None:
+    def __init__(
+        self, *, sessions: SessionRepository, sandboxes: SandboxProvider, feed: Feed, audit: AuditTrail
+    ) -> None:
         self._sessions = sessions
         self._sandboxes = sandboxes
         self._feed = feed
+        self._audit = audit
         self._viewers = 0
 
     @property
@@ -60,8 +64,14 @@ class DesktopService:
         """Number of connected viewers, including those that wait for a sandbox."""
         return self._viewers
 
-    async def watch(self, session_id: str, viewer: Viewer, *, owner: str) -> ViewingEnd:
+    async def watch(self, session_id: str, viewer: Viewer, *, owner: str, view_only: bool = False) -> ViewingEnd:
         """Relay between the viewer and the session's desktop until one of them ends. Start the sandbox if needed.
+
+        Args:
+            session_id: The session.
+            viewer: The viewer, which drops its own input if it is `view_only`.
+            owner: The owner of the session.
+            view_only: Whether the viewer cannot use the desktop.
 
         Raises:
             NotFound: The session does not exist.
@@ -75,8 +85,13 @@ class DesktopService:
             # Subscribe before reading the session, so that a deletion in between is noticed.
             async with self._feed.subscribe(session_id) as subscription, AsyncExitStack() as stack:
                 await self._sessions.get(session_id, owner=owner)
-                session_end = self._wait_for_session_end(session_id, subscription, owner=owner)
-                return await _first_of(session_end, self._relay(session_id, viewer, stack))
+                opening = self._audit.recording("desktop.open", owner=owner, session_id=session_id, view_only=view_only)
+                async with opening:
+                    session_end = self._wait_for_session_end(session_id, subscription, owner=owner)
+                    ending = await _first_of(session_end, self._relay(session_id, viewer, stack))
+                with suppress(StoreUnavailable):
+                    await self._audit.record("desktop.close", owner=owner, session_id=session_id, reason=ending.value)
+                return ending
         finally:
             self._viewers -= 1
 

@@ -7,7 +7,9 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from app.application.services.audit import AuditTrail
 from app.domain.errors import Unauthorized
+from app.domain.models.audit import Detail
 from app.domain.repositories.sessions import SessionRepository
 
 _SIGNATURE = re.compile(r"([0-9]{1,12})\.([01])\.([\w-]{0,1400})\.([0-9a-f]{64})", re.ASCII)
@@ -28,6 +30,7 @@ class DesktopLinks:
 
     sessions: SessionRepository
     key: bytes
+    audit: AuditTrail
     now: Callable[[], float] = time.time
 
     async def sign(self, session_id: str, *, owner: str, seconds: int, view_only: bool) -> str:
@@ -37,6 +40,8 @@ class DesktopLinks:
             NotFound: The session does not exist.
         """
         await self.sessions.get(session_id, owner=owner)
+        details: dict[str, Detail] = {"seconds": seconds, "view_only": view_only}
+        await self.audit.record("desktop.sign", owner=owner, session_id=session_id, **details)
         encoded = urlsafe_b64encode(owner.encode()).decode().rstrip("=")
         claims = f"{int(self.now()) + seconds}.{int(view_only)}.{encoded}"
         return f"{claims}.{self._code(session_id, claims)}"

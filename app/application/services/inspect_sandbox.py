@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.application.services.audit import AuditTrail
 from app.application.services.live_views import Glance, LiveViews
 from app.domain.errors import NotFound, SandboxFailure, SandboxUnavailable
 from app.domain.external.feed import Feed
@@ -66,9 +67,11 @@ class SandboxInspector:
         event_log: EventLog,
         sandboxes: SandboxProvider,
         feed: Feed,
+        audit: AuditTrail,
         mask: SecretMask | None = None,
     ) -> None:
         self.sessions = sessions
+        self._audit = audit
         self._mask = mask or NoSecrets()
         self.last_known = LastKnown(event_log=event_log)
         self._sandboxes = sandboxes
@@ -84,6 +87,7 @@ class SandboxInspector:
             SandboxUnavailable: The sandbox does not respond.
         """
         session = await self.sessions.get(session_id, owner=owner)
+        await self._audit.record_view("shell.view", shell_id, owner=owner, session_id=session_id)
         try:
             state = await self.look(session_id, lambda sandbox: sandbox.shell_watch(shell_id))
         except SandboxFailure as error:
@@ -108,6 +112,7 @@ class SandboxInspector:
             SandboxUnavailable: There is no sandbox, and no event shows the file.
         """
         session = await self.sessions.get(session_id, owner=owner)
+        await self._audit.record_view("file.read", path, owner=owner, session_id=session_id)
         try:
             sandbox = await self._sandboxes.acquire(session_id)
             return masked(await sandbox.file_watch(path), self._mask)
@@ -125,11 +130,13 @@ class SandboxInspector:
             LimitReached: Too many views of the session are followed.
         """
         session = await self.sessions.get(session_id, owner=owner)
+        await self._audit.record_view("shell.view", shell_id, owner=owner, session_id=session_id)
         return self._shells.follow(session, shell_id, _ShellLook(self, session_id, shell_id, owner))
 
     async def follow_file(self, session_id: str, path: str, *, owner: str) -> AsyncGenerator[FileText, None]:
         """Return a stream of the states of a file. It waits for a file that does not exist yet; see `follow_shell`."""
         session = await self.sessions.get(session_id, owner=owner)
+        await self._audit.record_view("file.read", path, owner=owner, session_id=session_id)
         return self._files.follow(session, path, _FileLook(self, session_id, path, owner))
 
     async def look(self, session_id: str, call: Callable[[Sandbox], Awaitable[T]]) -> T | None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from app.application.services.audit import AuditTrail
 from app.application.services.limits import LimitService
 from app.application.services.streams import RETRY_SECONDS, EventStreams
 from app.domain.clock import unix_now
@@ -53,6 +54,7 @@ class SessionService:
     sandboxes: SandboxProvider
     models: ModelCatalog
     limits: LimitService
+    audit: AuditTrail
     mask: SecretMask = field(default_factory=NoSecrets)
     now: Callable[[], int] = unix_now
 
@@ -71,8 +73,9 @@ class SessionService:
         if model:
             self.models.check(model)
         session_id = uuid4().hex
-        async with self.limits.new_session(owner):
-            title = self.mask.mask(title)
+        title = self.mask.mask(title)
+        recording = self.audit.recording("session.create", owner=owner, session_id=session_id, model=model)
+        async with self.limits.new_session(owner), recording:
             await self.sessions.create(session_id, owner=owner, at=self.now(), model=model, title=title)
         self.feed.notify_list_changed()
         return session_id
@@ -88,7 +91,8 @@ class SessionService:
         if not title:
             raise InvalidInput("title: must not be blank")
         await self.sessions.get(session_id, owner=owner)
-        await self.event_log.rename_session(session_id, title, at=self.now())
+        async with self.audit.recording("session.rename", owner=owner, session_id=session_id, length=len(title)):
+            await self.event_log.rename_session(session_id, title, at=self.now())
         return title
 
     async def pin(self, session_id: str, *, owner: str, is_pinned: bool) -> None:
@@ -97,7 +101,11 @@ class SessionService:
         Raises:
             NotFound: The session does not exist.
         """
-        await self.sessions.set_pinned(session_id, owner=owner, is_pinned=is_pinned)
+        session = await self.sessions.get(session_id, owner=owner)
+        if session.is_pinned == is_pinned:
+            return
+        async with self.audit.recording("session.pin", owner=owner, session_id=session_id, is_pinned=is_pinned):
+            await self.sessions.set_pinned(session_id, owner=owner, is_pinned=is_pinned)
         self.feed.notify_list_changed()
 
     async def mark_read(self, session_id: str, *, owner: str) -> None:
@@ -179,7 +187,8 @@ class SessionService:
         """
         session = await self.sessions.get(session_id, owner=owner)
         if session.status in ("running", "waiting"):
-            await self.queue.stop_run(session_id, up_to=session.last_event_number)
+            async with self.audit.recording("session.stop", owner=owner, session_id=session_id):
+                await self.queue.stop_run(session_id, up_to=session.last_event_number)
 
     async def delete(self, session_id: str, *, owner: str) -> None:
         """Delete a session: cancel the run, delete what is stored, close the streams, and destroy the sandbox.
@@ -189,12 +198,13 @@ class SessionService:
             StoreUnavailable: The session is not deleted, and its run continues.
         """
         session = await self.sessions.get(session_id, owner=owner)
-        await self.queue.cancel_run(session_id)
-        try:
-            await self.sessions.delete(session_id, owner=owner)
-        except StoreUnavailable:
-            await self.queue.wake(session_id, up_to=session.last_event_number, owner=owner)
-            raise
+        async with self.audit.recording("session.delete", owner=owner, session_id=session_id):
+            await self.queue.cancel_run(session_id)
+            try:
+                await self.sessions.delete(session_id, owner=owner)
+            except StoreUnavailable:
+                await self.queue.wake(session_id, up_to=session.last_event_number, owner=owner)
+                raise
         # A message stored between the two steps above may have started the run again. From now on none can.
         await self.queue.cancel_run(session_id)
         self.feed.close_session(session_id)
@@ -263,6 +273,7 @@ class AdminService:
         """
         if not is_usable_name(owner):
             raise InvalidInput("owner: nobody can have this name")
-        count = await self.service.sessions.assign_unowned(owner)
+        async with self.service.audit.recording("session.assign", owner=owner):
+            count = await self.service.sessions.assign_unowned(owner)
         self.service.feed.notify_list_changed()
         return count

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
+from app.application.services.audit import AuditTrail
 from app.domain.errors import Unauthorized
 from app.domain.repositories.sessions import SessionRepository
 from app.domain.repositories.tickets import Ticket, TicketRepository
@@ -35,6 +36,7 @@ class TicketService:
 
     sessions: SessionRepository
     tickets: TicketRepository
+    audit: AuditTrail
     now: Callable[[], float] = time.time
 
     async def issue(self, session_id: str, *, owner: str, view_only: bool) -> NewTicket:
@@ -49,7 +51,8 @@ class TicketService:
         at = self.now()
         expires_at = at + LIFETIME_SECONDS
         stored = Ticket(session_id=session_id, owner=owner, view_only=view_only, expires_at=expires_at)
-        await self.tickets.put(_digest(ticket), stored, at=at)
+        async with self.audit.recording("ticket.issue", owner=owner, session_id=session_id, view_only=view_only):
+            await self.tickets.put(_digest(ticket), stored, at=at)
         return NewTicket(ticket=ticket, expires_at=expires_at)
 
     async def redeem(self, ticket: str, *, session_id: str) -> Ticket:
@@ -58,12 +61,14 @@ class TicketService:
         Raises:
             Unauthorized: The ticket was never issued, was used before, has expired, or is for another session. In
                 the last case it is not used up.
+            StoreUnavailable: The ticket may be used up, and opens nothing.
         """
         found = None
         if 0 < len(ticket) <= _MAX_TICKET_LENGTH:
             found = await self.tickets.redeem(_digest(ticket), session_id=session_id, at=self.now())
         if found is None:
             raise Unauthorized("the ticket opens nothing here: it is used up, expired, or for another session")
+        await self.audit.record("ticket.redeem", owner=found.owner, session_id=session_id, view_only=found.view_only)
         return found
 
 

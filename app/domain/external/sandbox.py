@@ -1,6 +1,6 @@
 """Ports: a session's sandbox, and the provider of sandboxes."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
 from app.domain.models.sandbox import (
@@ -9,6 +9,7 @@ from app.domain.models.sandbox import (
     FileImage,
     FileMatches,
     FileText,
+    FolderListing,
     FoundFiles,
     PartStatus,
     ShellState,
@@ -157,6 +158,14 @@ class Sandbox(Protocol):
 
     async def file_find(self, path: str, glob: str) -> FoundFiles:
         """Return the files below `path` whose path matches `glob`."""
+        ...
+
+    async def file_list(self, path: str) -> FolderListing:
+        """Return the entries of a folder, up to 1000."""
+        ...
+
+    def file_download(self, file: str) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of a file; `close` the generator. A file that becomes shorter meanwhile is an error."""
         ...
 
     async def file_image(self, file: str, *, max_side: int) -> FileImage:

@@ -1,5 +1,6 @@
 """Ports: keep the screenshots of a session, and store them. They are deleted with their session."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -34,4 +35,8 @@ class ScreenshotRepository(Protocol):
         Raises:
             NotFound: The session has no screenshot of this ID.
         """
+        ...
+
+    async def list_ids(self, session_id: str) -> Sequence[str]:
+        """Return the IDs of the session's screenshots."""
         ...

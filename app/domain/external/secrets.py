@@ -155,10 +155,10 @@ class MaskedEventLog:
         return await self.inner.load_checkpoint(session_id)
 
     async def load_transcript(
-        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0, limit: int | None = None
     ) -> Sequence[TranscriptEntry]:
         """Implement `EventLog.load_transcript`."""
-        return await self.inner.load_transcript(session_id, transcript, after=after)
+        return await self.inner.load_transcript(session_id, transcript, after=after, limit=limit)
 
     def _masked_key(self, key: str) -> str:
         if self.mask.mask(key) == key:

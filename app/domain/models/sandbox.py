@@ -92,6 +92,28 @@ class FoundFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FolderEntry:
+    """An entry of a folder."""
+
+    name: str
+    kind: str
+    """`file`, `directory`, `link`, or `other`."""
+    size: int
+    """Bytes of a file."""
+    modified: float
+    """Time of its last change, in seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderListing:
+    """The entries of a folder by name."""
+
+    entries: tuple[FolderEntry, ...]
+    truncated: bool = False
+    """Whether the folder has more entries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileImage:
     """A picture that was read from a file, scaled."""
 

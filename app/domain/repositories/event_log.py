@@ -162,7 +162,7 @@ class EventLog(Protocol):
         ...
 
     async def load_transcript(
-        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0, limit: int | None = None
     ) -> Sequence[TranscriptEntry]:
-        """Return the entries of a transcript that follow its first `after` ones, in order."""
+        """Return the entries of a transcript that follow its first `after` ones, in order; at most `limit` of them."""
         ...

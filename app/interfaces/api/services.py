@@ -8,9 +8,11 @@ from fastapi import FastAPI
 from starlette.requests import HTTPConnection
 
 from app.application.process_monitor import Check
+from app.application.services.audit import AuditTrail
 from app.application.services.chat import ChatService
 from app.application.services.desktop import DesktopService
 from app.application.services.desktop_links import DesktopLinks
+from app.application.services.export import ExportService
 from app.application.services.inspect_sandbox import SandboxInspector
 from app.application.services.limits import LimitService
 from app.application.services.rates import RateService
@@ -35,6 +37,8 @@ class Services:
     desktop: DesktopService
     tickets: TicketService
     links: DesktopLinks
+    audit: AuditTrail
+    export: ExportService
     models: ModelCatalog
     limits: LimitService
     rates: RateService
@@ -68,4 +72,9 @@ def provide(app: FastAPI, services: Services) -> None:
 
 def services_of(connection: HTTPConnection) -> Services:
     """Return the services of the application that serves `connection`."""
-    return cast("Services", connection.app.state.services)
+    return services_in(connection.app)
+
+
+def services_in(app: FastAPI) -> Services:
+    """Return the services of an application that is open."""
+    return cast("Services", app.state.services)

@@ -227,7 +227,9 @@ async def _watch(websocket: WebSocket, session_id: str, caller: Caller | AnkerEr
         viewer: Viewer = _SocketViewer(websocket)
         if caller.view_only:
             viewer = ViewOnlyViewer(viewer)
-        ending = await services_of(websocket).desktop.watch(session_id, viewer, owner=caller.owner)
+        ending = await services_of(websocket).desktop.watch(
+            session_id, viewer, owner=caller.owner, view_only=caller.view_only
+        )
     except AnkerError as error:
         return _error_code(error), services_of(websocket).mask.mask(str(error))
     except Exception:  # the root of a socket

@@ -146,6 +146,7 @@ class MongoDatabase:
         self.deletions: Collection = self._database["deletions"]
         self.metadata: Collection = self._database["metadata"]
         self.counters: Collection = self._database["counters"]
+        self.audit: Collection = self._database["audit"]
 
     async def close(self) -> None:
         """Close every connection."""
@@ -201,15 +202,24 @@ class MongoDatabase:
 
 async def insert_missing(collection: Collection, documents: Sequence[Document]) -> bool:
     """Insert those documents that do not exist. Return whether all of them were missing."""
+    return await _insert(collection, documents, ordered=False) == len(documents)
+
+
+async def insert_until_duplicate(collection: Collection, documents: Sequence[Document]) -> int:
+    """Insert documents in order up to the first one that exists. Return the number of inserted ones."""
+    return await _insert(collection, documents, ordered=True)
+
+
+async def _insert(collection: Collection, documents: Sequence[Document], *, ordered: bool) -> int:
     try:
-        await collection.insert_many(documents, ordered=False)
+        await collection.insert_many(documents, ordered=ordered)
     except errors.BulkWriteError as error:
         details = cast("Document", error.details)
         codes = {failure.get("code") for failure in details.get("writeErrors", ())}
         if codes != {_DUPLICATE_CODE} or details.get("writeConcernErrors"):
             raise
-        return False
-    return True
+        return int(details["nInserted"])
+    return len(documents)
 
 
 async def aggregate(collection: Collection, pipeline: Sequence[Document]) -> list[Document]:

@@ -106,13 +106,14 @@ class MongoEventLog(MongoRepository):
         return codec.decode_checkpoint(session["checkpoint"], **choices)
 
     async def load_transcript(
-        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0, limit: int | None = None
     ) -> Sequence[TranscriptEntry]:
         """Implement `EventLog.load_transcript`."""
         session = await self._find_session(session_id, _TRANSCRIPT_FIELDS)
         ordinal, length = session["ordinal"], session[f"{transcript}_messages"]
         first = codec.transcript_key(ordinal, transcript, after + 1)
-        last = codec.transcript_key(ordinal, transcript, length)
+        end = length if limit is None else min(length, after + limit)
+        last = codec.transcript_key(ordinal, transcript, end)
         rows = await self._find(self._database.transcripts, {"_id": _span(first, last)}, sort=_BY_KEY)
         newest = [row for row in session["tail"].get("messages", ()) if first <= row["_id"] <= last]
         return codec.decode_messages([row["data"] for row in _joined(rows, newest)])

@@ -17,6 +17,7 @@
     deletions     `_id`: ordinal of a deleted session; `at`: time of the deletion
     metadata      `_id`, `value`: version of this schema, id and signing key of the installation
     counters      `_id`, `value`: newest ordinal
+    audit         `_id`: number of the record; `session`: id of its session; `data`: the canonical JSON; `hash`
 
 Sessions of earlier programs lack `model`, `given_title`, `is_pinned`, `reasoning_tokens`, `waiting_since` and
 `origin`. There is no `cost` without a price.
@@ -65,6 +66,8 @@ _EVENT_INDEXES = [
 ]
 _TICKET_INDEXES = [IndexModel(["session", "expires_at"], name="waiting"), IndexModel("expires_at", name="expiring")]
 
+_AUDIT_INDEXES = [IndexModel(["session", "_id"], name="by_session", partialFilterExpression={"session": {"$gt": ""}})]
+
 
 async def prepare(database: MongoDatabase) -> tuple[str, str]:
     """Check the server, create what is missing, and return the id and the signing key of the installation.
@@ -95,6 +98,7 @@ async def prepare(database: MongoDatabase) -> tuple[str, str]:
         await _drop_index(database, "running")  # The index of earlier programs in place of `claimable`.
         await database.events.create_indexes(_EVENT_INDEXES, commitQuorum="majority")
         await database.tickets.create_indexes(_TICKET_INDEXES, commitQuorum="majority")
+        await database.audit.create_indexes(_AUDIT_INDEXES, commitQuorum="majority")
         installation = await _metadata(database, "installation", secrets.token_hex(8))
         return str(installation), str(await _metadata(database, "signing_key", secrets.token_hex(32)))
 

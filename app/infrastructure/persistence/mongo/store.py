@@ -1,5 +1,8 @@
 """The MongoDB store: its client, its repositories and its background work."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.mongo.availability import StoreAvailability
@@ -7,8 +10,8 @@ from app.infrastructure.persistence.mongo.client import CLIENT_ERRORS, ClientNam
 from app.infrastructure.persistence.mongo.deletion import SessionDeleter
 from app.infrastructure.persistence.mongo.event_log import MongoEventLog
 from app.infrastructure.persistence.mongo.leases import MongoLeases
-from app.infrastructure.persistence.mongo.repositories import MongoScreenshots, MongoTickets
-from app.infrastructure.persistence.mongo.schema import prepare
+from app.infrastructure.persistence.mongo.repositories import MongoAuditLog, MongoScreenshots, MongoTickets
+from app.infrastructure.persistence.mongo.schema import VERSION, prepare
 from app.infrastructure.persistence.mongo.session_writer import SessionCommitter
 from app.infrastructure.persistence.mongo.sessions import MongoSessions
 from app.infrastructure.persistence.mongo.write_queue import SessionWriteQueue
@@ -17,6 +20,9 @@ from app.infrastructure.persistence.session_update import EncodeEvent
 
 class MongoStore:
     """A database of a MongoDB replica set, for any number of processes: `async with MongoStore(...) as store`."""
+
+    schema = f"MongoDB, version {VERSION}"
+    """The schema that this program uses."""
 
     def __init__(
         self, url: str, database: str, *, encode: EncodeEvent, on_committed: OnCommitted, client: ClientName = "motor"
@@ -43,6 +49,7 @@ class MongoStore:
         self.screenshots = MongoScreenshots(self._database, self._availability)
         self.tickets = MongoTickets(self._database, self._availability)
         self.leases = MongoLeases(self._database, self._availability)
+        self.audit = MongoAuditLog(self._database, self._availability)
         self.installation = ""
         """Random id of the database, which marks what belongs to it elsewhere. Set by `open`."""
         self.signing_key = ""
@@ -70,9 +77,24 @@ class MongoStore:
     async def close(self) -> None:
         """Write what is waiting and close the connections. End runs and streams before."""
         await self._queue.close()
+        await self.audit.close()
         await self._deleter.close()
         await self._availability.close()
         await self._database.close()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator["MongoStore", None]:
+        """Connect for reading only: create, migrate and delete nothing.
+
+        Raises:
+            StoreUnavailable: No server answers, or it refuses the login.
+        """
+        self._availability.start()
+        try:
+            yield self
+        finally:
+            await self._availability.close()
+            await self._database.close()
 
     async def __aenter__(self) -> "MongoStore":
         await self.open()
@@ -83,3 +105,4 @@ class MongoStore:
 
     def _refuse_pending(self, error: StoreUnavailable) -> None:
         self._queue.refuse_pending(error)
+        self.audit.refuse_pending(error)

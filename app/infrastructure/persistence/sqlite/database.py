@@ -218,7 +218,26 @@ _V10 = (
 # Where the newest user message came from, for metrics and traces.
 _V11 = ("ALTER TABLE sessions ADD COLUMN origin TEXT NOT NULL DEFAULT ''",)
 
-MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9, _V10, _V11)
+# The audit log. The triggers refuse every other change than adding the next record; also `INSERT OR REPLACE`, which
+# replaces a row without firing triggers for deletions.
+_V12 = (
+    """CREATE TABLE audit (
+        number INTEGER PRIMARY KEY,
+        session TEXT NOT NULL,
+        data BLOB NOT NULL,
+        hash TEXT NOT NULL
+    ) STRICT""",
+    "CREATE INDEX audit_by_session ON audit (session, number) WHERE session != ''",
+    "CREATE TRIGGER audit_next BEFORE INSERT ON audit"
+    " WHEN new.number IS NOT (SELECT coalesce(max(number), 0) + 1 FROM audit)"
+    " BEGIN SELECT raise(ABORT, 'the audit log takes only its next record'); END",
+    "CREATE TRIGGER audit_kept BEFORE DELETE ON audit"
+    " BEGIN SELECT raise(ABORT, 'records of the audit log are not deleted'); END",
+    "CREATE TRIGGER audit_unchanged BEFORE UPDATE ON audit"
+    " BEGIN SELECT raise(ABORT, 'records of the audit log are not changed'); END",
+)
+
+MIGRATIONS = (_V1, _V2, _V3, _V4, _V5, _V6, _V7, _V8, _V9, _V10, _V11, _V12)
 """Statements that lead from schema version i to i + 1. `PRAGMA user_version` is the version of a file.
 
 A migration that was released never changes.

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import orjson
 
 from app.domain.errors import NotFound, StoreUnavailable
+from app.domain.models.audit import AuditEntry, AuditRecord
 from app.domain.models.event import EventRecord
 from app.domain.models.message import TranscriptEntry
 from app.domain.models.run import Checkpoint, TranscriptName
@@ -17,7 +18,7 @@ from app.domain.repositories.tickets import Ticket
 from app.infrastructure.persistence import codec, session_summary
 from app.infrastructure.persistence.session_update import ReceiveRequest, RenameRequest
 from app.infrastructure.persistence.sqlite.database import Database, ordinal_of
-from app.infrastructure.persistence.sqlite.writer import Writer
+from app.infrastructure.persistence.sqlite.writer import AUDIT_COLUMNS, Writer, audit_record
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ _Row = tuple[Any, ...]
 _NUMBER = f"key & {codec.MAX_NUMBER}"
 _EVENTS = f"SELECT {_NUMBER}, type, data FROM events WHERE key > ? AND key <= ? ORDER BY key LIMIT ?"  # noqa: S608
 _MESSAGES = f"SELECT {_NUMBER}, data FROM events WHERE speaker = ? AND key > ? AND key <= ? ORDER BY key"  # noqa: S608
-_TRANSCRIPT = "SELECT data FROM transcripts WHERE key BETWEEN ? AND ? ORDER BY key"
+_TRANSCRIPT = "SELECT data FROM transcripts WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?"
 
 _LISTED = f"SELECT id, {', '.join(session_summary.LISTED_FIELDS)} FROM sessions"  # noqa: S608
 _FIRST_PAGE = f"{_LISTED} WHERE owner = ? ORDER BY last_activity DESC, ordinal DESC LIMIT ?"
@@ -49,6 +50,12 @@ _SCREENSHOT = """
 SELECT screenshots.data FROM screenshots JOIN sessions ON sessions.ordinal = screenshots.session
 WHERE sessions.id = ? AND screenshots.id = ?
 """
+_SCREENSHOT_IDS = """
+SELECT screenshots.id FROM screenshots JOIN sessions ON sessions.ordinal = screenshots.session
+WHERE sessions.id = ? ORDER BY screenshots.rowid
+"""
+_AUDIT = f"{AUDIT_COLUMNS} WHERE number > ? ORDER BY number LIMIT ?"
+_AUDIT_OF_SESSION = f"{AUDIT_COLUMNS} WHERE session = ? AND session != '' AND number > ? ORDER BY number LIMIT ?"
 
 
 class _Repository:
@@ -128,7 +135,7 @@ class SqliteEventLog(_Repository):
         return codec.decode_checkpoint(data, model=model, given_title=given_title, title=title, origin=origin)
 
     async def load_transcript(
-        self, session_id: str, transcript: TranscriptName, *, after: int = 0
+        self, session_id: str, transcript: TranscriptName, *, after: int = 0, limit: int | None = None
     ) -> Sequence[TranscriptEntry]:
         """Implement `EventLog.load_transcript`."""
 
@@ -137,7 +144,9 @@ class SqliteEventLog(_Repository):
                 codec.transcript_key(ordinal, transcript, after + 1),
                 codec.transcript_key(ordinal, transcript, codec.MAX_NUMBER),
             )
-            return codec.decode_messages([data for (data,) in connection.execute(_TRANSCRIPT, span)])
+            # A negative limit is none.
+            rows = connection.execute(_TRANSCRIPT, (*span, -1 if limit is None else limit))
+            return codec.decode_messages([data for (data,) in rows])
 
         return await self._read(session_id, query)
 
@@ -253,6 +262,10 @@ class SqliteScreenshots(_Repository):
             raise NotFound("no such screenshot in this session")
         return bytes(rows[0][0])
 
+    async def list_ids(self, session_id: str) -> Sequence[str]:
+        """Implement `ScreenshotRepository.list_ids`."""
+        return [row[0] for row in await self._rows(_SCREENSHOT_IDS, session_id)]
+
 
 class SqliteTickets(_Repository):
     """Implements `TicketRepository`. One transaction at a time writes, so a ticket is redeemed once."""
@@ -264,6 +277,22 @@ class SqliteTickets(_Repository):
     async def redeem(self, digest: str, *, session_id: str, at: float) -> Ticket | None:
         """Implement `TicketRepository.redeem`."""
         return await self._writer.write(lambda transaction: transaction.redeem_ticket(digest, session_id, at))
+
+
+class SqliteAuditLog(_Repository):
+    """Implements `AuditLog`. Triggers of the database refuse every other change."""
+
+    async def append(self, entry: AuditEntry) -> AuditRecord:
+        """Implement `AuditLog.append`."""
+        return await self._writer.write(lambda transaction: transaction.append_audit(entry))
+
+    async def read(self, *, after: int, limit: int, session_id: str | None = None) -> Sequence[AuditRecord]:
+        """Implement `AuditLog.read`."""
+        if session_id is None:
+            rows = await self._rows(_AUDIT, after, limit)
+        else:
+            rows = await self._rows(_AUDIT_OF_SESSION, codec.well_formed(session_id), after, limit)
+        return [audit_record(*row) for row in rows]
 
 
 def _listed(row: _Row) -> session_summary.ListedSession:

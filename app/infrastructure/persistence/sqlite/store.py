@@ -7,13 +7,16 @@ import os
 import secrets
 import sqlite3
 import stat
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.domain.errors import StoreUnavailable
 from app.infrastructure.persistence.group_commit import OnCommitted
 from app.infrastructure.persistence.session_update import EncodeEvent
-from app.infrastructure.persistence.sqlite.database import Database, migrate
+from app.infrastructure.persistence.sqlite.database import MIGRATIONS, Database, migrate
 from app.infrastructure.persistence.sqlite.repositories import (
+    SqliteAuditLog,
     SqliteEventLog,
     SqliteScreenshots,
     SqliteSessions,
@@ -43,6 +46,9 @@ _FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 class SqliteStore:
     """`DATA_DIR/anker.db`, for one process at a time: `async with SqliteStore(...) as store`."""
 
+    schema = f"SQLite, version {len(MIGRATIONS)}"
+    """The schema that this program uses."""
+
     def __init__(self, data_dir: Path, *, encode: EncodeEvent, on_committed: OnCommitted) -> None:
         """Prepare the store; `open` opens it.
 
@@ -60,6 +66,7 @@ class SqliteStore:
         self.sessions = SqliteSessions(self._reader, self._writer)
         self.screenshots = SqliteScreenshots(self._reader, self._writer)
         self.tickets = SqliteTickets(self._reader, self._writer)
+        self.audit = SqliteAuditLog(self._reader, self._writer)
         self.installation = ""
         """Random id of the store, which marks what belongs to it elsewhere. Set by `open`."""
         self.signing_key = ""
@@ -88,6 +95,19 @@ class SqliteStore:
         """Write what is waiting, close the file and release the lock. End runs and streams before."""
         await self._writer.wait_until_idle()
         await self._release()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncGenerator["SqliteStore", None]:
+        """Open the file for reading only, also while another process uses it.
+
+        Raises:
+            StoreUnavailable: The file cannot be opened.
+        """
+        try:
+            await self._reader.open()
+            yield self
+        finally:
+            await self._reader.close()
 
     async def __aenter__(self) -> "SqliteStore":
         await self.open()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from app.domain.errors import Conflict, NotFound
+from app.domain.models.audit import AuditEntry, AuditRecord, chain
 from app.domain.models.event import EventRecord
 from app.domain.repositories.event_log import Commit, StoredMessage
 from app.domain.repositories.tickets import MAX_TICKETS, Ticket, too_many_tickets
@@ -57,11 +58,18 @@ ON CONFLICT DO UPDATE SET
     day = max(day, excluded.day),
     tokens = CASE WHEN day < excluded.day THEN excluded.tokens ELSE tokens + excluded.tokens END
 """
+AUDIT_COLUMNS = "SELECT number, session, data, hash FROM audit"
+_AUDIT_HEAD = f"{AUDIT_COLUMNS} ORDER BY number DESC LIMIT 1"
 _REDEEM_TICKET = """
 DELETE FROM tickets
 WHERE digest = ? AND session = (SELECT ordinal FROM sessions WHERE id = ?) AND expires_at > ?
 RETURNING owner, view_only, expires_at
 """
+
+
+def audit_record(number: int, session_id: str, data: bytes, record_hash: str) -> AuditRecord:
+    """Return the record of a row of `AUDIT_COLUMNS`."""
+    return AuditRecord(number=number, session_id=session_id, data=data, hash=record_hash)
 
 
 class Transaction:
@@ -200,6 +208,14 @@ class Transaction:
         if row is None:
             return None
         return Ticket(session_id=session_id, owner=row[0], view_only=bool(row[1]), expires_at=row[2])
+
+    def append_audit(self, entry: AuditEntry) -> AuditRecord:
+        """Implement `AuditLog.append`."""
+        row = self._connection.execute(_AUDIT_HEAD).fetchone()
+        record = chain([entry], None if row is None else audit_record(*row))[0]
+        insert = "INSERT INTO audit (number, session, data, hash) VALUES (?, ?, ?, ?)"
+        self._connection.execute(insert, (record.number, record.session_id, record.data, record.hash))
+        return record
 
     def test_writing(self) -> None:
         """Write without changing anything, to find out whether the disk takes writes."""

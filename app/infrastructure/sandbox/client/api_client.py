@@ -1,7 +1,8 @@
 """Requests to the API of one sandbox: they carry its token, and the envelope of the response is opened."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import httpx
@@ -24,7 +25,7 @@ It is less than the 5 s of uvicorn: a request that meets a closing connection fa
 VIEWER = (("X-Anker-Viewer", "1"),)
 """Header of a request that a person's view causes."""
 
-UNAUTHORIZED = 401
+SUCCESS, UNAUTHORIZED = 200, 401
 
 JsonObject = Mapping[str, object]
 
@@ -94,6 +95,36 @@ class SandboxApiClient:
         """Send `GET /api/v1/<path>` and return the `data` of the response; raise as `post` does."""
         return await self._send("GET", path, b"", seconds)
 
+    async def download(self, path: str, query: Mapping[str, str], *, seconds: float) -> AsyncGenerator[bytes, None]:
+        """Send `GET /api/v1/<path>` and yield the bytes of the response, each part of which must come within `seconds`.
+
+        Raises:
+            SandboxFailure: The sandbox refused the request.
+            SandboxUnavailable: The response did not come in time, or broke off.
+        """
+        url = self._base.join(path).copy_with(params=query)
+        request = httpx.Request("GET", url, headers=list(self._headers.items()), extensions=self._extensions)
+        with _as_unavailable(seconds):
+            async with asyncio.timeout(seconds):
+                response = await self._transport.handle_async_request(request)
+        try:
+            if response.status_code != SUCCESS:
+                with _as_unavailable(seconds):
+                    async with asyncio.timeout(seconds):
+                        body = await _read(response)
+                open_envelope(response.status_code, body)
+                raise SandboxUnavailable(f"The sandbox's answer is malformed (HTTP {response.status_code}).")
+            chunks = aiter(_stream_of(response))
+            while True:
+                with _as_unavailable(seconds):
+                    async with asyncio.timeout(seconds):
+                        chunk = await anext(chunks, None)
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            await response.aclose()
+
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
         await self._transport.aclose()
@@ -104,29 +135,40 @@ class SandboxApiClient:
         url = self._urls.get(path) or self._urls.setdefault(path, self._base.join(path))
         headers = [*self._headers.items(), *more_headers]
         request = httpx.Request(method, url, headers=headers, content=content, extensions=self._extensions)
-        try:
+        with _as_unavailable(seconds):
             async with asyncio.timeout(seconds):
                 response = await self._transport.handle_async_request(request)
                 try:
                     body = await _read(response)
                 finally:
                     await response.aclose()
-        except TimeoutError:
-            raise SandboxUnavailable(f"The sandbox did not answer within {seconds:g} s.") from None
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise SandboxUnreachable("The sandbox cannot be reached: it does not run.") from error
-        except httpx.TransportError as error:
-            raise SandboxUnavailable("The connection to the sandbox broke before it answered.") from error
         return open_envelope(response.status_code, body)
+
+
+@contextmanager
+def _as_unavailable(seconds: float) -> Generator[None, None, None]:
+    """Translate the transport's exceptions."""
+    try:
+        yield
+    except TimeoutError:
+        raise SandboxUnavailable(f"The sandbox did not answer within {seconds:g} s.") from None
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise SandboxUnreachable("The sandbox cannot be reached: it does not run.") from error
+    except httpx.TransportError as error:
+        raise SandboxUnavailable("The connection to the sandbox broke before it answered.") from error
+
+
+def _stream_of(response: httpx.Response) -> httpx.AsyncByteStream:
+    stream = response.stream
+    if not isinstance(stream, httpx.AsyncByteStream):
+        raise TypeError("an asynchronous transport must return an asynchronous stream")
+    return stream
 
 
 async def _read(response: httpx.Response) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    stream = response.stream
-    if not isinstance(stream, httpx.AsyncByteStream):
-        raise TypeError("an asynchronous transport must return an asynchronous stream")
-    async for chunk in stream:
+    async for chunk in _stream_of(response):
         size += len(chunk)
         if size > MAX_RESPONSE_BYTES:
             raise SandboxUnavailable(f"The sandbox answered with more than {MAX_RESPONSE_BYTES >> 20} MiB.")

@@ -1,7 +1,7 @@
 """The `Sandbox` port over HTTP: one session's use of a sandbox."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from app.domain.models.sandbox import (
     FileImage,
     FileMatches,
     FileText,
+    FolderListing,
     FoundFiles,
     PartStatus,
     ShellState,
@@ -197,6 +198,18 @@ class HttpSandbox:
         return responses.parse_found_files(
             await self._call_file("find", {"path": path, "glob": glob}, repeatable=True), path
         )
+
+    async def file_list(self, path: str) -> FolderListing:
+        """Implement `Sandbox.file_list`."""
+        return responses.parse_folder(await self._call_file("list", {"path": path}, repeatable=True))
+
+    async def file_download(self, file: str) -> AsyncGenerator[bytes, None]:
+        """Implement `Sandbox.file_download`."""
+        instance = self._instance  # another one has other bytes
+        with instance.activity:
+            async with aclosing(instance.api.download("file/download", {"path": file}, seconds=FILE_SECONDS)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def file_image(self, file: str, *, max_side: int) -> FileImage:
         """Implement `Sandbox.file_image`."""

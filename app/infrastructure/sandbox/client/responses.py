@@ -12,7 +12,16 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from app.domain.errors import SandboxUnavailable
-from app.domain.models.sandbox import FileChange, FileImage, FileMatches, FileText, FoundFiles, PartStatus, ShellState
+from app.domain.models.sandbox import (
+    FileChange,
+    FileImage,
+    FileMatches,
+    FileText,
+    FolderListing,
+    FoundFiles,
+    PartStatus,
+    ShellState,
+)
 from app.infrastructure.sandbox.client.api_client import JsonObject
 
 T = TypeVar("T")
@@ -25,6 +34,7 @@ _FILE_TEXT = TypeAdapter(FileText)
 _FILE_CHANGE = TypeAdapter(FileChange)
 _FILE_MATCHES = TypeAdapter(FileMatches)
 _FOUND_FILES = TypeAdapter(FoundFiles)
+_FOLDER = TypeAdapter(FolderListing)
 _PARTS = TypeAdapter(dict[str, PartStatus])
 _COUNT = TypeAdapter(int)
 _TEXT = TypeAdapter(str)
@@ -58,6 +68,11 @@ def parse_file_matches(data: JsonObject, file: str) -> FileMatches:
 def parse_found_files(data: JsonObject, path: str) -> FoundFiles:
     """Parse paths that match a glob. `path`: the requested folder, used if the response names none."""
     return _parse(_FOUND_FILES, {"path": path, **_present(data)})
+
+
+def parse_folder(data: JsonObject) -> FolderListing:
+    """Parse the entries of a folder."""
+    return _parse(_FOLDER, data)
 
 
 def parse_file_image(data: JsonObject, file: str) -> FileImage:
