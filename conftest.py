@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.fuzzing import DETERMINISTIC
+from tests.support.fuzzing import DETERMINISTIC, LONG
 
 # A loaded machine must not fail an example for being slow; pytest-timeout ends what hangs. CI tries the same examples
 # every time, unless the long mode looks for new ones.
@@ -53,6 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = _folder_of(item)
         item.add_marker(pytest.mark.xdist_group(GROUPS.get(folder, str(item.path.relative_to(ROOT)))))
+        if LONG and folder.startswith("tests/fuzz"):
+            item.add_marker(pytest.mark.timeout(0))
         program = REQUIRED_PROGRAMS.get(folder)
         if program is None:
             continue

@@ -14,6 +14,9 @@ from tests.fuzz.api_server import ApiServer, serve_api
 from tests.support.fuzzing import DETERMINISTIC, LONG, examples
 from tests.support.sse import SseParser
 
+# All operations are one test.
+pytestmark = pytest.mark.timeout(600)
+
 STREAM = "text/event-stream"
 
 TOKEN = "fuzz-0123456789abcdef0123456789abcdef"
