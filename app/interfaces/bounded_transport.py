@@ -1,14 +1,22 @@
 """A transport that gives up on clients which do not read, and keeps little for them meanwhile."""
 
 import asyncio
-from socket import AF_UNIX, IPPROTO_TCP, TCP_NOTSENT_LOWAT
+import logging
+import struct
+from contextlib import suppress
+from socket import AF_UNIX, IPPROTO_TCP, SO_LINGER, SOL_SOCKET, TCP_NOTSENT_LOWAT, TCP_USER_TIMEOUT
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 LINGER_SECONDS = 10.0
 """Maximum time that a client may take to read the rest after its connection was closed, in seconds."""
 
-STALL_SECONDS = 30.0
-"""Maximum time that a client may read nothing while data waits for it, in seconds."""
+STALL_SECONDS = 25.0
+"""Maximum time that a client may read nothing, or less than `MIN_READ_RATE`, while data waits for it, in seconds."""
+
+MIN_READ_RATE = 250
+"""Bytes per second that a client must read, on average, while data waits for it."""
 
 WRITE_BUFFER_BYTES = 16 * 1024
 """Size of the data waiting for a client at which the service waits for it, in bytes."""
@@ -33,13 +41,15 @@ class BoundedTransport(asyncio.Transport):
     def limit_buffers(self) -> None:
         """Limit what the process and the kernel keep for the client."""
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        self._limit_unsent(UNSENT_BYTES)
+        self._set_option(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        # Also data that only the kernel keeps, because it is little, or because the connection is a WebSocket.
+        self._set_option(IPPROTO_TCP, TCP_USER_TIMEOUT, int(STALL_SECONDS * 1000))
 
     def unwrap(self) -> asyncio.Transport:
         """Remove the limits and return the transport."""
         self.end_stall()
         self._transport.set_write_buffer_limits()
-        self._limit_unsent(0)
+        self._set_option(IPPROTO_TCP, TCP_NOTSENT_LOWAT, 0)
         return self._transport
 
     def begin_stall(self) -> None:
@@ -52,6 +62,12 @@ class BoundedTransport(asyncio.Transport):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Log a connection that the kernel closed because its client did not read, and end all waiting."""
+        self.end_stall()
+        if isinstance(error, TimeoutError):
+            log.info("connection closed: the client does not read or does not respond")
 
     def write(self, data: Any) -> None:
         """Write `data`."""
@@ -69,10 +85,12 @@ class BoundedTransport(asyncio.Transport):
 
     def abort_later(self) -> None:
         """Abort the connection after `linger_seconds`."""
-        asyncio.get_running_loop().call_later(self.linger_seconds, self._transport.abort)
+        asyncio.get_running_loop().call_later(self.linger_seconds, self.abort)
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection at once. The kernel discards what the client has not read."""
+        # With a linger time of 0 seconds, closing resets the connection.
+        self._set_option(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 
     def is_closing(self) -> bool:
@@ -96,12 +114,17 @@ class BoundedTransport(asyncio.Transport):
         return self._transport.get_write_buffer_size()
 
     def _check_progress(self) -> None:
-        if self._transport.get_write_buffer_size() < self._waiting:
+        read = self._waiting - self._transport.get_write_buffer_size()
+        if read > MIN_READ_RATE * STALL_SECONDS:
             self.begin_stall()
         else:
-            self._transport.abort()
+            log.info(
+                "connection closed: the client does not read", extra={"bytes_read": read, "seconds": STALL_SECONDS}
+            )
+            self.abort()
 
-    def _limit_unsent(self, size: int) -> None:
+    def _set_option(self, level: int, option: int, value: int | bytes) -> None:
         connection = self._transport.get_extra_info("socket")
         if connection is not None and connection.family != AF_UNIX:
-            connection.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, size)
+            with suppress(OSError):  # The connection is closed already.
+                connection.setsockopt(level, option, value)

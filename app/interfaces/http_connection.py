@@ -70,7 +70,7 @@ class HttpConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release everything; see `asyncio.Protocol`."""
         self._cancel_timer()
-        self._bounded.end_stall()
+        self._bounded.connection_lost(exc)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

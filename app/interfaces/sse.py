@@ -151,7 +151,11 @@ def record_chunks(records: Sequence[EventRecord]) -> Iterator[bytes]:
 def _frame_parts(record: EventRecord) -> Iterator[bytes]:
     if len(record.data) <= CHUNK // 2:
         yield sse_frame(record)
-        return
-    frame = memoryview(sse_frame(record))
+    else:
+        yield from split_frame(sse_frame(record))
+
+
+def split_frame(frame: bytes) -> Iterator[bytes]:
+    """Return the parts of a frame, of which only one at a time is copied for a client."""
     for start in range(0, len(frame), CHUNK):
-        yield bytes(frame[start : start + CHUNK])
+        yield frame[start : start + CHUNK]

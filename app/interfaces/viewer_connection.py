@@ -47,6 +47,11 @@ class ViewerConnection(WebSocketsSansIOProtocol):
         self._bounded = _ViewerTransport(cast("asyncio.Transport", transport))
         super().connection_made(self._bounded)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Log why the connection was lost; see `asyncio.Protocol`."""
+        self._bounded.connection_lost(exc)
+        super().connection_lost(exc)
+
     def pause_writing(self) -> None:
         """Tell the transport that its client does not read; see `asyncio.Protocol`."""
         super().pause_writing()

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import Path, Request
@@ -14,7 +15,7 @@ from app.interfaces.api.openapi import EVENT_STREAM, answers, api_router, binary
 from app.interfaces.api.schemas import Schema, SuccessAnswer
 from app.interfaces.api.services import Services
 from app.interfaces.envelope import success
-from app.interfaces.sse import EventStream
+from app.interfaces.sse import EventStream, split_frame
 from app.interfaces.wire import state_frame
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ async def view_shell(
     if _accepts_stream(request):
         hold_stream(owner)
         states = await services.inspect_sandbox.follow_shell(session_id, wanted.session_id, owner=owner)
-        return _stream(services, states, lambda state: [state_frame("shell", _shell_data(state))])
+        return _stream(services, states, lambda state: split_frame(_shell_frame(state)))
     return success(_shell_data(await services.inspect_sandbox.view_shell(session_id, wanted.session_id, owner=owner)))
 
 
@@ -146,7 +147,7 @@ async def view_file(
     if _accepts_stream(request):
         hold_stream(owner)
         states = await services.inspect_sandbox.follow_file(session_id, wanted.file, owner=owner)
-        return _stream(services, states, lambda state: [state_frame("file", _file_data(state))])
+        return _stream(services, states, lambda state: split_frame(_file_frame(state)))
     return success(_file_data(await services.inspect_sandbox.read_file(session_id, wanted.file, owner=owner)))
 
 
@@ -156,6 +157,17 @@ def _accepts_stream(request: Request) -> bool:
 
 def _stream(services: Services, states: AsyncGenerator[T, None], encode: Callable[[T], Iterable[bytes]]) -> EventStream:
     return EventStream(states, encode, heartbeat=services.heartbeat, end_streams=services.end_streams)
+
+
+# All viewers of a state share one frame, which may have more than a megabyte.
+@lru_cache(maxsize=4)
+def _shell_frame(shell: ShellState) -> bytes:
+    return state_frame("shell", _shell_data(shell))
+
+
+@lru_cache(maxsize=4)
+def _file_frame(text: FileText) -> bytes:
+    return state_frame("file", _file_data(text))
 
 
 def _shell_data(shell: ShellState) -> dict[str, object]:
