@@ -88,14 +88,18 @@ async def test_rest_of_a_body_after_the_response_cannot_hold_the_connection(host
 
 
 @asynccontextmanager
-async def unread_streams(hostile: HostileClient, session_id: str, count: int) -> AsyncIterator[list[socket.socket]]:
-    """Open `count` streams of a session's events that nobody reads."""
+async def unread_streams(
+    hostile: HostileClient, session_id: str, count: int, *, receive_bytes: int | None = None
+) -> AsyncIterator[list[socket.socket]]:
+    """Open `count` streams of a session's events that nobody reads. The kernel keeps `receive_bytes` for each."""
     loop = asyncio.get_running_loop()
     request = f"GET /api/v1/sessions/{session_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     sockets: list[socket.socket] = []
     for _ in range(count):
         made = socket.socket()
         made.setblocking(False)
+        if receive_bytes is not None:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         sockets.append(made)
         await loop.sock_connect(made, ("127.0.0.1", hostile.port))
         await loop.sock_sendall(made, request)
@@ -140,6 +144,19 @@ async def test_client_that_reads_slowly_receives_everything(hostile: HostileClie
             await asyncio.sleep(SHORT / 40)
             size += len(await loop.sock_recv(reader, 2 * PART))
     assert size >= 100 * PART
+
+
+async def test_client_that_reads_next_to_nothing_is_dropped(hostile: HostileClient) -> None:
+    session_id = await hostile.harness.create_session()
+    await write_history(hostile, session_id, 100)
+    async with unread_streams(hostile, session_id, 1, receive_bytes=4096) as (reader,):
+        loop = asyncio.get_running_loop()
+
+        async def is_dropped() -> bool:
+            assert await loop.sock_recv(reader, 1)
+            return not hostile.connections
+
+        await eventually(is_dropped, seconds=100, interval=SHORT / 20)
 
 
 @pytest.mark.skipif(LONG, reason="with the limits of a real service this takes minutes")
