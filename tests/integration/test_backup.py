@@ -205,6 +205,9 @@ async def test_sessions_go_on_from_a_backup_restored_elsewhere(make_place: MakeP
         assert note.json()["data"]["content"] == "Written before the backup.\n"
         for session_id in session_ids.values():
             check_log((await client.get_session(session_id))["events"])
+        done = await asyncio.to_thread(copy.run, "verify-audit")
+        assert (done.returncode, "The audit log is intact." in done.stdout) == (0, True), done.stdout
+        assert not done.stdout.startswith("0 records")
 
 
 async def test_backup_during_writes_is_one_moment(make_place: MakePlace, tmp_path: Path) -> None:
