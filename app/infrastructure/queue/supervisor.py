@@ -233,6 +233,7 @@ class RunSupervisor:
                 self._note_slot(run, taken=error is None)
                 continue
             run.woken = False
+            log.info("attempt started", extra={"session_id": session_id})
             attempt = Attempt(reason=reason, owner=run.owner, crashed=run.crashed, fencing_token=run.fencing_token)
             error = await self._interruptible(run, self._worker.work(session_id, attempt))
             failures = failures + 1 if isinstance(error, StoreUnavailable) else 0
