@@ -207,7 +207,8 @@ class Cluster:
         self.members: list[Member] = []
 
     async def __aenter__(self) -> Self:
-        settings = {"LOG_LEVEL": "DEBUG", **self._settings}
+        # One owner, the tests, opens a thousand streams at once.
+        settings = {"LOG_LEVEL": "DEBUG", "LIMIT_REQUESTS_PER_SECOND": "0", "LIMIT_STREAMS": "0", **self._settings}
         if self.mongod is not None:
             settings |= {"MONGODB_URL": self.mongod.url, "MONGODB_DATABASE": self.database}
         if self.redis is not None:
