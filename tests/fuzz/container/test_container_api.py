@@ -80,7 +80,7 @@ class Box:
         return found, stat.rpartition(")")[2].split()[19]
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def box(engine: EngineSandbox, provider: DockerSandboxes) -> AsyncIterator[Box]:
     session = engine.new_session()
     sandbox = await provider.acquire(session)
@@ -95,6 +95,7 @@ async def box(engine: EngineSandbox, provider: DockerSandboxes) -> AsyncIterator
         assert await run(sandbox, "python3 setup.py") == (0, "")
         await sandbox.shell_exec("race", "", "exec python3 race.py")
         yield box
+    await provider.destroy(session)  # its program never rests
 
 
 async def test_racing_link_never_leads_the_file_api_to_the_programs_own_files(box: Box) -> None:
