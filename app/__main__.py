@@ -55,8 +55,9 @@ class Server(TrimmingServer):
     It runs the lifespan of the application itself, because uvicorn reports an error there with a traceback.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, role: Role) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, role: Role, *, warning: str = "") -> None:
         super().__init__(config)
+        self._warning = warning
         self._app = app
         self._role: Role = role
         self._lifespan = app.router.lifespan_context(app)
@@ -74,6 +75,8 @@ class Server(TrimmingServer):
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             print("\n".join(start_message(service, f"http://{address}", self._role)), flush=True)
+            if self._warning:
+                log.warning(self._warning)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop serving, then close the service."""
@@ -112,8 +115,7 @@ def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
     """Run the service until SIGINT or SIGTERM."""
     _set_async_library()
     app = create_app(settings, role=role)
-    if settings.auth_mode == "none" and not settings.is_loopback:
-        log.warning(NO_LOGIN)
+    is_open = settings.auth_mode == "none" and not settings.is_loopback
     config = uvicorn.Config(
         app,
         proxy_headers=False,  # the address of a client is that of its connection, whatever a header says
@@ -129,7 +131,7 @@ def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
         ws_ping_timeout=PONG_SECONDS,
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has closed everything
-        Server(config, app, role).run(sockets=[listener])
+        Server(config, app, role, warning=NO_LOGIN if is_open else "").run(sockets=[listener])
 
 
 async def work(settings: Settings) -> None:

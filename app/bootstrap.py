@@ -169,7 +169,7 @@ async def _open_events(settings: Settings, metrics: Metrics, secrets: KnownSecre
         metrics.count_events(records)
 
     store = await stack.enter_async_context(choose_store(settings, on_committed))
-    audit = await stack.enter_async_context(AuditTrail(store.audit))
+    audit = await stack.enter_async_context(AuditTrail(store.audit, mask=secrets))
     secrets.add({"the signing key": store.signing_key})
     redis = await open_redis(settings, store, stack)
     feed, signals = await _feed_and_signals(store, redis, stack)

@@ -50,7 +50,7 @@ def test_cursor_is_two_numbers_that_the_stores_hold_or_invalid(text: str) -> Non
 @given(st.data())
 def test_changed_link_to_a_desktop_is_refused(data: st.DataObject) -> None:
     harness = ApiHarness()
-    links = DesktopLinks(sessions=harness.store, key=b"k", now=lambda: 1_000.0)
+    links = DesktopLinks(sessions=harness.store, key=b"k", audit=harness.audit, now=lambda: 1_000.0)
 
     async def sign() -> str:
         await harness.store.create("s", owner="o", at=0)

@@ -32,7 +32,7 @@ async def apis(tmp_path: Path) -> AsyncIterator[list[ApiClient]]:
             for number in range(PROCESSES):
                 folder = tmp_path / f"api{number}"
                 folder.mkdir()
-                service = ServiceProcess(folder / "data", part="api", **stores)
+                service = ServiceProcess(folder / "data", part="api", LIMIT_LOGIN_FAILURES_PER_MINUTE="0", **stores)
                 services.append(service)
                 stack.push_async_callback(service.stop)
                 clients.append(await service.start())

@@ -15,6 +15,7 @@ from typing import cast
 
 from app.application.context import client_address, principal_name, request_id
 from app.domain.errors import AnkerError, StoreUnavailable
+from app.domain.external.secrets import NoSecrets, SecretMask, masked
 from app.domain.models.audit import GENESIS, AuditAction, AuditEntry, AuditOutcome, AuditRecord, Detail
 from app.domain.repositories.audit import AuditLog
 
@@ -49,11 +50,13 @@ class AuditTrail:
         self,
         audit_log: AuditLog,
         *,
+        mask: SecretMask | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         refusal_seconds: float = REFUSAL_SECONDS,
     ) -> None:
         self._log = audit_log
+        self._mask = mask or NoSecrets()
         self._clock = clock
         self._now = now
         self._refusal_seconds = refusal_seconds
@@ -172,7 +175,8 @@ class AuditTrail:
             client=client_address.get(),
             details=details,
         )
-        record = self._head = await self._log.append(entry)
+        # A client chooses the id of its request.
+        record = self._head = await self._log.append(masked(entry, self._mask))
         if self._head_logged_at is None or self._clock() - self._head_logged_at >= HEAD_SECONDS:
             self._log_head(record)
         return record
