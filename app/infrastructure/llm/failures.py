@@ -225,6 +225,10 @@ class RetryPolicy:
         return backoff / 2 + rng.uniform(0, backoff / 2)
 
 
+_MIN_LEFT_SECONDS = 0.001
+"""Time below which another attempt is pointless: a clock may not even advance by it."""
+
+
 class Patience:
     """Decides after each failed attempt at one call whether and when to try again."""
 
@@ -261,7 +265,7 @@ class Patience:
         if wait is not None and wait > left:
             raise failure.to_failure(f" It asks to wait {_duration(wait)}, longer than LLM_RETRY_SECONDS.") from None
         is_last = failure.retries is not None and self._failures[failure.kind] > failure.retries
-        if left <= 0 or is_last or self._broken_replies > self._policy.broken_replies:
+        if left < _MIN_LEFT_SECONDS or is_last or self._broken_replies > self._policy.broken_replies:
             raise failure.to_failure(f" (Tried {self._attempts} times.)" if self._attempts > 1 else "") from None
         delay = self._policy.delay(self._attempts - 1, wait, self._rng)
         return min(delay, left) if wait is None else delay
