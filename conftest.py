@@ -1,13 +1,16 @@
 """Settings that every test of the project shares: required programs, timeouts, and groups for parallel runs."""
 
+import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from app.infrastructure.logging import JsonLines
 from tests.support.fuzzing import DETERMINISTIC, LONG
 
 # A loaded machine must not fail an example for being slow; pytest-timeout ends what hangs. CI tries the same examples
@@ -65,6 +68,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"{program} is not installed or does not run"))
     order = list(dict.fromkeys(GROUPS.values()))
     items.sort(key=lambda item: order.index(GROUPS[_folder_of(item)]) if _folder_of(item) in GROUPS else len(order))
+
+
+@pytest.fixture(autouse=True)
+def _reset_logging() -> Iterator[None]:
+    """Undo what a service in this process did to logging: its handler keeps the captured stderr of its test."""
+    yield
+    root = logging.getLogger()
+    mine = [handler for handler in root.handlers if isinstance(handler.formatter, JsonLines)]
+    if mine:
+        for handler in mine:
+            root.removeHandler(handler)
+        root.setLevel(logging.WARNING)
+        logging.getLogger("app").setLevel(logging.NOTSET)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

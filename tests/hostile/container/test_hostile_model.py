@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from app.domain.services.tools.registry import EXECUTING
-from tests.fakes.scripted_openai import Call, Reply
+from tests.fakes.scripted_openai import Answer, Asked, Call, Reply
 from tests.hostile.container.attacks import FORBIDDEN, HARMLESS, REACHED, UNKNOWN_CALLS
 from tests.integration.docker_sessions.conftest import DockerService, complete, completed_calls, plan, shell
 from tests.support.invariants import check_log
@@ -52,7 +52,14 @@ class Battlefield:
     """Values for the placeholders in the attacks."""
 
     async def run(self, session: str, *replies: Reply) -> list[SseFrame]:
-        self.service.model.reset([plan(), *replies, complete(), Reply(text="Done."), Reply(text="Done.")])
+        turns = iter(replies)
+
+        def script(asked: Asked) -> Answer:
+            if asked.kind == "planning":
+                return plan()
+            return next(turns, complete()) if asked.kind == "executing" else Reply(text="Done.")
+
+        self.service.model.reset(script)
         stream = await self.service.client.send_message(session, "Go on")
         return await stream.read_all(seconds=RUN_SECONDS)
 
