@@ -96,8 +96,7 @@ def kill_shell_processes(
     """End the processes of `leaders` (see `shell_processes`) and return whether all are gone.
 
     Sends SIGTERM, waits `grace` seconds, then sends SIGKILL for up to `hard` seconds. The search repeats until it finds
-    no
-    process, so a program that forks while it dies does not escape.
+    no process twice in a row: a search may miss a process that is forked meanwhile.
     """
     pids = shell_processes(leaders, agent)
     send_signal(pids, signal.SIGTERM)
@@ -107,11 +106,15 @@ def kill_shell_processes(
         time.sleep(_STEP)
         pids = [pid for pid in pids if _running(pid)]
     deadline = time.monotonic() + hard
-    while pids := shell_processes(leaders, agent):
-        if time.monotonic() > deadline:
+    empty_searches = 0
+    while empty_searches < 2:
+        pids = shell_processes(leaders, agent)
+        empty_searches = 0 if pids else empty_searches + 1
+        if pids and time.monotonic() > deadline:
             return False
         send_signal(pids, signal.SIGKILL)
-        time.sleep(_STEP)
+        if empty_searches < 2:
+            time.sleep(_STEP)
     return True
 
 
