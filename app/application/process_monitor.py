@@ -24,7 +24,7 @@ Check = Callable[[], Awaitable[str | None]]
 
 @dataclass(frozen=True, slots=True)
 class ProcessMetrics:
-    """What the monitor found. A scrape reads it and waits for nothing."""
+    """Measurements of the monitor. A scrape reads it and waits for nothing."""
 
     lag: Histogram = field(default_factory=lambda: Histogram(_BOUNDS))
     """Time by which the event loop was late, in seconds."""

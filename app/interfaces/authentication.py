@@ -64,7 +64,7 @@ These routes check it themselves and call `Login.admit`.
 
 
 class Login:
-    """Who makes a request, and whether they still may."""
+    """The credentials of one request. They are checked again while its stream is open."""
 
     def __init__(self, authenticator: Authenticator, admins: Collection[str], scope: Scope) -> None:
         self._authenticator = authenticator

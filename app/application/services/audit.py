@@ -194,7 +194,7 @@ def hash_text(text: str) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class AuditReport:
-    """What a check of the audit log found."""
+    """Result of a check of the audit log."""
 
     count: int = 0
     """Number of intact records from the first one on."""

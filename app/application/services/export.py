@@ -120,7 +120,7 @@ class ExportService:
 
 @dataclass(slots=True)
 class _Manifest:
-    """What the archive contains, and what it lacks."""
+    """Entries of the archive, and the files that it lacks."""
 
     entries: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
     missing: list[dict[str, str]] = field(default_factory=list[dict[str, str]])

@@ -12,7 +12,7 @@ MAX_NAME = 255
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What a request shows of the one who makes it."""
+    """Headers and peer address of a request, from which its principal is found."""
 
     headers: Sequence[tuple[bytes, bytes]]
     """Names, in lower case, and values of the headers, as the client or a proxy sent them."""

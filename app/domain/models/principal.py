@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who makes a request. A session, file, ticket or share belongs to the name of the principal that created it."""
+    """The maker of a request. A session, file, ticket or share belongs to the name of its creator."""
 
     name: str
     """Name of the owner; empty where there is no login."""

@@ -57,7 +57,7 @@ class AnySessionsAnswer(SuccessAnswer):
 
 
 class SessionCount(Schema):
-    """How many sessions were changed."""
+    """Number of sessions that were changed."""
 
     count: int
 
