@@ -36,6 +36,12 @@ from app.settings import Role, Settings, UnusableSetting, load_settings
 DRAIN_SECONDS = 3
 """Maximum time that open requests may take to end when the service shuts down, in seconds."""
 
+KEEP_ALIVE_SECONDS = 75
+"""Time after which an idle connection is closed, in seconds.
+
+It is more than the 5 to 60 s of most clients and proxies: a request that meets a closing connection fails, and only the
+client knows whether it may send it again.
+"""
 
 IMAGE_MARKER = Path(sys.prefix, "anker-image")
 """A file that only the Dockerfile of the service makes. A variable could get into a `.env` by accident."""
@@ -116,7 +122,13 @@ def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
     _set_async_library()
     app = create_app(settings, role=role)
     is_open = settings.auth_mode == "none" and not settings.is_loopback
-    config = uvicorn.Config(
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has closed everything
+        Server(server_config(app), app, role, warning=NO_LOGIN if is_open else "").run(sockets=[listener])
+
+
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """Return the configuration of the server of `app`."""
+    return uvicorn.Config(
         app,
         proxy_headers=False,  # the address of a client is that of its connection, whatever a header says
         lifespan="off",
@@ -124,14 +136,13 @@ def serve(settings: Settings, listener: socket, role: Role = "all") -> None:
         access_log=False,
         http=HttpConnection,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         ws=ViewerConnection,
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,  # a desktop compresses its pictures itself
         ws_ping_interval=PING_SECONDS,
         ws_ping_timeout=PONG_SECONDS,
     )
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has closed everything
-        Server(config, app, role, warning=NO_LOGIN if is_open else "").run(sockets=[listener])
 
 
 async def work(settings: Settings) -> None:

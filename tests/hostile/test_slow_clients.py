@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from fastapi import FastAPI
 
+from app.__main__ import server_config
 from app.domain.models.event import DoneEvent, MessageEvent
 from app.interfaces import bounded_transport, http_connection
 from app.interfaces.http_connection import HttpConnection
@@ -65,6 +67,10 @@ async def test_requests_without_progress_get_408_and_are_closed(
     responses = await asyncio.gather(*(read_all(hostile, sent, then=then) for _ in range(CLIENTS)))
     assert {failure_of(response)[0] for response in responses} == {408}
     await eventually(lambda: not hostile.connections)
+
+
+def test_idle_connections_are_kept_longer_than_proxies_and_clients_keep_them() -> None:
+    assert server_config(FastAPI()).timeout_keep_alive > 60
 
 
 async def test_silent_connections_are_closed(hostile: HostileClient) -> None:
