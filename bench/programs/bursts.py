@@ -8,7 +8,7 @@ root has access to the store.
 import time
 from typing import Any
 
-from app import bootstrap
+from app import providers
 from app.domain.repositories.event_log import Commit
 from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.main import create_app
@@ -49,7 +49,7 @@ class WithBursts:
 
 def main() -> None:
     """Serve until SIGTERM."""
-    bootstrap.SqliteStore = _Store
+    providers.SqliteStore = _Store
     serve(WithBursts(create_app()))
 
 
