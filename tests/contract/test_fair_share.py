@@ -1,11 +1,14 @@
 """Fair share: the runs of an owner with many of them do not delay the first runs of others, in both queues."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pymongo import AsyncMongoClient
 
 from app.domain.external.run_queue import Attempt
 from app.domain.models.event import DoneEvent
@@ -16,11 +19,14 @@ from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.queue.leases import LeaseTimes
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.streams.memory import LocalSignals
-from tests.contract.conftest import Harness, SqliteHarness, opened_store
+from tests.contract.conftest import Harness, MongoHarness, SqliteHarness, opened_store
 from tests.support.eventually import eventually
 
 LIMIT = 4
 """Number of runs that each process of these tests carries at once."""
+
+WAITING = 5_000
+"""Number of waiting runs of one owner over which a search for work must be cheap."""
 
 
 class Owners:
@@ -32,13 +38,11 @@ class Owners:
         """Sessions in the order in which their runs started."""
         self.running: dict[str, asyncio.Event] = {}
         self.stopped: list[str] = []
-        self.waits: list[float] = []
-        """Seconds that the runs waited, as the queues report them."""
         self.queues = [self._queue(f"process {number}") for number in range(processes)]
 
     def _queue(self, name: str) -> InlineRunQueue | LeasedRunQueue:
         if isinstance(self.store, SqliteHarness):
-            return InlineRunQueue(self, max_runs=LIMIT, on_start=self.waits.append)
+            return InlineRunQueue(self, max_runs=LIMIT)
         times = LeaseTimes(scan_interval=0.05)
         queue = LeasedRunQueue(
             self,
@@ -48,7 +52,6 @@ class Owners:
             takes_runs=True,
             times=times,
             max_runs=LIMIT,
-            on_start=self.waits.append,
         )
         queue.start()
         return queue
@@ -156,7 +159,6 @@ async def test_every_waiting_run_starts_once(owners: Owners) -> None:
             owners.end_run(session_id)
         await asyncio.sleep(0)
     assert sorted(owners.started) == sorted(sent)
-    assert len(owners.waits) == len(sent)
 
 
 async def test_stop_of_a_waiting_run_takes_effect_at_once(owners: Owners) -> None:
@@ -235,6 +237,33 @@ async def test_waiting_runs_are_carried_out_after_a_restart(make: Make) -> None:
         after.end_run(after.started[number])
     await eventually(lambda: len(after.started) == LIMIT + 2)
     assert sorted(after.started) == [f"many {number}" for number in range(LIMIT + 2)]
+
+
+async def test_claim_query_reads_only_index_entries_of_sessions_with_a_run(mongo: MongoHarness) -> None:
+    await mongo.event_log.append_user_message("s", "go", at=1, key=None)
+    async with AsyncMongoClient[dict[str, Any]](mongo.mongod.url) as client:
+        database = client[mongo.database]
+        row = await database["sessions"].find_one({"_id": "s"})
+        assert row is not None
+        for owner, status, count in (("many", "running", WAITING), ("few", "running", 1), ("many", "completed", 1000)):
+            rows = [
+                {**row, "_id": f"{owner} {status} {number}", "owner": owner, "status": status}
+                for number in range(count)
+            ]
+            base = await database["sessions"].count_documents({}) + 1_000
+            await database["sessions"].insert_many({**each, "ordinal": base + n} for n, each in enumerate(rows))
+        await database.command("profile", 2)
+        started = time.perf_counter()
+        claimable = await mongo.leases.list_claimable(limit=256)
+        print(f"listed in {(time.perf_counter() - started) * 1000:.0f} ms")
+        await database.command("profile", 0)
+        profile = await database["system.profile"].find_one({"command.aggregate": "sessions"})
+    # "s" and the first session of each other owner come before the second one of "many".
+    assert [each.owner for each in claimable[:4]].count("many") == 2
+    assert len(claimable) == 256
+    assert profile is not None
+    assert profile["planSummary"].startswith("IXSCAN { status: 1, owner: 1, waiting_since: 1,")
+    assert (profile["docsExamined"], profile["keysExamined"]) == (0, WAITING + 2)
 
 
 async def test_slot_granted_to_a_cancelled_task_goes_to_the_next_one() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from bisect import bisect_left
 from dataclasses import replace
 
 import pytest
@@ -10,14 +11,16 @@ from app.application.observed_model import ObservedModel
 from app.application.run_monitor import Histogram, RunMetrics, RunMonitor
 from app.application.services.run_worker import PlanActWorker
 from app.domain.errors import ModelFailure, SandboxFailure, SandboxUnavailable
-from app.domain.external.llm import ModelCatalog
+from app.domain.external.llm import ModelCatalog, ModelReply
 from app.domain.external.run_queue import Attempt
 from app.domain.models.tool import OpenCall, ToolResult
 from app.domain.services.tools.registry import EXECUTING
+from app.infrastructure.queue.supervisor import InlineRunQueue
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.recording_tracer import RecordingTracer
 from tests.fakes.scripted_llm import ScriptedLLM, calls, completes_step, creates_plan, runs_command, says
 from tests.support.agent_runs import make_worker
+from tests.support.eventually import eventually
 
 CANARY = "the-canary-in-a-message"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -29,7 +32,8 @@ class Session:
     def __init__(self, script, *, captures_content: bool = False) -> None:
         self.store = MemoryStore()
         self.tracer = RecordingTracer(captures_content)
-        self.monitor = RunMonitor(RunMetrics(), self.tracer, functions=EXECUTING, clock=lambda: 12.5)
+        self.now = 12.5
+        self.monitor = RunMonitor(RunMetrics(), self.tracer, functions=EXECUTING, clock=lambda: self.now)
         model = ObservedModel(ScriptedLLM(script), self.monitor, address="https://api.anthropic.com/v1")
         dependencies = make_worker(self.store).dependencies
         catalog = ModelCatalog(models={"default": model}, default="default")
@@ -180,6 +184,29 @@ async def test_queue_wait_is_measured_from_the_storing_of_the_message() -> None:
     await session.send(origin="10000")
     await session.work()
     assert session.monitor.metrics.queue_wait.sum == pytest.approx(2.5)
+
+
+async def test_queue_wait_includes_the_wait_for_a_slot() -> None:
+    asked, may_reply = asyncio.Event(), asyncio.Event()
+
+    async def respond(_: object) -> ModelReply:
+        asked.set()
+        await may_reply.wait()
+        return creates_plan(message="Hello.")
+
+    session = Session(respond)
+    queue = InlineRunQueue(session.worker, max_runs=1)
+    for session_id in ("first", "second"):
+        await session.store.create(session_id, owner="one", at=1)
+        message = await session.store.append_user_message(session_id, "go", at=1, key=None, origin="12500")
+        await queue.wake(session_id, up_to=message.number, owner="one")
+    await asked.wait()
+    assert (queue.active, queue.waiting) == (1, 1)
+    session.now += 45
+    may_reply.set()
+    await eventually(lambda: session.outcomes == {"completed": 2})
+    queue_wait = session.monitor.metrics.queue_wait
+    assert (queue_wait.sum, queue_wait.counts[bisect_left(queue_wait.bounds, 45)]) == (45, 1)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from app.domain.external.run_queue import RunWorker
 from app.domain.external.signals import Signal, Signals
 from app.domain.repositories.leases import LeaseRepository
 from app.infrastructure.queue.leases import HeldLeases, LeaseTimes
-from app.infrastructure.queue.supervisor import MAX_RUNS, OnStart
+from app.infrastructure.queue.supervisor import MAX_RUNS
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,6 @@ class LeasedRunQueue:
         takes_runs: bool,
         times: LeaseTimes | None = None,
         max_runs: int = MAX_RUNS,
-        on_start: OnStart = lambda waited: None,
     ) -> None:
         """Create the queue of one process. Call `start` before use.
 
@@ -71,7 +70,6 @@ class LeasedRunQueue:
             takes_runs: False for a process that requests runs but only carries them in order to stop them.
             times: The times of the leases.
             max_runs: Number of runs at once, see `RunSupervisor`.
-            on_start: See `OnStart`.
         """
         self._worker = worker
         self._leases = leases
@@ -87,7 +85,6 @@ class LeasedRunQueue:
             takes_runs=takes_runs,
             duration=self._times.duration,
             max_runs=max_runs,
-            on_start=on_start,
         )
         self._scan_soon = self._held.has_freed_slot
         self._settled_events: set[tuple[str, asyncio.Event]] = set()

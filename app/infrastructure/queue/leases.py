@@ -10,7 +10,7 @@ from app.domain.errors import LeaseLost, NotFound, StoreUnavailable
 from app.domain.external.run_queue import RunWorker
 from app.domain.external.signals import Signal, Signals
 from app.domain.repositories.leases import Lease, LeaseRepository
-from app.infrastructure.queue.supervisor import FAULT_PAUSE_SECONDS, MAX_RUNS, OnStart, RunOutcome, RunSupervisor
+from app.infrastructure.queue.supervisor import FAULT_PAUSE_SECONDS, MAX_RUNS, RunOutcome, RunSupervisor
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,6 @@ class HeldLeases:
         takes_runs: bool,
         duration: float,
         max_runs: int = MAX_RUNS,
-        on_start: OnStart = lambda waited: None,
     ) -> None:
         """Create an empty set of leases.
 
@@ -71,7 +70,6 @@ class HeldLeases:
             takes_runs: False for a process that leases a session only to stop its run.
             duration: How long a lease lasts unless it is renewed, in seconds.
             max_runs: Number of runs at once, see `RunSupervisor`.
-            on_start: See `OnStart`.
         """
         self._worker = worker
         self._leases = leases
@@ -79,7 +77,7 @@ class HeldLeases:
         self._holder = holder
         self._takes_runs = takes_runs
         self._duration = duration
-        self._supervisor = RunSupervisor(worker, max_runs=max_runs, on_start=on_start, on_end=self._on_run_end)
+        self._supervisor = RunSupervisor(worker, max_runs=max_runs, on_end=self._on_run_end)
         self.waiting = 0
         """Number of runs that no process carries, at the last look."""
         self.has_freed_slot = asyncio.Event()

@@ -28,9 +28,6 @@ FAULT_PAUSE_SECONDS = 2.0
 
 _NOT_STOPPED = "the run could not be stopped"
 
-OnStart = Callable[[float], None]
-"""Called when a run gets its slot, with the seconds that it waited since its message was stored."""
-
 RunOutcome = Literal["done", "lost", "failed"]
 """How the task of a run ended: nothing is left to do, another worker has the run, or an unexpected error."""
 
@@ -88,7 +85,6 @@ class RunSupervisor:
         worker: RunWorker,
         *,
         max_runs: int = MAX_RUNS,
-        on_start: OnStart = lambda waited: None,
         on_end: Callable[[str, RunOutcome], None] = lambda session_id, outcome: None,
     ) -> None:
         """Create a supervisor without runs.
@@ -96,11 +92,9 @@ class RunSupervisor:
         Args:
             worker: Makes the attempts.
             max_runs: Number of runs at once. An owner's first run may exceed it, so that it waits for no other owner.
-            on_start: See `OnStart`.
             on_end: Called with the session ID when a run's task has ended and may be started again.
         """
         self._worker = worker
-        self._on_start = on_start
         self._on_end = on_end
         self.slots = FairSlots(max_runs, spare=max_runs)
         self._runs: dict[str, _SupervisedRun] = {}
@@ -191,7 +185,7 @@ class RunSupervisor:
     def _start(self, session_id: str, run: _SupervisedRun) -> None:
         self._runs[session_id] = run
         if run.woken:
-            self._note_slot(run, taken=self.slots.try_take(run.owner))
+            run.has_slot = self.slots.try_take(run.owner)
         run.task = asyncio.create_task(self._supervise(session_id, run), name=f"run {session_id}")
 
     async def _supervise(self, session_id: str, run: _SupervisedRun) -> None:
@@ -230,7 +224,7 @@ class RunSupervisor:
             if not run.has_slot:
                 # A request interrupts the wait; the run keeps its turn.
                 error = await self._interruptible(run, self.slots.take(run.owner, since=run.since))
-                self._note_slot(run, taken=error is None)
+                run.has_slot = error is None
                 continue
             run.woken = False
             log.info("attempt started", extra={"session_id": session_id})
@@ -240,11 +234,6 @@ class RunSupervisor:
             # An attempt that did not reach the store has not counted the crash before it.
             run.crashed = run.crashed and isinstance(error, StoreUnavailable)
             reason = await self._after_attempt(session_id, run, error, failures)
-
-    def _note_slot(self, run: _SupervisedRun, *, taken: bool) -> None:
-        run.has_slot = taken
-        if taken:
-            self._on_start(asyncio.get_running_loop().time() - run.since)
 
     async def _interruptible(self, run: _SupervisedRun, work: Coroutine[None, None, None]) -> BaseException | None:
         """Await `work` until it ends or a request interrupts it. Return its error, if any."""
@@ -318,9 +307,9 @@ class RunSupervisor:
 class InlineRunQueue:
     """A `RunQueue` without leases. At start, the caller resumes every session whose status is `running`."""
 
-    def __init__(self, worker: RunWorker, *, max_runs: int = MAX_RUNS, on_start: OnStart = lambda waited: None) -> None:
+    def __init__(self, worker: RunWorker, *, max_runs: int = MAX_RUNS) -> None:
         """Create a queue without runs; see `RunSupervisor`."""
-        self._supervisor = RunSupervisor(worker, max_runs=max_runs, on_start=on_start)
+        self._supervisor = RunSupervisor(worker, max_runs=max_runs)
         self._closing = False
 
     @property
