@@ -17,7 +17,8 @@ prepare_programs() {
     local engine=()
     docker version >/dev/null 2>&1 || engine=(docker=docker.io dockerd=docker.io iptables=iptables)
     install_missing chromium=chromium Xvnc=tigervnc-standalone-server jwm=jwm npm=npm ip=iproute2 openssl=openssl \
-        redis-server=redis-server caddy=caddy "${engine[@]}" && ensure_engine && ensure_base_image && ensure_image
+        redis-server=redis-server caddy=caddy promtool=prometheus "${engine[@]}" \
+        && ensure_engine && ensure_base_image && ensure_image
 }
 
 # Programs and images are installed while the linters run. An interrupted installation would break the next one, so

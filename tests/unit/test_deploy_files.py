@@ -1,6 +1,9 @@
 """The files in `deploy/` that Prometheus and Grafana read."""
 
 import json
+import os
+import shutil
+import subprocess
 
 import promql_parser
 import pytest
@@ -21,6 +24,18 @@ def test_every_alert_has_a_severity_a_summary_and_a_section_in_the_runbook() -> 
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["runbook_url"] == f"docs/alerts.md#{rule['alert'].lower()}"
+
+
+def test_rules_pass_their_tests_and_the_configuration_is_valid() -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("promtool is not installed")
+        pytest.skip("promtool is not installed")
+    folder = ROOT / "deploy/prometheus"
+    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]):
+        done = subprocess.run([program, *command], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_dashboard_has_distinct_panels_with_a_data_source_to_choose() -> None:
