@@ -35,7 +35,6 @@ from app.domain.external.llm import LLM, ModelCatalog
 from app.domain.external.run_queue import RunQueue
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
-from app.domain.external.secrets import MaskedEventLog
 from app.domain.external.signals import Signals
 from app.domain.models.event import EventRecord
 from app.domain.services.agents.limits import RunLimits
@@ -47,6 +46,7 @@ from app.infrastructure.persistence.sqlite.store import SqliteStore
 from app.infrastructure.queue.leased_queue import LeasedRunQueue
 from app.infrastructure.queue.supervisor import InlineRunQueue
 from app.infrastructure.secrets.known_secrets import KnownSecrets
+from app.infrastructure.secrets.masked_event_log import MaskedEventLog
 from app.infrastructure.streams.memory import LocalSignals, MemoryFeed
 from app.infrastructure.streams.polling import PollingFeed
 from app.interfaces.api.services import Services

@@ -24,9 +24,9 @@ from app.domain.external.limits import RateCounter, StreamCounts
 from app.domain.external.llm import LLM, ModelCatalog, ModelObserver
 from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
-from app.domain.external.secrets import MaskedEventLog
 from app.domain.models.limits import OwnerLimits, RateLimits
 from app.domain.models.model_profile import ModelProfile
+from app.domain.repositories.event_log import EventLog
 from app.infrastructure.auth.proxy import ProxyLogin
 from app.infrastructure.auth.tokens import NoLogin, TokenLogin
 from app.infrastructure.limits.memory import MemoryRateCounter
@@ -369,7 +369,7 @@ async def open_redis(settings: Settings, store: Store, stack: AsyncExitStack) ->
 async def open_limits(
     settings: Settings,
     store: Store,
-    event_log: MaskedEventLog,
+    event_log: EventLog,
     redis: "RedisConnection | None",
     stack: AsyncExitStack,
 ) -> tuple[LimitService, RateService]:

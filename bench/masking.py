@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from secrets import token_urlsafe
 
 from app.domain.external.llm import ModelReply
-from app.domain.external.secrets import masked
 from app.domain.models.event import ToolCalledEvent, ToolCallingEvent
 from app.domain.models.message import AssistantMessage, ToolCall, ToolMessage
 from app.domain.models.plan import Plan, Step
@@ -44,15 +43,15 @@ def run(bench: Bench) -> Iterable[Row]:
         checkpoint = Checkpoint(phase="executing", plan=Plan(goal="All is read", steps=steps), revision="0" * 32)
         turn = AssistantMessage(tool_calls=reply.tool_calls)
         said = ToolMessage(tool_call_id="call_1", content=output)
-        masked(reply, mask)
-        masked(result, mask)
+        mask.mask(reply)
+        mask.mask(result)
         opened, called = ToolCallingEvent.of(call), ToolCalledEvent.of(call, result)
-        masked(Commit(timestamp=1, events=(opened,), messages=(("executor", turn),), checkpoint=checkpoint), mask)
-        masked(Commit(timestamp=1, events=(called,), messages=(("executor", said),), checkpoint=checkpoint), mask)
+        mask.mask(Commit(timestamp=1, events=(opened,), messages=(("executor", turn),), checkpoint=checkpoint))
+        mask.mask(Commit(timestamp=1, events=(called,), messages=(("executor", said),), checkpoint=checkpoint))
 
     short = _median_microseconds(lambda: turn(_LINE * 10), repetitions)
     yield within("masking", "a tool call with 0.6 KB of output", short, TURN_LIMIT, "us", "CPU time")
-    long = _median_microseconds(lambda: masked(ToolResult(text=_LINE * 3_250), mask), repetitions // 10) / 1e3
+    long = _median_microseconds(lambda: mask.mask(ToolResult(text=_LINE * 3_250)), repetitions // 10) / 1e3
     yield within("masking", "a text of 200 KB", long, OUTPUT_LIMIT, "ms", "CPU time")
     words = [f"{word} " for word in (_PROSE * 4).split()]
 

@@ -19,7 +19,7 @@ from opentelemetry.trace import Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from app.domain.external.secrets import SecretMask
-from app.domain.external.telemetry import Attributes, AttributeValue, Span, SpanKind
+from app.domain.external.telemetry import Attributes, Span, SpanKind
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class OtlpSpan:
 
     def set(self, attributes: Attributes) -> None:
         """Implement `Span.set`."""
-        self.span.set_attributes(_masked(attributes, self._mask))
+        self.span.set_attributes(self._mask.mask(attributes))
 
     def rename(self, name: str) -> None:
         """Implement `Span.rename`."""
@@ -110,7 +110,7 @@ class OtlpTracer:
             name,
             context=_context_of(parent),
             kind=_KINDS[kind],
-            attributes=_masked(attributes, self._mask),
+            attributes=self._mask.mask(attributes),
             start_time=at,
         )
         return OtlpSpan(span, self._mask)
@@ -132,10 +132,6 @@ class OtlpTracer:
         except TimeoutError:
             log.warning("the last spans could not be exported in time")
             self._exporter.shutdown()
-
-
-def _masked(attributes: Attributes, mask: SecretMask) -> dict[str, AttributeValue]:
-    return {name: mask.mask(value) if isinstance(value, str) else value for name, value in attributes.items()}
 
 
 def _context_of(parent: Span | str) -> Context:

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.external.secrets import masked
 from app.domain.models.event import MessageEvent, ToolCalledEvent, ToolOutcome
 from app.domain.models.run import Checkpoint
 from app.infrastructure.auth.tokens import new_token
@@ -103,6 +102,6 @@ def test_every_text_of_a_value_is_masked_and_an_unaffected_value_is_the_same_obj
         content={"console": [{"output": KEY}]},
         result=ToolOutcome(success=True, message=KEY, data=None),
     )
-    assert KEY not in repr(masked(event, SECRETS))
+    assert KEY not in repr(SECRETS.mask(event))
     for clean in (MessageEvent(role="user", content="hello"), Checkpoint()):
-        assert masked(clean, SECRETS) is clean
+        assert SECRETS.mask(clean) is clean

@@ -15,7 +15,7 @@ from typing import cast
 
 from app.application.context import client_address, principal_name, request_id
 from app.domain.errors import AnkerError, StoreUnavailable
-from app.domain.external.secrets import NoSecrets, SecretMask, masked
+from app.domain.external.secrets import NoSecrets, SecretMask
 from app.domain.models.audit import GENESIS, AuditAction, AuditEntry, AuditOutcome, AuditRecord, Detail
 from app.domain.repositories.audit import AuditLog
 
@@ -176,7 +176,7 @@ class AuditTrail:
             details=details,
         )
         # A client chooses the id of its request.
-        record = self._head = await self._log.append(masked(entry, self._mask))
+        record = self._head = await self._log.append(self._mask.mask(entry))
         if self._head_logged_at is None or self._clock() - self._head_logged_at >= HEAD_SECONDS:
             self._log_head(record)
         return record

@@ -17,7 +17,7 @@ from app.application.services.live_views import Glance, LiveViews
 from app.domain.errors import NotFound, SandboxFailure, SandboxUnavailable
 from app.domain.external.feed import Feed
 from app.domain.external.sandbox import Sandbox, SandboxProvider
-from app.domain.external.secrets import NoSecrets, SecretMask, masked
+from app.domain.external.secrets import NoSecrets, SecretMask
 from app.domain.models.sandbox import ConsoleRecord, FileText, ShellState
 from app.domain.models.session import Session
 from app.domain.repositories.event_log import EventLog
@@ -115,7 +115,7 @@ class SandboxInspector:
         await self._audit.record_view("file.read", path, owner=owner, session_id=session_id)
         try:
             sandbox = await self._sandboxes.acquire(session_id)
-            return masked(await sandbox.file_watch(path), self._mask)
+            return self._mask.mask(await sandbox.file_watch(path))
         except SandboxUnavailable:
             found = await self.last_known.file(session, path)
             if found is None:
@@ -145,14 +145,14 @@ class SandboxInspector:
         if sandbox is None:
             return None
         try:
-            return masked(await call(sandbox), self._mask)
+            return self._mask.mask(await call(sandbox))
         except SandboxUnavailable:
             found = await self._sandboxes.find(session_id)
             if found is None:
                 return None
             if found.instance_id == sandbox.instance_id:
                 raise
-            return masked(await call(found), self._mask)
+            return self._mask.mask(await call(found))
 
 
 class _ShellLook:

@@ -10,12 +10,17 @@ import re
 from base64 import b64encode
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
-from typing import cast
+from typing import TypeVar, cast
 
 import orjson
 from ahocorasick_rs import BytesAhoCorasick
+
+from app.domain.models.tool import Image
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +95,13 @@ class KnownSecrets:
             self._passing_values.append(value)
             self._passing = _Needles(each for value in self._passing_values for each in _needles(value, whole=True))
 
-    def mask(self, text: str) -> str:
+    def mask(self, value: T) -> T:
         """Implement `SecretMask.mask`."""
+        if isinstance(value, str):
+            return cast("T", self._mask_text(value))
+        return cast("T", _mask_all(value, self._mask_text)) if self._may_be_in(value) else value
+
+    def _mask_text(self, text: str) -> str:
         data = text.encode("utf-8", "surrogatepass")
         found = self.find(data)
         return replace_ranges(data, found).decode("utf-8", "surrogatepass") if found else text
@@ -100,8 +110,8 @@ class KnownSecrets:
         """Implement `SecretMask.stream`."""
         return KnownSecretsStream(self)
 
-    def may_be_in(self, value: object) -> bool:
-        """Implement `SecretMask.may_be_in`: encode the value as JSON, which is one text to search."""
+    def _may_be_in(self, value: object) -> bool:
+        """Encode the value as JSON, which is one text to search: much faster than to search each of its texts."""
         try:
             data = orjson.dumps(value, default=_json_value, option=orjson.OPT_NON_STR_KEYS)
         except TypeError:
@@ -311,6 +321,33 @@ def _decoded(text: bytes) -> bytes:
 
 def _character(code: int) -> bytes:
     return chr(code).encode("utf-8", "surrogatepass") if code < 0x110000 else b""
+
+
+def _mask_all(value: object, mask: Callable[[str], str]) -> object:
+    match value:
+        case str():
+            return mask(value)
+        case None | bool() | int() | float() | Image():
+            return value
+        case Mapping():
+            items = cast("Mapping[object, object]", value)
+            new = {_mask_all(key, mask): _mask_all(item, mask) for key, item in items.items()}
+            return items if all(new.get(key) is item for key, item in items.items()) else new
+        case list() | tuple():
+            before = cast("Sequence[object]", value)
+            after = [_mask_all(item, mask) for item in before]
+            if all(old is new for old, new in zip(before, after, strict=True)):
+                return before
+            return tuple(after) if isinstance(value, tuple) else after
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            changes = {
+                field.name: new
+                for field in fields(value)
+                if field.init and (new := _mask_all(old := getattr(value, field.name), mask)) is not old
+            }
+            return replace(value, **changes) if changes else value
+        case _:
+            return value
 
 
 def _json_value(value: object) -> object:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from app.domain.errors import ContextTooLong, ModelFailure
 from app.domain.external.llm import LLM, ModelReply, ModelRequest, ReplyListener
-from app.domain.external.secrets import masked
 from app.domain.models.message import (
     AssistantMessage,
     MaskRecord,
@@ -111,7 +110,7 @@ class BoundedConversation:
             request = await self._fit(tools, limit, listener, max_tokens=max_tokens, refusal=refusal)
             await self._check_limits()  # A summary may have taken the last call.
             try:
-                reply = masked(await self._model.complete(request, listener=listener), self._checkpointer.mask)
+                reply = self._checkpointer.mask.mask(await self._model.complete(request, listener=listener))
             except ContextTooLong as error:
                 refusal = error
                 limit = self._window.reduced(request, limit, error.limit_tokens)

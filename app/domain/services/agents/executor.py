@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from app.domain.errors import SandboxFailure, SandboxUnavailable, SearchFailure
 from app.domain.external.feed import Feed
 from app.domain.external.llm import LLM, ModelReply
-from app.domain.external.secrets import masked
 from app.domain.models.event import (
     DoneEvent,
     Event,
@@ -250,7 +249,7 @@ class Executor:
             result = ToolResult(success=False, text=f"Failed: {error}", message=str(error), content=content)
         turn.results[opened.id] = (opened.args, result)
         limit = self._window.result_chars(result.text)
-        result = await fit_result(masked(result, self._checkpointer.mask), limit, opened.function, self._context)
+        result = await fit_result(self._checkpointer.mask.mask(result), limit, opened.function, self._context)
         async with self._result_lock:
             checkpoint = self._checkpointer.checkpoint
             known_instance = checkpoint.sandbox_instance

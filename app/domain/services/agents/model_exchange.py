@@ -6,7 +6,6 @@ from uuid import uuid4
 
 from app.domain.errors import MalformedReply, ModelFailure
 from app.domain.external.llm import LLM, TEXT_CALLS_HINT, ModelReply, ReplyListener
-from app.domain.external.secrets import masked
 from app.domain.models.message import AssistantMessage, ToolCall, Usage, UserMessage
 from app.domain.models.run import TranscriptName
 from app.domain.models.tool import ToolSpec
@@ -57,7 +56,7 @@ class ModelExchange:
                 reply = await self._conversation.complete(tools, listener, max_tokens=raised)
             except MalformedReply as error:
                 self._checkpointer.add_usage(Usage(calls=1))
-                problem, generated = masked((str(error), error.generated), self._checkpointer.mask)
+                problem, generated = self._checkpointer.mask.mask((str(error), error.generated))
                 self.count_unusable(f"the server rejected it ({problem})")
                 await self._stage_text(correction.rejected(problem, generated))
             else:
