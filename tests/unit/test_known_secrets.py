@@ -1,7 +1,8 @@
 """The mask of the service's own secrets: every form of a value, and texts that arrive in pieces."""
 
 import logging
-from urllib.parse import quote
+from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from app.domain.models.run import Checkpoint
 from app.infrastructure.auth.tokens import new_token
 from app.infrastructure.logging import JsonLines
 from app.infrastructure.secrets.known_secrets import MASK, WINDOW, KnownSecrets
+from app.providers import secrets_of
+from app.settings import Settings
 from tests.support.canaries import FORMS
 
 KEY = "sk-proj-Nq7/Zt+4xW_9bLr2cVh8Yd5mKf1Js3Pg"
@@ -84,6 +87,45 @@ def test_secret_added_later_is_masked_from_then_on() -> None:
     secrets.add_passing("token-of-a-sandbox-1234")
     assert secrets.mask(f"{KEY} token-of-a-sandbox-1234") == f"{MASK} {MASK}"
     assert stream.feed(KEY[:9]) + stream.feed(KEY[9:]) + stream.flush() == MASK
+
+
+def own_secrets(tmp_path: Path, **settings: str) -> list[str]:
+    """Return the values of the secrets in `settings`."""
+    return list(secrets_of(Settings(_env_file=None, data_dir=tmp_path, **settings)).values())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["abc://def:ghi@jkl/0123456789", "0123456789?key=x@y"], ids=["address", "query"])
+def test_secret_that_looks_like_an_address_is_masked_whole(tmp_path: Path, value: str) -> None:
+    assert value in own_secrets(tmp_path, api_key=value)
+    assert value in own_secrets(tmp_path, sandbox_token=value)
+    assert own_secrets(tmp_path, api_tokens=f"ann:{KEY}, bob:{value}")[-1] == value
+
+
+@pytest.mark.parametrize("name", ["mongodb_url", "redis_url"])
+@pytest.mark.parametrize(
+    ("password", "rest"),
+    [
+        (quote(PASSWORD, safe=""), "h1:1,h2:2/db?appName=me@x"),
+        (PASSWORD.replace("%", "%25"), "h"),
+        ("p/w?:#%40@1234", "h/?authSource=a%40b"),
+    ],
+    ids=["encoded", "needlessly not encoded", "wrongly not encoded"],
+)
+def test_password_in_address_of_store_is_masked_encoded_and_decoded(
+    tmp_path: Path, name: str, password: str, rest: str
+) -> None:
+    scheme = name.partition("_")[0]
+    found = own_secrets(tmp_path, **{name: f"{scheme}://user:{password}@{rest}"})
+    assert {password, unquote(password)} <= set(found)
+    assert KnownSecrets(dict.fromkeys(found, "")).mask("user at h1:1") == "user at h1:1"
+
+
+def test_secrets_in_query_of_an_address_are_masked_decoded(tmp_path: Path) -> None:
+    found = own_secrets(
+        tmp_path, redis_url="redis://h/0?password=se%63ret+1234&timeout=5", api_base="http://h?sig=a%2Bb"
+    )
+    assert {"se%63ret+1234", "secret+1234", "secret 1234", "a+b"} <= set(found)
+    assert "5" not in found
 
 
 def test_short_secret_is_ignored_with_a_warning_without_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,11 +2,13 @@
 
 import base64
 import urllib.parse
+from collections.abc import Callable
 
 import pytest
 
 from app.infrastructure.llm.failures import FailureClassifier
 from app.infrastructure.llm.secret_mask import ErrorTextMask
+from tests.support.canaries import FORMS
 
 KEY = "sk-proj-Qx7Ab/9+zZ_kL42mnTuVw"
 SECRETS = ErrorTextMask([KEY])
@@ -42,7 +44,23 @@ def test_repeated_key_is_masked_whatever_its_form(echo: str) -> None:
     assert masked.endswith(" See https://host.example/keys for help.")
     rest = masked.removeprefix("Incorrect API key provided: ").removesuffix(" See https://host.example/keys for help.")
     words = rest.replace("it begins with", "").replace("and ends with", "").replace("BEARER", "").replace("[key]", "")
-    assert len(words.strip(" .=*'+\n&;")) <= 10, rest
+    assert words.strip(" .\n") == ""
+
+
+@pytest.mark.parametrize("around", ["", "u", "u:"], ids=["first", "second", "third"])
+def test_base64_of_key_in_any_alignment_leaves_no_character(around: str) -> None:
+    for end in ("", "x", "xy"):
+        echo = base64.b64encode(f"{around}{KEY}{end}".encode()).decode()
+        assert SECRETS.mask(f"Bad: {echo}, sorry") == "Bad: [key], sorry"
+
+
+@pytest.mark.parametrize("form", [*FORMS.values(), lambda text: text[::-1]], ids=[*FORMS, "reversed"])
+def test_cut_form_of_key_leaves_less_than_8_characters_of_it(form: Callable[[str], str]) -> None:
+    echo, parts = form(KEY), [form(KEY[start : start + 9]) for start in range(len(KEY) - 8)]
+    for end in range(len(echo)):
+        for text in (echo[:end], echo[end:]):
+            masked = SECRETS.mask(f"Bad: {text}")
+            assert not [part for part in parts if part in masked], masked
 
 
 LEAKS = {

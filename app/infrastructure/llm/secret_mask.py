@@ -1,9 +1,12 @@
 """Hide secrets, paths and stack traces in a text of a server, also secrets that it repeats in an encoded form."""
 
 import re
-from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
+
+from app.infrastructure.secrets.known_secrets import MASK as HIDDEN
+from app.infrastructure.secrets.known_secrets import MIN_SECRET as MIN_KNOWN
+from app.infrastructure.secrets.known_secrets import KnownSecrets, base64_cores
 
 MASK = "[key]"
 PATH_MASK = "[path]"
@@ -12,17 +15,27 @@ MIN_SECRET = 4
 """Minimum length of a secret, and of a part of one that contains a digit, to hide."""
 
 MIN_PART = 8
-"""Minimum length of a part of a secret without a digit to hide."""
+"""Minimum length of a part of a secret without a digit, or of an encoded one, to hide."""
 
-_BETWEEN = r"""(?:[\s"'`,;|+\\.:_-]|\[key\]){0,8}"""
+_BETWEEN = r"""(?:[\s"'`,;|+\\.:_-]|\*\*\*){0,8}"""
 """Matches what may stand between two characters of a secret that was split: line ends, quotes, commas, hyphens."""
 
 _KEY_LIKE = re.compile(
-    r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}|(?<![\w.\-])[\w.\-]*+(?:\*{2,}[\w.\-]*)+", re.IGNORECASE
+    r"\b(sk|key|bearer)[-_ ](?=[\w*.\-]*[\d*])[\w*.\-]{6,}|(?<![\w.+/\-])[\w.+/\-]*+(?:\*{2,}[\w.+/\-]*)+={0,2}",
+    re.IGNORECASE,
 )
-"""Matches keys and masked keys such as `sk-abc***xyz`: a key prefix, then text with a digit or a star."""
+"""Matches keys and masked keys such as `sk-abc***xyz`: a key prefix, then text with a digit or a star.
+
+What touches a mask belongs to it: at its ends, Base64 mixes bits of the secret with those of its neighbours.
+"""
 
 _PART = re.compile(rf"(?<![\w.\-])(?:(?=[\w.\-]*\d)[\w.\-]{{{MIN_SECRET},}}|[\w.\-]{{{MIN_PART},}})")
+
+_BASE64 = {"+": r"[+\-]", "/": "[/_]"}
+"""Patterns of characters that Base64 for addresses replaces."""
+
+_SHARED = r"[\w+/\-]?"
+"""Matches a character of Base64 that also has bits of a neighbour of the secret."""
 
 _PATH = re.compile(
     r"(?<![\w:/.~])(?:file://)?(?:~|\.\.?)?/(?!v\d|(?:api|openai|chat|models|engines|deployments)\b)"
@@ -45,6 +58,8 @@ class ErrorTextMask:
     def __init__(self, secrets: Iterable[str]) -> None:
         self._secrets = sorted({each for each in secrets if len(each) >= MIN_SECRET}, key=len, reverse=True)
         self._folded = [each.casefold() for each in self._secrets]
+        known = {text: text for each in self._secrets if len(each) >= MIN_KNOWN for text in (each, each[::-1])}
+        self._parts = KnownSecrets(known, window=MIN_PART)
 
     def mask(self, text: str) -> str:
         """Return `text` without the secrets, parts of them, what looks like a key, paths and stack traces."""
@@ -52,8 +67,9 @@ class ErrorTextMask:
             text = text[: found.start()]
         for secret in self._secrets:
             for form in _forms(secret):
-                text = form.sub(MASK, text)
-        text = _PART.sub(lambda found: MASK if self._has_part(found[0]) else found[0], text)
+                text = form.sub(HIDDEN, text)
+        text = self._parts.mask(text)
+        text = _PART.sub(lambda found: HIDDEN if self._has_part(found[0]) else found[0], text)
         return _PATH.sub(PATH_MASK, _KEY_LIKE.sub(MASK, text))
 
     def _has_part(self, part: str) -> bool:
@@ -67,7 +83,11 @@ def _forms(secret: str) -> tuple[re.Pattern[str], ...]:
     data = secret.encode("utf-8", "surrogatepass")
     digits = [re.escape(digit) for digit in data.hex()]
     forms = [plain, plain[::-1], digits]
-    forms += [[_base64_character(char) for char in core] for core in _base64_cores(data)]
+    for before, core in enumerate(base64_cores(data)):
+        if len(core) >= MIN_SECRET:
+            first = [_SHARED] if before else []
+            last = [_SHARED] if (before + len(data)) % 3 else []
+            forms.append([*first, *(_BASE64.get(char, char) for char in core), *last])
     return tuple(re.compile(_BETWEEN.join(form), re.IGNORECASE) for form in forms)
 
 
@@ -76,16 +96,3 @@ def _character(char: str) -> str:
     code = ord(char)
     percent = "".join(f"%(?:25)?{byte:02x}" for byte in char.encode("utf-8", "surrogatepass"))
     return rf"(?:{re.escape(char)}|{percent}|&\#{code};|&\#x0*{code:x};|\\u{code:04x}|\\x{code:02x})"
-
-
-def _base64_character(char: str) -> str:
-    return {"+": r"[+\-]", "/": "[/_]"}.get(char, char)
-
-
-def _base64_cores(data: bytes) -> Iterator[str]:
-    """Yield the characters of Base64 that depend on `data` alone, for each of its three alignments."""
-    for before in range(3):
-        encoded = b64encode(bytes(before) + data).decode()
-        core = encoded[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
-        if len(core) >= MIN_SECRET:
-            yield core

@@ -72,8 +72,12 @@ _NAMES = {b"amp": b"&", b"quot": b'"', b"apos": b"'", b"lt": b"<", b"gt": b">"}
 class KnownSecrets:
     """A `SecretMask` for a set of values. Base64, hexadecimal, escapes, letter case and line ends do not hide one."""
 
-    def __init__(self, secrets: Mapping[str, str] | None = None) -> None:
-        """Create the mask of `secrets`, values by name; see `add` for those that are known later."""
+    def __init__(self, secrets: Mapping[str, str] | None = None, *, window: int = WINDOW) -> None:
+        """Create the mask of `secrets`, values by name; see `add` for those that are known later.
+
+        `window`: see `WINDOW`. A smaller one finds shorter parts, and masks more of what is no secret.
+        """
+        self._window = window
         self._values: set[str] = set()
         self._passing_values: deque[str] = deque(maxlen=MAX_PASSING)
         self._lasting = self._passing = _Needles(())
@@ -87,13 +91,13 @@ class KnownSecrets:
                     "%s is shorter than %d characters, so it is not masked in events and logs", name, MIN_SECRET
                 )
         self._values.update(value for value in secrets.values() if len(value) >= MIN_SECRET)
-        self._lasting = _Needles(each for value in self._values for each in _needles(value, whole=False))
+        self._lasting = _Needles(each for value in self._values for each in _needles(value, self._window))
 
     def add_passing(self, value: str) -> None:
         """Mask the token of something short-lived. Only the whole value is recognised."""
         if len(value) >= MIN_SECRET and value not in self._passing_values:
             self._passing_values.append(value)
-            self._passing = _Needles(each for value in self._passing_values for each in _needles(value, whole=True))
+            self._passing = _Needles(each for value in self._passing_values for each in _needles(value, None))
 
     def mask(self, value: T) -> T:
         """Implement `SecretMask.mask`."""
@@ -258,33 +262,34 @@ def replace_ranges(data: bytes, ranges: Iterable[Range]) -> bytes:
 
 
 def _forms(secret: str) -> Iterator[tuple[str, int]]:
-    """Yield the forms of a secret that escapes alone do not make, and the size of the windows of each."""
+    """Yield the forms of a secret that escapes alone do not make, and the characters of each for one of the secret."""
     data = secret.encode("utf-8", "surrogatepass")
     escaped = [secret]
     for _ in range(MAX_JSON_LEVELS):
         escaped.append(json.dumps(escaped[-1], ensure_ascii=False)[1:-1])
     for text in dict.fromkeys(escaped):
-        yield text, WINDOW
-    yield data.hex(), 2 * WINDOW
-    for core in _base64_cores(data):
+        yield text, 1
+    yield data.hex(), 2
+    for core in base64_cores(data):
         for text in {core, core.replace("+", "-").replace("/", "_")}:
-            yield text, WINDOW
+            yield text, 1
 
 
-def _needles(secret: str, *, whole: bool) -> Iterator[bytes]:
-    """Yield what to search for: each form of the secret, as a whole or in windows.
+def _needles(secret: str, window: int | None) -> Iterator[bytes]:
+    """Yield what to search for: each form of the secret, in windows of so many characters of it, or as a whole.
 
     A secret may contain what looks like an escape, which `_plain` decodes or has decoded from an escaped one.
     """
-    for form, size in _forms(secret):
+    for form, characters in _forms(secret):
         lower = form.encode("utf-8", "surrogatepass").lower()
         for data in {lower, _plain(lower)}:
             text = data.decode("utf-8", "surrogatepass")
-            for start in range(1 if whole else max(1, len(text) - size + 1)):
-                yield (text if whole else text[start : start + size]).encode("utf-8", "surrogatepass")
+            size = len(text) if window is None else window * characters
+            for start in range(max(1, len(text) - size + 1)):
+                yield text[start : start + size].encode("utf-8", "surrogatepass")
 
 
-def _base64_cores(data: bytes) -> Iterator[str]:
+def base64_cores(data: bytes) -> Iterator[str]:
     """Yield the characters of Base64 that depend on `data` alone, for each of its three alignments."""
     for before in range(3):
         encoded = b64encode(bytes(before) + data).decode()
