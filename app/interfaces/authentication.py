@@ -4,8 +4,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager, suppress
 
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -59,26 +59,33 @@ _OPENED_BY_QUERY = (
 )
 """What a browser opens without a header: type, path, and parameters of which one is the credential.
 
-These routes check it themselves and call `Login.admit`.
+These routes check it themselves, in `Login.reporting`, and call `Login.admit`.
 """
 
 
 class Login:
     """The credentials of one request. They are checked again while its stream is open."""
 
-    def __init__(self, authenticator: Authenticator, admins: Collection[str], scope: Scope) -> None:
+    def __init__(
+        self, authenticator: Authenticator, admins: Collection[str], scope: Scope, refusals: "_Refusals"
+    ) -> None:
         self._authenticator = authenticator
         self._admins = admins
         self._scope = scope
+        self._refusals = refusals
         client = scope.get("client")
         self._credentials = Credentials(headers=scope["headers"], peer=client[0] if client else "")
         self._owner: str | None = None
         self._admitted_at = 0.0
 
-    @property
-    def peer(self) -> str:
-        """Address of the client, or of the proxy before it."""
-        return self._credentials.peer
+    @contextmanager
+    def reporting(self) -> Generator[None, None, None]:
+        """Report a refused login if the block, which checks a credential, raises `Unauthorized`."""
+        try:
+            yield
+        except Unauthorized as error:
+            self._refusals.report(str(error), self._credentials.peer)
+            raise
 
     async def authenticate(self) -> None:
         """Store the principal whom the headers stand for.
@@ -154,14 +161,13 @@ class AuthenticationMiddleware:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] == OPEN_PATH):
             await self._app(scope, receive, send)
             return
-        scope[LOGIN_KEY] = login = Login(self._authenticator, self._admins, scope)
+        scope[LOGIN_KEY] = login = Login(self._authenticator, self._admins, scope, self._refusals)
         bound = principal_name.set("")
         try:
             if not _is_opened_by_query(scope):
-                await login.authenticate()
+                with login.reporting():
+                    await login.authenticate()
         except AnkerError as error:
-            if isinstance(error, Unauthorized):
-                self._refusals.report(str(error), login.peer)
             await refuse(error_response(error), scope, receive, send)
         else:
             await self._serve(login, scope, receive, send)

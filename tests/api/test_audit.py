@@ -1,13 +1,14 @@
 """What the API records in the audit log, generated from the route table so that no new route is forgotten."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
 
 import httpx
 import pytest
 from fastapi.routing import APIRoute
+from websockets.exceptions import InvalidStatus
 
 from app.application.services.audit import OTHERS, AuditTrail, read_all
 from app.domain.models.event import WaitEvent
@@ -15,6 +16,7 @@ from app.infrastructure.auth.tokens import TokenLogin
 from app.main import ROUTERS, create_app
 from app.providers import choose_store
 from app.settings import load_settings
+from tests.api.vnc_harness import VncHarness, close_reason
 from tests.support.api_harness import API, ApiHarness
 from tests.support.eventually import eventually
 
@@ -70,13 +72,6 @@ CHANGING = [
 ]
 
 
-@pytest.fixture
-async def harness() -> AsyncIterator[ApiHarness]:
-    harness = ApiHarness()
-    yield harness
-    await harness.close()
-
-
 def actions(harness: ApiHarness) -> list[str]:
     return [entry.action for entry in harness.audit_log.entries]
 
@@ -126,6 +121,16 @@ async def test_message_is_recorded_by_hash_and_length_without_its_text(harness: 
     assert (details["length"], details["follows_event"]) == (14, 0)
     stored = b"".join(record.data for record in harness.audit_log.records)
     assert b"secret" not in stored and b"k1" not in stored
+
+
+async def test_message_repeated_with_its_key_is_recorded_once(harness: ApiHarness) -> None:
+    session_id = await harness.create_session()
+    for text, key in (("Hello", "k1"), ("Hello", "k1"), ("another text", "k1"), ("Hello", "k2")):
+        await harness.send_message(session_id, {"message": text}, **{"Idempotency-Key": key})
+    sent = [entry.details for entry in harness.audit_log.entries if entry.action == "message.send"]
+    assert [each["key_sha256"] for each in sent] == [sha256(key).hexdigest() for key in (b"k1", b"k2")]
+    messages = [event for event in await harness.list_events(session_id) if event["event"] == "message"]
+    assert len([event for event in messages if event["data"]["role"] == "user"]) == len(sent)
 
 
 async def test_attaching_and_reading_record_nothing(harness: ApiHarness) -> None:
@@ -192,6 +197,51 @@ async def test_refused_logins_are_recorded_when_the_service_ends(harness: ApiHar
     harness.audit.count_refused_login("192.0.2.1")
     await harness.audit.close()
     assert [(entry.action, entry.client) for entry in harness.audit_log.entries] == [("login.refused", "192.0.2.1")]
+
+
+async def test_refused_tickets_are_recorded_as_refused_logins(vnc_harness: VncHarness) -> None:
+    api = vnc_harness.api
+    (session_id, _), other = await vnc_harness.create_session(), await api.create_session()
+    used, late, for_other = [await issue_ticket(api, each) for each in (session_id, session_id, other)]
+    await api.services.tickets.redeem(used, session_id=session_id)
+    tickets = (used, for_other, "x" * 32, "")
+    recorded = len(api.audit_log.entries)
+    for ticket in tickets:
+        await assert_refused(vnc_harness, session_id, ticket)
+    api.now += 31
+    await assert_refused(vnc_harness, session_id, late)
+    await api.audit.close()
+    entries = api.audit_log.entries[recorded:]
+    assert [(entry.action, entry.outcome, entry.client) for entry in entries] == [
+        ("login.refused", "refused", "127.0.0.1")
+    ]
+    assert entries[0].details == {"count": 3 * (len(tickets) + 1)}
+
+
+async def issue_ticket(harness: ApiHarness, session_id: str) -> str:
+    response = await harness.client.post("/api/v1/tickets", json={"session_id": session_id})
+    return response.json()["data"]["ticket"]
+
+
+async def assert_refused(harness: VncHarness, session_id: str, ticket: str) -> None:
+    """Check that a ticket opens neither events nor the export nor the desktop."""
+    for path in ("events", "export"):
+        response = await harness.api.client.get(f"{API}/{session_id}/{path}", params={"ticket": ticket})
+        assert response.status_code == 401
+    assert (await close_reason(await harness.connect_viewer(session_id, ticket=ticket)))[0] == 4401
+
+
+async def test_refused_websockets_are_recorded_as_refused_logins() -> None:
+    harness = VncHarness(api=ApiHarness(authenticator=TokenLogin("ann:ann-token-0123456789")))
+    async with harness.run():
+        for header in ({}, {"Authorization": "Bearer wrong"}):
+            with pytest.raises(InvalidStatus):
+                await harness.connect_viewer("a" * 32, additional_headers=header)
+        assert (await close_reason(await harness.connect_viewer("a" * 32, signature="1.0.YQ.00")))[0] == 4401
+        await harness.api.audit.close()
+    assert [(entry.action, entry.details) for entry in harness.api.audit_log.entries] == [
+        ("login.refused", {"count": 3})
+    ]
 
 
 async def test_head_is_logged_with_the_first_record_and_at_the_end(

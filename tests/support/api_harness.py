@@ -171,6 +171,7 @@ class ApiHarness:
             self.app,
             authenticator or NoLogin(),
             admins=("admin",),
+            on_refused=lambda _reason, client: self.audit.count_refused_login(client),
             recheck_seconds=recheck_seconds,
             allowed_origins=origins,
         )

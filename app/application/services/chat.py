@@ -133,7 +133,9 @@ class ChatService:
             "follows_event": session.last_event_number,
         }
         if request.key is not None:
-            details["key_sha256"] = hash_text(request.key)  # records with the same key are one message
+            details["key_sha256"] = hash_text(request.key)
+            if (number := await self.event_log.find_message(session.id, request.key)) is not None:
+                return StoredMessage(number=number, is_new=False)  # a repetition changes nothing: no record
         async with self.audit.recording("message.send", owner=owner, session_id=session.id, **details):
             return await self.event_log.append_user_message(
                 session.id,

@@ -58,6 +58,11 @@ async def require_admin(connection: HTTPConnection) -> None:
         raise Forbidden("only an administrator may do this; see AUTH_ADMINS")
 
 
+def login_of(connection: HTTPConnection) -> Login:
+    """Return the login of a request."""
+    return connection.scope[LOGIN_KEY]
+
+
 async def admit(connection: HTTPConnection, owner: str) -> None:
     """Make `owner` the principal of a request with a ticket or a signed address.
 
@@ -65,8 +70,7 @@ async def admit(connection: HTTPConnection, owner: str) -> None:
         Unauthorized: The owner may not log in any more.
         LimitReached: The owner sends too many requests.
     """
-    login: Login = connection.scope[LOGIN_KEY]
-    await login.admit(owner)
+    await login_of(connection).admit(owner)
     await services_of(connection).rates.check_request(owner)
 
 
@@ -102,8 +106,9 @@ async def get_caller(connection: HTTPConnection, session_id: str, ticket: str | 
     """
     if ticket is None:
         return Caller(owner=await get_owner(connection))
-    redeemed = await services_of(connection).tickets.redeem(ticket, session_id=session_id)
-    await admit(connection, redeemed.owner)
+    with login_of(connection).reporting():
+        redeemed = await services_of(connection).tickets.redeem(ticket, session_id=session_id)
+        await admit(connection, redeemed.owner)
     return Caller(owner=redeemed.owner, view_only=redeemed.view_only)
 
 

@@ -25,6 +25,7 @@ from app.interfaces.api.dependencies import (
     admit,
     get_caller,
     get_session_id,
+    login_of,
     read_body,
 )
 from app.interfaces.api.openapi import Document, answers, api_router, body, failures_of
@@ -242,8 +243,9 @@ async def _caller(websocket: WebSocket, session_id: str) -> Caller:
     signature = websocket.query_params.get("signature")
     if signature is None:
         return await get_caller(websocket, session_id, websocket.query_params.get("ticket"))
-    holder = services_of(websocket).links.check(signature, session_id=session_id)
-    await admit(websocket, holder.owner)
+    with login_of(websocket).reporting():
+        holder = services_of(websocket).links.check(signature, session_id=session_id)
+        await admit(websocket, holder.owner)
     return Caller(owner=holder.owner, view_only=holder.view_only)
 
 
