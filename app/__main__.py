@@ -30,7 +30,8 @@ from app.interfaces.http_connection import HttpConnection, TrimmingServer
 from app.interfaces.metrics import Metrics
 from app.interfaces.viewer_connection import MAX_MESSAGE, PING_SECONDS, PONG_SECONDS, ViewerConnection
 from app.main import create_app
-from app.providers import check_providers, secrets_of
+from app.own_secrets import secrets_of
+from app.providers import check_providers
 from app.settings import Role, Settings, UnusableSetting, load_settings
 
 DRAIN_SECONDS = 3

@@ -24,7 +24,8 @@ from app.interfaces.limits import LoginLimitMiddleware, RequestLimitMiddleware
 from app.interfaces.metrics import Metrics
 from app.interfaces.middleware import BodyLimitMiddleware, FailureMiddleware, OriginMiddleware, RequestLogMiddleware
 from app.observability import VERSION
-from app.providers import AUTHENTICATORS, check_providers, secrets_of
+from app.own_secrets import secrets_of
+from app.providers import AUTHENTICATORS, check_providers
 from app.settings import Role, Settings, load_settings
 
 ROUTERS = (

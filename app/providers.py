@@ -6,12 +6,11 @@ kind is `TOOLKITS` in `app/domain/services/tools/registry.py`.
 
 import logging
 import os
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
-from urllib.parse import unquote, unquote_plus, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -26,7 +25,6 @@ from app.domain.external.sandbox import SandboxProvider
 from app.domain.external.search import SearchEngine
 from app.domain.models.limits import OwnerLimits, RateLimits
 from app.domain.models.model_profile import ModelProfile
-from app.domain.repositories.event_log import EventLog
 from app.infrastructure.auth.proxy import ProxyLogin
 from app.infrastructure.auth.tokens import NoLogin, TokenLogin
 from app.infrastructure.limits.memory import MemoryRateCounter
@@ -45,8 +43,9 @@ from app.infrastructure.sandbox.remote import RemoteSandboxes
 from app.infrastructure.search.ddgs import DdgsSearch
 from app.infrastructure.search.google import GoogleSearch
 from app.infrastructure.secrets.known_secrets import KnownSecrets
+from app.infrastructure.secrets.masked_event_log import MaskedEventLog
 from app.interfaces.wire import encode_event
-from app.model_config import NO_KEY, ModelOptions, load_models
+from app.model_config import ModelOptions, load_models
 from app.settings import ONE_PROCESS_ONLY, Role, Settings, UnusableSetting
 
 if TYPE_CHECKING:
@@ -261,57 +260,6 @@ AUTHENTICATORS: dict[str, Provider[AuthenticatorFactory]] = {
 """Values of `AUTH`. When it is empty, `Settings.auth_mode` chooses one of these."""
 
 
-def secrets_of(settings: Settings) -> Mapping[str, str]:
-    """Return the service's own secrets by the names of their settings: all `SecretStr`, and the keys of the models.
-
-    Of an address, the secrets are its password and the values of its query that are named as keys.
-    """
-    named: dict[str, str] = {}
-    for name in type(settings).model_fields:
-        match getattr(settings, name):
-            case SecretStr() as secret if not name.endswith("_url"):
-                text = secret.get_secret_value()
-                tokens = [entry.partition(":")[2] for entry in text.split(",")] if name == "api_tokens" else [text]
-                named |= _numbered(name.upper(), tokens)
-            case SecretStr() as address:
-                named |= _secrets_in(name.upper(), address.get_secret_value())
-            case str() as text:
-                named |= _secrets_in(name.upper(), text)
-            case _:
-                pass
-    if settings.model_provider == "openai":
-        for name, options in load_models(settings).models.items():
-            if (key := options.api_key.get_secret_value()) != NO_KEY:
-                named[f"the key of the model {name}"] = key
-            named |= _secrets_in(f"the address of the model {name}", options.base_url)
-    return named
-
-
-def _secrets_in(name: str, text: str) -> dict[str, str]:
-    """Return the secrets in an address, as they are in it and decoded; none if `text` is no address.
-
-    A password that contains `/`, `?` or `#`, which should be encoded, is found too.
-    """
-    _, is_address, rest = text.partition("://")
-    if not is_address:
-        return {}
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    password = (authority if "@" in authority else rest).rpartition("@")[0].partition(":")[2]
-    pairs = (pair.partition("=") for pair in rest.partition("?")[2].partition("#")[0].split("&"))
-    found = [password, *(value for key, _, value in pairs if _KEY_NAME.search(key))]
-    return _numbered(
-        name, dict.fromkeys(each for value in found for each in (value, unquote(value), unquote_plus(value)))
-    )
-
-
-def _numbered(name: str, values: Iterable[str]) -> dict[str, str]:
-    return {name if index == 0 else f"{name} ({index + 1})": value for index, value in enumerate(values)}
-
-
-_KEY_NAME = re.compile(r"(?i)key|token|secret|passw|sig|credential")
-"""Matches names of parameters whose values are secrets."""
-
-
 def check_providers(settings: Settings) -> None:
     """Check that the tables hold the providers that the settings name, and that what they need is set.
 
@@ -384,7 +332,7 @@ async def open_redis(settings: Settings, store: Store, stack: AsyncExitStack) ->
 async def open_limits(
     settings: Settings,
     store: Store,
-    event_log: EventLog,
+    event_log: MaskedEventLog,
     redis: "RedisConnection | None",
     stack: AsyncExitStack,
 ) -> tuple[LimitService, RateService]:

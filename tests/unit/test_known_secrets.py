@@ -13,7 +13,7 @@ from app.domain.models.run import Checkpoint
 from app.infrastructure.auth.tokens import new_token
 from app.infrastructure.logging import JsonLines
 from app.infrastructure.secrets.known_secrets import MASK, WINDOW, KnownSecrets
-from app.providers import secrets_of
+from app.own_secrets import secrets_of
 from app.settings import Settings
 from tests.support.canaries import FORMS
 
