@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
+from functools import lru_cache
 from typing import TypeVar
 
 import anyio
@@ -20,8 +21,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CHUNK = 16 * 1024
-"""Maximum size of a chunk, in bytes. A client that does not read makes the service keep about three of them."""
+CHUNK = 64 * 1024
+"""Maximum size of the events of a chunk, in bytes.
+
+A client that does not read makes the service keep about two of them. Readers at the same position share them.
+"""
+
+_MAX_SHARED_CHUNKS = 32
+"""Maximum number of chunks that are kept for other readers."""
 
 EXIT_SECONDS = 2.0
 """Maximum time that open streams may take to end by themselves when the server shuts down, in seconds."""
@@ -130,29 +137,30 @@ def all_frames(item: StreamItem, view: WireView = WIRE_VIEWS[""]) -> Iterator[by
 
 
 def record_chunks(records: Sequence[EventRecord]) -> Iterator[bytes]:
-    """Join the frames of `records` into chunks of up to `CHUNK` bytes.
+    """Join the frames of `records` into chunks of up to `CHUNK` bytes of events.
 
     Many small events need one send, and of a large event only a chunk is copied at a time.
     """
-    parts: list[bytes] = []
-    size = 0
-    for record in records:
-        for part in _frame_parts(record):
-            if size + len(part) > CHUNK and parts:
-                yield b"".join(parts)
-                parts.clear()
-                size = 0
-            parts.append(part)
-            size += len(part)
-    if parts:
-        yield parts[0] if len(parts) == 1 else b"".join(parts)
+    start = size = 0
+    for end, record in enumerate(records):
+        length = len(record.data)
+        if size + length > CHUNK:
+            if start < end:
+                yield _joined_frames(tuple(records[start:end]))
+            start, size = end, 0
+        if length > CHUNK:
+            yield from split_frame(sse_frame(record))
+            start = end + 1
+        else:
+            size += length
+    if start < len(records):
+        yield _joined_frames(tuple(records[start:]))
 
 
-def _frame_parts(record: EventRecord) -> Iterator[bytes]:
-    if len(record.data) <= CHUNK // 2:
-        yield sse_frame(record)
-    else:
-        yield from split_frame(sse_frame(record))
+@lru_cache(_MAX_SHARED_CHUNKS)
+def _joined_frames(records: tuple[EventRecord, ...]) -> bytes:
+    """Return the frames of `records`. Readers that receive the same events at the same time share the bytes."""
+    return b"".join(map(sse_frame, records))
 
 
 def split_frame(frame: bytes) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ from app.domain.errors import NotFound, StoreUnavailable
 from app.domain.models.event import EventRecord, StatusDelta, TextDelta
 from app.interfaces import sse
 from app.interfaces.sse import CHUNK, EventStream, all_frames, event_frames, record_chunks
+from app.interfaces.wire import sse_frame
 
 
 def record(number: int, size: int = 2) -> EventRecord:
@@ -25,8 +26,21 @@ def test_small_events_are_joined_into_one_chunk() -> None:
 def test_large_events_are_split_into_bounded_chunks() -> None:
     records = [record(number, 100_000) for number in range(1, 21)]
     chunks = list(record_chunks(records))
-    assert max(map(len, chunks)) < CHUNK + 101_000
+    assert max(map(len, chunks)) <= CHUNK
     assert b"".join(chunks).count(b"\n\n") == 20
+
+
+@pytest.mark.parametrize("sizes", [[CHUNK], [CHUNK + 1], [2, CHUNK], [CHUNK - 2, 2, 2], [2, 3 * CHUNK, 2, CHUNK, 2]])
+def test_chunks_hold_every_frame_once_and_in_order(sizes: list[int]) -> None:
+    records = [record(number, size) for number, size in enumerate(sizes, 1)]
+    chunks = list(record_chunks(records))
+    assert b"".join(chunks) == b"".join(map(sse_frame, records))
+    assert all(chunks)
+
+
+def test_readers_of_same_events_share_chunk() -> None:
+    records = [record(1), record(2)]
+    assert next(record_chunks(records)) is next(record_chunks(list(records)))
 
 
 def test_deltas_are_encoded_only_by_all_frames() -> None:
