@@ -126,5 +126,5 @@ class BoundedTransport(asyncio.Transport):
     def _set_option(self, level: int, option: int, value: int | bytes) -> None:
         connection = self._transport.get_extra_info("socket")
         if connection is not None and connection.family != AF_UNIX:
-            with suppress(OSError):  # The connection is closed already.
+            with suppress(OSError, ValueError):  # The connection is closed already; uvloop raises ValueError then.
                 connection.setsockopt(level, option, value)
