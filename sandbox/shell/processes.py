@@ -11,6 +11,12 @@ from sandbox.shell.environment import SHELL_MARK
 _STEP = 0.003
 """Pause between two looks at processes that are ending, in seconds."""
 
+_KILL_SECONDS = 5.0
+"""Maximum time for processes to end after SIGKILL, in seconds.
+
+Milliseconds are usual, but a busy machine may need more, and one that waits for a device may not end at all.
+"""
+
 
 def _process_table() -> dict[int, tuple[int, bool]]:
     """Return every process: pid -> (parent, whether it is a zombie)."""
@@ -90,13 +96,11 @@ def send_signal(pids: list[int], number: int) -> None:
             continue
 
 
-def kill_shell_processes(
-    leaders: Mapping[int, str], agent: Identity, *, grace: float = 0.12, hard: float = 0.2
-) -> bool:
-    """End the processes of `leaders` (see `shell_processes`) and return whether all are gone.
+def kill_shell_processes(leaders: Mapping[int, str], agent: Identity, *, grace: float = 0.12) -> None:
+    """End the processes of `leaders` (see `shell_processes`).
 
-    Sends SIGTERM, waits `grace` seconds, then sends SIGKILL for up to `hard` seconds. The search repeats until it finds
-    no process twice in a row: a search may miss a process that is forked meanwhile.
+    Sends SIGTERM, waits `grace` seconds, then sends SIGKILL. The search repeats until it finds no process twice in a
+    row: a search may miss a process that is forked meanwhile, but each one ends all that may fork those of the next.
     """
     pids = shell_processes(leaders, agent)
     send_signal(pids, signal.SIGTERM)
@@ -105,17 +109,13 @@ def kill_shell_processes(
     while pids and time.monotonic() < deadline:
         time.sleep(_STEP)
         pids = [pid for pid in pids if _running(pid)]
-    deadline = time.monotonic() + hard
+    deadline = time.monotonic() + _KILL_SECONDS
     empty_searches = 0
-    while empty_searches < 2:
+    while empty_searches < 2 and time.monotonic() < deadline:
         pids = shell_processes(leaders, agent)
-        empty_searches = 0 if pids else empty_searches + 1
-        if pids and time.monotonic() > deadline:
-            return False
         send_signal(pids, signal.SIGKILL)
-        if empty_searches < 2:
-            time.sleep(_STEP)
-    return True
+        empty_searches = 0 if pids else empty_searches + 1
+        time.sleep(_STEP)
 
 
 def kill_descendants(seconds: float) -> bool:

@@ -177,11 +177,16 @@ class Shell:
             bash, self._typed = self._bash, ""
             if bash is not None and self.running is not None:
                 bash.abort()
-            if self.leader:
-                await asyncio.to_thread(kill_shell_processes, self.leader, self._launch.agent)
-            if self.running is not None and not await self.wait_until_idle(0.15):
-                await self._end_bash()
+                await self._kill_processes()
+                if not await self.wait_until_idle(0.15):
+                    await self._end_bash()
+            # Also what bash still started before it gave up the command.
+            await self._kill_processes()
             self.killed = True
+
+    async def _kill_processes(self) -> None:
+        if self.leader:
+            await asyncio.to_thread(kill_shell_processes, self.leader, self._launch.agent)
 
     async def close(self) -> None:
         """Kill bash and remove the files. The caller ends other processes by `leader`."""

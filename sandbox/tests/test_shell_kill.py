@@ -8,6 +8,8 @@ import time
 import psutil
 import pytest
 
+from sandbox.shell import processes
+from sandbox.shell.processes import shell_processes
 from tests.support.eventually import wait_until
 
 OURS = f".{os.getpid()}"
@@ -49,6 +51,27 @@ async def test_kill_ends_process_tree_and_keeps_bash(quick):
     assert data["status"] == "completed" and data["returncode"] != 0
     assert sleepers() == []
     assert (await quick.run("echo $x"))["output"].endswith("kept\n")
+
+
+LOOP = "for i in $(seq 300); do setsid sleep 611 & done"
+"""Forks processes that leave the session of the shell, quickly but not without end."""
+
+
+@pytest.mark.parametrize(
+    "command", [LOOP, f"setsid sh -c '{LOOP}' & wait", f"setsid sh -c 'trap \"\" TERM INT HUP; {LOOP}' & wait"]
+)
+async def test_kill_ends_processes_that_are_forked_meanwhile(quick, monkeypatch, command):
+    def search_slowly(*arguments):
+        found = shell_processes(*arguments)
+        time.sleep(0.15)  # as on a busy machine: the programs go on forking
+        return found
+
+    monkeypatch.setattr(processes, "shell_processes", search_slowly)
+    for name in ("a", "b", "c"):
+        await quick.run(ours(command), id=name)
+        wait_until(lambda: len(sleepers()) > 8)
+        await quick.call("/shell/kill", id=name)
+        assert sleepers() == []
 
 
 async def test_kill_drops_rest_of_command(quick):
