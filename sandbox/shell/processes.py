@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from contextlib import suppress
 
 from sandbox.identity import Identity
 from sandbox.shell.environment import SHELL_MARK
@@ -90,10 +91,25 @@ def descendants() -> list[int]:
 def send_signal(pids: list[int], number: int) -> None:
     """Send a signal to each of `pids` that still exists."""
     for pid in pids:
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
+
+
+def _send_signal_to_groups(pids: list[int], number: int, spared: Set[int]) -> None:
+    """Send a signal to the process groups of `pids`, but in the groups `spared` only to `pids`.
+
+    The kernel signals a group at once: no process of a fork bomb escapes by a fork.
+    """
+    groups: dict[int, list[int]] = {}
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            groups.setdefault(os.getpgid(pid), []).append(pid)
+    for group, members in groups.items():
+        if group in spared:
+            send_signal(members, number)
             continue
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
 
 
 def kill_shell_processes(leaders: Mapping[int, str], agent: Identity, *, grace: float = 0.12) -> None:
@@ -102,9 +118,10 @@ def kill_shell_processes(leaders: Mapping[int, str], agent: Identity, *, grace: 
     Sends SIGTERM, waits `grace` seconds, then sends SIGKILL. The search repeats until it finds no process twice in a
     row: a search may miss a process that is forked meanwhile, but each one ends all that may fork those of the next.
     """
+    spared = {*leaders, os.getpgrp()}
     pids = shell_processes(leaders, agent)
-    send_signal(pids, signal.SIGTERM)
-    send_signal(pids, signal.SIGCONT)  # a stopped process does not handle SIGTERM
+    for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process does not handle SIGTERM
+        _send_signal_to_groups(pids, number, spared)
     deadline = time.monotonic() + grace
     while pids and time.monotonic() < deadline:
         time.sleep(_STEP)
@@ -113,7 +130,7 @@ def kill_shell_processes(leaders: Mapping[int, str], agent: Identity, *, grace: 
     empty_searches = 0
     while empty_searches < 2 and time.monotonic() < deadline:
         pids = shell_processes(leaders, agent)
-        send_signal(pids, signal.SIGKILL)
+        _send_signal_to_groups(pids, signal.SIGKILL, spared)
         empty_searches = 0 if pids else empty_searches + 1
         time.sleep(_STEP)
 
