@@ -39,6 +39,17 @@ class Failure(Exception):
         self.message = message
 
 
+class NoProcessLeft(Failure):
+    """The sandbox has reached its limit of processes and threads."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "the sandbox has reached its limit of processes, so nothing new can be started: end a shell that started "
+            "many processes with shell_kill_process, then try again",
+        )
+
+
 log = logging.getLogger("sandbox")
 
 

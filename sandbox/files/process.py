@@ -12,7 +12,7 @@ from sandbox.files.calls import CALLS, CallResult, FileCall, run_call
 from sandbox.files.paths import NO_SUDO, PathResolver
 from sandbox.lifeline import launch_prefix
 from sandbox.settings import Settings
-from sandbox.web import Failure
+from sandbox.web import Failure, NoProcessLeft
 
 _SECONDS = 50.0
 """Timeout of one call, in seconds."""
@@ -67,6 +67,8 @@ class CallRunner:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
+        except BlockingIOError as error:
+            raise NoProcessLeft from error
         except OSError as error:
             raise Failure(409, "sudo is not installed in this sandbox: leave out `sudo`") from error
         self.pids.add(process.pid)

@@ -229,10 +229,14 @@ class Bash:
         self._modes = termios.tcgetattr(self._slave)
         self._modes[1] &= ~termios.ONLCR  # output arrives as programs wrote it
         termios.tcsetattr(self._slave, termios.TCSANOW, self._modes)
-        self._process = self._spawn(launch, cwd)
-        self.pid = self._process.pid
+        try:
+            self._process = self._spawn(launch, cwd)
+            self.pid = self._process.pid
+            self._wait_in_thread()
+        except (OSError, RuntimeError):
+            self.close()
+            raise
         self._loop.add_reader(self._master, self._readable)
-        threading.Thread(target=self._wait_for_exit, name=f"bash-{self.pid}", daemon=True).start()
 
     def _spawn(self, launch: BashLaunch, cwd: str) -> subprocess.Popen[bytes]:
         # HUP instead of KILL: bash passes it on to its background jobs.
@@ -247,6 +251,14 @@ class Bash:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+    def _wait_in_thread(self) -> None:
+        try:
+            threading.Thread(target=self._wait_for_exit, name=f"bash-{self.pid}", daemon=True).start()
+        except RuntimeError:
+            self._process.kill()
+            self._process.wait()
+            raise
 
     @property
     def alive(self) -> bool:

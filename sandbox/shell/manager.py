@@ -5,15 +5,16 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterable
 
 from sandbox.identity import Identity
 from sandbox.settings import Settings
 from sandbox.shell.bash import BashLaunch
 from sandbox.shell.environment import shell_environment
 from sandbox.shell.output import RunFolder
-from sandbox.shell.processes import kill_shell_processes
+from sandbox.shell.processes import kill_shell_processes, shell_processes
 from sandbox.shell.session import Shell, WakeUp, wait_until
-from sandbox.web import Failure
+from sandbox.web import Failure, NoProcessLeft
 
 MAX_SHELLS = 256
 """Maximum number of shells. A bash takes about 4 MB; many sessions may share one sandbox."""
@@ -35,13 +36,18 @@ class Shells:
         self._bash = shutil.which("bash")
 
     async def find_problem(self) -> str:
-        """Return why no shell can be started; empty if one can. After a failed start, this is tried."""
+        """Return why no shell can be started; empty if one can, at least after a kill of others.
+
+        After a failed start, this is tried.
+        """
         failed = [shell for shell in self._shells.values() if shell.start_failed]
         if self._bash is None or not failed:
             return "" if self._bash else _NO_BASH
         probe = Shell("probe", self._prepare_launch(), self._settings.home)
         try:
             await probe.run(":")
+        except NoProcessLeft as failure:
+            return "" if await self._has_processes() else failure.message
         except Failure as failure:
             return failure.message
         finally:
@@ -115,10 +121,12 @@ class Shells:
                 await asyncio.to_thread(folder.remove)
             self._launch = None
 
+    async def _has_processes(self) -> bool:
+        """Return whether the shells have processes that can be killed."""
+        return bool(await asyncio.to_thread(shell_processes, _leaders(self._shells.values()), self._settings.agent))
+
     async def _end(self, shells: list[Shell]) -> None:
-        leaders: dict[int, str] = {}
-        for shell in shells:
-            leaders |= shell.leader
+        leaders = _leaders(shells)
         await asyncio.gather(*(shell.close() for shell in shells))
         if leaders:
             # One search for all shells, because it looks at every process of the machine.
@@ -140,6 +148,10 @@ class Shells:
         if self._launch is None:
             self._launch = _launch(self._settings, self._bash, self.mark)
         return self._launch
+
+
+def _leaders(shells: Iterable[Shell]) -> dict[int, str]:
+    return {pid: mark for shell in shells for pid, mark in shell.leader.items()}
 
 
 def _launch(settings: Settings, bash: str, mark: str) -> BashLaunch:

@@ -12,7 +12,7 @@ from sandbox.shell.console import Console
 from sandbox.shell.marks import BEGIN, END, Mark
 from sandbox.shell.processes import kill_shell_processes
 from sandbox.shell.record import Record
-from sandbox.web import Failure
+from sandbox.web import Failure, NoProcessLeft
 
 
 class WakeUp:
@@ -119,7 +119,7 @@ class Shell:
             folder: Absolute folder; empty for the current one.
 
         Raises:
-            Failure: 409 if another command runs; 500 if bash cannot be started.
+            Failure: 409 if another command runs; 500 if bash cannot be started; 503 if there is no process left.
         """
         async with self._lock:
             self._check_idle()
@@ -137,10 +137,12 @@ class Shell:
                     # Nothing has run: this bash no longer accepts commands, so a new one is needed.
                     await self._end_bash()
                     note = RESTARTED
-            except (OSError, RuntimeError) as error:  # RuntimeError: there is no thread left
+            except (BlockingIOError, RuntimeError) as error:  # RuntimeError: there is no thread left
                 self.start_failed = True
-                reason = error.strerror if isinstance(error, OSError) else None
-                raise Failure(500, f"the shell could not be started: {reason or error}") from error
+                raise NoProcessLeft from error
+            except OSError as error:
+                self.start_failed = True
+                raise Failure(500, f"the shell could not be started: {error.strerror or error}") from error
             self.start_failed = record is None
             if record is None:
                 raise Failure(500, "the shell does not take commands")

@@ -1,10 +1,15 @@
 """Unusual commands that could break a shell."""
 
 import asyncio
+import errno
+import os
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from sandbox.shell import bash
 
 
 @pytest.mark.parametrize(
@@ -188,3 +193,26 @@ async def test_any_command_leaves_shell_usable(box):
         fine = await box.run("echo fine", id="fuzz")
         # A background job of the command may still write something.
         assert "fine\n" in fine["output"] and fine["returncode"] == 0, command
+
+
+@pytest.mark.parametrize("missing", ["process", "thread"])
+async def test_shell_at_limit_of_processes_is_refused_with_advice_until_others_are_killed(box, monkeypatch, missing):
+    def refuse(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) if missing == "process" else RuntimeError
+
+    async def shell_state():
+        return (await box.client.get("/api/v1/status")).json()["data"]["shell"]
+
+    await box.run("sleep 611 &")
+    open_files = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        target, name = ("subprocess", "Popen") if missing == "process" else ("threading", "Thread")
+        patch.setattr(bash, target, SimpleNamespace(**vars(getattr(bash, target)) | {name: refuse}))
+        message = await box.run("true", id="b", status=503)
+        assert "limit of processes" in message and "shell_kill_process" in message
+        assert (await shell_state())["ready"]
+        await box.call("/shell/kill", id="a")
+        assert await shell_state() == {"ready": False, "reason": message}
+        assert len(os.listdir("/proc/self/fd")) == len(open_files)
+    assert (await shell_state())["ready"]
+    assert (await box.run("echo fine", id="b"))["output"] == "fine\n"

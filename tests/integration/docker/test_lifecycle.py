@@ -1,6 +1,7 @@
 """The lifecycle of a session's sandbox on a real engine: found again, lost, idle, destroyed."""
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -96,12 +97,39 @@ async def test_sandbox_full_of_processes_is_replaced_with_its_files(
     full = await provider.acquire(session)
     await write(full, "fill.py", FILL)
     await run(full, "python3 fill.py")
-    with pytest.raises(SandboxFailure, match="could not be started"):
+    with pytest.raises(SandboxFailure, match="limit of processes"):
         await full.shell_exec("other", "", "true")
     replaced = await provider.acquire(session)
     assert replaced.instance_id != full.instance_id
     assert await read(replaced, "fill.py") == FILL
     assert (await run(replaced, "pgrep -c sleep"))[1] == "0\n"
+    await provider.destroy(session)
+
+
+@pytest.mark.parametrize("bomb", ["for i in $(seq 2000); do sleep 500 & done; wait", "bomb() { bomb | bomb & }; bomb"])
+async def test_sandbox_full_of_processes_of_a_shell_works_again_once_the_shell_is_killed(
+    engine: EngineSandbox, provider: DockerSandboxes, bomb: str
+) -> None:
+    session = engine.new_session()
+    sandbox = await provider.acquire(session)
+    await sandbox.shell_exec("bomb", "", bomb)
+
+    async def is_refused() -> bool:
+        try:
+            await sandbox.shell_exec(f"other{next(numbers)}", "", "true")
+        except SandboxFailure as failure:
+            assert "limit of processes" in str(failure) and "shell_kill_process" in str(failure), failure
+            return True
+        return False
+
+    numbers = itertools.count()
+    await eventually(is_refused)
+    assert (await sandbox.status())["shell"].ready
+    same = await provider.acquire(session)
+    assert same.instance_id == sandbox.instance_id
+    await same.shell_kill("bomb")
+    assert await run(same, "pgrep -c -f 'sleep 500|bomb' || true") == (0, "0\n")
+    assert (await same.shell_exec("other0", "", "echo on")).output == "on\n"
     await provider.destroy(session)
 
 
