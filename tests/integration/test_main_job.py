@@ -6,12 +6,14 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psutil
 import pytest
+import pytest_asyncio
 
 from tests.fakes.scripted_openai import Answer, Asked, Call, Raw, Reply, ScriptedOpenAI, Status, agent_script
 from tests.support.eventually import WAIT_SECONDS, eventually
@@ -19,6 +21,8 @@ from tests.support.invariants import check_log, check_requests
 from tests.support.service import ApiClient, ServiceProcess
 
 KEY = "sk-very-secret-key-0123456789"
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def plan(*steps: str, message: str = "I will.") -> Reply:
@@ -41,10 +45,11 @@ def model() -> Iterator[ScriptedOpenAI]:
         yield server
 
 
-@pytest.fixture
-async def service(model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[ServiceProcess]:
+@asynccontextmanager
+async def prepared_service(model: ScriptedOpenAI, folder: Path) -> AsyncIterator[ServiceProcess]:
+    """Yield a service that is not started yet. At the end, stop it and check its log."""
     service = ServiceProcess(
-        tmp_path / "data",
+        folder / "data",
         API_KEY=KEY,
         API_BASE=model.url,
         MODEL_NAME="scripted",
@@ -58,11 +63,25 @@ async def service(model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[Servic
     assert "Traceback" not in log, log[-4000:]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(model: ScriptedOpenAI, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServiceProcess]:
+    """The service that all tests share which do not end it."""
+    async with prepared_service(model, tmp_path_factory.mktemp("service")) as service:
+        yield service
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(service: ServiceProcess) -> AsyncIterator[ApiClient]:
     client = await service.start()
     yield client
     await client.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def own_service(model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[ServiceProcess]:
+    """A service, not started yet, that the test may end."""
+    async with prepared_service(model, tmp_path) as service:
+        yield service
 
 
 def find_processes(text: str) -> list[psutil.Process]:
@@ -468,7 +487,7 @@ async def test_repeated_idempotency_key_stores_one_message(client: ApiClient, mo
 
 
 async def test_run_continues_after_a_kill_without_repeating_a_command(
-    service: ServiceProcess, model: ScriptedOpenAI, tmp_path: Path
+    own_service: ServiceProcess, model: ScriptedOpenAI, tmp_path: Path
 ) -> None:
     marks = tmp_path / "marks"
     duration = unique_duration()
@@ -481,16 +500,16 @@ async def test_run_continues_after_a_kill_without_repeating_a_command(
             Reply(text="Done after all."),
         ]
     )
-    client = await service.start()
+    client = await own_service.start()
     session = await client.create_session()
     chat = await client.send_message(session, "Go")
     await eventually(lambda: find_processes(duration), interval=0.02)
-    await service.kill()
+    await own_service.kill()
     await chat.read_all()
     await client.close()
     await wait_until_gone(duration)
     last = max(int(frame.id or 0) for frame in chat.frames)
-    client = await service.start()
+    client = await own_service.start()
     rest = await (await client.open_chat(session, {"event_id": f"{last:012d}"})).read_all()
     assert rest[-1].event == "done"
     history = await client.get_session(session)
@@ -514,17 +533,19 @@ async def test_shell_of_the_model_cannot_read_the_secrets_of_the_service(
 
 
 async def test_sigterm_ends_open_streams_and_the_process_within_seconds(
-    client: ApiClient, model: ScriptedOpenAI, service: ServiceProcess
+    model: ScriptedOpenAI, own_service: ServiceProcess
 ) -> None:
+    client = await own_service.start()
     second = await one_second(client, model)
     model.reset([Reply(text="x", hang_after=0)])
     session = await client.create_session()
     chats = [await client.send_message(session, "Go"), *[await client.open_chat(session, {}) for _ in range(50)]]
     started_at = time.monotonic()
-    assert await service.stop() in (0, -signal.SIGTERM)
+    assert await own_service.stop() in (0, -signal.SIGTERM)
     assert time.monotonic() - started_at < 5 * second
     for chat in chats:
         await chat.read_all()
+    await client.close()
 
 
 async def test_real_model_without_docker_gets_no_unisolated_shell_by_default(
