@@ -13,6 +13,9 @@ from tests.support.metering import MeteredModel
 from tests.support.service import ServiceProcess
 from tests.support.task_models import MESSAGE, WORD, Task, TaskModel, is_compaction
 
+STEPS, TURNS = 2, 20
+"""Size of the task: the window holds about half of the turns."""
+
 
 def _print_numbers(number: int) -> Call:
     command = f"seq {number * 1_000} {number * 1_000 + 500}"
@@ -39,7 +42,7 @@ class BlockingModel:
 
 @pytest.mark.parametrize("after_summary", [False, True], ids=["during the summary", "after the summary"])
 async def test_run_killed_in_a_compaction_continues(after_summary: bool, tmp_path: Path) -> None:
-    inner = TaskModel(Task(steps=3, turns=25, call=_print_numbers))
+    inner = TaskModel(Task(steps=STEPS, turns=TURNS, call=_print_numbers))
     script = BlockingModel(inner, after_summary=after_summary)
     model = MeteredModel(script, window=WINDOW)
     with ScriptedOpenAI(model, record=False) as server:
@@ -67,4 +70,4 @@ async def test_run_killed_in_a_compaction_continues(after_summary: bool, tmp_pat
     assert frames[-2].data["content"].endswith(WORD)
     check_log(events)
     assert not model.figures.overflows and not model.figures.refusals
-    assert model.figures.calls - before <= 3 * 26 + 10, "the compaction was repeated again and again"
+    assert model.figures.calls - before <= STEPS * (TURNS + 1) + 10, "the compaction was repeated again and again"
