@@ -1,10 +1,10 @@
 """Runs of badly behaving models end or rest: the real service, a local sandbox, and a scripted model server."""
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.fakes.scripted_openai import Answer, Asked, Call, Reply, ScriptedOpenAI, Status
 from tests.support.service import ApiClient, ServiceProcess
@@ -13,6 +13,8 @@ STEPS = [{"id": "1", "description": "one"}]
 PLAN = Reply(calls=[Call("create_plan", {"title": "T", "message": "M", "goal": "G", "steps": STEPS})])
 ANSWERED = {"success": True, "result": "r", "answer": "All is done."}
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[ScriptedOpenAI]:
@@ -20,10 +22,10 @@ def model() -> Iterator[ScriptedOpenAI]:
         yield server
 
 
-@pytest.fixture
-async def client(model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[ApiClient]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(model: ScriptedOpenAI, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ApiClient]:
     service = ServiceProcess(
-        tmp_path / "data",
+        tmp_path_factory.mktemp("service") / "data",
         API_KEY="k",
         API_BASE=model.url,
         MODEL_NAME="scripted",

@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.fakes.scripted_openai import Call, Reply, ScriptedOpenAI, Status, agent_script
 from tests.support.service import ApiClient, ServiceProcess
 
 LIMITED = Status(status=429, body={"error": {"message": "slow down"}}, headers={"retry-after": "60"})
 STOP_SECONDS = 1.0
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +23,14 @@ def model() -> Iterator[ScriptedOpenAI]:
         yield server
 
 
-@pytest.fixture
-async def client(model: ScriptedOpenAI, tmp_path: Path) -> AsyncIterator[ApiClient]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(model: ScriptedOpenAI, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ApiClient]:
     service = ServiceProcess(
-        tmp_path / "data", API_KEY="k", API_BASE=model.url, MODEL_NAME="scripted", SANDBOX_PROVIDER="local"
+        tmp_path_factory.mktemp("service") / "data",
+        API_KEY="k",
+        API_BASE=model.url,
+        MODEL_NAME="scripted",
+        SANDBOX_PROVIDER="local",
     )
     client = await service.start()
     yield client

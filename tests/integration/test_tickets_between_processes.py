@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
@@ -16,23 +16,26 @@ from tests.support.stores import Mongod, require_mongod
 
 PROCESSES = 3
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
-async def apis(tmp_path: Path) -> AsyncIterator[list[ApiClient]]:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def apis(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[ApiClient]]:
     require_mongod()
     require_redis()
-    mongod = Mongod(tmp_path / "mongod")
+    folder = tmp_path_factory.mktemp("apis")
+    mongod = Mongod(folder / "mongod")
     await asyncio.to_thread(mongod.start)
     try:
         async with RedisServer() as redis, AsyncExitStack() as stack:
-            sandbox = await stack.enter_async_context(SandboxProcess(tmp_path / "sandbox"))
+            sandbox = await stack.enter_async_context(SandboxProcess(folder / "sandbox"))
             stores = {"MONGODB_URL": mongod.url, "REDIS_URL": redis.url, "LOG_LEVEL": "DEBUG", **sandbox.settings}
             services: list[ServiceProcess] = []
             clients: list[ApiClient] = []
             for number in range(PROCESSES):
-                folder = tmp_path / f"api{number}"
-                folder.mkdir()
-                service = ServiceProcess(folder / "data", part="api", LIMIT_LOGIN_FAILURES_PER_MINUTE="0", **stores)
+                own_folder = folder / f"api{number}"
+                own_folder.mkdir()
+                service = ServiceProcess(own_folder / "data", part="api", LIMIT_LOGIN_FAILURES_PER_MINUTE="0", **stores)
                 services.append(service)
                 stack.push_async_callback(service.stop)
                 clients.append(await service.start())
