@@ -7,12 +7,12 @@ of files are absolute, relative to the home, or begin with `~`; `files/` documen
 import asyncio
 import os
 from dataclasses import asdict
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from pydantic import Field
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from sandbox.activity import Activity
@@ -30,7 +30,7 @@ from sandbox.shell.excerpt import Excerpt
 from sandbox.shell.manager import Shells
 from sandbox.shell.record import Record
 from sandbox.shell.session import Shell
-from sandbox.web import Body, Failure, json_route, success_response
+from sandbox.web import Body, Failure, FileResponse, json_route, success_response
 
 
 def cdp_routes(browser: Browser) -> list[Route]:
@@ -295,8 +295,6 @@ def _message(record: Record, note: str, seconds: float | None) -> str:
     return f"{text}; {note}" if note else text
 
 
-_BLOCK = 256 * 1024
-"""Number of bytes of a download to read at once."""
 UPLOAD_BYTES = 1024 * MIB
 """Maximum size of an uploaded file, in bytes."""
 
@@ -382,10 +380,4 @@ def _open_response(place: ResolvedPath) -> Response:
     """Open a file with the rights of this thread, and return the response that sends it."""
     fd, found = reading.open_regular(place)
     file = os.fdopen(fd, "rb")  # closed with its last reference, also if the response is never sent
-    headers = {
-        "Content-Length": str(found.st_size),
-        "Content-Disposition": f"attachment; filename*=utf-8''{quote(os.fsencode(os.path.basename(place.absolute)))}",
-    }
-    # The file may grow meanwhile.
-    blocks = iter(lambda: file.read(min(_BLOCK, found.st_size - file.tell())), b"")
-    return StreamingResponse(blocks, headers=headers, media_type="application/octet-stream")
+    return FileResponse(file, found.st_size, os.path.basename(place.absolute))

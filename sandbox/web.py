@@ -1,15 +1,21 @@
-"""The JSON envelope of every response, and the mapping of failures to HTTP."""
+"""The JSON envelope of responses, the mapping of failures to HTTP, and responses that send a file."""
 
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+_BLOCK = 256 * 1024
+"""Number of bytes of a file to read at once."""
 
 
 class Body(BaseModel):
@@ -114,3 +120,22 @@ HANDLERS = {
     Exception: _on_fault,
 }
 """Exception handlers that turn every failure, including the framework's, into an envelope."""
+
+
+class FileResponse(StreamingResponse):
+    """Sends a file, and closes it if the client leaves, when the iterator would keep it until garbage collection."""
+
+    def __init__(self, file: BinaryIO, size: int, name: str) -> None:
+        """Create the response. `size`: number of bytes to send; `name`: what the client may call the file."""
+        self._file = file
+        blocks = iter(lambda: file.read(min(_BLOCK, size - file.tell())), b"")  # the file may grow meanwhile
+        headers = {
+            "Content-Length": str(size),
+            "Content-Disposition": f"attachment; filename*=utf-8''{quote(os.fsencode(name))}",
+        }
+        super().__init__(blocks, headers=headers, media_type="application/octet-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the file."""
+        with self._file:
+            await super().__call__(scope, receive, send)

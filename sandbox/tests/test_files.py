@@ -1,5 +1,6 @@
 """The file API on real files."""
 
+import asyncio
 import os
 import re
 import socket
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sandbox.files.paths import PathResolver
 from sandbox.files.reading import Selection, read
 from sandbox.settings import Settings
-from sandbox.web import Failure
+from sandbox.web import Failure, FileResponse
 
 
 async def test_written_file_is_read_by_absolute_path(box):
@@ -470,6 +471,26 @@ async def test_download_returns_uploaded_bytes(box):
     )
     response = await box.client.get("/api/v1/file/download", params={"path": "none"})
     assert (response.status_code, response.json()["message"]) == (404, "no such file: none")
+
+
+async def test_download_whose_client_leaves_closes_the_file(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(1_000_000))
+    file = (tmp_path / "a").open("rb")
+    sending = asyncio.Event()
+
+    async def send(message):
+        if message.get("body"):
+            sending.set()
+            await asyncio.Event().wait()
+
+    async def receive():
+        await sending.wait()
+        return {"type": "http.disconnect"}
+
+    response = FileResponse(file, 1_000_000, "a")
+    async with asyncio.timeout(10):
+        await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+    assert file.closed
 
 
 async def test_file_names_that_are_not_text_are_listed(box):

@@ -1,13 +1,16 @@
 """`GET /sessions/{id}/export`: a complete archive that can be checked, or one that cannot be opened."""
 
+import asyncio
 import io
 import json
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from app.application.services.export import MAX_PATH_BYTES, ArchiveEntry, archive_names, archive_path
 from app.domain.errors import SandboxUnavailable, StoreUnavailable
@@ -17,6 +20,7 @@ from app.domain.models.sandbox import FolderEntry
 from app.domain.models.tool import ToolResult
 from app.domain.repositories.event_log import Commit
 from app.interfaces.api.export import zip_chunks
+from app.interfaces.api.services import provide
 from tests.fakes.memory_sandbox import HOME, MemorySandbox
 from tests.support.api_harness import API, COMMIT_TIME, ApiHarness
 
@@ -115,6 +119,63 @@ async def test_sandbox_that_cannot_start_is_named_in_the_manifest(harness: ApiHa
     assert manifest["missing"] == [
         {"path": "~", "reason": "this folder and all that follow: the engine is away"},
     ]
+
+
+async def test_sandbox_that_has_just_ended_is_replaced_for_its_files(
+    harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id, ended = await open_sandbox(harness)
+    ended.failure = SandboxUnavailable("it does not run")
+    started = MemorySandbox()
+    started.files[f"{HOME}/a.txt"] = "A"
+
+    async def acquire(_: str) -> MemorySandbox:
+        return started
+
+    monkeypatch.setattr(harness.sandboxes, "acquire", acquire)
+    assert (await export(harness, session_id)).read("files/a.txt") == b"A"
+
+
+async def test_client_that_leaves_ends_the_download_from_the_sandbox(
+    harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id, sandbox = await open_sandbox(harness)
+    sandbox.files[f"{HOME}/endless"] = "x"
+    has_ended = False
+    sending = asyncio.Event()
+
+    async def endless(_: str) -> AsyncGenerator[bytes, None]:
+        nonlocal has_ended
+        try:
+            while True:
+                yield bytes(100_000)
+        finally:
+            has_ended = True
+
+    async def receive() -> Message:
+        await sending.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message.get("body"):
+            sending.set()
+            await asyncio.Event().wait()
+
+    archives: list[AsyncGenerator[bytes, None]] = []  # garbage collection must not be what ends them
+
+    def keep(entries: AsyncGenerator[ArchiveEntry, None]) -> AsyncGenerator[bytes, None]:
+        archives.append(zip_chunks(entries))
+        return archives[0]
+
+    unlimited = replace(harness.services.export, max_bytes=1 << 40)
+    provide(harness.app, replace(harness.services, export=unlimited))
+    monkeypatch.setattr("app.interfaces.api.export.zip_chunks", keep)
+    monkeypatch.setattr(sandbox, "file_download", endless)
+    path = f"{API}/{session_id}/export"
+    scope = {"type": "http", "method": "GET", "scheme": "http", "path": path, "query_string": b"", "headers": []}
+    async with asyncio.timeout(10):
+        await harness.app({**scope, "asgi": {"spec_version": "2.3"}}, receive, send)
+    assert has_ended
 
 
 async def test_what_is_no_plain_file_or_too_large_is_left_out_with_a_reason(harness: ApiHarness) -> None:

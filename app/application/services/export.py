@@ -249,11 +249,15 @@ class _Export:
                     yield exported
 
     async def _sandbox(self) -> Sandbox | None:
-        """Return the sandbox, which is started if the events show that the session has a workspace."""
+        """Return the sandbox, which is started if the events show that the session has a workspace.
+
+        One that has just ended may still be found. The first call notices it, and another one gets its workspace.
+        """
+        sandboxes = self._service.sandboxes
         try:
-            sandbox = await self._service.sandboxes.find(self._session.id)
-            if sandbox is None and self._used_sandbox:
-                sandbox = await self._service.sandboxes.acquire(self._session.id)
+            sandbox = await sandboxes.find(self._session.id)
+            if self._used_sandbox if sandbox is None else not await _responds(sandbox):
+                sandbox = await sandboxes.acquire(self._session.id)
         except SandboxUnavailable as error:
             self._manifest.leave_out(WORKSPACE, str(error))
             return None
@@ -311,6 +315,16 @@ class _Export:
                     chunk = await anext(chunks, b"")
             except SandboxUnavailable as error:
                 self._manifest.leave_out(path, f"only its beginning was read: {error}")
+
+
+async def _responds(sandbox: Sandbox) -> bool:
+    try:
+        await sandbox.file_list(WORKSPACE)
+    except SandboxUnavailable:
+        return False
+    except SandboxFailure:
+        pass
+    return True
 
 
 def _message(entry: TranscriptEntry) -> bytes:

@@ -1,7 +1,7 @@
 """A session as one ZIP archive. A client that does not read pauses it; nothing of it stays in memory."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import IO, cast
@@ -9,6 +9,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.application.services.export import ArchiveEntry
 from app.interfaces.api.dependencies import RequestServices, SessionId, TicketQuery, get_caller
@@ -44,7 +45,19 @@ async def export_session(
         await services.export.check(session_id, owner=caller.owner)
         return Response(media_type=ZIP, headers=headers)
     entries = await services.export.export(session_id, owner=caller.owner)
-    return StreamingResponse(zip_chunks(entries), media_type=ZIP, headers=headers)
+    return _ArchiveResponse(zip_chunks(entries), headers)
+
+
+class _ArchiveResponse(StreamingResponse):
+    """Streams an archive. If the client leaves, it ends the export at once, not with the next garbage collection."""
+
+    def __init__(self, archive: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(archive, media_type=ZIP, headers=headers)
+        self._archive = archive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._archive):
+            await super().__call__(scope, receive, send)
 
 
 async def zip_chunks(entries: AsyncGenerator[ArchiveEntry, None]) -> AsyncGenerator[bytes, None]:

@@ -10,12 +10,14 @@ import pytest
 import pytest_asyncio
 
 from tests.fakes.scripted_openai import Call, Reply, ScriptedOpenAI
-from tests.support.containers import cleared, inspect, named, run
+from tests.support.containers import SANDBOX_IMAGE, cleared, inspect, named, run
 from tests.support.eventually import eventually
 from tests.support.service import ROOT, ApiClient, ChatStream, ServiceProcess
 from tests.support.sse import SseFrame
 
 KEY = "sk-very-secret-key-0123456789"
+
+EXPORT_MAX_BYTES = 1 << 30
 
 
 @dataclass
@@ -117,9 +119,11 @@ async def service(
             API_BASE=model.url,
             MODEL_NAME="scripted",
             SANDBOX_PROVIDER="auto",
+            SANDBOX_IMAGE=SANDBOX_IMAGE,
             SANDBOX_NAME_PREFIX=prefix,
             SANDBOX_NETWORK=f"{prefix}-network",
             LOG_LEVEL="DEBUG",
+            EXPORT_MAX_BYTES=str(EXPORT_MAX_BYTES),
         )
         try:
             service = DockerService(process, await process.start(), model, prefix)
