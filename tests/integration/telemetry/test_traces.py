@@ -27,6 +27,11 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "b7ad6b7169203331"
 CHAT_ROUTE = "POST /api/v1/sessions/{session_id}/chat"
 SECRET = "secret-header-5512"
+LABELS = {
+    *("method", "route", "status", "limit", "type", "profile", "kind", "outcome", "function", "toolkit", "reason"),
+    *("dependency", "state", "version", "role", "le"),
+}
+"""Labels of the metrics. Their values are few, and none names an owner, a session or a text."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,14 @@ async def test_no_text_and_no_header_is_in_a_span_a_metric_or_a_log(traced: Trac
         assert SECRET.encode() not in body
     assert CANARY not in traced.metrics
     assert SECRET not in traced.metrics + traced.logs
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_no_metric_has_a_label_for_an_owner_or_a_session(traced: TracedRuns) -> None:
+    # Every login may read the metrics: docs/decisions/0033-logins.md.
+    labels = set[str]().union(*_exposed(traced.metrics).values())
+    assert labels <= LABELS
+    assert traced.session_id not in traced.metrics
 
 
 @pytest.mark.asyncio(loop_scope="module")
