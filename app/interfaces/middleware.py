@@ -18,7 +18,7 @@ from app.application.context import client_address, request_id
 from app.application.context import span as current_span
 from app.domain.errors import TooLarge, Unavailable
 from app.domain.external.telemetry import NO_SPAN, Span, Tracer
-from app.interfaces.envelope import failure, refuse
+from app.interfaces.envelope import PRIVATE, failure, refuse
 from app.interfaces.errors import INTERNAL, error_response
 from app.interfaces.metrics import Metrics
 
@@ -43,6 +43,9 @@ HEAD_KEY = "anker.head"
 UNTRACED = frozenset(("/health", "/ready", "/metrics"))
 """Paths that are asked for all the time, without being part of anything."""
 
+INTERNAL_CLOSE = 1011
+"""Close code of a WebSocket after an internal error."""
+
 _METHODS = frozenset(HTTPMethod)
 _TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -55,7 +58,7 @@ _HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/?#@\[\]\\
 class RequestLogMiddleware:
     """Outermost: log each request, and add the headers that every response has.
 
-    A stream is logged when it ends. With a tracer, each request is a span too.
+    A stream is logged when it ends. With a tracer, each request is a span too, and so is each WebSocket.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Callable[[], Tracer]) -> None:
@@ -67,7 +70,7 @@ class RequestLogMiddleware:
         """Bind the request's id, pass the request on, then log and count it."""
         client_address.set((scope.get("client") or ("",))[0])
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._pass_websocket(scope, receive, send)
             return
         name = _request_id(scope)
         headers = [(b"x-request-id", name.encode()), (b"x-content-type-options", b"nosniff")]
@@ -98,11 +101,39 @@ class RequestLogMiddleware:
             current_span.reset(span_token)
             request_id.reset(token)
 
+    async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a WebSocket on. Its span lasts from the handshake to the close."""
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+        codes = {"status": 0, "close": 0}
+
+        async def watching_send(message: Message) -> None:
+            if message["type"] == "websocket.accept":
+                codes["status"] = int(HTTPStatus.SWITCHING_PROTOCOLS)
+            elif message["type"] == "websocket.http.response.start":
+                codes["status"] = message["status"]
+            elif message["type"] == "websocket.close":
+                codes["close"] = message["code"]
+            await send(message)
+
+        span = self._start_span(scope)
+        token = current_span.set(span)
+        try:
+            await self._app(scope, receive, watching_send)
+        finally:
+            if code := codes["close"]:
+                span.set({"anker.websocket.close_code": code})
+            error = str(code) if code == INTERNAL_CLOSE or code >= PRIVATE + HTTPStatus.INTERNAL_SERVER_ERROR else ""
+            _end_span(span, HTTPMethod.GET, getattr(scope.get("route"), "path", "-"), codes["status"], error)
+            current_span.reset(token)
+
     def _start_span(self, scope: Scope) -> Span:
         """Start the span of a request. The path is left out, because it may hold secrets; the route is known later."""
         if scope["path"] in UNTRACED:
             return NO_SPAN
-        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
+        method = scope.get("method", "GET")  # a WebSocket has none
+        method = method if method in _METHODS else "_OTHER"
         parents = [value for name, value in scope["headers"] if name == b"traceparent"]
         is_valid = len(parents) == 1 and _TRACEPARENT.fullmatch(parents[0])
         return self._tracer().start(
@@ -113,14 +144,14 @@ class RequestLogMiddleware:
         )
 
 
-def _end_span(span: Span, method: str, route: str, status: int) -> None:
+def _end_span(span: Span, method: str, route: str, status: int, error: str = "") -> None:
     """End the span of a request. A status of 0 means that the client left before there was a response."""
     if route != "-":
         span.rename(f"{method} {route}")
         span.set({"http.route": route})
     if status:
         span.set({"http.response.status_code": status})
-    span.end(str(status) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "")
+    span.end(str(status) if status >= HTTPStatus.INTERNAL_SERVER_ERROR else error)
 
 
 def _guard_page(headers: list[tuple[bytes, bytes]]) -> None:
