@@ -15,9 +15,9 @@ from tests.support.redis_server import RedisServer
 from tests.support.stores import Mongod, mongod_binary
 
 LONG = os.environ.get("CHAOS_LONG") == "1"
-"""Whether to run the long mode: ten times as many kills, each time with a new seed, and the tests that take minutes."""
+"""Whether to run the long mode: many more kills, each time with a new seed, and the tests that take minutes."""
 
-KILLS = int(os.environ.get("CHAOS_ROUNDS", "200" if LONG else "20"))
+KILLS = int(os.environ.get("CHAOS_ROUNDS", "200" if LONG else "12"))
 """Number of SIGKILLs to the processes of the service, over both stores."""
 
 KILLS_PER_TEST = 10

@@ -13,7 +13,7 @@ import pytest_asyncio
 from pymongo import AsyncMongoClient
 
 from tests.chaos.checks import as_events, check_stores_are_clean
-from tests.chaos.conftest import Settings
+from tests.chaos.conftest import LONG, Settings
 from tests.fakes.scripted_openai import ScriptedOpenAI
 from tests.support.cluster import Cluster, Member, processes_with_argument, wait_until_gone
 from tests.support.crowd import RawRequest
@@ -24,7 +24,7 @@ from tests.support.reader import stored_frames
 from tests.support.service import ApiClient, ChatStream
 
 STREAMS = 1_000
-SESSIONS, KEYS = 100, 10
+SESSIONS, KEYS = (100 if LONG else 30), 10
 
 STOP_SECONDS = 3.0
 """Limit for a stop; the README promises one second, on a machine that is not busy with other tests."""
