@@ -22,7 +22,7 @@ STREAM = "text/event-stream"
 TOKEN = "fuzz-0123456789abcdef0123456789abcdef"
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 
-EXAMPLES = 1_500 if LONG else 40
+EXAMPLES = 1_500 if LONG else 15
 """Number of examples of each operation. Its edge cases come in addition, about 60."""
 
 
@@ -110,7 +110,7 @@ def test_sequences_of_requests_get_documented_responses(
             super().validate_response(response, case, additional_checks=[frame_check.validate_frames], **options)
 
     before = server.cutter.requests
-    Sequences.run(settings=settings(examples(60, 1_500, steps=20), deadline=None))
+    Sequences.run(settings=settings(examples(40, 1_500, steps=20), deadline=None))
     assert server.cutter.requests - before > 200
 
 
