@@ -18,8 +18,20 @@ prepare_programs() {
     docker version >/dev/null 2>&1 || engine=(docker=docker.io dockerd=docker.io iptables=iptables)
     install_missing chromium=chromium Xvnc=tigervnc-standalone-server jwm=jwm npm=npm ip=iproute2 openssl=openssl \
         redis-server=redis-server caddy=caddy promtool=prometheus "${engine[@]}" \
-        && ensure_engine && ensure_base_image && ensure_image
+        && ensure_engine && ensure_base_image || return
+    cache_service_image &
+    ensure_image || return
+    wait
 }
+
+# Build the service's image ahead of its tests, which then find every layer in the cache of the engine. They build it
+# themselves if this fails, and report the reason.
+cache_service_image() {
+    local image
+    if image=$(docker build --quiet .); then
+        docker image rm --no-prune "$image"
+    fi
+} >/dev/null 2>&1
 
 # Programs and images are installed while the linters run. An interrupted installation would break the next one, so
 # that a failing linter waits for it.
