@@ -45,9 +45,9 @@ def _state(process: psutil.Process) -> str | None:
 
 
 class Service:
-    """A real `python -m sandbox` on an inherited socket, with a lifeline."""
+    """A real `python -m sandbox` on an inherited socket, with a lifeline; `program` is what Python runs instead."""
 
-    def __init__(self, tmp_path: Path, **env: str) -> None:
+    def __init__(self, tmp_path: Path, *, program: tuple[str, str] = ("-m", "sandbox"), **env: str) -> None:
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.socket.listen(16)
@@ -62,7 +62,7 @@ class Service:
         }
         fds = (self.socket.fileno(), reading)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sandbox"], cwd=ROOT, env={**os.environ, **settings, **env}, pass_fds=fds
+            [sys.executable, *program], cwd=ROOT, env={**os.environ, **settings, **env}, pass_fds=fds
         )
         os.close(reading)
         self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"

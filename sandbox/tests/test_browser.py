@@ -27,9 +27,11 @@ MIB = 1024 * 1024
 def start(tmp_path):
     services = []
 
-    def make(**env) -> Service:
+    def make(program=("-m", "sandbox"), **env) -> Service:
         mark = f"test-{os.getpid()}-{time.monotonic_ns()}"
-        services.append(Service(tmp_path, **({"ANKER_SANDBOX": mark, "SANDBOX_EXEC_SECONDS": "5"} | env)))
+        services.append(
+            Service(tmp_path, program=program, **({"ANKER_SANDBOX": mark, "SANDBOX_EXEC_SECONDS": "5"} | env))
+        )
         return services[-1]
 
     yield make
@@ -278,13 +280,20 @@ def test_browser_and_commands_do_not_get_token(start):
         assert not [name for name in environment if name.startswith("SANDBOX_")], process.name()
 
 
+IMPATIENT = (
+    "import runpy; from sandbox.parts import browser; browser.START_SECONDS = 2.0; "
+    "runpy.run_module('sandbox', run_name='__main__')"
+)
+"""The program, with a shorter limit for the start of Chromium."""
+
+
 def test_browser_that_cannot_start_returns_503(start, tmp_path):
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no display >&2\nexit 1\n")
     broken.chmod(0o755)
-    service = start(SANDBOX_CHROMIUM=str(broken))
+    service = start(program=("-c", IMPATIENT), SANDBOX_CHROMIUM=str(broken))
     answer = cdp(service, "/json/version", timeout=40)
-    assert answer.status_code == 503 and "did not start within 20 s" in answer.json()["message"]
+    assert answer.status_code == 503 and "did not start within 2 s" in answer.json()["message"]
     assert service.status()["browser"] == {"ready": False, "reason": "starting"}
     assert service.run("echo works")["output"] == "works\n"
 
