@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 from playwright.async_api import Error as PlaywrightError
 
@@ -45,7 +46,7 @@ def novnc() -> None:
         asyncio.run(run(*npm))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def site(novnc: None) -> Iterator[str]:
     """Serve `viewer.html` and return its origin."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler)) as server:
@@ -56,7 +57,7 @@ def site(novnc: None) -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def chromium() -> AsyncIterator[Browser]:
     """Start the viewers' browser, which is independent of the sandbox's browser."""
     assert CHROMIUM, "these tests need a Chromium: apt-get install chromium"
@@ -132,11 +133,14 @@ def model() -> Iterator[ScriptedOpenAI]:
         yield server
 
 
-@pytest.fixture
-async def stack(tmp_path: Path, site: str, chromium: Browser, model: ScriptedOpenAI) -> AsyncIterator[VncStack]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_stack(
+    tmp_path_factory: pytest.TempPathFactory, site: str, chromium: Browser, model: ScriptedOpenAI
+) -> AsyncIterator[VncStack]:
+    """The service and the viewers' browser, which all tests share."""
     async with cleared(f"vnc-{uuid.uuid4().hex[:6]}") as prefix:
         service = ServiceProcess(
-            tmp_path / "data",
+            tmp_path_factory.mktemp("service") / "data",
             API_KEY="sk-scripted",
             API_BASE=model.url,
             MODEL_NAME="scripted",
@@ -154,6 +158,17 @@ async def stack(tmp_path: Path, site: str, chromium: Browser, model: ScriptedOpe
             await service.stop()
         log = service.log.read_text()
         assert "Traceback" not in log, log[-4000:]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stack(shared_stack: VncStack) -> AsyncIterator[VncStack]:
+    """The service without sessions, and a browser without pages."""
+    yield shared_stack
+    for context in shared_stack.chromium.contexts:
+        await context.close()
+    http = shared_stack.client.http
+    for session in (await http.get("/api/v1/sessions")).json()["data"]["sessions"]:
+        assert (await http.delete(f"/api/v1/sessions/{session['session_id']}")).status_code == 200
 
 
 async def kill(container: dict[str, Any]) -> None:

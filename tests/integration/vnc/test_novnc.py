@@ -9,7 +9,7 @@ from tests.fakes.scripted_openai import Call, agent_script
 from tests.integration.vnc.conftest import VncStack, kill
 from tests.support.eventually import eventually
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.asyncio(loop_scope="module")]
 
 CONNECTED = "() => window.said.some(each => each.name === 'connect')"
 
