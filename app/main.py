@@ -20,7 +20,7 @@ from app.interfaces.api.openapi import documentation_router, install_openapi
 from app.interfaces.api.services import Services, provide, services_in
 from app.interfaces.authentication import RECHECK_SECONDS, AuthenticationMiddleware, OnRefused
 from app.interfaces.errors import install_error_handlers
-from app.interfaces.limits import LoginLimitMiddleware, RequestLimitMiddleware
+from app.interfaces.limits import LoginLimitMiddleware, RequestLimitMiddleware, ResponseLimitMiddleware
 from app.interfaces.metrics import Metrics
 from app.interfaces.middleware import BodyLimitMiddleware, FailureMiddleware, OriginMiddleware, RequestLogMiddleware
 from app.observability import VERSION
@@ -146,6 +146,7 @@ def set_up_app(
     install_openapi(app, routes)
     # Middleware that is added last handles a request first.
     app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(ResponseLimitMiddleware)
     app.add_middleware(RequestLimitMiddleware)
     # Inside of CORS: a preflight has no login, and pages of allowed origins can read a refusal.
     app.add_middleware(

@@ -1,5 +1,7 @@
-"""ASGI middleware that limits requests: of each owner, and of client addresses with failed logins."""
+"""ASGI middleware that limits requests and unread responses of each owner, and failed logins of client addresses."""
 
+from collections import Counter
+from collections.abc import Iterator
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -12,6 +14,12 @@ from app.interfaces.api.services import Services, services_of
 from app.interfaces.authentication import OPEN_PATH, PRINCIPAL_KEY
 from app.interfaces.envelope import PRIVATE, UNLIMITED_PATHS, refuse
 from app.interfaces.errors import error_response
+
+PART = 64 * 1024
+"""Maximum size of a part of a response that the server keeps besides the response, in bytes."""
+
+MAX_UNREAD = 32 * 2**20
+"""Maximum size of an owner's responses of more than a part that have not been read, in bytes."""
 
 _CREDENTIAL_PARAMETERS = (b"ticket=", b"signature=")
 
@@ -47,6 +55,52 @@ class RequestLimitMiddleware:
         if "transfer-encoding" in headers:
             receive = _counted(receive, services, principal.name)
         await self._app(scope, receive, send)
+
+
+class ResponseLimitMiddleware:
+    """Send responses in parts, as their clients read them, and limit what the clients of an owner leave unread.
+
+    The server would copy a whole response. Streams, which have no declared length, keep little and are not counted.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._unread: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on. Replace its response by 429 if the owner has too many unread ones."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        owner, size, is_refused = "", 0, False
+
+        async def send_in_parts(message: Message) -> None:
+            nonlocal owner, size, is_refused
+            if is_refused:
+                return
+            if message["type"] != "http.response.start":
+                for part in _parts(message):
+                    await send(part)
+                return
+            length = _declared_length(Headers(raw=message.get("headers", [])))
+            if length > PART:
+                owner = scope[PRINCIPAL_KEY].name if PRINCIPAL_KEY in scope else ""
+                if self._unread[owner] and self._unread[owner] + length > MAX_UNREAD:
+                    is_refused = True
+                    await refuse_over_limit(
+                        _too_much_unread(), services_of(HTTPConnection(scope)), scope, receive, send
+                    )
+                    return
+                size = length
+                self._unread[owner] += size
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_in_parts)
+        finally:
+            self._unread[owner] -= size
+            if not self._unread[owner]:
+                del self._unread[owner]
 
 
 class LoginLimitMiddleware:
@@ -100,6 +154,24 @@ async def refuse_over_limit(
     """Refuse a request or the handshake of a WebSocket with 429, and count the refusal."""
     services.metrics.count_refusal(error.limit)
     await refuse(error_response(error), scope, receive, send)
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """Split a part of a response's body."""
+    body: bytes | memoryview = message.get("body", b"")
+    if len(body) <= PART:
+        yield message
+        return
+    for start in range(0, len(body), PART):
+        is_last = start + PART >= len(body)
+        more = message.get("more_body", False) or not is_last
+        yield {"type": message["type"], "body": body[start : start + PART], "more_body": more}
+
+
+def _too_much_unread() -> LimitReached:
+    return LimitReached(
+        f"more than {MAX_UNREAD} bytes of responses wait for you: read them, or close their connections", limit="unread"
+    )
 
 
 def _counted(receive: Receive, services: Services, owner: str) -> Receive:

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from app.__main__ import server_config
 from app.domain.models.event import DoneEvent, MessageEvent
-from app.interfaces import bounded_transport, http_connection
+from app.interfaces import bounded_transport, http_connection, limits
 from app.interfaces.http_connection import HttpConnection
 from tests.hostile.conftest import LONG, HostileClient, failure_of, status_of
 from tests.support.eventually import eventually
@@ -22,6 +22,8 @@ SHORT = 0.4
 """The limits of the server in the short mode, in seconds."""
 
 PART = 1 << 16
+
+FILE_BYTES = 1 << 20
 
 HEAD = b"GET /api/v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 POST = b"POST /api/v1/sessions/x/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n"
@@ -94,12 +96,11 @@ async def test_rest_of_a_body_after_the_response_cannot_hold_the_connection(host
 
 
 @asynccontextmanager
-async def unread_streams(
-    hostile: HostileClient, session_id: str, count: int, *, receive_bytes: int | None = None
+async def unread_requests(
+    hostile: HostileClient, request: bytes, count: int, *, receive_bytes: int | None = None
 ) -> AsyncIterator[list[socket.socket]]:
-    """Open `count` streams of a session's events that nobody reads. The kernel keeps `receive_bytes` for each."""
+    """Send a request `count` times, and read no response. The kernel keeps `receive_bytes` for each."""
     loop = asyncio.get_running_loop()
-    request = f"GET /api/v1/sessions/{session_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     sockets: list[socket.socket] = []
     for _ in range(count):
         made = socket.socket()
@@ -109,10 +110,20 @@ async def unread_streams(
         sockets.append(made)
         await loop.sock_connect(made, ("127.0.0.1", hostile.port))
         await loop.sock_sendall(made, request)
-    await eventually(lambda: hostile.harness.feed.subscriber_count == count)
     yield sockets
     for each in sockets:
         each.close()
+
+
+@asynccontextmanager
+async def unread_streams(
+    hostile: HostileClient, session_id: str, count: int, *, receive_bytes: int | None = None
+) -> AsyncIterator[list[socket.socket]]:
+    """Open `count` streams of a session's events that nobody reads. The kernel keeps `receive_bytes` for each."""
+    request = f"GET /api/v1/sessions/{session_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    async with unread_requests(hostile, request, count, receive_bytes=receive_bytes) as sockets:
+        await eventually(lambda: hostile.harness.feed.subscriber_count == count)
+        yield sockets
 
 
 async def write_history(hostile: HostileClient, session_id: str, parts: int) -> None:
@@ -134,6 +145,35 @@ async def test_unread_streams_keep_little_and_are_closed(hostile: HostileClient,
         assert max(waiting(each) for each in hostile.connections) <= most
         await eventually(lambda: not hostile.connections, seconds=100)
         await eventually(lambda: hostile.harness.feed.subscriber_count == 0)
+
+
+async def test_unread_responses_keep_little_and_are_limited_together(
+    hostile: HostileClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_UNREAD", 5 * FILE_BYTES)
+    session_id = await hostile.harness.create_session()
+    sandbox = await hostile.harness.sandboxes.acquire(session_id)
+    await sandbox.file_write("large.txt", "x" * FILE_BYTES, append=False, sudo=False)
+    body = b'{"file": "large.txt"}'
+    head = f"POST /api/v1/sessions/{session_id}/file HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
+    async with unread_requests(hostile, request, 4):
+        await eventually(lambda: sum(waiting(each) > 0 for each in hostile.connections) == 4)
+        assert max(waiting(each) for each in hostile.connections) <= bounded_transport.WRITE_BUFFER_BYTES + limits.PART
+        closing = request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+        refused = await hostile.exchange(closing)
+        assert failure_of(refused)[0] == 429
+        assert b"retry-after:" in refused.lower()
+        await eventually(lambda: not hostile.connections, seconds=100)
+    assert len(await hostile.exchange(closing)) > FILE_BYTES
+
+
+async def test_viewer_that_does_not_read_is_dropped(hostile: HostileClient) -> None:
+    session_id, _ = await hostile.server.create_session(unlimited=True)
+    viewer = await hostile.server.connect_viewer(session_id)
+    await eventually(lambda: hostile.server.viewers == 1)
+    await eventually(lambda: hostile.server.viewers == 0, seconds=40)
+    viewer.transport.abort()
 
 
 def waiting(connection: HttpConnection) -> int:
