@@ -18,6 +18,7 @@ from tests.support.sse import SseFrame
 KEY = "sk-very-secret-key-0123456789"
 
 EXPORT_MAX_BYTES = 1 << 30
+"""The setting of the service: less than the largest file that a sandbox can hold."""
 
 
 @dataclass
