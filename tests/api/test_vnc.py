@@ -272,7 +272,8 @@ async def test_server_shuts_down_in_time_whatever_viewers_do(caplog: pytest.LogC
     unread.close()
 
 
-async def test_viewer_that_answers_no_ping_is_cut_off() -> None:
+async def test_viewer_that_answers_no_ping_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_transport, "LINGER_SECONDS", 0.1)
     async with VncHarness(ping_seconds=0.1, pong_seconds=0.2).run() as vnc_harness:
         session_id, screen = await vnc_harness.create_session(unlimited=True)
         unread = await open_viewer_without_reading(vnc_harness, session_id)
