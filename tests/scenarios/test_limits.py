@@ -11,17 +11,17 @@ from tests.support.task_models import Task, TaskModel, final_answer, is_compacti
 async def test_run_rests_at_its_limit_and_goes_on_after_the_next_message(
     tmp_path: Path, record_property: Print
 ) -> None:
-    task = Task(steps=10, turns=30)
-    async with open_scenario(TaskModel(task), tmp_path) as scenario:
+    task = Task(steps=5, turns=30)
+    async with open_scenario(TaskModel(task), tmp_path, run_max_calls=100) as scenario:
         frames = await scenario.say()
         assert [frame.event for frame in frames][-2:] == ["message", "wait"]
-        assert frames[-1].data["usage"]["model_calls"] <= 200
-        assert 190 <= scenario.figures.calls <= 200
-        scenario.print(record_property, "300 turns, before the limit")
+        assert frames[-1].data["usage"]["model_calls"] <= 100
+        assert 90 <= scenario.figures.calls <= 100
+        scenario.print(record_property, "150 turns, before the limit")
         frames = await scenario.say("Go on.")
-        scenario.print(record_property, "300 turns, whole run")
+        scenario.print(record_property, "150 turns, whole run")
         await scenario.check_done(frames)
-    assert scenario.figures.calls <= 400
+    assert scenario.figures.calls <= 200
 
 
 async def test_polling_of_something_that_changes_is_no_loop(tmp_path: Path) -> None:
