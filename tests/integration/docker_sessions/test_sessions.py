@@ -23,8 +23,8 @@ from tests.support.sse import SseFrame, read_frames
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SESSIONS = 20
-"""Number of concurrent sessions, five times as many as may start a sandbox at the same time."""
+SESSIONS = 10
+"""Number of concurrent sessions, more than twice as many as may start a sandbox at the same time."""
 
 PAGE = "<title>Hello</title><h1>A page</h1><a href='#there'>A link</a><input aria-label='Name'>"
 
