@@ -87,9 +87,11 @@ class ResponseLimitMiddleware:
                 owner = scope[PRINCIPAL_KEY].name if PRINCIPAL_KEY in scope else ""
                 if self._unread[owner] and self._unread[owner] + length > MAX_UNREAD:
                     is_refused = True
-                    await refuse_over_limit(
-                        _too_much_unread(), services_of(HTTPConnection(scope)), scope, receive, send
-                    )
+                    error = _too_much_unread()
+                    services_of(HTTPConnection(scope)).metrics.count_refusal(error.limit)
+                    response = error_response(error)
+                    response.headers["Connection"] = "close"  # this client may read nothing either
+                    await response(scope, receive, send)
                     return
                 size = length
                 self._unread[owner] += size

@@ -161,7 +161,7 @@ async def test_unread_responses_keep_little_and_are_limited_together(
         await eventually(lambda: sum(waiting(each) > 0 for each in hostile.connections) == 4)
         assert max(waiting(each) for each in hostile.connections) <= bounded_transport.WRITE_BUFFER_BYTES + limits.PART
         closing = request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-        refused = await hostile.exchange(closing)
+        refused = await hostile.exchange(request)  # the server closes the connection
         assert failure_of(refused)[0] == 429
         assert b"retry-after:" in refused.lower()
         await eventually(lambda: not hostile.connections, seconds=100)
