@@ -14,7 +14,7 @@ from tests.support.service import ServiceProcess
 from tests.support.task_models import MESSAGE, WORD, Task, TaskModel, is_compaction
 
 STEPS, TURNS = 2, 20
-"""Size of the task: the window holds about half of the turns."""
+"""Size of the task: the window holds about three quarters of the turns."""
 
 
 def _print_numbers(number: int) -> Call:

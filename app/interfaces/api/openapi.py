@@ -38,9 +38,10 @@ _RETRY_AFTER: Document = {
 
 
 DESCRIPTION = """\
-Every failure is the envelope `FailureAnswer`. Besides the statuses of an operation, any request can be answered with
-`400` (not HTTP), `403` (a page of another origin, or a host name that is not served), `405` (with `Allow`), `408` (it
-arrived too slowly) and `431` (address and headers are larger than 64 KiB)."""
+Every failure is the envelope `FailureAnswer`. Any request can be answered with `400` (not HTTP), `403` (a page of
+another origin, or a host name that is not served), `408` (it arrived too slowly), `413` (the body is too large) and
+`431` (address and headers are larger than 64 KiB). A method that a path does not have is answered with `405` (with
+`Allow`)."""
 """Text of the document: what the server answers before a route sees the request."""
 
 OPENAPI_PATH = "/openapi.json"
@@ -57,6 +58,9 @@ _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 documentation_router = APIRouter(include_in_schema=False, default_response_class=Response)
 """Pages that show the document. Their scripts come from this service: a foreign one could call the API."""
+
+_ANYWHERE = (400, 403, 408, 413, 431)
+"""Failures of every operation; see `DESCRIPTION`."""
 
 
 class SchemaRef(dict[str, Any]):
@@ -160,7 +164,8 @@ def _build(app: FastAPI, routes: Sequence[APIRoute]) -> Document:
         for operation in operations.values():
             # FastAPI assumes 422 for invalid parameters; this service sends 400.
             operation["responses"].pop("422", None)
-            operation["responses"].setdefault("403", failures_of((403,))[403])  # a page of another origin
+            for status in _ANYWHERE:
+                operation["responses"].setdefault(str(status), failures_of((status,))[status])
             if path != OPEN_PATH:
                 for status, answer in failures_of((401, 503)).items():
                     operation["responses"].setdefault(str(status), answer)
