@@ -159,9 +159,9 @@ async def refuse_over_limit(
 
 
 def _parts(message: Message) -> Iterator[Message]:
-    """Split a part of a response's body."""
-    body: bytes | memoryview = message.get("body", b"")
-    if len(body) <= PART:
+    """Split a part of a response's body, unless it is smaller than two parts, as the chunks of streams are."""
+    body = memoryview(message.get("body", b""))
+    if len(body) < 2 * PART:
         yield message
         return
     for start in range(0, len(body), PART):
