@@ -69,7 +69,6 @@ class Desktop:
         """Start it if it is installed. Return at once."""
         if self.installed:
             self._folder = Path(tempfile.mkdtemp(prefix="anker-desktop-", dir=self._state_dir))
-            self._authority.write_bytes(authority_file(self._cookie))
             self._server.start()
             if shutil.which("jwm") is not None:
                 self._manager.start()
@@ -89,8 +88,7 @@ class Desktop:
             TimeoutError: The desktop did not start in time.
         """
         display = await self.display()
-        if self._client_authority is None:
-            self._client_authority = await self._owner.run(self._write_client_authority)
+        self._client_authority = await self._owner.run(self._write_client_authority)
         return {"DISPLAY": display, "XAUTHORITY": str(self._client_authority)}
 
     async def vnc_socket(self) -> str:
@@ -108,7 +106,7 @@ class Desktop:
         return self._socket
 
     async def connect(self, use: Callable[[str], Awaitable[None]]) -> None:
-        """Call `use` with the VNC server's socket, and once more if the server has ended in the meantime.
+        """Call `use` with the VNC server's socket, and once more if the server has ended or its socket was removed.
 
         Args:
             use: Connects to the socket. May raise OSError.
@@ -121,6 +119,9 @@ class Desktop:
                 await use(await self.vnc_socket())
             except ConnectionError:
                 await self._server.wait_for_exit()
+                await use(await self.vnc_socket())
+            except FileNotFoundError:
+                await self._server.restart()
                 await use(await self.vnc_socket())
         except OSError as error:
             raise Failure(503, "the desktop does not answer") from error
@@ -150,6 +151,9 @@ class Desktop:
         return await XConnection.open(f"/tmp/.X11-unix/X{(await self.display())[1:]}", self._cookie)  # noqa: S108
 
     async def _launch_server(self) -> Command:
+        # Somebody with the rights of root may have removed the folder.
+        Path(self._socket).parent.mkdir(mode=0o700, exist_ok=True)
+        self._authority.write_bytes(authority_file(self._cookie))
         arguments = ("Xvnc", "-rfbunixpath", self._socket, "-auth", str(self._authority), *_SERVER_ARGUMENTS)
         return Command(arguments, self._environment, "/", Identity.of_user(""))
 
@@ -158,6 +162,9 @@ class Desktop:
         return Command(("jwm", "-f", str(_MANAGER_SETTINGS)), environment, self._home, self._owner)
 
     def _write_client_authority(self) -> Path:
+        """Write the file unless it is there: programs of the agent may have removed it."""
+        if self._client_authority is not None and self._client_authority.is_file():
+            return self._client_authority
         path = Path(tempfile.mkdtemp(prefix="anker-display-")) / "authority"
         path.write_bytes(authority_file(self._cookie))
         return path

@@ -169,6 +169,19 @@ async def test_viewer_gets_close_frame_when_desktop_dies(start):
         await Viewer(socket).greet()
 
 
+@pytest.mark.parametrize("has_ended", [False, True], ids=["running", "ended"])
+async def test_desktop_whose_files_were_removed_is_remade(start, has_ended):
+    service = await asyncio.to_thread(start)
+    await asyncio.to_thread(ready, service, "desktop")
+    (server,) = named(service, "Xvnc")
+    for folder in {os.path.dirname(part) for part in arguments(server) if "anker-desktop-" in part}:
+        shutil.rmtree(folder)
+    if has_ended:
+        server.kill()
+    async with viewing(service) as socket:
+        await Viewer(socket).greet()
+
+
 async def test_viewer_gets_close_frame_when_sandbox_ends(start):
     service = await asyncio.to_thread(start)
     async with viewing(service) as socket:

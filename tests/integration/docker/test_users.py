@@ -173,6 +173,7 @@ SUDO_ATTACKS = {
     ),
     "kill everything": "sudo kill -9 -1",
     "remove temporary files": "sudo rm -rf /run/* /tmp/*",
+    "remove files of a desktop that ends": "sudo rm -rf /run/* /tmp/*; sudo pkill -9 Xvnc",
 }
 
 
