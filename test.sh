@@ -5,7 +5,7 @@
 #   ./test.sh tests/unit -k x pass further arguments to pytest (the linters run too)
 # As root on a machine with apt, missing programs (Docker, Chromium and others) are installed and a Docker engine is
 # started. Elsewhere the tests that need a missing program are skipped and listed at the end; with CI=true they fail.
-# TEST_WORKERS sets the number of parallel pytest workers (2).
+# TEST_WORKERS sets the number of parallel pytest workers (3: on two cores, the tests wait a third of the time).
 set -euo pipefail
 cd "$(dirname "$0")"
 . scripts/venv.sh
@@ -62,4 +62,4 @@ if ! wait "$programs" && [ "${CI:-}" = true ]; then
 fi
 trap - EXIT
 # conftest.py assigns the tests that share a service to one group; a group runs in one worker.
-exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadgroup --no-loadscope-reorder --durations=40 "$@"
+exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-3}" --dist loadgroup --no-loadscope-reorder --durations=40 "$@"
