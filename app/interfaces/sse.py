@@ -27,7 +27,7 @@ CHUNK = 64 * 1024
 A client that does not read makes the service keep about two of them. Readers at the same position share them.
 """
 
-_MAX_SHARED_CHUNKS = 32
+_MAX_SHARED_CHUNKS = 8
 """Maximum number of chunks that are kept for other readers."""
 
 EXIT_SECONDS = 2.0
