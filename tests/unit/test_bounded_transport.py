@@ -28,6 +28,7 @@ def test_abort_after_connection_has_closed_does_nothing(run: Callable[[Coroutine
         bounded.close()
         await lost.wait()
         bounded.abort()
+        assert bounded.is_closing()
         server.close()
 
     run(abort_closed())
