@@ -14,14 +14,15 @@ cd "$(dirname "$0")"
 
 # The programs and images of the integration tests.
 prepare_programs() {
-    local engine=()
+    local engine=() cache
     docker version >/dev/null 2>&1 || engine=(docker=docker.io dockerd=docker.io iptables=iptables)
     install_missing chromium=chromium Xvnc=tigervnc-standalone-server jwm=jwm npm=npm ip=iproute2 openssl=openssl \
         redis-server=redis-server caddy=caddy promtool=prometheus "${engine[@]}" \
         && ensure_engine && ensure_base_image || return
     cache_service_image &
+    cache=$!
     ensure_image || return
-    wait
+    wait "$cache" || true
 }
 
 # Build the service's image ahead of its tests, which then find every layer in the cache of the engine. They build it

@@ -70,6 +70,7 @@ _start_engine() {
             [ -n "$engine" ] || echo "Starting the Docker engine …" >&2
             setsid dockerd </dev/null >>"$ENGINE_LOG" 2>&1 {lock}>&- &
             engine=$!
+            disown "$engine" # a `wait` of the caller must not wait for the engine
         fi
         sleep 0.2
     done
