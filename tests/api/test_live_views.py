@@ -3,14 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 
 from app.application.services import inspect_sandbox, live_views
-from app.application.services.live_views import Glance, LiveViews
+from app.application.services.live_views import Glance, LiveViews, PageViews
 from app.domain.errors import LimitReached, SandboxUnavailable
 from app.domain.models.event import ToolCalledEvent, ToolCallingEvent
 from app.domain.models.tool import JsonObject, OpenCall, ToolResult
@@ -37,11 +37,11 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def follow(
-    client: httpx.AsyncClient, session_id: str, path: str, body: dict[str, str]
+    client: httpx.AsyncClient, session_id: str, path: str, body: dict[str, str], **headers: str
 ) -> AsyncIterator[AsyncGenerator[SseFrame, None]]:
     """Open a stream as a frontend does, and yield its frames after the comment that opens it."""
     async with (
-        client.stream("POST", f"{API}/{session_id}/{path}", json=body, headers=ACCEPT) as answer,
+        client.stream("POST", f"{API}/{session_id}/{path}", json=body, headers={**ACCEPT, **headers}) as answer,
         asyncio.timeout(20),
     ):
         assert answer.status_code == 200
@@ -163,6 +163,31 @@ async def test_viewers_share_one_look(harness: ApiHarness, live_client: httpx.As
     await eventually(lambda: harness.feed.subscriber_count == 0)
 
 
+async def test_fourth_view_of_page_ends_its_oldest(harness: ApiHarness, live_client: httpx.AsyncClient) -> None:
+    session_id = await harness.create_session()
+    sandbox = await harness.sandboxes.acquire(session_id)
+    await sandbox.shell_exec("main", "~", "one")
+    page = {"origin": str(live_client.base_url).rstrip("/")}
+    async with AsyncExitStack() as stack:
+        program = await stack.enter_async_context(follow(live_client, session_id, "shell", SHELL))
+        other = await stack.enter_async_context(
+            follow(live_client, session_id, "shell", SHELL, **page, **{"user-agent": "another browser"})
+        )
+        views = [
+            await stack.enter_async_context(follow(live_client, session_id, path, body, **page))
+            for path, body in (("shell", SHELL), ("file", FILE), ("shell", SHELL), ("file", FILE))
+        ]
+        assert [frame.data async for frame in views[0]] == [console(("one", ""))]
+        for frames in (program, other, views[2]):
+            assert (await anext(frames)).data == console(("one", ""))
+        sandbox.write_output("main", "more\n")
+        sandbox.files[f"{HOME}/a.txt"] = "text\n"
+        for frames in (program, other, views[2]):
+            assert (await anext(frames)).data == console(("one", "more\n"))
+        for frames in (views[1], views[3]):
+            assert (await anext(frames)).data["content"] == "text\n"
+
+
 async def test_invalid_request_for_stream_returns_envelope(harness: ApiHarness, client: httpx.AsyncClient) -> None:
     session_id = await harness.create_session()
     for path, _ in VIEWS:
@@ -262,7 +287,7 @@ class Counter:
 
 async def test_slow_viewer_skips_states(harness: ApiHarness) -> None:
     session = await harness.store.get(await harness.create_session(), owner="")
-    views, look = LiveViews[int](harness.feed), Counter()
+    views, look = LiveViews[int](harness.feed, PageViews()), Counter()
     async with aclosing(views.follow(session, "a", look)) as states:
         look.may_look.release()
         assert await anext(states) == 1
@@ -276,7 +301,7 @@ async def test_slow_viewer_skips_states(harness: ApiHarness) -> None:
 async def test_number_of_live_views_is_limited(harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_views, "MAX_VIEWS", 1)
     session = await harness.store.get(await harness.create_session(), owner="")
-    views, look = LiveViews[int](MemoryFeed()), Counter()
+    views, look = LiveViews[int](MemoryFeed(), PageViews()), Counter()
     async with aclosing(views.follow(session, "a", look)) as states:
         look.may_look.release()
         assert await anext(states) == 1
@@ -294,6 +319,6 @@ async def test_failing_look_ends_stream(harness: ApiHarness, caplog: pytest.LogC
     async def look(latest: int | None) -> Glance[int]:
         raise ValueError("a fault")
 
-    states = LiveViews[int](harness.feed).follow(session, "a", look)
+    states = LiveViews[int](harness.feed, PageViews()).follow(session, "a", look)
     assert [state async for state in states] == []
     assert "live view ended: unexpected error" in caplog.text

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from app.application.services.audit import AuditTrail
-from app.application.services.live_views import Glance, LiveViews
+from app.application.services.live_views import Glance, LiveViews, PageViews
 from app.domain.errors import NotFound, SandboxFailure, SandboxUnavailable
 from app.domain.external.feed import Feed
 from app.domain.external.sandbox import Sandbox, SandboxProvider
@@ -75,8 +75,9 @@ class SandboxInspector:
         self._mask = mask or NoSecrets()
         self.last_known = LastKnown(event_log=event_log)
         self._sandboxes = sandboxes
-        self._shells = LiveViews[ShellState](feed)
-        self._files = LiveViews[FileText](feed)
+        pages = PageViews()
+        self._shells = LiveViews[ShellState](feed, pages)
+        self._files = LiveViews[FileText](feed, pages)
 
     async def view_shell(self, session_id: str, shell_id: str, *, owner: str) -> ShellState:
         """Return the console of a shell; without it, the last one that the session's events have shown.
@@ -122,8 +123,16 @@ class SandboxInspector:
                 raise
             return found
 
-    async def follow_shell(self, session_id: str, shell_id: str, *, owner: str) -> AsyncGenerator[ShellState, None]:
+    async def follow_shell(
+        self, session_id: str, shell_id: str, *, owner: str, page: str | None = None
+    ) -> AsyncGenerator[ShellState, None]:
         """Return a stream of the states of a shell. It waits for a shell that does not exist yet.
+
+        Args:
+            session_id: The session.
+            shell_id: The shell.
+            owner: The session's owner.
+            page: Identifies the page in a browser that follows the shell; see `LiveViews.follow`.
 
         Raises:
             NotFound: The session does not exist.
@@ -131,13 +140,15 @@ class SandboxInspector:
         """
         session = await self.sessions.get(session_id, owner=owner)
         await self._audit.record_view("shell.view", shell_id, owner=owner, session_id=session_id)
-        return self._shells.follow(session, shell_id, _ShellLook(self, session_id, shell_id, owner))
+        return self._shells.follow(session, shell_id, _ShellLook(self, session_id, shell_id, owner), page=page)
 
-    async def follow_file(self, session_id: str, path: str, *, owner: str) -> AsyncGenerator[FileText, None]:
+    async def follow_file(
+        self, session_id: str, path: str, *, owner: str, page: str | None = None
+    ) -> AsyncGenerator[FileText, None]:
         """Return a stream of the states of a file. It waits for a file that does not exist yet; see `follow_shell`."""
         session = await self.sessions.get(session_id, owner=owner)
         await self._audit.record_view("file.read", path, owner=owner, session_id=session_id)
-        return self._files.follow(session, path, _FileLook(self, session_id, path, owner))
+        return self._files.follow(session, path, _FileLook(self, session_id, path, owner), page=page)
 
     async def look(self, session_id: str, call: Callable[[Sandbox], Awaitable[T]]) -> T | None:
         """Make a call on the session's sandbox and mask its result. Return None if none runs."""

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from app.domain.errors import LimitReached, NotFound, SandboxFailure, SandboxUnavailable, StoreUnavailable
 from app.domain.external.feed import Feed, Subscription
@@ -14,6 +15,13 @@ log = logging.getLogger(__name__)
 
 MAX_VIEWS = 64
 """Maximum number of shells and files of one session that are followed at the same time."""
+
+MAX_PAGE_VIEWS = 3
+"""Maximum number of views that one page in a browser follows at the same time; one more ends the oldest.
+
+A browser opens six connections to a server, and a page with an open session needs two for its other streams. A
+published frontend never closes the view of a shell or file when it opens the next one.
+"""
 
 MIN_PAUSE = 0.2
 """Minimum time between two looks, in seconds. A program that writes without pause is seen five times a second."""
@@ -70,33 +78,70 @@ class _Watch(Generic[T]):
     def publish(self, view: T) -> None:
         """Show a new state to the viewers."""
         self.latest, self.number = view, self.number + 1
-        self._wake()
+        self.wake()
 
     def end(self) -> None:
         """End the streams of the viewers."""
         self.ended = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let the viewers see what has changed."""
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
+
+
+@dataclass(slots=True, eq=False)
+class _Viewer(Generic[T]):
+    """Somebody who follows a view."""
+
+    watch: _Watch[T]
+    ended: bool = False
+
+    def end(self) -> None:
+        """End the viewer's stream."""
+        self.ended = True
+        self.watch.wake()
+
+
+class PageViews:
+    """The viewers of each page in a browser, of views of every kind."""
+
+    def __init__(self) -> None:
+        self._viewers: dict[str, list[_Viewer[Any]]] = {}
+
+    @contextmanager
+    def hold(self, page: str, viewer: _Viewer[Any]) -> Generator[None]:
+        """Count the viewer as one of the page's, and end the oldest one if there are too many."""
+        viewers = self._viewers.setdefault(page, [])
+        viewers.append(viewer)
+        for oldest in viewers[:-MAX_PAGE_VIEWS]:
+            oldest.end()
+        try:
+            yield
+        finally:
+            viewers.remove(viewer)
+            if not viewers:
+                self._viewers.pop(page, None)
 
 
 class LiveViews(Generic[T]):
     """The views of one kind that are followed in this process."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, pages: PageViews) -> None:
         self._feed = feed
+        self._pages = pages
         self._watches: dict[tuple[str, str], _Watch[T]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def follow(self, session: Session, name: str, look: Look[T]) -> AsyncGenerator[T, None]:
+    def follow(self, session: Session, name: str, look: Look[T], *, page: str | None = None) -> AsyncGenerator[T, None]:
         """Yield the newest state at once and after each change, until the session is deleted.
 
         Args:
             session: The session.
             name: Which of its shells or files. Viewers of the same name share one look.
             look: Looks at it. Only that of the first viewer is used.
+            page: Identifies the page in a browser that follows the view. It follows at most `MAX_PAGE_VIEWS`.
 
         Raises:
             LimitReached: Too many views of the session are followed.
@@ -106,9 +151,11 @@ class LiveViews(Generic[T]):
             raise LimitReached(
                 f"this session has {MAX_VIEWS} live views, the most there may be: close one", limit="views"
             )
-        return self._states(key, session, look)
+        return self._states(key, session, look, page)
 
-    async def _states(self, key: tuple[str, str], session: Session, look: Look[T]) -> AsyncGenerator[T, None]:
+    async def _states(
+        self, key: tuple[str, str], session: Session, look: Look[T], page: str | None
+    ) -> AsyncGenerator[T, None]:
         watch = self._watches.get(key)
         if watch is None:
             watch = self._watches[key] = _Watch()
@@ -116,17 +163,19 @@ class LiveViews(Generic[T]):
             self._tasks.add(watch.task)
             watch.task.add_done_callback(self._tasks.discard)
         watch.viewers += 1
+        viewer = _Viewer(watch)
         seen = 0
         try:
-            while True:
-                changed = watch.changed
-                if watch.latest is not None and watch.number != seen:
-                    seen = watch.number
-                    yield watch.latest
-                elif watch.ended:
-                    return
-                else:
-                    await changed.wait()
+            with self._pages.hold(page, viewer) if page is not None else nullcontext():
+                while not viewer.ended:
+                    changed = watch.changed
+                    if watch.latest is not None and watch.number != seen:
+                        seen = watch.number
+                        yield watch.latest
+                    elif watch.ended:
+                        return
+                    else:
+                        await changed.wait()
         finally:
             watch.viewers -= 1
             if not watch.viewers:

@@ -120,12 +120,14 @@ async def view_shell(
     """Return the console of one of the session's shells; after the end of its sandbox, the last one that was shown.
 
     With `Accept: text/event-stream`, stream it until the client leaves or the session is deleted, also if the shell
-    does not exist yet.
+    does not exist yet. Of the shells and files that a page in a browser follows, the newest three stay open.
     """
     wanted = await read_body(request, ShellBody)
     if _accepts_stream(request):
         hold_stream(owner)
-        states = await services.inspect_sandbox.follow_shell(session_id, wanted.session_id, owner=owner)
+        states = await services.inspect_sandbox.follow_shell(
+            session_id, wanted.session_id, owner=owner, page=_page_of(request, owner)
+        )
         return _stream(services, states, lambda state: split_frame(_shell_frame(state)))
     return success(_shell_data(await services.inspect_sandbox.view_shell(session_id, wanted.session_id, owner=owner)))
 
@@ -141,18 +143,29 @@ async def view_file(
     """Return a text file of the session's workspace. The sandbox is started if it is not running.
 
     With `Accept: text/event-stream`, stream it until the client leaves or the session is deleted, also if the file
-    does not exist yet.
+    does not exist yet. Of the shells and files that a page in a browser follows, the newest three stay open.
     """
     wanted = await read_body(request, FileBody)
     if _accepts_stream(request):
         hold_stream(owner)
-        states = await services.inspect_sandbox.follow_file(session_id, wanted.file, owner=owner)
+        states = await services.inspect_sandbox.follow_file(
+            session_id, wanted.file, owner=owner, page=_page_of(request, owner)
+        )
         return _stream(services, states, lambda state: split_frame(_file_frame(state)))
     return success(_file_data(await services.inspect_sandbox.read_file(session_id, wanted.file, owner=owner)))
 
 
 def _accepts_stream(request: Request) -> bool:
     return EVENT_STREAM in request.headers.get("accept", "")
+
+
+def _page_of(request: Request, owner: str) -> str | None:
+    """Identify the page that sends the request, as far as it can be told apart; None if no browser sends it."""
+    headers = request.headers
+    if "origin" not in headers:
+        return None
+    peer = request.client.host if request.client else ""
+    return "\n".join((owner, peer, *(headers.get(name, "") for name in ("origin", "user-agent", "x-forwarded-for"))))
 
 
 def _stream(services: Services, states: AsyncGenerator[T, None], encode: Callable[[T], Iterable[bytes]]) -> EventStream:
