@@ -23,10 +23,14 @@ MAX_LINES = 200
 MAX_LINE_CHARS = 1_000
 """Maximum length of a console line."""
 _OBJECT_GROUP = "anker-script"
+_BARE_RETURN = "SyntaxError: Illegal return statement"
+"""Chromium's message for a script that it could not compile. An error that a script throws goes on with its stack."""
 
 
 async def run_script(tab: Tab, javascript: str) -> str:
     """Run `javascript` in the page and return its value, or what it throws, as text. Promises are awaited.
+
+    A script with a `return` outside of functions runs as the body of a function.
 
     Raises:
         BrowserFailure: The script exceeded the time limit and was stopped.
@@ -42,6 +46,10 @@ async def run_script(tab: Tab, javascript: str) -> str:
     }
     try:
         answer = await _send_with_limit(tab, "Runtime.evaluate", evaluation)
+        if cdp.text(answer, "exceptionDetails", "exception", "description") == _BARE_RETURN:
+            # Nothing of it has run. Models write such scripts for drivers that take the body of a function.
+            evaluation["expression"] = f"(async () => {{\n{javascript}\n}})()"
+            answer = await _send_with_limit(tab, "Runtime.evaluate", evaluation)
         if cdp.text(answer, "result", "subtype") == "promise":
             promise = {"promiseObjectId": cdp.text(answer, "result", "objectId")}
             answer = await _send_with_limit(tab, "Runtime.awaitPromise", promise)

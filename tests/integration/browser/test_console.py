@@ -33,6 +33,11 @@ SCRIPT_VALUES = (
     ("Promise.reject(new Error('no'))", "Error: Error: no"),
     ("let 1", "Error: SyntaxError"),
     ("throw 'words'", "Error: words"),
+    ("const t = document.title; return t + '!' // done", "Test!"),
+    ("return await Promise.resolve({ a: 1 })", '{"a":1}'),
+    ("if (document.body) return; 5", "undefined"),
+    ("return nothing.there", "Error: ReferenceError: nothing is not defined"),
+    ("eval('return 1')", "Error: SyntaxError: Illegal return statement"),
 )
 """Scripts, and how the text of their values begins."""
 
