@@ -80,6 +80,16 @@ async def test_invisible_content_is_omitted(harness: BrowserHarness) -> None:
     assert view.text == 'seen\n\n[1 button "More" collapsed]'
 
 
+async def test_fixed_content_of_page_without_height_is_shown_and_usable(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
+        """<style>body { margin: 0; overflow: hidden } #app { position: fixed; inset: 40px }</style>
+        <div id=app><h1>App</h1><input aria-label=Name></div>"""
+    )
+    assert view.text == '# App\n\n[1 textbox "Name"]'
+    browser = await harness.browser()
+    assert '"Name" = "Ann"' in (await browser.input(1, "Ann", press_enter=False)).text
+
+
 async def test_data_tables_become_markdown_tables(harness: BrowserHarness) -> None:
     view = await harness.open_page(
         """<table><caption>Prices</caption><tr><th>Thing<th>Price<tr><td>A | B<td>1 <button>Buy</button>

@@ -133,8 +133,12 @@ function innermostElementAt(x, y) {
   return found;
 }
 
-function clips(style) {
-  return style.overflow !== "visible" || style.clipPath !== "none" || style.clip !== "auto";
+// Return whether an element hides what is outside of its box. The overflow of the root, or else that of the body, applies
+// to the viewport instead (https://www.w3.org/TR/css-overflow-3/#overflow-propagation).
+function clips(element, style) {
+  const root = ofDocument("documentElement");
+  const isViewport = element === root || (element === ofDocument("body") && getComputedStyle(root).overflow === "visible");
+  return (style.overflow !== "visible" && !isViewport) || style.clipPath !== "none" || style.clip !== "auto";
 }
 
 function isScrollable(element) {

@@ -21,11 +21,14 @@ function isUndrawn(element) {
   }
   if (!checkVisibility(element, { visibilityProperty: true })) return false;
   if (!checkVisibility(element, { opacityProperty: true })) return true;
-  const { color, zIndex } = getComputedStyle(element);
-  if (color === "rgba(0, 0, 0, 0)" && Number(zIndex) < 0) return true;
+  let style = getComputedStyle(element);
+  if (style.color === "rgba(0, 0, 0, 0)" && Number(style.zIndex) < 0) return true;
   let { left, right, top, bottom } = boxOf(element);
   for (let each = parentOf(element), depth = 0; each && depth < 2; each = parentOf(each), depth += 1) {
-    if (typeOf(each) !== ELEMENT || !clips(getComputedStyle(each))) continue;
+    if (typeOf(each) !== ELEMENT) continue;
+    if (style.position === "fixed") break; // what is around a fixed element does not clip it
+    style = getComputedStyle(each);
+    if (!clips(each, style)) continue;
     const box = boxOf(each);
     left = Math.max(left, box.left), right = Math.min(right, box.right);
     top = Math.max(top, box.top), bottom = Math.min(bottom, box.bottom);

@@ -222,7 +222,7 @@ class Reader {
     const box = style.display === "contents" ? null : boxOf(element);
     if (box) {
       if (!inline && tag !== "html" && tag !== "body" && this.isOutOfRange(element, box)) return;
-      if ((box.width <= 1 || box.height <= 1) && clips(style)) return;
+      if ((box.width <= 1 || box.height <= 1) && clips(element, style)) return;
       if (box.right + scrollX <= 0 && box.width) return; // beyond the left edge, where a page cannot scroll to
     }
     this.addSuspect(element, tag, box);
