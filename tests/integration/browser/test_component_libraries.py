@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.domain.errors import BrowserFailure
 from tests.integration.browser.libraries import LibraryPages, first_number
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -77,3 +78,16 @@ async def test_day_in_date_picker_is_chosen(libraries: LibraryPages) -> None:
     await libraries.open("flatpickr", again=True)
     view = await libraries.choose('"Day" = "2026-01-05"', '"January 21, 2026"')
     assert '"Day" = "2026-01-21"' in (await libraries.browser.view()).text, view.text
+
+
+async def test_slider_is_moved_to_the_nearest_value(libraries: LibraryPages) -> None:
+    view = await libraries.open("antd", again=True)
+    low, high = (first_number(view, f'slider "{name}"') for name in ("Low", "High"))
+    view = await libraries.browser.input(low, "55", press_enter=False)
+    assert (await libraries.run("limits"), view.notes) == ("[55,80]", ())
+    view = await libraries.browser.input(high, "62", press_enter=False)
+    assert await libraries.run("limits") == "[55,60]"
+    assert view.notes == (f"[{high}] is at 60 now: the arrow keys bring it no nearer to 62.",)
+    with pytest.raises(BrowserFailure, match=r"it takes a number from 0 to 100\. Nothing was changed"):
+        await libraries.browser.input(low, "155", press_enter=False)
+    assert await libraries.run("limits") == "[55,60]"

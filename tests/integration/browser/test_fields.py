@@ -72,6 +72,7 @@ REFUSED = (
     ("box", "on", "click it"),
     ("fixed", "new", "Nothing can be typed"),
     ("choice", "two", "browser_select_option"),
+    ("drawn slider", "five", "it takes a number from 0 to 10."),
 )
 """Label of a field, a text that it does not take, and a part of the failure."""
 
@@ -79,6 +80,7 @@ NOTED = (
     ("short", "abcdef", '] now holds "abc" and not all that was typed, because it takes 3 characters.'),
     ("number", "12", "does not accept its value: Value must be less than or equal to 10."),
     ("pattern", "ab", "does not accept its value: Please match the requested format."),
+    ("masked", "12345", '] now holds "123-45": it formats what is typed.'),
     ("masked", "12345 and more", '] now holds "123-45" and not all that was typed.'),
 )
 """Label of a field, the text that is typed, and a part of the note."""
@@ -111,6 +113,13 @@ async def test_refused_texts_change_nothing(harness: BrowserHarness) -> None:
             await browser.input(field(view, label), text, press_enter=True)
         assert message in str(failure.value), (label, text)
     assert (await browser.view()).text == before
+
+
+async def test_slider_that_ignores_keys_fails_with_its_value(harness: BrowserHarness) -> None:
+    view = await harness.open_corpus_page("fields.html")
+    browser = await harness.browser()
+    with pytest.raises(BrowserFailure, match=r"does not move with the arrow keys: it stays at 3\."):
+        await browser.input(field(view, "drawn slider"), "5", press_enter=False)
 
 
 async def test_value_that_differs_from_the_typed_text_is_noted(harness: BrowserHarness) -> None:

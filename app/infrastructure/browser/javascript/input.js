@@ -159,7 +159,7 @@ function refuseText({ method, role, format }) {
     case "file":
       throw new Refusal("Give the index of the file field.", BAD_REQUEST);
     default:
-      if (role === "slider") throw new Refusal("Click this slider and move it with the arrow keys.", BAD_REQUEST);
+      if (role === "slider") throw new Refusal("Give the index of this slider, and a number.", BAD_REQUEST);
       throw new Refusal(`Nothing can be typed into that ${role || "place"}.`, BAD_REQUEST);
   }
 }
@@ -275,14 +275,19 @@ const api = {
     return { kind: method === "file" ? "file" : ["type", "set"].includes(method) ? "text" : "other" };
   },
 
-  // Assign the value of a field that is not typed into (a date, a slider). Otherwise return whether the field, which
-  // must be typed into, takes several lines.
+  // Assign the value of a field that is not typed into (a date, a slider). Otherwise return the value to which to move
+  // a slider that the page draws itself, or whether the field, which must be typed into, takes several lines.
   setValue(number, value) {
     const element = requireField(number);
     const input = textInput(element);
     if (input.method === "type") {
       checkTyped(element, number, value);
       return { multiline: input.multiline };
+    }
+    if (input.method === "none" && input.role === "slider") {
+      const wanted = sliderTarget(element, number, value);
+      focusOn(element);
+      return { isSlider: true, wanted };
     }
     if (input.method !== "set") refuseText(input);
     const wanted = valueFor(element, number, value);
@@ -291,6 +296,12 @@ const api = {
     dispatchChange(element);
     const state = isConnected(element) ? typedState(element, number, wanted) : "";
     return { isSet: true, state };
+  },
+
+  // Return the value of a slider that the page draws itself, once the page has taken the last key.
+  async sliderValue(number) {
+    await api.waitForQuiet(30, 300);
+    return { value: Number(attribute(requireElement(number), "aria-valuenow")) };
   },
 
   // Describe what of a typed text a field does not hold or accept; "" if there is nothing to say.

@@ -148,6 +148,17 @@ function valueFor(field, number, text) {
   return copy.value;
 }
 
+// Return the value to which to move a slider that the page draws itself; refuse a text that is none of its values.
+function sliderTarget(slider, number, text) {
+  const [min, max] = [["aria-valuemin", 0], ["aria-valuemax", 100]].map(([name, other]) => Number(attribute(slider, name) ?? other));
+  const value = parseNumber(collapse(text));
+  if (value === "" || Number(value) < min || Number(value) > max) {
+    const wanted = `it takes a number from ${min} to ${max}. Nothing was changed`;
+    throw new Refusal(`[${number}] does not take '${shorten(text, 100)}': ${wanted}.`, BAD_REQUEST);
+  }
+  return Number(value);
+}
+
 // Refuse a text that would leave a number field empty.
 function checkTyped(field, number, text) {
   if (!(field instanceof HTMLInputElement) || field.type !== "number" || !text.trim()) return;
@@ -165,6 +176,9 @@ function typedState(field, number, text) {
   const { value } = field;
   const held = field.type === "password" ? `${value.length} characters` : quote(value, 200);
   const limit = field.maxLength >= 0 && value.length >= field.maxLength ? `, because it takes ${field.maxLength} characters` : "";
+  const bare = (each) => each.replace(/[^\p{L}\p{N}]/gu, "");
+  const isFormatted = collapse(value) !== collapse(text) && bare(value) !== "" && bare(value) === bare(text);
+  if (isFormatted) return `[${number}] now holds ${held}: it formats what is typed.`;
   if (collapse(value) !== collapse(text)) return `[${number}] now holds ${held} and not all that was typed${limit}.`;
   return field.validity.valid || !text ? "" : `[${number}] does not accept its value: ${field.validationMessage}`;
 }

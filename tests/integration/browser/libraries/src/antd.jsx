@@ -1,4 +1,4 @@
-import { Select } from "antd";
+import { Select, Slider } from "antd";
 import React from "react";
 import { createRoot } from "react-dom/client";
 
@@ -13,5 +13,7 @@ createRoot(document.querySelector("#app")).render(
       onChange={(value) => (globalThis.many = value)} />
     <Select mode="multiple" aria-label="Tags" style={style} defaultValue={["Apple"]} options={fruits}
       onChange={(values) => (globalThis.tags = values)} />
+    <Slider range step={5} defaultValue={[20, 80]} ariaLabelForHandle={["Low", "High"]} style={style}
+      onChange={(values) => (globalThis.limits = values)} />
   </>,
 );
