@@ -164,7 +164,7 @@ class AuthenticationMiddleware:
         scope[LOGIN_KEY] = login = Login(self._authenticator, self._admins, scope, self._refusals)
         bound = principal_name.set("")
         try:
-            if not _is_opened_by_query(scope):
+            if not is_opened_by_query(scope):
                 with login.reporting():
                     await login.authenticate()
         except AnkerError as error:
@@ -228,7 +228,7 @@ class _Refusals:
         self._on_refused(reason, client)
 
 
-def _is_opened_by_query(scope: Scope) -> bool:
+def is_opened_by_query(scope: Scope) -> bool:
     """Return whether the request has a ticket or a signature, and its route checks it."""
     if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
         return False

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.domain.errors import LimitReached
 from app.domain.models.principal import Principal
 from app.interfaces.api.services import Services, services_of
-from app.interfaces.authentication import OPEN_PATH, PRINCIPAL_KEY
+from app.interfaces.authentication import OPEN_PATH, PRINCIPAL_KEY, is_opened_by_query
 from app.interfaces.envelope import PRIVATE, UNLIMITED_PATHS, refuse
 from app.interfaces.errors import error_response
 
@@ -20,8 +20,6 @@ PART = 64 * 1024
 
 MAX_UNREAD = 32 * 2**20
 """Maximum size of an owner's responses of more than a part that have not been read, in bytes."""
-
-_CREDENTIAL_PARAMETERS = (b"ticket=", b"signature=")
 
 
 class RequestLimitMiddleware:
@@ -194,12 +192,10 @@ def _is_login_failure(message: Message) -> bool:
 
 
 def _credential(scope: Scope) -> bytes:
-    """Return the `Authorization` header, or else a query with a ticket or a signature; empty if there is neither."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return value
-    query: bytes = scope["query_string"]
-    return query if any(parameter in query for parameter in _CREDENTIAL_PARAMETERS) else b""
+    """Return what the request is admitted by: a query with a ticket or a signature, or the `Authorization` header."""
+    if is_opened_by_query(scope):
+        return scope["query_string"]
+    return next((value for name, value in scope["headers"] if name == b"authorization"), b"")
 
 
 def _declared_length(headers: Headers) -> int:
