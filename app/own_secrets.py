@@ -46,8 +46,8 @@ def _secrets_in(name: str, text: str) -> dict[str, str]:
         return {}
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     password = (authority if "@" in authority else rest).rpartition("@")[0].partition(":")[2]
-    pairs = (pair.partition("=") for pair in rest.partition("?")[2].partition("#")[0].split("&"))
-    found = [password, *(value for key, _, value in pairs if _KEY_NAME.search(key))]
+    query = rest.partition("?")[2].partition("#")[0]
+    found = [password, *("".join(values) for values in _KEYS.findall(query))]
     return _numbered(
         name, dict.fromkeys(each for value in found for each in (value, unquote(value), unquote_plus(value)))
     )
@@ -57,5 +57,5 @@ def _numbered(name: str, values: Iterable[str]) -> dict[str, str]:
     return {name if index == 0 else f"{name} ({index + 1})": value for index, value in enumerate(values)}
 
 
-_KEY_NAME = re.compile(r"(?i)key|token|secret|passw|sig|credential")
-"""Matches names of parameters whose values are secrets."""
+_KEYS = re.compile(r"(?i)(?:key|token|secret|passw|sig|credential)[^=:&,%]*(?:=([^&]*)|(?::|%3A)((?:(?!%2C)[^&,])*))")
+"""Matches parameters whose values are secrets, also NAME:VALUE within one, as in authMechanismProperties of MongoDB."""

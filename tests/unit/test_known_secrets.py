@@ -126,6 +126,11 @@ def test_secrets_in_query_of_an_address_are_masked_decoded(tmp_path: Path) -> No
     )
     assert {"se%63ret+1234", "secret+1234", "secret 1234", "a+b"} <= set(found)
     assert "5" not in found
+    properties = "SERVICE_NAME:mongodb,AWS_SESSION_TOKEN:se/cret=,REALM:domain"
+    for value in (properties, quote(properties, safe="")):
+        found = own_secrets(tmp_path, mongodb_url=f"mongodb://h/?authMechanismProperties={value}&w=1")
+        assert "se/cret=" in found
+        assert not any("mongodb" in each or "domain" in each for each in found)
 
 
 def test_short_secret_is_ignored_with_a_warning_without_it(caplog: pytest.LogCaptureFixture) -> None:
