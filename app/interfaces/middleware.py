@@ -69,8 +69,11 @@ class RequestLogMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Bind the request's id, pass the request on, then log and count it."""
         client_address.set((scope.get("client") or ("",))[0])
-        if scope["type"] != "http":
+        if scope["type"] == "websocket":
             await self._pass_websocket(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
         name = _request_id(scope)
         headers = [(b"x-request-id", name.encode()), (b"x-content-type-options", b"nosniff")]
@@ -103,9 +106,6 @@ class RequestLogMiddleware:
 
     async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a WebSocket on. Its span lasts from the handshake to the close."""
-        if scope["type"] != "websocket":
-            await self._app(scope, receive, send)
-            return
         codes = {"status": 0, "close": 0}
 
         async def watching_send(message: Message) -> None:
