@@ -17,8 +17,7 @@ principal_name: ContextVar[str] = ContextVar("principal_name", default="")
 """Name of the principal of the current request; empty outside a request and where there is no login."""
 
 client_address: ContextVar[str] = ContextVar("client_address", default="")
-"""Address from which the current request came; empty outside a request. A proxy on this machine may name it
-(`X-Forwarded-For`); behind any other proxy it is the proxy's."""
+"""Address of the TCP connection of the current request, which may be a proxy's; empty outside a request."""
 
 
 span: ContextVar[Span] = ContextVar("span", default=NO_SPAN)
