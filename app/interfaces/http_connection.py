@@ -47,7 +47,7 @@ _NOT_HTTP = "this is not a valid HTTP request"
 _TOO_SLOW = "the request did not arrive in time"
 
 
-class _HeadTooLarge(Exception):
+class _Refused(Exception):
     """Ends the parsing of a request."""
 
 
@@ -106,12 +106,16 @@ class HttpConnection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header or a trailer."""
+        """Take a header. A trailer is dropped: it would count as a header, with which a proxy names the user, say."""
         self._add_to_head(len(name) + len(value) + len(b": \r\n"))
-        super().on_header(name, value)
+        if not self._body_started:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start to handle the request, and to wait for its body."""
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (not hosts and self.parser and self.parser.get_http_version() == "1.1"):
+            raise _Refused  # other servers on the way may take the request for one to another host
         super().on_headers_complete()
         self._bytes_without_body = self._body_size = 0
         self._body_started = self._last_progress = self.loop.time()
@@ -153,7 +157,7 @@ class HttpConnection(HttpToolsProtocol):
     def _add_to_head(self, size: int) -> None:
         self._head_size += size
         if self._head_size > MAX_HEAD:
-            raise _HeadTooLarge
+            raise _Refused
 
     def _set_timer(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._check_progress)
