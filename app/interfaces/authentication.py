@@ -54,12 +54,13 @@ OnRefused = Callable[[str, str], None]
 
 _SESSION = r"/api/v1/sessions/[^/]+"
 _OPENED_BY_QUERY = (
-    ("http", re.compile(f"{_SESSION}/(?:events|export)"), frozenset({"ticket"})),
-    ("websocket", re.compile(f"{_SESSION}/vnc"), frozenset({"ticket", "signature"})),
+    ("http", re.compile(f"{_SESSION}/(?:events|export)\n?"), frozenset({"ticket"})),
+    ("websocket", re.compile(f"{_SESSION}/vnc\n?"), frozenset({"ticket", "signature"})),
 )
 """What a browser opens without a header: type, path, and parameters of which one is the credential.
 
-These routes check it themselves, in `Login.reporting`, and call `Login.admit`.
+These routes check it themselves, in `Login.reporting`, and call `Login.admit`. Like in their patterns, a path may end
+with a line end.
 """
 
 

@@ -14,6 +14,7 @@ from app.interfaces.api.services import Services, services_of
 from app.interfaces.authentication import OPEN_PATH, PRINCIPAL_KEY, is_opened_by_query
 from app.interfaces.envelope import PRIVATE, UNLIMITED_PATHS, refuse
 from app.interfaces.errors import error_response
+from app.interfaces.middleware import declared_length
 
 PART = 64 * 1024
 """Maximum size of a part of a response that the server keeps besides the response, in bytes."""
@@ -46,7 +47,7 @@ class RequestLimitMiddleware:
             services.rates.remember_accepted(_credential(scope))
         try:
             await services.rates.check_request(principal.name)
-            await services.rates.check_upload(principal.name, _declared_length(headers))
+            await services.rates.check_upload(principal.name, declared_length(headers))
         except LimitReached as error:
             await refuse_over_limit(error, services, scope, receive, send)
             return
@@ -80,7 +81,7 @@ class ResponseLimitMiddleware:
                 for part in _parts(message):
                     await send(part)
                 return
-            length = _declared_length(Headers(raw=message.get("headers", [])))
+            length = declared_length(Headers(raw=message.get("headers", [])))
             if length > PART:
                 owner = scope[PRINCIPAL_KEY].name if PRINCIPAL_KEY in scope else ""
                 if self._unread[owner] and self._unread[owner] + length > MAX_UNREAD:
@@ -196,8 +197,3 @@ def _credential(scope: Scope) -> bytes:
     if is_opened_by_query(scope):
         return scope["query_string"]
     return next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-
-
-def _declared_length(headers: Headers) -> int:
-    length = headers.get("content-length", "")
-    return int(length[:18]) if length.isdigit() else 0

@@ -225,7 +225,7 @@ class BodyLimitMiddleware:
         # Routes only handle GET. The scope is copied, because the server reads its own one to leave out the body.
         inner = {**scope, "method": "GET", HEAD_KEY: True} if scope["method"] == "HEAD" else scope
         try:
-            if _declared_length(scope) > self._max_body:
+            if declared_length(Headers(scope=scope)) > self._max_body:
                 await error_response(await body.drain())(scope, receive, tracking_send)
             else:
                 await self._app(inner, body.receive, tracking_send)
@@ -281,12 +281,10 @@ class _LimitedBody:
         return message
 
 
-def _declared_length(scope: Scope) -> int:
-    """Return the request's Content-Length, or 0 without one."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value[:18])
-    return 0
+def declared_length(headers: Headers) -> int:
+    """Return the Content-Length, or 0 without one."""
+    length = headers.get("content-length", "")
+    return int(length[:18]) if length.isdecimal() else 0
 
 
 class OriginMiddleware:
