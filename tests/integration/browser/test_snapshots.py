@@ -101,6 +101,28 @@ async def test_data_tables_become_markdown_tables(harness: BrowserHarness) -> No
     )
 
 
+async def test_interactive_rows_and_cells_of_tables_are_marked_and_usable(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
+        """<table><tr><th>Mo<th onclick="result.textContent='sorted'">Tu
+        <tr class=week><td class=day>2<td class=day>3
+        <tr onclick="result.textContent='row'"><td>4<td><button>5</button>
+        <tr><td contenteditable>old<td>7</table><p id=result>none</p>
+        <style>.day { cursor: pointer }</style>
+        <script>
+          const show = (event) => result.textContent = event.target.textContent;
+          document.querySelector(".week").addEventListener("click", show);
+        </script>""",
+    )
+    assert view.text == (
+        '| Mo | [1 clickable "Tu"] |\n|---|---|\n| [2 clickable "2"] | [3 clickable "3"] |\n'
+        '| [4 clickable] 4 | [5 button "5"] |\n| [6 textbox = "old"] | 7 |\n\nnone'
+    )
+    browser = await harness.browser()
+    for number, result in ((1, "sorted"), (3, "3"), (4, "row")):
+        assert result in (await browser.click(number)).text
+    assert '= "new"' in (await browser.input(6, "new", press_enter=False)).text
+
+
 async def test_link_around_card_is_marked_at_its_start(harness: BrowserHarness) -> None:
     view = await harness.open_page(
         '<a href="/card"><h3>Title</h3><p>Words of it</p><img alt="Photo" width=20 height=20></a>'

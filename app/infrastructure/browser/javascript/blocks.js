@@ -126,8 +126,12 @@ function table(element, context, inline, style) {
     if (this.isOverLimit()) break;
     const box = boxOf(row);
     if (!box.height || (!header && this.isOutOfRange(row, box))) continue;
-    const cells = [...row.cells].map((cell) => this.cellText(cell, { ...context, box, strong: header }));
-    writer.add(`| ${cells.join(" | ")} |`, box);
+    const rowStyle = getComputedStyle(row);
+    const role = roleOf(row, rowStyle, context.cursor);
+    const mark = role ? `${openMark(row, role)} ` : "";
+    const inner = { ...context, box, cursor: rowStyle.cursor, strong: header };
+    const cells = [...row.cells].map((cell) => this.cellText(cell, inner));
+    writer.add(`| ${mark}${cells.join(" | ")} |`, box);
     if (header) {
       writer.flush();
       writer.add("|" + "---|".repeat(cells.length), box);
@@ -141,7 +145,11 @@ function table(element, context, inline, style) {
 Reader.prototype.cellText = function (cell, context) {
   const outer = this.writer;
   this.writer = new Writer(true);
-  this.addChildren(cell, { ...context, cursor: getComputedStyle(cell).cursor });
+  const cellStyle = getComputedStyle(cell);
+  const role = roleOf(cell, cellStyle, context.cursor);
+  const inner = { ...context, cursor: cellStyle.cursor };
+  if (role) this.addInteractive(cell, role, inner, true);
+  else this.addChildren(cell, inner);
   const text = this.writer.buffer.replaceAll("|", "\\|").trim();
   outer.size += text.length;
   this.writer = outer;
