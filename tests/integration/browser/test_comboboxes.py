@@ -64,3 +64,18 @@ async def test_input_into_box_around_field_fills_the_field(harness: BrowserHarne
 async def test_label_of_button_is_part_of_its_name(harness: BrowserHarness) -> None:
     view = await harness.open_page("<label for=s>Wifi</label><button role=switch id=s aria-checked=true></button>")
     assert view.text == '[1 switch "Wifi" checked]'
+
+
+async def test_slotted_options_of_open_combobox_are_shown(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
+        """<fruit-select><div role=option>Fig</div><div role=option>Plum</div></fruit-select><script>
+        customElements.define("fruit-select", class extends HTMLElement {
+          connectedCallback() {
+            this.attachShadow({ mode: "open" }).innerHTML = `<div style="width: 200px; height: 60px">
+              <input role=combobox aria-label=Fruit aria-expanded=true style="opacity: 0"><slot></slot></div>`;
+          }
+        });
+        </script>"""
+    )
+    text = view.text
+    assert text.index('combobox "Fruit" expanded') < text.index('option "Fig"') < text.index('option "Plum"')

@@ -76,7 +76,7 @@ function innerField(element) {
 
 const POPUPS = "[role=listbox],[role=tree],[role=grid],[role=menu],[role=dialog]";
 
-const NO_CHOICE = `${POPUPS},button,[role=button],a[href],label,input,select,textarea,[aria-live]`;
+const NO_CHOICE = `${POPUPS},[role=option],button,[role=button],a[href],label,input,select,textarea,[aria-live]`;
 
 function choiceOf(element) {
   const box = isUndrawn(element) ? drawingBox(element) : null;

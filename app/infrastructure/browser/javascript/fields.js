@@ -212,7 +212,7 @@ Reader.prototype.addUndrawnField = function (box, field, context, inline) {
   const role = roleOf(field, getComputedStyle(field), "");
   if (!inline) writer.block(false);
   if (tagOf(field) !== "input") this.addEditor(box, field, context);
-  else if (hasOtherParts(box, field)) {
+  else if (hasOtherParts(box, field) || attribute(field, "aria-expanded") === "true") { // options may be slotted
     writer.add(` ${openMark(field, role)} `, context.box ?? boxOf(box));
     this.addChildren(box, { ...context, field });
   } else writer.add(` ${markOf(field, role)} `, context.box ?? boxOf(box));
