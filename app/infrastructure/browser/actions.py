@@ -34,10 +34,10 @@ MAX_TYPED_CHARS = 100
 """Maximum length of a text that is typed key by key; of a longer one only the last character is."""
 TYPE_SECONDS = 10.0
 """Time limit in seconds for typing a text."""
-MAX_SLIDER_KEYS = 400
-"""Maximum number of keys that are pressed to move a slider once its step is known."""
-MAX_SLIDER_MOVES = 8
-"""Maximum number of moves of a slider. Those with equal steps need two or three."""
+MAX_MOVE_KEYS = 400
+"""Maximum number of keys that are pressed at once to move a slider or spinbutton."""
+MAX_MOVES = 8
+"""Maximum number of moves of a slider or spinbutton. Those with equal steps need two or three."""
 
 _TRY_OTHER_SCHEME = (
     "ERR_CONNECTION",
@@ -256,8 +256,8 @@ async def _fill_element(tab: Tab, index: int, value: str) -> None:
     if field.get("isSet"):
         _note_state(tab, field)
         return
-    if field.get("isSlider"):
-        await _move_slider(tab, index, wanted=cdp.number(field, "wanted"))
+    if field.get("isMoved"):
+        await _move_with_keys(tab, index, wanted=cdp.number(field, "wanted"))
         return
     point = await _locate(tab, index, for_click=False)  # refuses an element that is covered or not visible
     kind = cdp.text(await _call_on_element(tab, index, "editorKind"), "kind")
@@ -272,15 +272,15 @@ async def _fill_element(tab: Tab, index: int, value: str) -> None:
             _note_state(tab, await world.call("typedState", index, typed))
 
 
-async def _move_slider(tab: Tab, index: int, *, wanted: float) -> None:
-    """Move a slider that the page draws itself, and that has the focus, with the arrow keys."""
-    value = cdp.number(await _call_on_element(tab, index, "sliderValue"), "value")
+async def _move_with_keys(tab: Tab, index: int, *, wanted: float) -> None:
+    """Move a slider or spinbutton that the page draws itself, and that has the focus, with the arrow keys."""
+    value = cdp.number(await _call_on_element(tab, index, "movedValue"), "value")
     step = 0.0
-    for _ in range(MAX_SLIDER_MOVES):
-        count = min(math.ceil(abs(wanted - value) / step - 0.5), MAX_SLIDER_KEYS) if step else int(value != wanted)
+    for _ in range(MAX_MOVES):
+        count = min(math.ceil(abs(wanted - value) / step - 0.5), MAX_MOVE_KEYS) if step else int(value != wanted)
         for _ in range(count):
             await tab.lifetime.run(tab.page.keyboard.press("ArrowUp" if wanted > value else "ArrowDown"))
-        before, value = value, cdp.number(await _call_on_element(tab, index, "sliderValue"), "value")
+        before, value = value, cdp.number(await _call_on_element(tab, index, "movedValue"), "value")
         if value == before:  # it is as near as it gets, or ignores the keys
             break
         step = abs(value - before) / count

@@ -73,6 +73,7 @@ REFUSED = (
     ("fixed", "new", "Nothing can be typed"),
     ("choice", "two", "browser_select_option"),
     ("drawn slider", "five", "it takes a number from 0 to 10."),
+    ("drawn number", "five", "it takes a number. Nothing was changed."),
 )
 """Label of a field, a text that it does not take, and a part of the failure."""
 
@@ -113,6 +114,18 @@ async def test_refused_texts_change_nothing(harness: BrowserHarness) -> None:
             await browser.input(field(view, label), text, press_enter=True)
         assert message in str(failure.value), (label, text)
     assert (await browser.view()).text == before
+
+
+async def test_drawn_number_is_moved_to_the_nearest_value(harness: BrowserHarness) -> None:
+    view = await harness.open_corpus_page("fields.html")
+    number = field(view, "drawn number")
+    browser = await harness.browser()
+    for text, value, notes in (
+        ("1000", "1000", ()),
+        ("-22", "-20", (f"[{number}] is at -20 now: the arrow keys bring it no nearer to -22.",)),
+    ):
+        after = await browser.input(number, text, press_enter=False)
+        assert (f'"drawn number" = "{value}"' in after.text, after.notes) == (True, notes), after.text
 
 
 async def test_slider_that_ignores_keys_fails_with_its_value(harness: BrowserHarness) -> None:

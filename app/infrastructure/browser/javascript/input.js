@@ -120,6 +120,8 @@ function refuseCovered(number, cover) {
   throw new Refusal(`Element [${number}] is covered by ${describe(cover)}: close or move that first.`);
 }
 
+const MOVED = /^(slider|spinbutton)$/; // roles of elements without text that are moved with the arrow keys
+
 function typeOfField(element) {
   if (element instanceof HTMLInputElement) return element.type;
   if (isEditable(element) || element.editContext) return "editable";
@@ -159,7 +161,7 @@ function refuseText({ method, role, format }) {
     case "file":
       throw new Refusal("Give the index of the file field.", BAD_REQUEST);
     default:
-      if (role === "slider") throw new Refusal("Give the index of this slider, and a number.", BAD_REQUEST);
+      if (MOVED.test(role)) throw new Refusal(`Give the index of this ${role}, and a number.`, BAD_REQUEST);
       throw new Refusal(`Nothing can be typed into that ${role || "place"}.`, BAD_REQUEST);
   }
 }
@@ -276,7 +278,7 @@ const api = {
   },
 
   // Assign the value of a field that is not typed into (a date, a slider). Otherwise return the value to which to move
-  // a slider that the page draws itself, or whether the field, which must be typed into, takes several lines.
+  // a slider or spinbutton that the page draws itself, or whether the field, which must be typed into, takes several lines.
   setValue(number, value) {
     const element = requireField(number);
     const input = textInput(element);
@@ -284,10 +286,10 @@ const api = {
       checkTyped(element, number, value);
       return { multiline: input.multiline };
     }
-    if (input.method === "none" && input.role === "slider") {
-      const wanted = sliderTarget(element, number, value);
+    if (input.method === "none" && MOVED.test(input.role)) {
+      const wanted = movedValue(element, input.role, number, value);
       focusOn(element);
-      return { isSlider: true, wanted };
+      return { isMoved: true, wanted };
     }
     if (input.method !== "set") refuseText(input);
     const wanted = valueFor(element, number, value);
@@ -298,8 +300,8 @@ const api = {
     return { isSet: true, state };
   },
 
-  // Return the value of a slider that the page draws itself, once the page has taken the last key.
-  async sliderValue(number) {
+  // Return the value of a slider or spinbutton that the page draws itself, once the page has taken the last key.
+  async movedValue(number) {
     await api.waitForQuiet(30, 300);
     return { value: Number(attribute(requireElement(number), "aria-valuenow")) };
   },

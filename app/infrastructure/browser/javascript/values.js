@@ -148,12 +148,13 @@ function valueFor(field, number, text) {
   return copy.value;
 }
 
-// Return the value to which to move a slider that the page draws itself; refuse a text that is none of its values.
-function sliderTarget(slider, number, text) {
-  const [min, max] = [["aria-valuemin", 0], ["aria-valuemax", 100]].map(([name, other]) => Number(attribute(slider, name) ?? other));
+// Return the value to which to move a slider or spinbutton that the page draws itself; refuse a text that is none.
+function movedValue(element, role, number, text) {
+  const limit = (name, other) => attribute(element, name) ?? (role === "slider" ? other : ""); // the defaults of WAI-ARIA
+  const [min, max] = [limit("aria-valuemin", "0"), limit("aria-valuemax", "100")];
   const value = parseNumber(collapse(text));
-  if (value === "" || Number(value) < min || Number(value) > max) {
-    const wanted = `it takes a number from ${min} to ${max}. Nothing was changed`;
+  if (value === "" || (min && Number(value) < Number(min)) || (max && Number(value) > Number(max))) {
+    const wanted = `it takes a number${min && ` from ${min}`}${max && ` to ${max}`}. Nothing was changed`;
     throw new Refusal(`[${number}] does not take '${shorten(text, 100)}': ${wanted}.`, BAD_REQUEST);
   }
   return Number(value);
