@@ -48,6 +48,7 @@ while {{
   \\builtin :
 }} >/dev/null 2>&1; do
   if [[ $__anker_aborted && $__anker_returned == {aborted} ]]; then __anker_returned=130; fi
+  {{ \\builtin . /dev/null; }} <{tty} >{tty} 2>&1 || \\builtin exit 97
   \\builtin printf '\\033]7717;{word};%s;E;%s\\007' "$__anker_number" "$__anker_returned" >{tty}
   {{
     IFS= \\builtin read -r -d '' __anker_number && IFS= \\builtin read -r -d '' __anker_folder
@@ -70,7 +71,8 @@ while {{
     for __anker_once in 1; do \\builtin . {run} <{tty} >{tty} 2>&1; done
   fi
 done
-# Only a `break` out of more loops than there are leads here.
+# Only a `break` out of more loops than there are leads here, or a lack of file descriptors.
+{{ \\builtin . /dev/null; }} <{tty} >{tty} 2>&1 || \\builtin exit 97
 \\builtin . {loop}
 """
 
@@ -97,6 +99,8 @@ class ShellScripts:
     - `set -e` ends the command, not bash: our ERR trap, which runs just before bash would exit, returns from each
       function and file up to the loop. If there is an EXIT trap, bash does exit, so that the trap runs.
     - `exec` of a program that does not exist leaves bash running, as in a terminal.
+    - A bash that cannot open enough files for another command, such as after `ulimit -n 5`, ends, so that the next
+      command gets a new one.
 
     Attributes:
         folder: Private folder of the shell.

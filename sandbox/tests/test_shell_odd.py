@@ -49,6 +49,9 @@ async def test_unfinished_command_ends_with_error(box, command):
         "tput smcup; printf '\\033[?25l\\033[2J'",
         "kill -INT $$",
         "mkdir gone; cd gone; rmdir ../gone",
+        "ulimit -n 4",
+        "ulimit -n 5",
+        "ulimit -n 6",
     ],
 )
 async def test_next_command_runs_after_odd_command(box, command):
