@@ -29,7 +29,7 @@ prepare_programs() {
 # themselves if this fails, and report the reason.
 cache_service_image() {
     local image
-    if image=$(docker build --quiet .); then
+    if image=$(timeout 600 docker build --quiet .); then
         docker image rm --no-prune "$image"
     fi
 } >/dev/null 2>&1
