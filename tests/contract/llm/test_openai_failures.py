@@ -246,9 +246,16 @@ async def test_stream_of_comments_only_times_out(server, make, ask) -> None:
     assert "sent nothing" in await text_of(model, ask)
 
 
-async def test_unreachable_server_error_has_no_address_and_the_log_has_it(make, ask, fake_sleep, caplog) -> None:
+@pytest.mark.parametrize("scheme", ["", "http", "socks5"])
+async def test_unreachable_server_error_has_no_address_and_the_log_has_it(
+    make, ask, fake_sleep, caplog, monkeypatch, scheme
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    if scheme:
+        monkeypatch.setenv("http_proxy", f"{scheme}://user:secret@127.0.0.1:{port}")
     model = make(base_url=f"http://user:secret@127.0.0.1:{port}/v1")
     text = await text_of(model, ask)
     assert text.startswith("The model's server cannot be reached (connection refused): try again later.")
