@@ -29,6 +29,7 @@ _KNOWN_ERRORS: dict[int, tuple[int, str]] = {
     errno.EROFS: (409, "the file system is read-only"),
     errno.EFBIG: (413, "the file would be too large"),
     errno.EAGAIN: (400, "cannot be read without waiting"),
+    errno.ENXIO: (400, "not a regular file but a socket or device"),
 }
 
 _HINT = "write an absolute path, or one that begins with ~/"

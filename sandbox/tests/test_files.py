@@ -154,8 +154,8 @@ async def test_special_files_and_folders_are_refused_without_blocking(box):
     os.mkfifo(box.home / "pipe")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(box.home / "sock"))
-    for name in ("pipe", "/dev/zero", "sock", "/usr"):
-        await box.file("read", 400, file=name)
+    for name, kind in (("pipe", "regular file"), ("/dev/zero", "regular file"), ("sock", "socket"), ("/usr", "folder")):
+        assert kind in await box.file("read", 400, file=name)
         await box.file("write", 400, file=name, content="x")
         await box.file("write", 400, file=name, content="x", append=True)
         assert (await box.client.get("/api/v1/file/download", params={"path": name})).status_code == 400
