@@ -137,7 +137,7 @@ async def _find(args: _Find, context: ToolContext) -> ToolResult:
     found = await sandbox.file_find(args.path, args.glob)
     notes = [
         "there may be more" if found.truncated else "" if found.files else "nothing found",
-        f"{found.unreadable} folders could not be read" if found.unreadable else "",
+        f"{found.unreadable} folder(s) could not be read" if found.unreadable else "",
     ]
     text = _with_note("\n".join(found.files), "; ".join(filter(None, notes)))
     return ToolResult(
