@@ -98,7 +98,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request; the parser calls this, as all methods below."""
         super().on_message_begin()
-        self._head_size = 0
+        self._head_size, self._body_started = 0, 0.0
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request's address."""
