@@ -57,5 +57,7 @@ def _numbered(name: str, values: Iterable[str]) -> dict[str, str]:
     return {name if index == 0 else f"{name} ({index + 1})": value for index, value in enumerate(values)}
 
 
-_KEYS = re.compile(r"(?i)(?:key|token|secret|passw|sig|credential)[^=:&,%]*(?:=([^&]*)|(?::|%3A)((?:(?!%2C)[^&,])*))")
+_KEYS = re.compile(
+    r"(?i)(?:key|token|secret|passw|sig|credential)(?:(?!%3A)[^=:&,])*(?:=([^&]*)|(?::|%3A)((?:(?!%2C)[^&,])*))"
+)
 """Matches parameters whose values are secrets, also NAME:VALUE within one, as in authMechanismProperties of MongoDB."""
