@@ -71,8 +71,10 @@ while {{
     for __anker_once in 1; do \\builtin . {run} <{tty} >{tty} 2>&1; done
   fi
 done
-# Only a `break` out of more loops than there are leads here, or a lack of file descriptors.
+# A `break` out of more loops than there are leads here, a stopped program, or a lack of file descriptors.
+__anker_returned=$?
 {{ \\builtin . /dev/null; }} <{tty} >{tty} 2>&1 || \\builtin exit 97
+__anker_status "$__anker_returned"
 \\builtin . {loop}
 """
 
