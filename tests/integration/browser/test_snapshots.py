@@ -235,6 +235,15 @@ async def test_long_page_is_shown_around_viewport(harness: BrowserHarness) -> No
     assert "screens above" in view.unshown
 
 
+async def test_end_of_page_with_many_elements_is_shown(harness: BrowserHarness) -> None:
+    script = "for (let i = 0; i < 30000; i++) rows += `<button>row ${i}</button> `; list.innerHTML = rows"
+    await harness.open_page(f"<p>start</p><div id=list></div><script>let rows = ''; {script}</script>")
+    view = await (await harness.browser()).scroll(down=True, to_end=True)
+    assert "row 29999" in view.text
+    assert "start" not in view.text
+    assert not [note for note in view.notes if "too large" in note]
+
+
 async def test_overlay_on_long_page_is_shown(harness: BrowserHarness) -> None:
     view = await harness.open_page(
         "".join(f"<p>paragraph {n} {'word ' * 20}</p>" for n in range(400))

@@ -36,6 +36,7 @@ const boxesOf = method(Element.prototype, "getClientRects");
 const find = method(Element.prototype, "querySelector");
 const findAll = method(Element.prototype, "querySelectorAll");
 const matches = method(Element.prototype, "matches");
+const closest = method(Element.prototype, "closest");
 const checkVisibility = method(Element.prototype, "checkVisibility");
 const scrollIntoView = method(Element.prototype, "scrollIntoView");
 const focusOn = method(HTMLElement.prototype, "focus");

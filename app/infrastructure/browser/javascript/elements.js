@@ -96,6 +96,8 @@ function byIds(element, name, except = null) {
 }
 
 function labelText(element) {
+  // `labels` searches the whole document; only an element that has an id or is within a label can have one.
+  if (!attribute(element, "id") && !closest(element, "label")) return "";
   const labels = element.labels ? [...element.labels].slice(0, 3) : [];
   return collapse(labels.map((label) => plainText(label, 200)).join(" "));
 }

@@ -11,6 +11,8 @@ const GAPS = new Set(
 const HOSTS = new Set("article aside blockquote body div footer header main nav p section span".split(" "));
 const LONG_TEXT_CHARS = 4000; // length in characters above which only the part of a text node near the viewport is read
 const PIECE_CHARS = 800; // length in characters of the lines into which such a text is split
+const LONG_LINE_CHARS = 2000; // length in characters above which a line is ended after the next element
+const LONG_LIST = 1000; // number of nodes above which those out of range are skipped without a look at each
 const SCREENS_ABOVE = 3;
 const SCREENS_BELOW = 6;
 const MAX_SUSPECTS = 60;
@@ -152,12 +154,35 @@ class Reader {
     return (this.cut.above = true);
   }
 
+  // Return those of `nodes` that may be in range. Of a long list, a sample shows whether it is in order, and where to
+  // begin and to end.
+  inRange(nodes) {
+    if (nodes.length < LONG_LIST) return nodes;
+    const all = [...nodes];
+    const step = Math.ceil(Math.sqrt(all.length)) | 1; // odd: every other node may be white space
+    let start = 0;
+    let end = all.length;
+    let last = -Infinity;
+    for (let at = step; at < all.length; at += step) {
+      const { width, height, top, bottom } = typeOf(all[at]) === ELEMENT ? boxOf(all[at]) : this.measure(all[at]);
+      if (!width && !height) continue;
+      if (top < last) return nodes;
+      last = top;
+      if (bottom < this.from) start = at;
+      if (top > this.to) end = Math.min(end, at);
+    }
+    if (start > 0) this.cut.above = true;
+    if (end < all.length) this.cut.below = true;
+    return all.filter((each, at) => (at >= start && at < end) || this.kept.has(each));
+  }
+
   addChildren(element, context) {
-    for (const child of childrenOf(element)) {
+    for (const child of this.inRange(childrenOf(element))) {
       if (this.cut.short) return;
       const type = typeOf(child);
       if (type === TEXT) this.addTextNode(child, context);
       else if (type === ELEMENT) this.addElement(child, context);
+      if (this.writer.buffer.length > LONG_LINE_CHARS && !this.writer.inline && !context.pre) this.writer.flush();
     }
   }
 
