@@ -73,7 +73,7 @@ class PageLoad:
         self.is_navigating = False
         """Whether the tab is on the way to another document."""
         self.is_loading = False
-        """Whether the current document, or something in it, is still loading."""
+        """Whether the current document, or something in it, is still loading and worth waiting for."""
         self.counts_between_actions = False
         """Whether requests are counted until the next action: the page is scrolled to its end and may load more."""
         self.document_count = 0
@@ -146,6 +146,7 @@ class PageLoad:
 
         if not is_done() and await self.wait_until(lambda: self._has_text or is_done(), seconds=TEXT_SECONDS):
             await self.wait_until(is_done, seconds=RESOURCES_SECONDS)
+        self.is_loading = self.is_loading and is_done()  # later actions do not wait for this document again
 
     async def _wait_until_settled(self) -> None:
         """Wait until neither the document changes nor a counted request is under way, within limits."""

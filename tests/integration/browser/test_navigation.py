@@ -55,6 +55,9 @@ async def test_page_with_endless_text_is_shown_as_loading(
     assert time.monotonic() - began < 5
     assert view.text == "first part"
     assert "still loading" in view.notes[0]
+    monkeypatch.setattr(tab, "TEXT_SECONDS", 60)
+    assert (await (await harness.browser()).view()).text == "first part"
+    assert time.monotonic() - began < 10
 
 
 async def test_navigate_to_silent_server_times_out_and_keeps_page(
