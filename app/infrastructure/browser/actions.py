@@ -217,16 +217,16 @@ async def upload(tab: Tab, field: FileField, paths: str, sandbox: Sandbox) -> No
     files = [workspace_path(line, home) for line in paths.splitlines() if line.strip()]
     if not files:
         raise BrowserFailure("Give the path of the file.")
-    for file in files:
-        await _check_file(sandbox, file, shown_path(file, home))
-    await _check_readable(tab, files, home)
     channel, node = field
-    try:
-        await channel.send("DOM.setFileInputFiles", {"files": files, **node})
-    except BrowserFailure as error:
-        if "multiple" in str(error).lower():
-            raise BrowserFailure("This field takes one file only. Nothing was changed.", status=cdp.CONFLICT) from error
-        raise
+    names = cast("list[str]", cdp.item(await channel.send("DOM.describeNode", node), "node").get("attributes"))
+    kind = "folder" if "webkitdirectory" in names else "file"
+    if len(files) > 1 and (kind == "folder" or "multiple" not in names):
+        raise BrowserFailure(f"This field takes one {kind} only. Nothing was changed.", status=cdp.CONFLICT)
+    for file in files:
+        await _check_path(sandbox, file, shown_path(file, home), kind)
+    if kind == "file":
+        await _check_readable(tab, files, home)
+    await channel.send("DOM.setFileInputFiles", {"files": files, **node})
     tab.file_chooser = None
 
 
@@ -373,11 +373,11 @@ async def _check_readable(tab: Tab, files: Sequence[str], home: str) -> None:
         raise BrowserFailure(f"The browser, another user, cannot read {', '.join(paths)}: chmod a+r, or copy it.")
 
 
-async def _check_file(sandbox: Sandbox, path: str, shown: str) -> None:
-    """Raise BrowserFailure if there is no such file: Chromium accepts a path that does not exist."""
+async def _check_path(sandbox: Sandbox, path: str, shown: str, kind: str) -> None:
+    """Raise BrowserFailure if there is no such `kind` (file or folder): Chromium accepts a path that does not exist."""
     try:
-        await sandbox.file_read(path, start=0, end=1, sudo=False)
+        await (sandbox.file_find(path, "*") if kind != "file" else sandbox.file_read(path, start=0, end=1, sudo=False))
     except SandboxFailure as error:
-        if error.status == cdp.NOT_FOUND or "folder" in str(error):
-            raise BrowserFailure(f"There is no file {shown}.", status=cdp.NOT_FOUND) from error
+        if kind == "folder" or error.status == cdp.NOT_FOUND or "folder" in str(error):
+            raise BrowserFailure(f"There is no {kind} {shown}.", status=cdp.NOT_FOUND) from error
         # any other failure means that the file exists and is not text

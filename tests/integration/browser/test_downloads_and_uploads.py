@@ -131,6 +131,29 @@ async def test_upload_several_files(harness: BrowserHarness) -> None:
     assert '= "a.txt, b.txt"' in view.text
 
 
+async def test_upload_folder(harness: BrowserHarness) -> None:
+    (harness.home / "folder" / "inner").mkdir(parents=True)
+    (harness.home / "folder" / "inner" / "a.txt").write_text("a")
+    view = await harness.open_page(FORM.format(more="webkitdirectory"))
+    browser = await harness.browser()
+    number = number_of(view.text, '"File"')
+    assert '= "a.txt"' in (await browser.input(number, "~/folder", press_enter=False)).text
+    path = await browser.execute("document.querySelector('[type=file]').files[0].webkitRelativePath")
+    assert path.value == "folder/inner/a.txt"
+    with pytest.raises(BrowserFailure, match=r"There is no folder ~/folder/inner/a\.txt"):
+        await browser.input(number, "~/folder/inner/a.txt", press_enter=False)
+
+
+@pytest.mark.parametrize("more", ["", "webkitdirectory"])
+async def test_several_paths_for_single_file_field_fail_and_change_nothing(harness: BrowserHarness, more: str) -> None:
+    for name in ("a.txt", "b.txt"):
+        (harness.home / name).write_text(name)
+    view = await harness.open_page(FORM.format(more=more))
+    with pytest.raises(BrowserFailure, match=r"takes one (file|folder) only"):
+        await (await harness.browser()).input(number_of(view.text, '"File"'), "~/a.txt\n~/b.txt", press_enter=False)
+    assert 'file "File" (browser_input with a path)' in await harness.page_text()
+
+
 async def test_upload_in_cross_site_frame(harness: BrowserHarness) -> None:
     (harness.home / "a.txt").write_text("a")
     harness.site.html(FORM.format(more=""), "/inner")
