@@ -254,6 +254,15 @@ async def test_overlay_on_long_page_is_shown(harness: BrowserHarness) -> None:
     assert 'button "Accept"' in view.text
 
 
+async def test_small_message_at_end_of_page_with_many_elements_is_shown(harness: BrowserHarness) -> None:
+    view = await harness.open_page(
+        "".join(f"<p>paragraph {n}</p>" for n in range(2000))
+        + "<div style='position:fixed;right:0;bottom:0'>Saved</div>"
+    )
+    assert "paragraph 1\n" in view.text and "paragraph 1500" not in view.text
+    assert "Saved" in view.text
+
+
 async def test_main_scrolling_pane_counts_as_page(harness: BrowserHarness) -> None:
     view = await harness.open_page(
         "<style>body{margin:0;height:100vh;overflow:hidden}main{height:100%;overflow:auto}</style><main>"

@@ -13,6 +13,7 @@ const LONG_TEXT_CHARS = 4000; // length in characters above which only the part 
 const PIECE_CHARS = 800; // length in characters of the lines into which such a text is split
 const LONG_LINE_CHARS = 2000; // length in characters above which a line is ended after the next element
 const LONG_LIST = 1000; // number of nodes above which those out of range are skipped without a look at each
+const LIST_ENDS = 10; // number of nodes at the start and at the end of such a list to look at: overlays are put there
 const SCREENS_ABOVE = 3;
 const SCREENS_BELOW = 6;
 const MAX_SUSPECTS = 60;
@@ -173,7 +174,8 @@ class Reader {
     }
     if (start > 0) this.cut.above = true;
     if (end < all.length) this.cut.below = true;
-    return all.filter((each, at) => (at >= start && at < end) || this.kept.has(each));
+    const isEnd = (at) => at < LIST_ENDS || at >= all.length - LIST_ENDS;
+    return all.filter((each, at) => (at >= start && at < end) || isEnd(at) || this.kept.has(each));
   }
 
   addChildren(element, context) {
