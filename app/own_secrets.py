@@ -45,9 +45,12 @@ def _secrets_in(name: str, text: str) -> dict[str, str]:
     if not is_address:
         return {}
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    password = (authority if "@" in authority else rest).rpartition("@")[0].partition(":")[2]
-    query = rest.partition("?")[2].partition("#")[0]
-    found = [password, *("".join(values) for values in _KEYS.findall(query))]
+    found = [(authority if "@" in authority else rest).rpartition("@")[0].partition(":")[2]]  # the password
+    for pair in rest.partition("?")[2].partition("#")[0].split("&"):
+        key, _, value = pair.partition("=")
+        # NAME:VALUE,NAME:VALUE in one parameter: authMechanismProperties of MongoDB.
+        parts = [(key, value), *((part.partition(":")[::2]) for part in unquote(value).split(","))]
+        found += [secret for label, secret in parts if _KEY_NAME.search(unquote(label))]
     return _numbered(
         name, dict.fromkeys(each for value in found for each in (value, unquote(value), unquote_plus(value)))
     )
@@ -57,7 +60,5 @@ def _numbered(name: str, values: Iterable[str]) -> dict[str, str]:
     return {name if index == 0 else f"{name} ({index + 1})": value for index, value in enumerate(values)}
 
 
-_KEYS = re.compile(
-    r"(?i)(?:key|token|secret|passw|sig|credential)(?:(?!%3A)[^=:&,])*(?:=([^&]*)|(?::|%3A)((?:(?!%2C)[^&,])*))"
-)
-"""Matches parameters whose values are secrets, also NAME:VALUE within one, as in authMechanismProperties of MongoDB."""
+_KEY_NAME = re.compile(r"(?i)key|token|secret|passw|sig|credential")
+"""Matches names of parameters whose values are secrets."""
