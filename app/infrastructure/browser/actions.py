@@ -218,7 +218,8 @@ async def upload(tab: Tab, field: FileField, paths: str, sandbox: Sandbox) -> No
     if not files:
         raise BrowserFailure("Give the path of the file.")
     channel, node = field
-    names = cast("list[str]", cdp.item(await channel.send("DOM.describeNode", node), "node").get("attributes"))
+    # The list has the name and the value of each attribute, in turn.
+    names = cast("list[str]", cdp.item(await channel.send("DOM.describeNode", node), "node").get("attributes"))[::2]
     kind = "folder" if "webkitdirectory" in names else "file"
     if len(files) > 1 and (kind == "folder" or "multiple" not in names):
         raise BrowserFailure(f"This field takes one {kind} only. Nothing was changed.", status=cdp.CONFLICT)
@@ -285,9 +286,7 @@ async def _move_with_keys(tab: Tab, index: int, *, wanted: float) -> None:
             break
         step = abs(value - before) / count
     if not step and value != wanted:
-        raise BrowserFailure(
-            f"[{index}] does not move with the arrow keys: it stays at {value:g}.", status=cdp.CONFLICT
-        )
+        raise BrowserFailure(f"[{index}] ignores the arrow keys: it stays at {value:g}.", status=cdp.CONFLICT)
     if value != wanted:
         tab.note(f"[{index}] is at {value:g} now: the arrow keys bring it no nearer to {wanted:g}.")
 
@@ -376,7 +375,10 @@ async def _check_readable(tab: Tab, files: Sequence[str], home: str) -> None:
 async def _check_path(sandbox: Sandbox, path: str, shown: str, kind: str) -> None:
     """Raise BrowserFailure if there is no such `kind` (file or folder): Chromium accepts a path that does not exist."""
     try:
-        await (sandbox.file_find(path, "*") if kind != "file" else sandbox.file_read(path, start=0, end=1, sudo=False))
+        if kind == "folder":
+            await sandbox.file_find(path, "*")
+        else:
+            await sandbox.file_read(path, start=0, end=1, sudo=False)
     except SandboxFailure as error:
         if kind == "folder" or error.status == cdp.NOT_FOUND or "folder" in str(error):
             raise BrowserFailure(f"There is no {kind} {shown}.", status=cdp.NOT_FOUND) from error

@@ -94,7 +94,7 @@ class PageLoad:
 
     @property
     def has_requests(self) -> bool:
-        """Whether a counted request is under way."""
+        """Return whether a counted request is under way."""
         return bool(self._requests)
 
     async def count_requests(self, *, keep: bool) -> None:
@@ -146,7 +146,8 @@ class PageLoad:
 
         if not is_done() and await self.wait_until(lambda: self._has_text or is_done(), seconds=TEXT_SECONDS):
             await self.wait_until(is_done, seconds=RESOURCES_SECONDS)
-        self.is_loading = self.is_loading and is_done()  # later actions do not wait for this document again
+        if not is_done():
+            self.is_loading = False  # later actions do not wait for this document again
 
     async def _wait_until_settled(self) -> None:
         """Wait until neither the document changes nor a counted request is under way, within limits."""

@@ -131,7 +131,7 @@ async def test_upload_several_files(harness: BrowserHarness) -> None:
     assert '= "a.txt, b.txt"' in view.text
 
 
-async def test_upload_folder(harness: BrowserHarness) -> None:
+async def test_upload_of_folder_sends_its_files(harness: BrowserHarness) -> None:
     (harness.home / "folder" / "inner").mkdir(parents=True)
     (harness.home / "folder" / "inner" / "a.txt").write_text("a")
     view = await harness.open_page(FORM.format(more="webkitdirectory"))
