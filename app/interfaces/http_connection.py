@@ -106,7 +106,7 @@ class HttpConnection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header. A trailer is dropped: it would count as a header, with which a proxy names the user, say."""
+        """Take a header. Drop a trailer: counted as a header, it could name the user in place of a proxy."""
         self._add_to_head(len(name) + len(value) + len(b": \r\n"))
         if not self._body_started:
             super().on_header(name, value)

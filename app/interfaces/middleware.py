@@ -69,11 +69,9 @@ class RequestLogMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Bind the request's id, pass the request on, then log and count it."""
         client_address.set((scope.get("client") or ("",))[0])
-        if scope["type"] == "websocket":
-            await self._pass_websocket(scope, receive, send)
-            return
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            pass_on = self._pass_websocket if scope["type"] == "websocket" else self._app
+            await pass_on(scope, receive, send)
             return
         name = _request_id(scope)
         headers = [(b"x-request-id", name.encode()), (b"x-content-type-options", b"nosniff")]

@@ -268,7 +268,7 @@ class Bash:
 
     @property
     def alive(self) -> bool:
-        """Whether bash is running and `close` was not called."""
+        """Return whether bash is running and `close` was not called."""
         return not self._closed
 
     def current_folder(self) -> str | None:

@@ -1,6 +1,7 @@
 """scripts/engine.sh, with stand-ins for the commands `docker` and `dockerd`."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def test_wait_after_start_of_engine_returns_while_engine_runs(tmp_path: Path) ->
     }
     script = f". '{_SCRIPTS}/engine.sh'; ensure_engine; wait; kill -0 $(cat '{started}')"
     try:
-        subprocess.run(["bash", "-euc", script], env=environment, check=True, timeout=30)
+        done = subprocess.run(["bash", "-euc", script], env=environment, timeout=30)
     finally:
-        os.kill(int(started.read_text()), 15)
+        os.kill(int(started.read_text()), signal.SIGTERM)
+    assert done.returncode == 0

@@ -9,6 +9,7 @@ from fastapi import Path, Request
 from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
+from app.application.context import client_address
 from app.domain.models.sandbox import FileText, ShellState
 from app.interfaces.api.dependencies import HoldStream, Owner, RequestBody, RequestServices, SessionId, read_body
 from app.interfaces.api.openapi import EVENT_STREAM, answers, api_router, binary, body
@@ -161,11 +162,10 @@ def _accepts_stream(request: Request) -> bool:
 
 def _page_of(request: Request, owner: str) -> str | None:
     """Identify the page that sends the request, as far as it can be told apart; None if no browser sends it."""
-    headers = request.headers
-    if "origin" not in headers:
+    if "origin" not in request.headers:
         return None
-    peer = request.client.host if request.client else ""
-    return "\n".join((owner, peer, *(headers.get(name, "") for name in ("origin", "user-agent", "x-forwarded-for"))))
+    named = (request.headers.get(name, "") for name in ("origin", "user-agent", "x-forwarded-for"))
+    return "\n".join((owner, client_address.get(), *named))
 
 
 def _stream(services: Services, states: AsyncGenerator[T, None], encode: Callable[[T], Iterable[bytes]]) -> EventStream:
